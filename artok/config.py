@@ -1,0 +1,262 @@
+"""YAML to typed configs: layers, overrides, validation, and the registry that is the file system.
+
+`kind: fsq` under `quantizer:` means the class `Config` in `artok/quantizers/fsq.py`. There is no list to edit.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+from yaml import YAMLError
+
+from artok.errors import ConfigError
+
+SHIPPED = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")  # in a wheel, in a checkout
+
+
+class Config(BaseModel):
+    """A typed section: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+class Part(Config):
+    """A section whose `kind` names the file that defines it. Each such file has one class called `Config`."""
+
+    kind: str
+
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+# ---------------------------------------------------------------------------------------------- registry
+
+
+def kinds(room: str) -> list[str]:
+    """The kinds in a room such as "quantizers": its modules that define a `Config`."""
+    package = importlib.import_module(f"artok.{room}")
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    return [name for name in names if _config_class(room, name) is not None]
+
+
+def find(room: str, kind: object) -> type[Part]:
+    """The `Config` class of `artok/<room>/<kind>.py`, or a ConfigError that names the nearest kind."""
+    found = _config_class(room, kind) if isinstance(kind, str) and kind.isidentifier() else None
+    if found is None:
+        raise ConfigError(f"there is no {room} kind {kind!r}{_nearest(str(kind), kinds(room))}")
+    return found
+
+
+def _config_class(room: str, kind: str) -> type[Part] | None:
+    try:
+        module = importlib.import_module(f"artok.{room}.{kind}")
+    except ModuleNotFoundError as error:
+        if error.name == f"artok.{room}.{kind}":
+            return None
+        raise
+    found = getattr(module, "Config", None)
+    ours = isinstance(found, type) and issubclass(found, Part) and found.__module__ == module.__name__
+    return cast(type[Part], found) if ours else None
+
+
+class _Room:
+    """Turns {"kind": ..., ...} into the config of that kind, keeping the place of every nested error."""
+
+    def __init__(self, room: str) -> None:
+        self.room = room
+
+    def __call__(self, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        try:
+            part = find(self.room, value.get("kind"))
+            return part.model_validate(value)
+        except ConfigError as error:
+            raise PydanticCustomError("unknown_kind", "{text}", {"text": str(error)}) from None
+        except ValidationError as error:
+            raise PydanticCustomError("nested", "nested", {"part": part, "error": error}) from None
+
+
+def of_kind(room: str) -> BeforeValidator:
+    """Marks a field as a part of a room: `quantizer: Annotated[QuantizerConfig, of_kind("quantizers"), OPEN]`."""
+    return BeforeValidator(_Room(room))
+
+
+OPEN = SerializeAsAny()  # written out with the keys of its own kind, not only with those of the declared base class
+
+
+# ---------------------------------------------------------------------------------------------- errors in words
+
+EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a section of keys",
+    "mapping": "a section of keys",
+    "model": "a section of keys",
+    "finite": "a finite number",
+}
+
+
+def validate(cls: type[ConfigType], data: object, source: str) -> ConfigType:
+    """`data` as a `cls`, or a ConfigError with one line for each mistake: its place, what is wrong, the nearest key."""
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: " + "; ".join(_explain(cls, error, ()))) from None
+
+
+def _explain(cls: type[BaseModel], error: ValidationError, place: tuple[int | str, ...]) -> Iterator[str]:
+    for detail in error.errors():
+        inside = place + tuple(part for part in detail["loc"] if not _is_tag(part))
+        if detail["type"] == "nested":
+            yield from _explain(detail["ctx"]["part"], detail["ctx"]["error"], inside)
+        else:
+            yield _sentence(cls, detail, inside)
+
+
+def _is_tag(part: int | str) -> bool:
+    """Pydantic adds the tried types of a union to a location; they are no keys."""
+    return isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "bool", "none"))
+
+
+def _sentence(cls: type[BaseModel], detail: ErrorDetails, place: tuple[int | str, ...]) -> str:
+    path, kind, given = ".".join(map(str, place)), detail["type"], detail.get("input")
+    if kind == "extra_forbidden":
+        section = _section(cls, detail["loc"][:-1])
+        return f"unknown key '{path}'{_nearest(str(place[-1]), list(section.model_fields) if section else [])}"
+    if kind == "missing":
+        return f"key '{path}' is missing"
+    if kind == "literal_error":
+        choices = [choice.strip().strip("'") for choice in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
+        return f"'{path}' is {given!r}, but must be one of {', '.join(choices)}{_nearest(str(given), choices)}"
+    if kind == "unknown_kind":
+        return f"'{path}': {detail['msg']}"
+    expected = EXPECTED.get(kind.split("_")[0])
+    if expected and kind.endswith(("_type", "_parsing", "_from_float", "_number")):
+        return f"'{path}' must be {expected}, got {given!r}"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"'{path}' {message}, got {given!r}" if path and kind != "value_error" else f"'{path}' {message}".strip("' ")
+
+
+def _section(cls: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel] | None:
+    """The config class at a location below `cls`, to know the keys that it could have had."""
+    section: type[BaseModel] | None = cls
+    for key in loc:
+        if section is None or key not in section.model_fields:
+            continue
+        section = _model_in(section.model_fields[str(key)].annotation)
+    return section
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (Union, types.UnionType, Annotated, tuple, list, dict):
+        return next(filter(None, map(_model_in, typing.get_args(annotation))), None)
+    return None
+
+
+def _nearest(word: str, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; there are: {', '.join(choices)}" if choices else ""
+
+
+# ---------------------------------------------------------------------------------------------- files and layers
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """One YAML file with the files it `extends:` below it (paths relative to the file), before interpolation."""
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no config file {path}") from None
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} must hold keys and values")
+    data = cast(dict[str, Any], loaded)
+    parents = data.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        parent_path = path.parent / parent
+        if parent_path.resolve() == path.resolve():
+            raise ConfigError(f"{path} extends itself")
+        merged = merge(merged, read_yaml(parent_path))
+    return merge(merged, data)
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two layers. A section whose `kind` changes starts afresh: the old kind's keys mean nothing to the new one."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        if (
+            isinstance(value, Mapping)
+            and isinstance(old, Mapping)
+            and value.get("kind", old.get("kind")) == old.get("kind")
+        ):
+            result[key] = merge(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """`data` with `key.sub=value` assignments applied in one layer; values are read as YAML."""
+    for assignment in assignments:
+        if "=" not in assignment or assignment.startswith("="):
+            raise ConfigError(f"override {assignment!r} must look like key.sub=value")
+    try:
+        layer = OmegaConf.to_container(OmegaConf.from_dotlist(list(assignments)), resolve=False)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"override {' '.join(assignments)!r} cannot be read: {error}") from None
+    return merge(data, cast(dict[str, Any], layer))
+
+
+def resolve(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with its `${key.sub}` interpolations replaced."""
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(dict(data)), resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"interpolation failed: {' '.join(str(error).split())}") from None
+
+
+def locate(name: str) -> Path:
+    """The YAML file behind a path or a shipped name such as "digits/vq"."""
+    given = Path(name)
+    if given.suffix in (".yaml", ".yml") and given.exists():
+        return given
+    for root in SHIPPED:
+        inside = root / (name.removeprefix("configs/").removesuffix(".yaml") + ".yaml")
+        if inside.exists():
+            return inside
+    shipped = sorted(str(path.relative_to(root).with_suffix("")) for root in SHIPPED for path in root.rglob("*.yaml"))
+    raise ConfigError(f"there is no config {name!r}{_nearest(name, shipped)}")
+
+
+def load(cls: type[ConfigType], name: str, overrides: Sequence[str] = ()) -> ConfigType:
+    """The config of a file or shipped name with its layers, overrides and interpolations, validated as `cls`."""
+    path = locate(name)
+    return validate(cls, resolve(override(read_yaml(path), overrides)), str(path))
+
+
+def dump(config: Config) -> str:
+    """A config as YAML, complete with its defaults."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))

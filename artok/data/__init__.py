@@ -1,0 +1,1 @@
+"""Images, labels and cached tokens; one file a source."""

@@ -1,0 +1,1 @@
+"""Models of tokens, one file a family."""

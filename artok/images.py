@@ -1,0 +1,53 @@
+"""Images between files and tensors, under one rule of rounding, and pictures of many images.
+
+A tensor image is float in [-1, 1], (B, C, H, W), with C 1 or 3; a stored one is uint8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] to 0..255: clamped, then rounded to nearest. Every metric and every file uses this one rule."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """0..255 to float32 in [-1, 1]; `to_uint8` inverts it exactly."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """One float image (C, H, W) in [-1, 1], or uint8, as a PIL image."""
+    pixels = image if image.dtype == torch.uint8 else to_uint8(image)
+    array = pixels.cpu().numpy()
+    return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+
+
+def grid(images: Tensor, columns: int | None = None, gap: int = 1, scale: int = 1) -> Image.Image:
+    """Images (B, C, H, W) side by side on white, row by row, enlarged by whole pixels."""
+    pixels = (images if images.dtype == torch.uint8 else to_uint8(images)).cpu()
+    pixels = pixels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    count, channels, height, width = pixels.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    sheet = torch.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
+    for index, image in enumerate(pixels):
+        y, x = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        sheet[:, y : y + height, x : x + width] = image
+    return to_pil(sheet)
+
+
+def save_gif(frames: Sequence[Image.Image], path: Path, seconds: float = 3.0, hold: float = 1.5) -> None:
+    """An endless GIF of at most `seconds` for its frames, the last one held for `hold` seconds more."""
+    each = max(20, round(1000 * seconds / len(frames)))
+    durations = [each] * (len(frames) - 1) + [round(1000 * hold)]
+    frames[0].save(path, save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)

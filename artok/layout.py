@@ -1,0 +1,186 @@
+"""The shape of an image's tokens: all that a generator may know of a tokenizer.
+
+Legend of the shape letters used in names and docstrings throughout artok:
+
+    B  batch            C  image channels or feature channels     V  vocabulary (codes)
+    H  height           W  width                                  K  codes at one position (residual levels)
+    N  positions        D  width of a vector                      S  scales
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from artok.errors import LayoutError
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """How many tokens an image becomes, in which grids, and of what.
+
+    grids: the grid of each scale, coarse to fine; a plain tokenizer has one, such as ``((16, 16),)``.
+    width: length D of the vector at one position, in the tokenizer's latent space.
+    vocab: number of different codes V, or None for continuous tokens.
+    codes: codes K at one position (residual quantizers have several; continuous tokens have one vector).
+    image: (channels, *size) of the images behind the tokens, such as (3, 256, 256).
+    """
+
+    grids: tuple[tuple[int, ...], ...]
+    width: int
+    vocab: int | None
+    image: tuple[int, ...]
+    codes: int = 1
+
+    def __post_init__(self) -> None:
+        sides = [side for grid in self.grids for side in grid]
+        if not sides or min(sides) < 1:
+            raise LayoutError(f"a token layout needs at least one grid of positive sides, got {self.grids}")
+        if self.width < 1 or self.codes < 1 or (self.vocab is not None and self.vocab < 2):
+            raise LayoutError(f"a token layout needs width >= 1, codes >= 1 and vocab >= 2, got {self}")
+        if self.vocab is None and self.codes != 1:
+            raise LayoutError("continuous tokens have one vector a position, so codes must be 1")
+
+    @property
+    def discrete(self) -> bool:
+        return self.vocab is not None
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The finest grid, which is that of the latent."""
+        return self.grids[-1]
+
+    @property
+    def length(self) -> int:
+        """Positions N, over all scales."""
+        return sum(math.prod(grid) for grid in self.grids)
+
+    @property
+    def bits(self) -> float:
+        """Bits of one image's tokens at a fixed code length, log2 V each; not defined for continuous tokens."""
+        if self.vocab is None:
+            raise LayoutError("continuous tokens have no fixed number of bits")
+        return self.length * self.codes * math.log2(self.vocab)
+
+    @property
+    def bits_per_pixel(self) -> float:
+        return self.bits / math.prod(self.image[1:])
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers in one image, channels times pixels: what "bits per dimension" divides by."""
+        return math.prod(self.image)
+
+    def scales(self) -> Iterator[slice]:
+        """The slice of positions that each scale takes, coarse to fine."""
+        start = 0
+        for grid in self.grids:
+            yield slice(start, start + math.prod(grid))
+            start += math.prod(grid)
+
+    def value_shape(self) -> tuple[int, int]:
+        """Shape of one image's token values: (N, K) for codes, (N, D) for continuous tokens."""
+        return (self.length, self.codes if self.discrete else self.width)
+
+    def __str__(self) -> str:
+        grids = ", ".join("x".join(map(str, grid)) for grid in self.grids)
+        what = f"{self.vocab} codes" if self.discrete else "continuous"
+        if self.codes > 1:
+            what += f", {self.codes} a position"
+        return f"{self.length} tokens in {grids} ({what}, width {self.width})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "grids": [list(grid) for grid in self.grids],
+            "width": self.width,
+            "vocab": self.vocab,
+            "image": list(self.image),
+            "codes": self.codes,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TokenLayout:
+        return cls(
+            grids=tuple(tuple(grid) for grid in data["grids"]),
+            width=data["width"],
+            vocab=data["vocab"],
+            image=tuple(data["image"]),
+            codes=data["codes"],
+        )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of a batch of images.
+
+    values: (B, N, K) int64 codes, or (B, N, D) float vectors.
+    known: (B, N) bool where a token is decided, or None when all are. Undecided values are meaningless.
+    """
+
+    values: Tensor
+    layout: TokenLayout
+    known: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 3 or tuple(self.values.shape[1:]) != self.layout.value_shape():
+            raise LayoutError(
+                f"token values of shape {tuple(self.values.shape)} do not fit the layout {self.layout}, "
+                f"which has (batch, {self.layout.value_shape()[0]}, {self.layout.value_shape()[1]})"
+            )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tokens:
+        return replace(self, values=self.values[rows], known=None if self.known is None else self.known[rows])
+
+    def to(self, device: torch.device | str) -> Tokens:
+        return replace(self, values=self.values.to(device), known=None if self.known is None else self.known.to(device))
+
+    @staticmethod
+    def cat(parts: Sequence[Tokens]) -> Tokens:
+        """Batches of finished tokens of one layout, one after another."""
+        return Tokens(torch.cat([part.values for part in parts]), parts[0].layout)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What generation is told. Class labels now; captions, known tokens and earlier frames have their place here.
+
+    labels: (B,) int64. The index one past the last class means "no label", the unconditional half of guidance.
+    """
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: slice | Tensor) -> Condition:
+        return replace(self, labels=self.labels[rows])
+
+    def to(self, device: torch.device | str) -> Condition:
+        return replace(self, labels=self.labels.to(device))
+
+    def dropped(self, drop: Tensor | bool, null: int) -> Condition:
+        """The condition with the rows of `drop` (B,) bool, or all of them, replaced by "no label"."""
+        return replace(self, labels=torch.where(torch.as_tensor(drop, device=self.labels.device), null, self.labels))
+
+
+class Codec(Protocol):
+    """What a tokenizer lends to a generator: its frozen token vectors, never its weights to train or save."""
+
+    layout: TokenLayout
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        """Latent vectors (B, D, *grid) that the tokens stand for; undecided positions are zero."""
+        ...
+
+    def prefix(self, tokens: Tokens, scales: int) -> Tensor:
+        """Latent vectors (B, D, *grid) of the first `scales` scales alone."""
+        ...

@@ -1,0 +1,1 @@
+"""What training minimises beside a model's own terms."""

@@ -1,0 +1,85 @@
+"""Random numbers as a pure function of (seed, sample, draw), the same on every device and for every batch size.
+
+One counter-based source serves data augmentation, label dropout and sampling. Since sample i's numbers depend on its
+index alone, a run resumes to the bit with no generator state to store, two processes draw what one would, and an image
+keeps its seed whatever batch it is made in. The hash is SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable
+pseudorandom number generators").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the increment of SplitMix64, as a signed 64-bit integer
+MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64 (torch's own is arithmetic)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * MIX_1
+    x = (x ^ _shift(x, 27)) * MIX_2
+    return x ^ _shift(x, 31)
+
+
+def fold(*parts: int | str) -> int:
+    """A 63-bit seed from any parts, stable across processes and Python versions."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class Noise:
+    """One stream of random numbers a sample; each call takes the next draw of every stream.
+
+    seed: any integer. samples: (B,) int64, the index of each sample, on the device where numbers are wanted.
+    """
+
+    def __init__(self, seed: int, samples: Tensor) -> None:
+        base = torch.tensor(fold("noise", seed), dtype=torch.int64, device=samples.device)
+        self._keys_B = _mix(_mix(samples.to(torch.int64) * GOLDEN) + base)
+        self._draws = 0
+
+    def __len__(self) -> int:
+        return len(self._keys_B)
+
+    def __getitem__(self, rows: slice | Tensor) -> Noise:
+        part = object.__new__(Noise)
+        part._keys_B, part._draws = self._keys_B[rows], self._draws
+        return part
+
+    def _bits(self, count: int) -> Tensor:
+        """(B, count) random int64."""
+        self._draws += 1
+        stream_B = _mix(self._keys_B + self._draws * 0x5851F42D4C957F2D)
+        counter = torch.arange(1, count + 1, device=stream_B.device, dtype=torch.int64) * GOLDEN
+        return _mix(stream_B[:, None] + counter)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(B, *shape) float32 in [0, 1)."""
+        bits = self._bits(math.prod(shape))
+        return (_shift(bits, 40).to(torch.float32) * 2.0**-24).reshape(len(self), *shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        """(B, *shape) float32, standard normal (Box and Muller 1958)."""
+        count = math.prod(shape)
+        bits = self._bits((count + 1) // 2)
+        radius = torch.sqrt(-2.0 * torch.log((_shift(bits, 32) + 1).to(torch.float32) * 2.0**-32))
+        angle = (bits & 0xFFFFFFFF).to(torch.float32) * (2.0**-32 * 2 * math.pi)
+        pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
+        return pairs.flatten(1)[:, :count].reshape(len(self), *shape)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """(B, *shape) int64 in [0, high)."""
+        return (_shift(self._bits(math.prod(shape)), 1) % high).reshape(len(self), *shape)
+
+    def permutation(self, n: int) -> Tensor:
+        """(B, n) int64: a random order of 0..n-1 for each sample."""
+        return self._bits(n).argsort(dim=1)

@@ -1,0 +1,1 @@
+"""Bottlenecks: continuous vectors in, codes out; one file a kind."""

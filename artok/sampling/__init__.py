@@ -1,0 +1,1 @@
+"""How a next token is drawn: truncation, guidance."""

@@ -1,0 +1,27 @@
+"""One typed bag of everything that steers sampling; each family reads what concerns it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from artok.config import Config
+
+
+class Sampling(Config):
+    """The `sampling:` section.
+
+    guidance: classifier-free guidance under artok's one convention, uncond + guidance * (cond - uncond): 1 is off.
+    guidance_schedule: how the scale moves from 1 to `guidance` over the steps.
+    """
+
+    guidance: float = Field(1.0, ge=0)
+    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    temperature: float = Field(1.0, ge=0, description="0 takes the most likely token")
+    top_k: int | None = Field(None, ge=1)
+    top_p: float | None = Field(None, gt=0, le=1)
+    steps: int | None = Field(None, ge=1, description="for families that choose their number of steps")
+    solver: str | None = Field(None, description="for diffusion")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: int = 0

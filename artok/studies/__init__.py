@@ -1,0 +1,1 @@
+"""Several runs compared, and the report they write."""

@@ -1,0 +1,72 @@
+"""What every tokenizer keeps to: images to tokens and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from artok.config import Part
+from artok.layout import TokenLayout, Tokens
+
+
+@dataclass
+class Reconstruction:
+    """One training pass.
+
+    images: (B, C, H, W) reconstructions. tokens: what they were decoded from.
+    losses: the tokenizer's own weighted scalars (commitment, entropy, KL); what compares images with their
+    reconstructions belongs to `artok.losses`. monitors: scalars for the log.
+    """
+
+    images: Tensor
+    tokens: Tokens
+    losses: dict[str, Tensor]
+    monitors: dict[str, Tensor]
+
+
+class Tokenizer(nn.Module, ABC):
+    """Images (B, C, H, W) in [-1, 1] to tokens of a fixed layout and back.
+
+    A tokenizer is also the `Codec` that a generator may borrow: `embed` and `prefix`.
+    """
+
+    layout: TokenLayout
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Reconstruction:
+        """The training pass; gradients reach every trained parameter through its results."""
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tokens:
+        """Deterministic tokens of images; to be called in eval mode, without gradients."""
+
+    @abstractmethod
+    def decode(self, tokens: Tokens) -> Tensor:
+        """Images (B, C, H, W), not clamped. Undecided tokens count as zero vectors."""
+
+    @abstractmethod
+    def embed(self, tokens: Tokens) -> Tensor:
+        """Latent vectors (B, D, *grid) of tokens; undecided positions are zero."""
+
+    @abstractmethod
+    def prefix(self, tokens: Tokens, scales: int) -> Tensor:
+        """Latent vectors (B, D, *grid) of the first `scales` scales alone."""
+
+    def last_layer(self) -> nn.Parameter | None:
+        """The weight at which an adaptive adversarial loss compares gradients, if there is one."""
+        return None
+
+
+class TokenizerConfig(Part, ABC):
+    """The `tokenizer:` section of a tokenizer's experiment."""
+
+    @abstractmethod
+    def build(self, image: tuple[int, ...]) -> Tokenizer:
+        """The tokenizer for images of (channels, *size); a ConfigError when that size does not fit."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls) -> TokenizerConfig:
+        """The smallest sensible setting, which the contract tests run on images of (3, 16, 16)."""

@@ -1,0 +1,1 @@
+"""What one step computes, the loop around it, checkpoints."""
