@@ -181,8 +181,10 @@ def _nearest(word: str, choices: Sequence[str]) -> str:
 # ---------------------------------------------------------------------------------------------- files and layers
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """One YAML file with the files it `extends:` below it (paths relative to the file), before interpolation."""
+    if path.resolve() in above:
+        raise ConfigError(f"{path} extends itself, through {above[-1].name}")
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except FileNotFoundError:
@@ -195,10 +197,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     parents = data.pop("extends", [])
     merged: dict[str, Any] = {}
     for parent in [parents] if isinstance(parents, str) else parents:
-        parent_path = path.parent / parent
-        if parent_path.resolve() == path.resolve():
-            raise ConfigError(f"{path} extends itself")
-        merged = merge(merged, read_yaml(parent_path))
+        merged = merge(merged, read_yaml(path.parent / parent, (*above, path.resolve())))
     return merge(merged, data)
 
 

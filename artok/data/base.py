@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from artok.config import Config, Part
+from artok.errors import DataError
 
 SplitName = Literal["train", "test"]
+
+UNREADABLE = 0.01  # the share of a split beyond which a run stops: its images are not what their owner believes
 
 
 @dataclass
@@ -28,12 +33,19 @@ class Split(ABC):
 
     shape: (C, R, R) of what `read` returns. classes: their names. fingerprint: changes when the images do.
     skipped: indices of images that could not be read, with the reason; `read` puts the next readable image in place.
+    enlarged: indices of images seen so far whose shorter side is below R, so that they hold less detail than R shows.
+    decodes: reading opens and decodes files, so that reading ahead pays.
+    sequential: indices are positions in an endless stream, to be read in ascending order; each pass over the split
+    comes in an order of its own.
     """
 
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
     fingerprint: str
     skipped: dict[int, str]
+    enlarged: set[int]
+    decodes: bool = False
+    sequential: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -41,6 +53,17 @@ class Split(ABC):
     @abstractmethod
     def read(self, indices: Sequence[int]) -> Examples:
         """The examples at these indices; a DataError when more than 1% of the split turned out unreadable."""
+
+
+def note_skipped(split: Split, reasons: Mapping[int, str]) -> None:
+    """Counts unreadable images; a DataError once they are more than 1% of the split."""
+    split.skipped.update(reasons)
+    if len(split.skipped) > UNREADABLE * len(split):
+        first = "; ".join(list(split.skipped.values())[:3])
+        raise DataError(
+            f"{len(split.skipped)} of {len(split)} images cannot be read, more than {UNREADABLE:.0%}, "
+            f"such as {first}: mend or remove such files and start again"
+        )
 
 
 class Augment(Config):
@@ -66,6 +89,22 @@ class DataConfig(Part, ABC):
     augment: Augment = Augment()
     workers: int = Field(0, ge=0, description="processes that decode images; 0 decodes in the training process")
 
+    @model_validator(mode="after")
+    def _resize_holds_the_crop(self) -> Self:
+        if self.resize is not None and self.resize < self.size:
+            raise ValueError(f"resize ({self.resize}) must be at least size ({self.size}), which is cut out of it")
+        return self
+
+    @property
+    def side(self) -> int:
+        """R, the side of the images that a split returns."""
+        return self.resize or self.size
+
     @abstractmethod
     def open(self, split: SplitName) -> Split:
         """The split; a DataError in one sentence when files are missing, empty or of a wrong kind."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls, folder: Path) -> DataConfig:
+        """The smallest sensible setting, which the contract tests run; files that it needs are made below `folder`."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from artok.config import Part
+from artok.errors import LayoutError
 
 
 @dataclass
@@ -57,6 +60,20 @@ class Quantizer(nn.Module, ABC):
         with torch.autocast(values.device.type, enabled=False):
             return self.dequantize(values)
 
+    def codebook(self) -> Tensor:
+        """The vectors (V, D) of all codes, for a quantizer with one grid and one code a position.
+
+        Raises LayoutError for continuous tokens, for several codes a position and for several grids, where no single
+        table of vectors exists.
+        """
+        if self.vocab is None or self.codes != 1 or len(self.grids) != 1:
+            raise LayoutError("only a quantizer with one grid and one code a position has a single table of vectors")
+        length = math.prod(self.grids[0])
+        rows = math.ceil(self.vocab / length)
+        device = next((tensor.device for tensor in chain(self.parameters(), self.buffers())), None)
+        values = torch.arange(rows * length, device=device).clamp(max=self.vocab - 1)
+        return to_sequence(self.lookup(values.view(rows, length, 1))).flatten(0, 1)[: self.vocab]
+
     @abstractmethod
     def quantize(self, latents: Tensor) -> Quantized:
         """`forward` in float32. In training mode it may update its codebook."""
@@ -87,3 +104,20 @@ def to_sequence(latents: Tensor) -> Tensor:
 def to_grid(vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
     """(B, N, D) to (B, D, *grid), the inverse of `to_sequence`."""
     return vectors.transpose(1, 2).unflatten(2, grid)
+
+
+@torch.no_grad()
+def code_usage(values: Tensor, vocab: int) -> dict[str, Tensor]:
+    """How a batch of codes (B, N, K) fills the codebook, as monitors: two scalars, each the mean over the K levels.
+
+    usage: share of the codes that occur. perplexity: exp of the entropy of their frequencies, in [1, vocab].
+    Both are bounded by the number of positions in the batch; the metrics give them for a whole data set.
+    """
+    levels = values.shape[-1]
+    slots = (values + vocab * torch.arange(levels, device=values.device)).flatten()
+    # scatter_add_ and not bincount, which makes the host wait for a GPU to learn the largest value
+    counts = torch.zeros(levels * vocab, device=values.device)
+    counts.scatter_add_(0, slots, torch.ones((), device=values.device).expand(slots.shape))
+    frequencies = counts.view(levels, vocab) * (levels / slots.numel())
+    entropy = torch.special.entr(frequencies).sum(-1)
+    return {"usage": (counts > 0).float().mean(), "perplexity": entropy.exp().mean()}

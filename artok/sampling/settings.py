@@ -13,11 +13,14 @@ class Sampling(Config):
     """The `sampling:` section.
 
     guidance: classifier-free guidance under artok's one convention, uncond + guidance * (cond - uncond): 1 is off.
-    guidance_schedule: how the scale moves from 1 to `guidance` over the steps.
+    guidance_schedule: how the scale moves from 1 to `guidance` over the steps. guidance_interval: the share of the
+    steps, from and up to, that is guided at all.
     """
 
     guidance: float = Field(1.0, ge=0)
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    guidance_power: float = Field(1.0, gt=0, description="bends the cosine schedule")
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     temperature: float = Field(1.0, ge=0, description="0 takes the most likely token")
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -25,3 +28,8 @@ class Sampling(Config):
     solver: str | None = Field(None, description="for diffusion")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     seed: int = 0
+
+    @property
+    def guides(self) -> bool:
+        """Whether the unconditional half has to run."""
+        return self.guidance != 1

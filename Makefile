@@ -1,0 +1,48 @@
+# `make demo` and `make test` work on a fresh machine: they make .venv and install everything into it first.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/
+INSTALLED = $(VENV)/.installed
+
+# One thread a process: the tests and the demo's jobs run side by side, and on few cores threads only wait for each other.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help install demo test lint format bench clean
+
+help:
+	@echo "make demo    train, generate and measure on real digits; writes runs/demo/report.html"
+	@echo "make test    run the tests"
+	@echo "make lint    formatting, lint and types"
+	@echo "make bench   benchmarks: loading, training, decoding with the cache"
+
+$(INSTALLED): pyproject.toml
+	test -x $(RUN)python || $(PYTHON) -m venv $(VENV)
+	$(RUN)python -m pip install --quiet --upgrade pip
+	$(RUN)python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+install: $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(RUN)artok demo
+
+test: $(INSTALLED)
+	$(RUN)python -m pytest -n 2 $(ARGS)
+
+lint: $(INSTALLED)
+	$(RUN)ruff format --check .
+	$(RUN)ruff check .
+	$(RUN)mypy
+
+format: $(INSTALLED)
+	$(RUN)ruff format .
+	$(RUN)ruff check --fix .
+
+bench: $(INSTALLED)
+	$(RUN)python tools/bench_loading.py
+	$(RUN)python tools/bench_training.py
+	$(RUN)python tools/bench_decoding.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

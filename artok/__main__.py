@@ -1,0 +1,5 @@
+"""`python -m artok`."""
+
+from artok.cli import main
+
+main()

@@ -1,0 +1,186 @@
+"""The command line: a thin layer that reads arguments, calls the rooms, and turns their errors into one sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from artok.errors import ArtokError, RunError
+
+# Heavy imports stay inside the commands, so that --help and a mistyped argument answer at once.
+
+app = typer.Typer(
+    name="artok",
+    help="Train image tokenizers and generators of their tokens, sample from them, and measure them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[str, typer.Argument(help="a YAML file, or a shipped config such as digits/vq (see 'configs')")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings on top, as key.sub=value")]
+Run = Annotated[str, typer.Argument(help="a run directory, a saved pipeline, or a hub name")]
+Out = Annotated[Path | None, typer.Option(help="folder to write to")]
+
+
+@app.command()
+def configs() -> None:
+    """List the shipped configs, each with the first line of its header."""
+    from artok.config import SHIPPED
+
+    for root in SHIPPED:
+        for path in sorted(root.rglob("*.yaml")):
+            header = path.read_text().splitlines()[0].lstrip("# ")
+            typer.echo(f"{path.relative_to(root).with_suffix('')!s:<28} {header}")
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Out = None,
+    fresh: Annotated[bool, typer.Option(help="discard what the run directory holds")] = False,
+) -> None:
+    """Train a tokenizer or a generator, or go on where the same command was stopped."""
+    from artok.config import load
+    from artok.training.experiment import Experiment, default_folder
+    from artok.training.run import train as run
+
+    experiment = load(Experiment, config, overrides or [])
+    folder = out or default_folder(experiment)
+    if not run(experiment, folder, fresh):
+        typer.echo(f"stopped and saved; the same command goes on with {folder}", err=True)
+        raise typer.Exit(130)
+
+
+@app.command()
+def encode(
+    tokenizer: Run,
+    overrides: Annotated[list[str] | None, typer.Argument(help="data settings on top, as key=value")] = None,
+    split: Annotated[str, typer.Option(help="train or test")] = "train",
+    copies: Annotated[int, typer.Option(min=1, help="encodings of each image: one plain, the others augmented")] = 1,
+    out: Out = None,
+) -> None:
+    """Write the tokens of a data set once, for generators to train on. The data are the tokenizer's own unless told."""
+    from artok.training.encode import encode_command
+
+    folder, cache = encode_command(tokenizer, overrides or [], split, copies, out)
+    typer.echo(f"{len(cache):,} images, {cache.index.copies} rows each, {cache.index.layout}: {folder}")
+
+
+@app.command()
+def sample(
+    run: Run,
+    labels: Annotated[str, typer.Option(help="classes by number or name, separated by commas; all unless given")] = "",
+    n: Annotated[int, typer.Option("-n", min=1, help="images a label")] = 8,
+    guidance: Annotated[float | None, typer.Option(min=0, help="1 is none")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0)] = None,
+    top_k: Annotated[int | None, typer.Option(min=1)] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    batch: Annotated[int, typer.Option(min=1)] = 64,
+    out: Out = None,
+) -> None:
+    """Write samples: a PNG each, a sheet of all, and a GIF of their making."""
+    from artok.pipeline import Pipeline
+    from artok.studies.sample import parse_labels
+    from artok.studies.sample import sample as make
+    from artok.training.progress import Progress
+
+    pipeline = Pipeline.from_pretrained(run, device=device())
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance, "seed": seed}
+    settings = pipeline.settings({name: value for name, value in given.items() if value is not None})
+    folder = out or Path("samples") / Path(run).name
+    wanted = parse_labels(labels, pipeline.classes)
+    images = make(pipeline, wanted, n, settings, folder, batch, Progress("sample"))
+    typer.echo(f"{len(images)} images, grid.png and generation.gif are in {folder}")
+
+
+@app.command()
+def reconstruct(
+    run: Run,
+    images: Annotated[list[Path], typer.Argument(help="pictures")],
+    out: Out = None,
+) -> None:
+    """Show what a tokenizer keeps of pictures: original, reconstruction, difference and map of tokens side by side."""
+    from artok.saved import load_tokenizer
+    from artok.studies.reconstruct import reconstruct as show
+
+    tokenizer, _ = load_tokenizer(run)
+    folder = out or Path("reconstructions") / Path(run).name
+    for result in show(tokenizer.to(device()), images, folder):
+        bits = f", {result.bits:,.0f} bits ({result.bits_per_pixel:.3f} a pixel)" if result.bits is not None else ""
+        typer.echo(f"{result.path.name}: PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.3f}{bits}")
+    typer.echo(f"written to {folder}")
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    n: Annotated[int | None, typer.Option("-n", min=2, help="images; as many as are held out unless given")] = None,
+    extractor: Annotated[str, typer.Option(help="classifier, inception, or timm:NAME")] = "classifier",
+    overrides: Annotated[list[str] | None, typer.Argument(help="sampling settings on top, as key=value")] = None,
+) -> None:
+    """Measure a tokenizer or a generator on held-out data; results.json beside it."""
+    from artok.studies.evaluate import evaluate as measure
+    from artok.training.progress import Progress
+
+    results = measure(run, n, extractor, overrides or [], device(), Progress("evaluate"))
+    typer.echo(results.table())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/demo"),
+    fresh: Annotated[bool, typer.Option(help="discard what the folder holds")] = False,
+) -> None:
+    """The whole pipeline on real digits in about two minutes: train, generate, measure, and a page to look at."""
+    from artok.studies.demo import demo as show
+
+    page = show(out, fresh)
+    typer.echo(f"open {page} in a browser")
+
+
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main() -> None:
+    """Entry point. A user's mistake is one sentence and exit code 2; a failure while running is 1."""
+    try:
+        app()
+    except ArtokError as error:
+        fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (MemoryError, OSError, RuntimeError) as error:
+        reason = known_failure(error)
+        if reason is None:
+            raise
+        fail(reason, RunError.exit_code)
+
+
+def known_failure(error: BaseException) -> str | None:
+    """A sentence for failures of the machine; None for what can only be a fault of ours, which keeps its traceback."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
+        return "out of memory; use a smaller batch (or training.accumulate to split it) or a smaller model"
+    if isinstance(error, OSError) and error.errno in (28, 122):
+        return "no space left on the disk; free some and run the same command again"
+    if isinstance(error, PermissionError):
+        return f"no permission to use {error.filename}; choose another folder with --out"
+    return None
+
+
+def fail(text: str, code: int) -> None:
+    print(f"artok: {text}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,105 @@
+"""Which columns of a table hold images and labels, and what the labels mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from artok.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp", "jpg;png;webp")
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "target", "y")
+
+
+def image_column(features: Features, named: str | None, where: str) -> str:
+    """The column named, else the one of type Image (with a usual name first), else one of bytes with a usual name."""
+    from datasets import Image
+
+    if named is not None:
+        return _named(features, named, where, "data.image_column")
+    typed = [name for name, feature in features.items() if isinstance(feature, Image)]
+    usual = [name for name in IMAGE_NAMES if name in features and (name in typed or _holds_files(features[name]))]
+    found = [name for name in usual if name in typed] + typed + usual
+    if not found:
+        raise DataError(
+            f"no column of {where} holds images; its columns are {', '.join(features)}: name one in data.image_column"
+        )
+    return found[0]
+
+
+def label_column(features: Features, named: str | None, where: str) -> str | None:
+    """The column named, else one with a usual name, else the first of type ClassLabel, else None: one class."""
+    from datasets import ClassLabel
+
+    if named is not None:
+        return _named(features, named, where, "data.label_column")
+    typed = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    return next((name for name in [*LABEL_NAMES, *typed] if name in features), None)
+
+
+def _named(features: Features, name: str, where: str, key: str) -> str:
+    if name not in features:
+        raise DataError(f"{where} has no column '{name}' ({key}); its columns are {', '.join(features)}")
+    return name
+
+
+def _holds_files(feature: object) -> bool:
+    """Whether a column is binary, or pairs of bytes and path, as images are stored where no type says so."""
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return getattr(feature, "dtype", None) in ("binary", "large_binary")
+
+
+@dataclass(frozen=True)
+class Classes:
+    """names: of the classes. table: from a label as stored to its class."""
+
+    names: tuple[str, ...]
+    table: Mapping[object, int]
+
+    def labels(self, values: Iterable[object], where: str, start: int = 0) -> Tensor:
+        """(N,) int64; a DataError that names index and label of the first one outside the classes."""
+        labels = []
+        for index, value in enumerate(values, start):
+            label = self.table.get(value, -1)
+            if label < 0:
+                shown = ", ".join(self.names[:3]) + (", ..." if len(self.names) > 3 else "")
+                raise DataError(
+                    f"label {value!r} at index {index} of {where} is outside the {len(self.names)} classes ({shown})"
+                )
+            labels.append(label)
+        return torch.tensor(labels, dtype=torch.int64)
+
+
+def classes_of(
+    feature: object, given: Sequence[str] | None, values: Iterable[object] | None, column: str, where: str
+) -> Classes:
+    """The classes of a label column.
+
+    ClassLabel knows its names, which `given` may replace. Whole numbers and texts become the sorted distinct `values`,
+    unless `given` lists the names: numbers are then indices into the list. values: None when the data are a stream.
+    """
+    from datasets import ClassLabel
+
+    dtype = str(getattr(feature, "dtype", "list"))
+    if not isinstance(feature, ClassLabel) and not dtype.startswith(("int", "uint", "string", "large_string", "bool")):
+        raise DataError(f"column '{column}' of {where} holds {dtype}, not class labels")
+    if isinstance(feature, ClassLabel):
+        names = feature.names
+        if given is not None and len(given) != len(names):
+            raise DataError(f"data.classes names {len(given)} classes, but {where} has {len(names)}")
+        return Classes(tuple(given or names), {index: index for index in range(len(names))})
+    if given is not None:
+        by_name = "string" in dtype
+        return Classes(tuple(given), {name if by_name else index: index for index, name in enumerate(given)})
+    if values is None:
+        raise DataError(f"column '{column}' of {where} does not tell its classes: list their names in data.classes")
+    distinct = sorted({value for value in values if value is not None}, key=lambda value: (str(type(value)), value))
+    return Classes(tuple(map(str, distinct)), {value: index for index, value in enumerate(distinct)})

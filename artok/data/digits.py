@@ -1,0 +1,52 @@
+"""The 1,797 handwritten digits that ship with scikit-learn (UCI "Optical Recognition of Handwritten Digits").
+
+Real 8x8 images of 17 grey levels, enlarged by bicubic interpolation. The split is fixed for good: 540 images are held
+out, stratified by class, drawn with seed 0.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+
+from artok.data.base import DataConfig, SplitName
+from artok.data.fingerprints import of_parts, of_tensor
+from artok.data.holdout import stratified
+from artok.data.splits import MemorySplit
+
+HELD_OUT = 540
+SPLIT_SEED = 0
+
+
+class Config(DataConfig):
+    """`data: {kind: digits}`: 1,257 images to train on and 540 held out, in memory."""
+
+    kind: Literal["digits"] = "digits"
+    size: int = Field(16, gt=0)
+    channels: Literal[1, 3] = 1
+
+    def open(self, split: SplitName) -> MemorySplit:
+        from sklearn.datasets import load_digits  # takes a second to import
+
+        grey, targets = load_digits(return_X_y=True)
+        train, test = stratified(torch.from_numpy(targets.astype(np.int64)), HELD_OUT, SPLIT_SEED)
+        rows = train if split == "train" else test
+        levels = np.rint(grey[rows.numpy()].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+        # Pillow works in whole numbers on 8 bits, so that the pixels are the same on every machine.
+        large = [
+            np.asarray(Image.fromarray(each).resize((self.side, self.side), Image.Resampling.BICUBIC))
+            for each in levels
+        ]
+        images = torch.from_numpy(np.stack(large))[:, None].expand(-1, self.channels, -1, -1).contiguous()
+        labels = torch.from_numpy(targets.astype(np.int64))[rows]
+        fingerprint = of_parts("digits", split, of_tensor(images), of_tensor(labels))
+        return MemorySplit(images, labels, [str(digit) for digit in range(10)], fingerprint)
+
+    @classmethod
+    def tiny(cls, folder: Path) -> Config:
+        return cls(size=8)

@@ -1,0 +1,35 @@
+"""Which images are held out when a source names no test split; a pure function of labels and seed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from artok.noise import Noise, fold
+
+
+def stratified(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices (train, test), each ascending, of labels (N,) >= 0, with exactly `held_out` in test.
+
+    A class gets its share by largest remainder (the lower class first when remainders tie), and which of its images
+    those are is drawn from `seed`: the same on every machine and with every library version.
+    """
+    counts = torch.bincount(labels)
+    shares = counts * held_out // len(labels)
+    remainders = counts * held_out - shares * len(labels)
+    order = remainders.argsort(descending=True, stable=True)
+    shares[order[: held_out - int(shares.sum())]] += 1
+    test = torch.zeros(len(labels), dtype=torch.bool)
+    for label in counts.nonzero().flatten().tolist():
+        rows = (labels == label).nonzero().flatten()
+        shuffled = Noise(fold("holdout", seed), torch.tensor([label])).permutation(len(rows))[0]
+        test[rows[shuffled[: shares[label]]]] = True
+    return (~test).nonzero().flatten(), test.nonzero().flatten()
+
+
+def share(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """`stratified` for a fraction: at least one image for test when it is above 0, and always one left to train."""
+    held_out = round(len(labels) * fraction)
+    if fraction > 0:
+        held_out = min(max(held_out, 1), len(labels) - 1)
+    return stratified(labels, held_out, seed)

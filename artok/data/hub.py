@@ -1,0 +1,320 @@
+"""Anything that the Hugging Face `datasets` library loads: a hub name, local parquet files, a stream."""
+
+from __future__ import annotations
+
+import glob
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from PIL import Image
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor
+from typing_extensions import Self
+
+from artok.data.base import DataConfig, Split, SplitName
+from artok.data.columns import Classes, classes_of, image_column, label_column
+from artok.data.fingerprints import of_files, of_parts, of_tensor
+from artok.data.holdout import share
+from artok.data.pictures import Encoded
+from artok.data.splits import DecodedSplit, keep_in_memory
+from artok.data.streaming import Item, Row, StreamSplit
+from artok.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+TEST_SPLITS = ("test", "validation", "valid", "val")
+FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # by the ending of files
+ROWS_AT_ONCE = 32  # of a stream
+
+
+class Config(DataConfig):
+    """`data: {kind: hub, path: cifar10}`, or `data: {kind: hub, files: {train: a.parquet, test: b.parquet}}`.
+
+    path: name on the hub, a local folder, or the format of `files` where their ending does not tell it.
+    name, revision: configuration and version of a hub data set. files: local files or URLs, `*` allowed, by split;
+    without splits they are all training files. image_column, label_column: found by their types and usual names when
+    not named. classes: their names, where the data hold bare numbers. Where there is no test split, `holdout` of the
+    training split is held out, drawn by `seed`.
+
+    streaming: read front to back without storing (see `StreamSplit` for what this guarantees). shuffle_buffer: rows
+    that a stream mixes. lengths: rows of streamed splits, by name, where their source does not say.
+
+    in_memory: keep decoded images; left open, up to 1 GiB are kept when no workers decode.
+    """
+
+    kind: Literal["hub"] = "hub"
+    path: str | None = None
+    name: str | None = None
+    revision: str | None = None
+    files: str | list[str] | dict[str, str | list[str]] | None = None
+    train_split: str = "train"
+    test_split: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    classes: list[str] | None = Field(None, min_length=1)
+    holdout: float = Field(0.1, ge=0, lt=1)
+    seed: int = 0
+    streaming: bool = False
+    shuffle_buffer: int = Field(1000, ge=1)
+    lengths: dict[str, PositiveInt] = Field({})
+    in_memory: bool | None = None
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Self:
+        if self.path is None and self.files is None:
+            raise ValueError("needs `path` (a name on the hub) or `files` (local files)")
+        return self
+
+    @property
+    def label(self) -> str:
+        """How messages call this data set."""
+        if self.files is None:
+            return f"'{self.path}'"
+        first = next(iter(_files(self.files).values()))[0]
+        return f"'{first}'"
+
+    def open(self, split: SplitName) -> Split:
+        files = _expand(_files(self.files)) if self.files is not None else None
+        loaded = _load(self, files)
+        train = self.train_split
+        if train not in loaded:
+            raise DataError(f"{self.label} has no split '{train}'; it has {', '.join(loaded)}: see data.train_split")
+        if self.test_split is not None and self.test_split not in loaded:
+            raise DataError(f"{self.label} has no split '{self.test_split}'; it has {', '.join(loaded)}")
+        test = self.test_split or next((name for name in TEST_SPLITS if name in loaded and name != train), None)
+        source = test if split == "test" and test is not None else train
+        if split == "test" and test is None and self.holdout == 0:
+            raise DataError(f"{self.label} has no test split: set data.holdout or data.test_split")
+        if self.streaming:
+            return self._stream(loaded, files, source, split, whole=test is not None)
+        return self._table(loaded, files, source, split, whole=test is not None)
+
+    def _table(
+        self, loaded: Mapping[str, Dataset], files: _Paths | None, source: str, split: SplitName, whole: bool
+    ) -> DecodedSplit:
+        data, where = loaded[source], f"{self.label}, split '{source}'"
+        images = image_column(data.features, self.image_column, where)
+        column = label_column(data.features, self.label_column, where)
+        if column is None:
+            classes, labels = self._one_class(where), torch.zeros(len(data), dtype=torch.int64)
+        else:
+            first = loaded[self.train_split]  # both splits must mean the same by a label
+            label_column(first.features, column, f"{self.label}, split '{self.train_split}'")
+            known = classes_of(first.features[column], self.classes, _values(first, column), column, where)
+            classes, labels = known, known.labels(_values(data, column), where)
+        rows = torch.arange(len(data))
+        if not whole:
+            if len(data) < 2:
+                raise DataError(f"{where} has {len(data)} rows, too few to hold some out")
+            rows = share(labels, self.holdout, self.seed)[0 if split == "train" else 1]
+        if not len(rows):
+            raise DataError(f"{where} has no rows")
+        shape = (self.channels, self.side, self.side)
+        identity = _identity(data, files, source)
+        fingerprint = of_parts("hub", identity, shape, classes.names, images, column, of_tensor(rows))
+        keep = keep_in_memory(self.in_memory, len(rows), shape, self.workers)
+        return DecodedSplit(_Rows(data, images, rows), labels[rows], classes.names, shape, fingerprint, keep)
+
+    def _stream(
+        self, loaded: Mapping[str, IterableDataset], files: _Paths | None, source: str, split: SplitName, whole: bool
+    ) -> StreamSplit:
+        data, where = loaded[source], f"{self.label}, split '{source}'"
+        features = data.features or _first_features(data, where)
+        images = image_column(features, self.image_column, where)
+        column = label_column(features, self.label_column, where)
+        if column is None:
+            classes = self._one_class(where)
+        else:
+            classes = classes_of(features[column], self.classes, None, column, where)
+        count = self.lengths.get(source) or _rows(data, files, source)
+        if count is None:
+            raise DataError(f"{where} does not say how many rows it streams: set data.lengths.{source}")
+        shape = (self.channels, self.side, self.side)
+        part = None if whole else (self.holdout, self.seed, split == "test")
+        identity = _identity(data, files, source)
+        return StreamSplit(
+            _Opened(data, images, column, where),
+            _Items(images, column),
+            classes,
+            shape,
+            of_parts("stream", identity, shape, classes.names, images, column, count, part, split),
+            count,
+            part,
+            self.shuffle_buffer if split == "train" else 1,
+            self.seed,
+            where,
+        )
+
+    def _one_class(self, where: str) -> Classes:
+        if self.classes is not None and len(self.classes) > 1:
+            raise DataError(f"data.classes names {len(self.classes)} classes, but {where} has no label column")
+        return Classes(tuple(self.classes or ("all",)), {None: 0})
+
+    @classmethod
+    def tiny(cls, folder: Path) -> Config:
+        import pyarrow
+        from pyarrow import parquet
+
+        images = [Image.new("RGB", (9, 8), (index * 8, 200 - index, 255 - index * 9)) for index in range(24)]
+        table = {"img": [_png(image) for image in images], "label": [index % 3 for index in range(24)]}
+        folder.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pyarrow.table(table), folder / "pictures.parquet")
+        return cls(files=str(folder / "pictures.parquet"), size=8, holdout=0.25)
+
+
+def _png(image: Image.Image) -> dict[str, object]:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+# ---------------------------------------------------------------------------------------------- files and loading
+
+_Paths = dict[str, list[str]]
+
+
+def _files(files: str | Sequence[str] | Mapping[str, str | list[str]]) -> _Paths:
+    by_split = files if isinstance(files, Mapping) else {"train": files}
+    return {split: [paths] if isinstance(paths, str) else list(paths) for split, paths in by_split.items()}
+
+
+def _expand(files: _Paths) -> _Paths:
+    """Files with their patterns replaced; a DataError for one that is not there. URLs stay as they are."""
+    found: _Paths = {}
+    for split, paths in files.items():
+        found[split] = []
+        for path in paths:
+            matches = [path] if "://" in path else sorted(glob.glob(path))
+            if not matches:
+                raise DataError(f"there is no file {path} (data.files, split '{split}')")
+            found[split].extend(matches)
+        if not found[split]:
+            raise DataError(f"data.files lists no file for the split '{split}'")
+    return found
+
+
+def _load(config: Config, files: _Paths | None) -> DatasetDict | IterableDatasetDict:
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    path = config.path
+    if path is None:
+        ending = Path(next(iter(files.values()))[0]).suffix if files else ""
+        if ending not in FORMATS:
+            raise DataError(f"files ending in '{ending}' need data.path to name their format, such as parquet")
+        path = FORMATS[ending]
+    elif files is None and path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        raise DataError(f"there is no folder {path} (data.path)")
+    try:
+        return datasets.load_dataset(
+            path, config.name, data_files=files, revision=config.revision, streaming=config.streaming
+        )
+    except DatasetNotFoundError:
+        raise DataError(f"there is no data set {config.label} on the hub, or it needs a login") from None
+    except ConnectionError:
+        raise DataError(_unreachable(config.label)) from None
+    except Exception as error:  # builders raise what their file formats do
+        raise DataError(f"{config.label} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+
+
+def _unreachable(label: str) -> str:
+    return f"{label} cannot be reached; download it and name the local files under data.files"
+
+
+def _identity(data: Dataset | IterableDataset, files: _Paths | None, source: str) -> str:
+    """Digest of what a split is made of: its local files, or the version that the hub gave."""
+    local = [Path(path) for path in files[source]] if files is not None else []
+    if local and all(path.is_file() for path in local):
+        return of_files(local, [path.name for path in local])
+    info = data.info
+    checksums = sorted(info.download_checksums or {})
+    fingerprint = getattr(data, "_fingerprint", "") if not checksums else ""
+    return of_parts(
+        info.builder_name, info.config_name, info.version, info.dataset_size, checksums, fingerprint, source
+    )
+
+
+def _rows(data: IterableDataset, files: _Paths | None, source: str) -> int | None:
+    """Rows of a streamed split, from what the hub says of it or from the ends of local parquet files."""
+    from pyarrow import parquet
+
+    known = (data.info.splits or {}).get(source)
+    if known is not None and known.num_examples:
+        return int(known.num_examples)
+    local = files[source] if files is not None else []
+    if local and all(path.endswith(".parquet") and Path(path).is_file() for path in local):
+        return sum(parquet.read_metadata(path).num_rows for path in local)
+    return None
+
+
+def _first_features(data: IterableDataset, where: str) -> Any:
+    features = data._resolve_features().features
+    if features is None:
+        raise DataError(f"{where} streams nothing")
+    return features
+
+
+def _values(data: Dataset, column: str) -> list[object]:
+    return list(data.select_columns([column])[:][column])
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+
+def _encoded(value: Any) -> Encoded:
+    """The stored form of an image: bytes where there are some, else its path."""
+    if isinstance(value, dict):
+        return value["bytes"] if value.get("bytes") is not None else value.get("path")
+    return value
+
+
+class _Rows:
+    """Chosen rows (N,) int64 of a table, as a `Source`."""
+
+    def __init__(self, data: Dataset, images: str, rows: Tensor) -> None:
+        self._data, self._images, self._rows = _undecoded(data.select_columns([images]), images), images, rows
+
+    def fetch(self, indices: Sequence[int]) -> list[Encoded]:
+        values = self._data[self._rows[list(indices)].tolist()][self._images]
+        return [_encoded(value) for value in values]
+
+    def name(self, index: int) -> str:
+        return f"row {int(self._rows[index])}"
+
+
+def _undecoded(data: Any, images: str) -> Any:
+    """The data with its images left as stored, since artok decodes them itself, where one broken file does no harm."""
+    from datasets import Image as ImageFeature
+
+    if isinstance((data.features or {}).get(images), ImageFeature):
+        return data.cast_column(images, ImageFeature(decode=False))
+    return data
+
+
+class _Opened:
+    """Opens a stream at its start, with the columns that matter."""
+
+    def __init__(self, data: IterableDataset, images: str, column: str | None, where: str) -> None:
+        columns = [images] if column is None else [images, column]
+        self._data, self._where = _undecoded(data.select_columns(columns), images), where
+
+    def __call__(self) -> Iterator[Row]:
+        try:
+            # Plain iteration would deal the files out among the workers of a DataLoader; by batches it never does.
+            for batch in self._data.iter(ROWS_AT_ONCE):
+                for values in zip(*batch.values(), strict=True):
+                    yield dict(zip(batch, values, strict=True))
+        except (ConnectionError, TimeoutError):
+            raise DataError(_unreachable(self._where)) from None
+
+
+class _Items:
+    def __init__(self, images: str, column: str | None) -> None:
+        self._images, self._column = images, column
+
+    def __call__(self, index: int, row: Row) -> Item:
+        return Item(index, _encoded(row[self._images]), None if self._column is None else row[self._column])

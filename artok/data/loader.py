@@ -1,0 +1,243 @@
+"""Batches of images for training and for evaluation.
+
+Position p, the number of images seen before, decides which image comes and how it is changed. So a run resumes to the
+bit from that one number, workers and processes alter nothing, and two processes draw what one would.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import queue
+import signal
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import Self
+
+from artok.data.base import Augment, DataConfig, Split, note_skipped
+from artok.data.order import Order, check_shares, rank_positions
+from artok.data.transforms import augment
+from artok.errors import ArtokError
+from artok.noise import Noise, fold
+
+AHEAD = 2  # batches that are prepared while a step runs
+
+
+@dataclass
+class Batch:
+    """images: (B, C, size, size) float in [-1, 1]. labels: (B,) int64. positions: (B,) int64, images seen before."""
+
+    images: Tensor
+    labels: Tensor
+    positions: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(self.images.to(device), self.labels.to(device), self.positions.to(device))
+
+
+@dataclass
+class _Reader:
+    """Makes the batch of any positions; goes to worker processes whole.
+
+    order: None reads in the order of the split. seed: of the augmentation.
+    """
+
+    split: Split
+    size: int
+    changes: Augment
+    order: Order | None
+    seed: int
+
+    def __call__(self, positions: Tensor) -> Batch:
+        indices = positions
+        if not self.split.sequential:
+            indices = self.order(positions) if self.order is not None else positions % len(self.split)
+        examples = self.split.read(indices.tolist())
+        noise = Noise(self.seed, positions)
+        return Batch(augment(examples.images, self.changes, self.size, noise), examples.labels, positions)
+
+
+class Loader:
+    """Endless training batches of a split; an iterator, to be closed (or used by `with`) when it is done.
+
+    batch: images over all processes; this one gets the rows of its `rank` of `world`, which is equal shares in order.
+    start: images seen before, from where it goes on exactly. train: random order and augmentation; without it the
+    images come in their order, centred and unchanged.
+    With `data.workers`, that many processes decode ahead; otherwise a thread does, where there are files to decode.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        config: DataConfig,
+        batch: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        train: bool = True,
+    ) -> None:
+        check_shares(batch, world)
+        order = Order(len(split), seed) if train else None
+        reader = _Reader(split, config.size, config.augment if train else Augment(), order, fold("augment", seed))
+        steps = (rank_positions(step, batch, start, rank, world) for step in itertools.count())
+        self._batches = _batches(reader, steps, config.workers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the thread or the worker processes."""
+        self._batches.close()
+
+
+def evaluation_batches(split: Split, config: DataConfig, batch: int, limit: int | None = None) -> Iterator[Batch]:
+    """The first `limit` images of a split (all of them by default) in order, centred and unchanged.
+
+    The last batch may be smaller. A batch's positions are indices into the split.
+    """
+    count = len(split) if limit is None else min(limit, len(split))
+    steps = (torch.arange(first, min(first + batch, count)) for first in range(0, count, batch))
+    reader = _Reader(split, config.size, Augment(), None, 0)
+    workers = min(config.workers, count // (4 * batch))  # processes take longer to start than a few batches to read
+    with contextlib.closing(_batches(reader, steps, workers)) as batches:
+        yield from batches
+
+
+def _batches(reader: _Reader, steps: Iterable[Tensor], workers: int) -> Generator[Batch, None, None]:
+    if workers > 0:
+        return _from_workers(reader, steps, workers)
+    if reader.split.decodes:
+        return _from_thread(reader, steps)
+    return (reader(positions) for positions in steps)
+
+
+# ---------------------------------------------------------------------------------------------- a thread
+
+
+def _from_thread(reader: _Reader, steps: Iterable[Tensor]) -> Generator[Batch, None, None]:
+    """Batches read by one thread, at most `AHEAD` before they are wanted."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
+    stop = threading.Event()
+    thread = threading.Thread(target=_fill, args=(reader, steps, ready, stop), daemon=True, name="artok-reader")
+
+    def end() -> None:
+        stop.set()
+        thread.join()
+
+    atexit.register(end)  # a thread inside torch while the interpreter goes away would crash it
+    thread.start()
+    try:
+        while (batch := ready.get()) is not None:
+            if isinstance(batch, BaseException):
+                raise batch
+            yield batch
+    finally:
+        end()
+        atexit.unregister(end)
+
+
+def _fill(
+    reader: _Reader, steps: Iterable[Tensor], ready: queue.Queue[Batch | BaseException | None], stop: threading.Event
+) -> None:
+    def hand_over(item: Batch | BaseException | None) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
+
+    try:
+        for positions in steps:
+            if stop.is_set():
+                return
+            hand_over(reader(positions))
+    except BaseException as error:  # raised again where the batch is asked for
+        hand_over(error)
+    else:
+        hand_over(None)
+
+
+# ---------------------------------------------------------------------------------------------- processes
+
+
+@dataclass
+class _Answer:
+    """What a worker sends: a batch or the reason for none, and which images it newly met as unreadable or small."""
+
+    batch: Batch | ArtokError
+    skipped: dict[int, str]
+    enlarged: set[int]
+
+
+class _Batched(Dataset[_Answer]):
+    """A reader as torch wants it: an item is a whole batch, its key the positions."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+        self._told: set[int] = set()
+        self._told_enlarged: set[int] = set()
+
+    def __getitem__(self, positions: Tensor) -> _Answer:
+        batch: Batch | ArtokError
+        try:
+            batch = self._reader(positions)
+        except ArtokError as error:  # as a value: torch would wrap the sentence in a traceback
+            batch = error
+        split = self._reader.split
+        skipped = {index: reason for index, reason in split.skipped.items() if index not in self._told}
+        enlarged = split.enlarged - self._told_enlarged
+        self._told.update(skipped)
+        self._told_enlarged |= enlarged
+        return _Answer(batch, skipped, enlarged)
+
+
+def _from_workers(reader: _Reader, steps: Iterable[Tensor], workers: int) -> Generator[Batch, None, None]:
+    loader = DataLoader(
+        _Batched(reader),
+        sampler=steps,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_interrupts_to_the_parent,
+        prefetch_factor=AHEAD,
+        generator=torch.Generator(),  # its own, so that torch's global random numbers are left as they are
+    )
+    answers = iter(loader)
+    try:
+        for answer in answers:
+            reader.split.enlarged |= answer.enlarged
+            if answer.skipped:
+                note_skipped(reader.split, answer.skipped)
+            if isinstance(answer.batch, ArtokError):
+                raise answer.batch
+            yield answer.batch
+    finally:
+        del answers  # torch ends the processes when nobody holds their iterator
+
+
+def _as_it_is(answer: Any) -> Any:
+    return answer
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the trainer wants to save first, and then to end its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,118 @@
+"""Splits with random access: all in memory, or decoded from files as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from artok.data.base import Examples, Split, note_skipped
+from artok.data.pictures import Encoded, decode_all
+
+IN_MEMORY = 2**30  # bytes of decoded pixels that are kept without being asked
+
+
+class MemorySplit(Split):
+    """images: (N, C, R, R) uint8. labels: (N,) int64."""
+
+    def __init__(self, images: Tensor, labels: Tensor, classes: Sequence[str], fingerprint: str) -> None:
+        self.images, self.labels = images, labels
+        self.shape = (images.shape[1], images.shape[2], images.shape[3])
+        self.classes = tuple(classes)
+        self.fingerprint = fingerprint
+        self.skipped = {}
+        self.enlarged = set()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, indices: Sequence[int]) -> Examples:
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        return Examples(self.images[rows], self.labels[rows])
+
+
+class Source(Protocol):
+    """Encoded images by index."""
+
+    def fetch(self, indices: Sequence[int]) -> list[Encoded]: ...
+
+    def name(self, index: int) -> str:
+        """How a message calls this image."""
+        ...
+
+
+class DecodedSplit(Split):
+    """Images decoded when they are read; kept in memory from then on if `in_memory`.
+
+    labels: (N,) int64, known without decoding. What it keeps is filled image by image, so that nothing waits for the
+    whole: the first epoch decodes, the later ones only look up.
+    """
+
+    decodes = True
+
+    def __init__(
+        self,
+        source: Source,
+        labels: Tensor,
+        classes: Sequence[str],
+        shape: tuple[int, int, int],
+        fingerprint: str,
+        in_memory: bool,
+    ) -> None:
+        self.source, self.labels = source, labels
+        self.shape = shape
+        self.classes = tuple(classes)
+        self.fingerprint = fingerprint
+        self.skipped = {}
+        self.enlarged = set()
+        self._memory = torch.empty(len(labels), *shape, dtype=torch.uint8) if in_memory else None
+        self._filled = torch.zeros(len(labels), dtype=torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: Sequence[int]) -> Examples:
+        wanted = torch.as_tensor(indices, dtype=torch.int64)
+        if self._memory is not None and bool(self._filled[wanted].all()):
+            return Examples(self._memory[wanted], self.labels[wanted])
+        rows, found = [self._readable(index) for index in wanted.tolist()], dict[int, Tensor]()
+        while missing := [row for row in dict.fromkeys(rows) if row not in found]:
+            found.update(self._load(missing))
+            rows = [self._readable(row) for row in rows]
+        return Examples(torch.stack([found[row] for row in rows]), self.labels[rows])
+
+    def _readable(self, index: int) -> int:
+        while index in self.skipped:
+            index = (index + 1) % len(self)
+        return index
+
+    def _load(self, indices: list[int]) -> dict[int, Tensor]:
+        """Pixels of those images that can be read."""
+        found = {}
+        if self._memory is not None:
+            found = {index: self._memory[index] for index in indices if self._filled[index]}
+        fresh = [index for index in indices if index not in found]
+        channels, side = self.shape[:2]
+        broken = {}
+        for index, picture in zip(fresh, decode_all(self.source.fetch(fresh), channels, side), strict=True):
+            if isinstance(picture, str):
+                broken[index] = f"{self.source.name(index)} ({picture})"
+                continue
+            found[index] = picture.pixels
+            if picture.enlarged:
+                self.enlarged.add(index)
+            if self._memory is not None:
+                self._memory[index] = picture.pixels
+                self._filled[index] = True
+        if broken:
+            note_skipped(self, broken)
+        return found
+
+
+def keep_in_memory(wish: bool | None, count: int, shape: tuple[int, int, int], workers: int) -> bool:
+    """The wish; without one, whether `count` images of `shape` stay below 1 GiB and no workers decode."""
+    if wish is not None:
+        return wish
+    return workers == 0 and count * shape[0] * shape[1] * shape[2] <= IN_MEMORY

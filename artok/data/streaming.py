@@ -1,0 +1,155 @@
+"""A split that is read front to back, without its whole ever being on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from artok.data.base import Examples, Split, note_skipped
+from artok.data.columns import Classes
+from artok.data.pictures import Encoded, decode
+from artok.errors import DataError
+from artok.noise import Noise, fold
+
+BLOCK = 4096  # rows whose random numbers are drawn at once
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """row: its place in the stream as stored."""
+
+    row: int
+    encoded: Encoded
+    label: object
+
+
+def held_out(rows: Tensor, fraction: float, seed: int) -> Tensor:
+    """(N,) bool: which rows of a stream without a test split belong to test; each is drawn on its own."""
+    return Noise(fold("stream holdout", seed), rows).uniform() < fraction
+
+
+class StreamSplit(Split):
+    """What it guarantees:
+
+    - Index p is position p of an endless stream: the pass p // len, and the place p % len in it.
+    - Within a pass every row comes once. A training split is mixed by a buffer of `buffer` rows, seeded by (seed,
+      pass), so that the order is the same in every process and after every resume; it mixes locally only, and a stream
+      sorted by class stays nearly sorted. A test split keeps the stored order.
+    - Positions are read in ascending order. What lies between is fetched and thrown away without being decoded, so
+      that resuming at position p costs the reading, not the decoding, of p % len rows. Going back starts the pass
+      again, so that two readers need two splits, each opened for itself.
+    - An unreadable image is replaced by the next in the order; positions of the others do not move.
+
+    rows: opens the stream at its start. count: rows of the stream. part: (holdout, seed, whether this is the test
+    part), or None when the stream is one whole split.
+    """
+
+    decodes = True
+    sequential = True
+
+    def __init__(
+        self,
+        rows: Callable[[], Iterator[Row]],
+        item: Callable[[int, Row], Item],
+        classes: Classes,
+        shape: tuple[int, int, int],
+        fingerprint: str,
+        count: int,
+        part: tuple[float, int, bool] | None,
+        buffer: int,
+        seed: int,
+        where: str,
+    ) -> None:
+        self.shape, self.classes, self.fingerprint = shape, classes.names, fingerprint
+        self.skipped, self.enlarged = {}, set()
+        self._rows, self._item, self._table, self._where = rows, item, classes, where
+        self._count, self._part, self._buffer, self._seed = count, part, buffer, seed
+        self._length = sum(int(self._chosen(start).sum()) for start in range(0, count, BLOCK))
+        if not self._length:
+            raise DataError(f"none of the {count} rows of {where} fall into this split")
+        self._next = 0
+        self._items: Iterator[Item] | None = None
+        self._ahead: dict[int, Item] = {}  # read already to replace an unreadable one
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, indices: Sequence[int]) -> Examples:
+        images, labels = [], []
+        for index in indices:
+            pixels, label = self._readable(int(index))
+            images.append(pixels)
+            labels.append(label)
+        return Examples(torch.stack(images), torch.cat(labels))
+
+    def _readable(self, position: int) -> tuple[Tensor, Tensor]:
+        self._ahead = {place: item for place, item in self._ahead.items() if place >= position}
+        channels, side = self.shape[:2]
+        while True:
+            item = self._at(position)
+            picture = decode(item.encoded, channels, side)
+            if not isinstance(picture, str):
+                if picture.enlarged:
+                    self.enlarged.add(item.row)
+                return picture.pixels, self._table.labels([item.label], self._where, item.row)
+            note_skipped(self, {item.row: f"row {item.row} ({picture})"})
+            position += 1
+
+    def _at(self, position: int) -> Item:
+        if position in self._ahead:
+            return self._ahead[position]
+        epoch = position // self._length
+        if self._items is None or position < self._next or epoch > self._next // self._length:
+            self._items, self._next, self._ahead = self._mixed(epoch), epoch * self._length, {}
+        for item in self._items:
+            self._next += 1
+            if self._next % self._length == 0:
+                self._items = None  # the next position begins another pass
+            if self._next > position:
+                self._ahead[position] = item
+                return item
+        raise DataError(
+            f"{self._where} ended before row {self._count}: data.lengths must not say more rows than there are"
+        )
+
+    def _chosen(self, start: int) -> Tensor:
+        """Which of the rows from `start`, a block of them, belong to this split."""
+        rows = torch.arange(start, min(start + BLOCK, self._count))
+        if self._part is None:
+            return torch.ones(len(rows), dtype=torch.bool)
+        fraction, seed, test = self._part
+        return held_out(rows, fraction, seed) == test
+
+    def _stored(self) -> Iterator[Item]:
+        chosen: list[bool] = []
+        for index, row in enumerate(self._rows()):
+            if index == self._count:
+                return
+            if index % BLOCK == 0:
+                chosen = self._chosen(index).tolist()
+            if chosen[index % BLOCK]:
+                yield self._item(index, row)
+
+    def _mixed(self, epoch: int) -> Iterator[Item]:
+        """The items of one pass: each waits in the buffer until a random later one takes its place."""
+        if self._buffer < 2:
+            yield from self._stored()
+            return
+        seed, waiting, slots = fold("stream", self._seed, epoch), list[Item](), list[int]()
+        for index, item in enumerate(self._stored()):
+            if index < self._buffer:
+                waiting.append(item)
+                continue
+            if not slots:
+                slots = Noise(seed, torch.arange(index, index + BLOCK)).integers(self._buffer).tolist()[::-1]
+            slot = slots.pop()
+            yield waiting[slot]
+            waiting[slot] = item
+        order = Noise(fold("rest", seed), torch.tensor([0])).permutation(len(waiting))[0]
+        yield from (waiting[slot] for slot in order.tolist())

@@ -1,0 +1,111 @@
+"""Random changes of a batch of training images, drawn from each sample's own noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from artok.data.base import Augment
+from artok.errors import DataError
+from artok.images import from_uint8
+from artok.noise import Noise, fold
+
+
+def plain(images: Tensor, size: int) -> Tensor:
+    """The centre `size` x `size` of images (B, C, R, R), uint8 or in [-1, 1], as float (B, C, size, size)."""
+    top = (images.shape[-1] - size) // 2
+    return _to_float(images[..., top : top + size, top : top + size])
+
+
+def augment(images: Tensor, changes: Augment, size: int, noise: Noise) -> Tensor:
+    """Images (B, C, R, R), uint8 or in [-1, 1], changed and cut to float (B, C, size, size) in [-1, 1].
+
+    Shift, rotation, scale and shear are one bicubic resampling, which also does the crop; outside the image its border
+    is repeated. Everything switched off is `plain`, exactly, and draws nothing.
+    """
+    if changes == Augment():
+        return plain(images, size)
+    draws_B8 = noise.uniform(8)  # all at once, so that switching one change off leaves the others as they were
+    offsets_B2 = _crop_offsets(images, changes, size, draws_B8[:, 0:2])
+    if changes.shift or changes.rotate or changes.scale or changes.shear:
+        shift_B2 = _signed(draws_B8[:, 2:4]) * (changes.shift * size)
+        cut = _resample(_to_float(images), _affine(changes, draws_B8[:, 4:7]), offsets_B2, shift_B2, size)
+    elif changes.crop == "random":
+        cut = _to_float(_cut(images, offsets_B2, size))
+    else:
+        cut = plain(images, size)
+    if changes.flip:
+        cut = torch.where(draws_B8[:, 7, None, None, None] < 0.5, cut.flip(-1), cut)
+    return cut
+
+
+def augmented_copies(images: Tensor, changes: Augment, size: int, indices: Tensor, copies: int, seed: int) -> Tensor:
+    """Float (B, copies, C, size, size) of images (B, C, R, R): copy 0 is plain, the others are changed.
+
+    When mirroring is the only change, copy 1 is the mirror image exactly, and there can be no third.
+    indices: (B,) int64, the images' places in the split; a copy depends on (seed, index, copy) alone.
+    """
+    first = plain(images, size)
+    if copies == 1:
+        return first[:, None]
+    if changes == Augment():
+        raise DataError(f"{copies} copies of an image would be the same: set data.augment, or 1 copy")
+    if changes == Augment(flip=True):
+        if copies > 2:
+            raise DataError(f"mirroring makes 2 different copies of an image, not {copies}: use 2, or augment more")
+        return torch.stack([first, first.flip(-1)], dim=1)
+    noises = [Noise(fold("copy", seed, copy), indices) for copy in range(1, copies)]
+    return torch.stack([first, *(augment(images, changes, size, noise) for noise in noises)], dim=1)
+
+
+def _to_float(images: Tensor) -> Tensor:
+    return from_uint8(images) if images.dtype == torch.uint8 else images
+
+
+def _signed(uniform: Tensor) -> Tensor:
+    return uniform * 2 - 1
+
+
+def _crop_offsets(images: Tensor, changes: Augment, size: int, uniform_B2: Tensor) -> Tensor:
+    """(B, 2) int64: top and left of each crop."""
+    room = images.shape[-1] - size
+    if changes.crop == "random":
+        return (uniform_B2 * (room + 1)).long()
+    return torch.full((len(images), 2), room // 2, dtype=torch.int64, device=images.device)
+
+
+def _cut(images: Tensor, offsets_B2: Tensor, size: int) -> Tensor:
+    span = torch.arange(size, device=images.device)
+    rows, columns = offsets_B2[:, :1] + span, offsets_B2[:, 1:] + span
+    batch = torch.arange(len(images), device=images.device)
+    cut_BHWC = images.permute(0, 2, 3, 1)[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return cut_BHWC.permute(0, 3, 1, 2).contiguous()
+
+
+def _affine(changes: Augment, uniform_B3: Tensor) -> Tensor:
+    """(B, 2, 2) from a place in the result, relative to its centre as (x, y), to one in the image."""
+    turn, size, lean = _signed(uniform_B3).unbind(1)
+    angle, scale, shear = turn * math.radians(changes.rotate), 1 + size * changes.scale, lean * changes.shear
+    cos, sin, one, zero = angle.cos(), angle.sin(), torch.ones_like(turn), torch.zeros_like(turn)
+    unturn = _matrix([cos, sin, -sin, cos])
+    unshear = _matrix([one, -shear, zero, one])
+    return unshear @ unturn / scale[:, None, None]
+
+
+def _matrix(entries: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(entries), dim=1).view(-1, 2, 2)
+
+
+def _resample(images: Tensor, affine: Tensor, offsets_B2: Tensor, shift_B2: Tensor, size: int) -> Tensor:
+    side = images.shape[-1]
+    axis = torch.arange(size, device=images.device, dtype=torch.float32) - (size - 1) / 2
+    place_HW2 = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)
+    centre_B2 = offsets_B2.flip(-1) + (size - 1) / 2  # as (x, y), of pixel centres
+    pixels = torch.einsum("bij,bhwj->bhwi", affine, place_HW2 - shift_B2[:, None, None]) + centre_B2[:, None, None]
+    where = (2 * pixels + 1) / side - 1  # grid_sample's -1 and 1 are the outer edges of the image
+    result = functional.grid_sample(images, where, mode="bicubic", padding_mode="border", align_corners=False)
+    return result.clamp(-1, 1)  # bicubic overshoots at edges

@@ -1,0 +1,195 @@
+"""The raster autoregressive transformer: Llama blocks read an image's codes row by row (LlamaGen, Sun et al. 2024).
+
+The sequence is [class, code 0, code 1, ...]; the output at each place predicts the next code. With several codes at a
+position (residual quantizers), a position's codes follow one another, coarse to fine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from artok.generators.base import Generator, GeneratorConfig
+from artok.layout import Codec, Condition, TokenLayout, Tokens
+from artok.nn.attention import KVCache, causal_mask
+from artok.nn.recompute import run
+from artok.nn.rotary import rotary_table
+from artok.nn.transformer import LlamaBlock
+from artok.noise import Noise
+from artok.sampling.guidance import guided, scale_at
+from artok.sampling.logits import draw
+from artok.sampling.settings import Sampling
+
+SIZES = {  # layers, heads, width: the published LlamaGen models
+    "B": (12, 12, 768),
+    "L": (24, 16, 1024),
+    "XL": (36, 20, 1280),
+    "XXL": (48, 24, 1536),
+    "3B": (24, 32, 3200),
+}
+
+
+class Config(GeneratorConfig):
+    """kind: raster.
+
+    size: a published model, or leave it out and turn one dial, `depth`: width 64 * depth and depth heads unless given.
+    hidden: width inside SwiGLU; 8/3 of the width, rounded up to a multiple of `multiple_of`, unless given.
+    class_position: the class token's rotary entry: all zeros as published, or that of the grid's origin.
+    """
+
+    kind: Literal["raster"] = "raster"
+    size: Literal["B", "L", "XL", "XXL", "3B"] | None = None
+    depth: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=4)
+    heads: int | None = Field(None, ge=1)
+    hidden: int | None = Field(None, ge=1)
+    multiple_of: int = Field(256, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    qk_norm: bool = False
+    tied_head: bool = Field(False, description="share the output weights with the token embedding")
+    rotary_base: float = Field(10000.0, gt=1)
+    class_position: Literal["zero", "origin"] = "zero"
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Config:
+        if (self.size is None) == (self.depth is None):
+            raise ValueError("give either size (B, L, XL, XXL, 3B) or depth")
+        if self.size and (self.width or self.heads):
+            raise ValueError("width and heads follow from size; leave them out, or give depth instead of size")
+        _, heads, width = self.shape()
+        if width % (2 * heads):
+            raise ValueError(f"width {width} must be a multiple of twice the heads ({heads})")
+        return self
+
+    def shape(self) -> tuple[int, int, int]:
+        """Layers, heads, width."""
+        if self.size:
+            return SIZES[self.size]
+        assert self.depth is not None
+        return self.depth, self.heads or self.depth, self.width or 64 * self.depth
+
+    def hidden_width(self) -> int:
+        """LlamaGen's rule: two thirds of 4 * width, rounded down, then up to a multiple."""
+        wanted = int(2 * (4 * self.shape()[2]) / 3)
+        return self.hidden or self.multiple_of * math.ceil(wanted / self.multiple_of)
+
+    def refuse(self, layout: TokenLayout) -> str | None:
+        if not layout.discrete:
+            return "needs codes, since it predicts a distribution over a vocabulary"
+        if len(layout.grids) != 1:
+            return "needs a single grid, since it reads tokens row by row"
+        if self.tied_head and layout.codes != 1:
+            return "with tied_head needs one code a position, since each level has embeddings of its own"
+        return None
+
+    def build(self, layout: TokenLayout, classes: int) -> Raster:
+        return Raster(self, layout, classes)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(depth=2, width=32, heads=2, multiple_of=8)
+
+
+class Raster(Generator):
+    """p(codes | class) as a product over the raster order."""
+
+    def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
+        super().__init__(layout, classes)
+        depth, self.heads, width = config.shape()
+        assert layout.vocab is not None
+        self.config, self.width, self.vocab, self.recompute = config, width, layout.vocab, False
+        self.class_embedding = nn.Embedding(classes + 1, width)
+        self.token_embedding = nn.Embedding(layout.codes * layout.vocab, width)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.blocks = nn.ModuleList(
+            LlamaBlock(width, self.heads, config.hidden_width(), config.dropout, config.qk_norm) for _ in range(depth)
+        )
+        self.norm = nn.RMSNorm(width, eps=1e-5)
+        self.head = nn.Linear(width, layout.vocab, bias=False)
+        table = rotary_table(layout.grid, width // self.heads, config.rotary_base)
+        first = torch.zeros_like(table[:1]) if config.class_position == "zero" else table[:1]
+        table = torch.cat([first, table.repeat_interleave(layout.codes, 0)])
+        self.rotary: Tensor
+        self.level_offset: Tensor
+        self.register_buffer("rotary", table, persistent=False)
+        self.register_buffer("level_offset", torch.arange(layout.codes) * layout.vocab, persistent=False)
+        self.apply(self._initialise)
+        if config.tied_head:
+            self.head.weight = self.token_embedding.weight
+        else:
+            nn.init.zeros_(self.head.weight)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+
+    # ------------------------------------------------------------------------------------------ one pass
+
+    def logits(self, codes: Tensor, labels: Tensor, start: int = 0, cache: KVCache | None = None) -> Tensor:
+        """Next-code logits (B, n, V) float32 at n places of the sequence.
+
+        codes: (B, n - 1) after the class token when `start` is 0, else (B, n) at places start, start + 1, ...
+        """
+        parts = [self.class_embedding(labels)[:, None]] if start == 0 else []
+        first = max(start - 1, 0)  # of `codes`, among all codes of the image
+        places = torch.arange(first, first + codes.shape[1], device=codes.device)
+        levels = self.level_offset[places % self.layout.codes]
+        parts.append(self.token_embedding(codes + levels))
+        x_BND = self.dropout(torch.cat(parts, dim=1))
+        length = x_BND.shape[1]
+        rotary = self.rotary[start : start + length]
+        mask = causal_mask(length, x_BND.device) if length > 1 else None
+        for layer, block in enumerate(self.blocks):
+            x_BND = run(block, x_BND, rotary, mask, cache, layer, recompute=self.recompute)
+        return self.head(self.norm(x_BND)).float()
+
+    def _all_logits(self, codes: Tensor, labels: Tensor) -> Tensor:
+        return self.logits(codes[:, :-1], labels)
+
+    def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
+        codes = tokens.values.flatten(1)
+        logits = self._all_logits(codes, condition.labels)
+        return {"nll": F.cross_entropy(logits.flatten(0, 1), codes.flatten())}
+
+    def log_likelihood(self, tokens: Tokens, condition: Condition) -> Tensor:
+        codes = tokens.values.flatten(1)
+        log_probability = self._all_logits(codes, condition.labels).log_softmax(-1)
+        return log_probability.gather(-1, codes[..., None])[..., 0].double().sum(1)
+
+    # ------------------------------------------------------------------------------------------ token by token
+
+    def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
+        batch, length = len(condition), self.layout.length * self.layout.codes
+        labels = condition.labels
+        if sampling.guides:
+            labels = torch.cat([labels, condition.dropped(True, self.classes).labels])
+        device, dtype = labels.device, getattr(torch, sampling.dtype)
+        head_width = self.width // self.heads
+        cache = KVCache.allocate(len(self.blocks), len(labels), self.heads, length, head_width, device, dtype)
+        uniform = noise.uniform(length)
+        codes = torch.zeros(batch, length, dtype=torch.int64, device=device)
+        latest = codes.new_zeros(len(labels), 0)
+        for step in range(length):
+            logits = self.logits(latest, labels, start=step, cache=cache)[:, -1]
+            cache.filled += 1
+            if sampling.guides:
+                logits = guided(logits[:batch], logits[batch:], scale_at(sampling, step, length))
+            codes[:, step] = draw(logits, uniform[:, step], sampling.temperature, sampling.top_k, sampling.top_p)
+            latest = codes[:, step : step + 1].repeat(len(labels) // batch, 1)  # both halves of guidance
+            yield self._unfinished(codes, step + 1)
+
+    def _unfinished(self, codes: Tensor, done: int) -> Tokens:
+        values = codes.unflatten(1, self.layout.value_shape())
+        if done == codes.shape[1]:
+            return Tokens(values.clone(), self.layout)
+        whole = torch.arange(self.layout.length, device=codes.device) < done // self.layout.codes
+        return Tokens(values.clone(), self.layout, known=whole.expand(len(codes), -1))
+
+    def passes(self, sampling: Sampling) -> int:
+        return self.layout.length * self.layout.codes

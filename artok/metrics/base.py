@@ -1,0 +1,128 @@
+"""What every metric keeps to: it says what it needs to see, is shown batches, and names its values.
+
+Whoever evaluates fills a `Seen` per batch; the images' features are computed once and shared by all metrics
+(`artok.metrics.evaluate`), whose values become records with N, extractor and floor (`artok.metrics.results`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from torch import Tensor
+
+from artok.config import Part
+from artok.errors import ArtokError
+from artok.layout import TokenLayout
+
+HELD_OUT = " (held-out)"  # ends the name of a value measured on held-out real images instead of the model's
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What there is to see of one batch. Any field may be missing; those of one group have the same rows.
+
+    Held-out real images, B of them:
+        images (B, C, H, W) uint8; labels (B,) int64; reconstructions (B, C, H, W) uint8; codes (B, N, K) int64;
+        log_likelihood (B,) float64, nats of each image's tokens; real_features (B, D) float32;
+        real_predicted (B,) int64, the extractor's class of each image.
+    What the model made, B rows of their own (reconstructions count when there are no samples):
+        samples (B, C, H, W) uint8; conditions (B,) int64, the class asked for; fake_features (B, D) float32;
+        fake_predicted (B,) int64.
+    Training images, for comparison:
+        train_images (B, C, H, W) uint8; train_log_likelihood (B,) float64.
+    """
+
+    images: Tensor | None = None
+    labels: Tensor | None = None
+    reconstructions: Tensor | None = None
+    codes: Tensor | None = None
+    log_likelihood: Tensor | None = None
+    real_features: Tensor | None = None
+    real_predicted: Tensor | None = None
+    samples: Tensor | None = None
+    conditions: Tensor | None = None
+    fake_features: Tensor | None = None
+    fake_predicted: Tensor | None = None
+    train_images: Tensor | None = None
+    train_log_likelihood: Tensor | None = None
+
+    def pair(self, first: str, second: str) -> tuple[Tensor, Tensor]:
+        """Two fields whose rows belong together; an ArtokError when one is missing or their numbers differ."""
+        one, other = getattr(self, first), getattr(self, second)
+        if one is None or other is None or len(one) != len(other):
+            counts = [0 if tensor is None else len(tensor) for tensor in (one, other)]
+            raise ArtokError(f"{first} and {second} must have the same rows, got {counts[0]} and {counts[1]}")
+        return one, other
+
+
+FIELDS = frozenset(field.name for field in fields(Seen))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is being measured, known before the first batch.
+
+    layout: of the tokens, for metrics of codes and likelihoods. extractor: its name, which names what is computed from
+    its features. seed: for metrics that draw subsets.
+    """
+
+    layout: TokenLayout | None = None
+    extractor: str | None = None
+    seed: int = 0
+
+    def require_layout(self, metric: str) -> TokenLayout:
+        if self.layout is None:
+            raise ArtokError(f"the metric {metric} needs the token layout of what it measures")
+        return self.layout
+
+
+class Metric(ABC):
+    """Values of a stream of batches.
+
+    needs: fields of `Seen` that it must be shown by the end. optional: fields that it also reports when it sees them.
+    A batch may carry any of them; fields of other metrics are ignored.
+    """
+
+    needs: ClassVar[frozenset[str]]
+    optional: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Images measured so far: the model's where it compares them with real ones."""
+
+    @abstractmethod
+    def update(self, seen: Seen) -> None:
+        """Takes in a batch; an ArtokError when rows that belong together differ in number or shape."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """Name to value, over all batches so far; an ArtokError in one sentence when there were too few images."""
+
+
+class MetricConfig(Part, ABC):
+    """A metric's settings; `kind` is the name of its file."""
+
+    @abstractmethod
+    def build(self, subject: Subject) -> Metric:
+        """The metric, having seen nothing; an ArtokError when the subject lacks what it must know."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls) -> MetricConfig:
+        """A setting for a dozen images, which the contract tests run."""
+
+
+def enough(metric: str, counts: Mapping[str, int], least: int) -> None:
+    """An ArtokError unless each of the named counts is at least `least`."""
+    if min(counts.values()) < least:
+        have = " and ".join(f"{count} {name}" for name, count in counts.items())
+        raise ArtokError(f"{metric} needs at least {least} images, but has {have}")
+
+
+def feature_name(metric: str, extractor: str | None) -> str:
+    """`FD[classifier]`: a value computed from features carries its extractor, since others are not comparable."""
+    return f"{metric}[{extractor or 'unnamed'}]"

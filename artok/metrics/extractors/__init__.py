@@ -1,0 +1,1 @@
+"""Feature extractors, one file a kind; see `artok.metrics.features`."""

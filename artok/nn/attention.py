@@ -1,0 +1,59 @@
+"""Scaled dot-product attention, and the cache that makes decoding one token cost one token."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PLAIN_LENGTH = 1024  # longest key sequence for which a CPU holds the full score matrix
+
+
+def attend(
+    q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """softmax(scale q k^T) v, as (B, H, N, D) (Vaswani et al. 2017, eq. 1).
+
+    mask: bool, broadcastable to (B, H, N, M), True where a query sees a key. scale: D ** -0.5 unless given.
+    """
+    if q_BHND.device.type != "cpu" or k_BHMD.shape[2] > PLAIN_LENGTH:
+        return F.scaled_dot_product_attention(q_BHND, k_BHMD, v_BHMD, attn_mask=mask, scale=scale)
+    # On a CPU and for short sequences, plain products beat the fused kernel, in bfloat16 by about 2 to 1.
+    scores_BHNM = (q_BHND * (scale or q_BHND.shape[-1] ** -0.5)) @ k_BHMD.transpose(-2, -1)
+    if mask is not None:
+        scores_BHNM = scores_BHNM.masked_fill(~mask, -math.inf)
+    return scores_BHNM.softmax(-1, dtype=torch.float32).to(v_BHMD.dtype) @ v_BHMD
+
+
+def causal_mask(length: int, device: torch.device) -> Tensor:
+    """(N, N) bool: a position sees itself and what comes before."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+@dataclass
+class KVCache:
+    """Keys and values of every layer, allocated once and written at a position.
+
+    keys, values: (layers, B, H, N, D). filled: positions written so far.
+    """
+
+    keys: Tensor
+    values: Tensor
+    filled: int = 0
+
+    @classmethod
+    def allocate(
+        cls, layers: int, batch: int, heads: int, length: int, head_width: int, device: torch.device, dtype: torch.dtype
+    ) -> KVCache:
+        shape = (layers, batch, heads, length, head_width)
+        return cls(torch.empty(shape, device=device, dtype=dtype), torch.empty(shape, device=device, dtype=dtype))
+
+    def write(self, layer: int, k_BHND: Tensor, v_BHND: Tensor) -> tuple[Tensor, Tensor]:
+        """Append a layer's keys and values at `filled`; all of that layer's up to there, as views."""
+        end = self.filled + k_BHND.shape[2]
+        self.keys[layer, :, :, self.filled : end] = k_BHND
+        self.values[layer, :, :, self.filled : end] = v_BHND
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]

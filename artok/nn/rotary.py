@@ -1,0 +1,33 @@
+"""Rotary position embedding over grids of any number of axes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rotary_table(grid: tuple[int, ...], head_width: int, base: float = 10000.0) -> Tensor:
+    """cos and sin (N, head_width / 2, 2) for the positions of a grid, row-major.
+
+    The pairs of a head are shared out to the axes in order (two axes: the first half turns with the row, the second
+    with the column), each axis with frequencies base ** (-j / pairs), j = 0, 1, ... (Su et al. 2021, section 3.2.2;
+    the two-axis form of LlamaGen, Sun et al. 2024).
+    """
+    pairs, axes = head_width // 2, len(grid)
+    coordinates = torch.cartesian_prod(*[torch.arange(side, dtype=torch.float64) for side in grid]).reshape(-1, axes)
+    angles = []
+    for axis in range(axes):
+        own = pairs // axes + (axis < pairs % axes)
+        frequencies = base ** (-torch.arange(own, dtype=torch.float64) / own)
+        angles.append(coordinates[:, axis, None] * frequencies)
+    angle = torch.cat(angles, dim=1)
+    return torch.stack([angle.cos(), angle.sin()], dim=-1).float()
+
+
+def rotate(x_BNHD: Tensor, table: Tensor) -> Tensor:
+    """Turn the interleaved pairs (2i, 2i + 1) of every head by the table's angles (N, D / 2, 2), in float32."""
+    pairs = x_BNHD.float().unflatten(-1, (-1, 2))
+    cos, sin = table[:, None, :, 0], table[:, None, :, 1]
+    real, imaginary = pairs[..., 0], pairs[..., 1]
+    turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
+    return turned.flatten(-2).to(x_BNHD.dtype)

@@ -1,0 +1,160 @@
+"""A tokenizer and a generator together: labels in, images out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from artok.config import validate
+from artok.errors import ArtokError, CheckpointError, ConfigError
+from artok.generators.base import Generator
+from artok.layout import Condition, Tokens
+from artok.noise import Noise
+from artok.sampling.settings import Sampling
+from artok.saved import (
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    Saved,
+    find_saved,
+    fingerprint,
+    load_generator,
+    load_tokenizer,
+    whole_state,
+    write_config,
+    write_weights,
+)
+from artok.tokenizers.base import Tokenizer
+
+
+@dataclass
+class Pipeline:
+    """images = pipeline(labels, seed=0).
+
+    classes: names of the labels. sampling: what is used unless a call says otherwise.
+    saved, saved_tokenizer: the configs and facts that both were trained under.
+    """
+
+    tokenizer: Tokenizer
+    generator: Generator
+    classes: tuple[str, ...]
+    sampling: Sampling
+    saved: Saved
+    saved_tokenizer: Saved
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu") -> Pipeline:
+        """Load a generator's run directory, a saved pipeline, or a hub repository of one.
+
+        CheckpointError: there is none, it holds a tokenizer only, or its tokenizer is not the one it was trained on.
+        """
+        folder = find_saved(name)
+        tokenizer, saved_tokenizer = load_tokenizer(folder)
+        generator, saved = load_generator(folder, tokenizer.layout)
+        if saved.facts.tokenizer is not None and saved.facts.tokenizer != fingerprint(tokenizer):
+            raise CheckpointError(
+                f"the tokenizer in {folder / TOKENIZER} is not the one that the generator was trained on "
+                f"(fingerprint {saved.facts.tokenizer}); put the right one back"
+            )
+        return cls(tokenizer, generator, saved.facts.classes, saved.sampling, saved, saved_tokenizer).to(device)
+
+    def to(self, device: str | torch.device) -> Pipeline:
+        self.tokenizer.to(device)
+        self.generator.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.generator.parameters()).device
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the generator and its tokenizer as a folder that `from_pretrained` reads."""
+        folder = Path(folder)
+        write_weights(whole_state(self.tokenizer), folder / TOKENIZER / WEIGHTS)
+        write_config(folder / TOKENIZER / CONFIG, self.saved_tokenizer)
+        write_weights(whole_state(self.generator), folder / WEIGHTS)
+        write_config(folder / CONFIG, self.saved.model_copy(update={"sampling": self.sampling}))
+
+    def __call__(
+        self,
+        labels: Sequence[int] | Tensor | int,
+        n: int = 1,
+        *,
+        guidance: float | None = None,
+        seed: int | None = None,
+        sampling: Sampling | None = None,
+        batch: int = 64,
+    ) -> Tensor:
+        """`n` images (n * labels, C, H, W) float in [-1, 1] on the CPU for each label, one label after another.
+
+        Image i depends on the seed and on i, not on `batch`. ConfigError: a label outside the classes.
+        """
+        given = {"guidance": guidance, "seed": seed}
+        settings = self.settings({name: value for name, value in given.items() if value is not None}, sampling)
+        condition = self.condition(labels, n)
+        images = []
+        for start in range(0, len(condition), batch):
+            *_, tokens = self.steps(condition[start : start + batch], settings, first=start)
+            images.append(self.decode(tokens).cpu())
+        return torch.cat(images)
+
+    def settings(self, changes: Mapping[str, object], sampling: Sampling | None = None) -> Sampling:
+        """`sampling`, or the pipeline's own, with changes on top, checked against the model."""
+        merged = (sampling or self.sampling).model_dump() | dict(changes)
+        settings = validate(Sampling, merged, "sampling")
+        if settings.guides and self.saved.generator and self.saved.generator.label_dropout == 0:
+            raise ConfigError(
+                "guidance needs a generator trained with label_dropout above 0, and this one has no unconditional "
+                "half; use guidance=1"
+            )
+        return settings
+
+    def condition(self, labels: Sequence[int] | Tensor | int, n: int = 1) -> Condition:
+        asked = torch.as_tensor([labels] if isinstance(labels, int) else labels, dtype=torch.int64).reshape(-1)
+        outside = [int(label) for label in asked if not 0 <= label < len(self.classes)]
+        if outside:
+            raise ConfigError(f"label {outside[0]} is outside the classes 0 to {len(self.classes) - 1}")
+        if n < 1 or not len(asked):
+            raise ConfigError("ask for at least one label and one image")
+        return Condition(asked.repeat_interleave(n).to(self.device))
+
+    @torch.inference_mode()
+    def steps(
+        self, condition: Condition, sampling: Sampling, first: int = 0, samples: Tensor | None = None
+    ) -> Iterator[Tokens]:
+        """Tokens as they are decided.
+
+        Each sample's randomness depends on the seed and its number: first, first + 1, ..., or those in `samples` (B,).
+        """
+        if samples is None:
+            samples = torch.arange(first, first + len(condition), device=self.device)
+        steps = self.generator.steps(condition, sampling, Noise(sampling.seed, samples), self.tokenizer)
+        while True:
+            with autocast(self.device, sampling.dtype):  # left before each yield: it must not reach the caller's code
+                tokens = next(steps, None)
+            if tokens is None:
+                return
+            yield tokens
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tokens) -> Tensor:
+        """Images in [-1, 1] of finished or unfinished tokens; in a single grid, what is undecided is left grey."""
+        images = self.tokenizer.decode(tokens).float().clamp(-1, 1)
+        if tokens.known is None or len(tokens.layout.grids) > 1:
+            return images
+        known = tokens.known.unflatten(1, tokens.layout.grid)[:, None].float()
+        return images * nn.functional.interpolate(known, size=images.shape[2:], mode="nearest")
+
+
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+    """Mixed precision for sampling on a device."""
+    if dtype == "float32":
+        return nullcontext()
+    if dtype == "float16" and device.type == "cpu":
+        raise ArtokError("float16 sampling needs a GPU; use bfloat16 or float32 on a CPU")
+    return torch.autocast(device.type, getattr(torch, dtype))

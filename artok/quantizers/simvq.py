@@ -1,0 +1,67 @@
+"""SimVQ: the codes are a frozen random table seen through one learned linear map, so all move, and none dies."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, code_usage, to_grid, to_sequence
+from artok.quantizers.codebook import nearest
+from artok.quantizers.gradients import rotation_trick, straight_through
+
+
+class Config(QuantizerConfig):
+    """codes: vectors V in the table. width: length D of each.
+    commitment: weight of the loss that keeps the latents near their codes, against 1 of the codebook loss.
+    rotation_trick: gradients through a rotation (Fifty 2024) and not straight through; the library's default for it.
+    """
+
+    kind: Literal["simvq"] = "simvq"
+    codes: int = Field(256, ge=2)
+    width: int = Field(8, ge=2)
+    commitment: float = Field(0.25, ge=0)
+    rotation_trick: bool = True
+
+    def build(self, grid: tuple[int, ...]) -> SimVectorQuantizer:
+        return SimVectorQuantizer(grid, self)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(codes=16, width=4)
+
+
+class SimVectorQuantizer(Quantizer):
+    """Codes C W with C frozen and W learned (Zhu 2024, arXiv 2411.02038); losses as in VQ-VAE.
+
+    The library's module renamed its parameters between 1.20 and 1.32, which saved weights would not survive, and is
+    two to three times slower; tests hold this one to it.
+    """
+
+    frozen: Tensor
+
+    def __init__(self, grid: tuple[int, ...], config: Config) -> None:
+        super().__init__((grid,), config.width, config.codes)
+        self.commitment = config.commitment
+        self.estimator = rotation_trick if config.rotation_trick else straight_through
+        self.register_buffer("frozen", torch.randn(config.codes, config.width) * config.width**-0.5)
+        self.transform = nn.Linear(config.width, config.width, bias=False)
+
+    def quantize(self, latents: Tensor) -> Quantized:
+        points, vectors = to_sequence(latents), self.transform(self.frozen)
+        values = nearest(points.detach().flatten(0, 1), vectors).view(points.shape[:2])
+        codes = F.embedding(values, vectors)
+        losses = {
+            "codebook": F.mse_loss(codes, points.detach()),
+            "commitment": self.commitment * F.mse_loss(points, codes.detach()),
+        }
+        values = values.unsqueeze(-1)
+        return Quantized(
+            to_grid(self.estimator(points, codes), self.grids[0]), values, losses, code_usage(values, len(vectors))
+        )
+
+    def dequantize(self, values: Tensor) -> Tensor:
+        return to_grid(F.embedding(values.squeeze(-1), self.transform(self.frozen)), self.grids[0])

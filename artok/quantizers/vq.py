@@ -1,0 +1,33 @@
+"""Vector quantization: each latent becomes the nearest of V learned vectors (van den Oord 2017, arXiv 1711.00937)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from artok.quantizers.codebook import CodebookConfig, CodebookQuantizer
+
+
+class Config(CodebookConfig):
+    """similarity: "cosine" puts latents and codes on the unit sphere (Yu 2021, arXiv 2110.04627, section 3.2), and the
+    decoder receives the normalised codes, as in LlamaGen; "euclidean" leaves them.
+
+    VQGAN is `similarity: euclidean, update: gradient, revive_below: 0`; LlamaGen the same with `similarity: cosine`.
+    """
+
+    kind: Literal["vq"] = "vq"
+    similarity: Literal["euclidean", "cosine"] = "cosine"
+
+    @model_validator(mode="after")
+    def _has_directions(self) -> Config:
+        if self.width == 1 and self.similarity == "cosine":
+            raise ValueError("similarity cosine needs a width of at least 2: on a line there are only two directions")
+        return self
+
+    def build(self, grid: tuple[int, ...]) -> CodebookQuantizer:
+        return CodebookQuantizer(grid, self, cosine=self.similarity == "cosine")
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(codes=16, width=4)

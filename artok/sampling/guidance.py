@@ -1,0 +1,31 @@
+"""Classifier-free guidance (Ho and Salimans 2022) under artok's one convention, and its schedules."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from artok.sampling.settings import Sampling
+
+
+def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """uncond + scale * (cond - uncond): 1 is no guidance, 0 ignores the condition."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def scale_at(sampling: Sampling, step: int, steps: int) -> float:
+    """The guidance scale at step 0..steps-1 of a generation.
+
+    linear and cosine rise from 1 at the first step to `guidance` at the last (the cosine with its power, as RAR's,
+    Yu et al. 2024); outside `guidance_interval` (Kynkaanniemi et al. 2024) there is none.
+    """
+    share = step / max(steps - 1, 1)
+    low, high = sampling.guidance_interval
+    if not low * steps <= step < high * steps:
+        return 1.0
+    if sampling.guidance_schedule == "linear":
+        return 1 + (sampling.guidance - 1) * share
+    if sampling.guidance_schedule == "cosine":
+        return 1 + (sampling.guidance - 1) * (1 - math.cos(math.pi * share**sampling.guidance_power)) / 2
+    return sampling.guidance

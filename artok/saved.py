@@ -1,0 +1,206 @@
+"""A trained model on disk: `config.yaml` with the facts it was trained under, and `model.safetensors`.
+
+A run directory, an exported folder and a hub repository all hold these two; a generator's also hold its tokenizer's,
+in the folder `tokenizer`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import ConfigDict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from artok.config import OPEN, Config, dump, of_kind, read_yaml, validate
+from artok.errors import CheckpointError, ConfigError, LayoutError, RunError
+from artok.generators.base import Generator, GeneratorConfig
+from artok.layout import TokenLayout
+from artok.sampling.settings import Sampling
+from artok.tokenizers.base import Tokenizer, TokenizerConfig
+
+CONFIG, WEIGHTS, TOKENIZER = "config.yaml", "model.safetensors", "tokenizer"
+
+
+class Facts(Config):
+    """What a model was trained on: (channels, *size) of its images, their classes, and the fingerprints."""
+
+    image: tuple[int, ...]
+    classes: tuple[str, ...]
+    data: str
+    tokenizer: str | None = None
+    version: str
+
+
+class Saved(Config):
+    """The part of a run's `config.yaml` that rebuilds its model."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    tokenizer: Annotated[TokenizerConfig | str, of_kind("tokenizers"), OPEN]
+    generator: Annotated[GeneratorConfig | None, of_kind("generators"), OPEN] = None
+    sampling: Sampling = Sampling()
+    facts: Facts
+
+
+def find_saved(name: str | Path) -> Path:
+    """The folder behind a path or a hub name, or a CheckpointError that says what to do."""
+    folder = Path(name)
+    if (folder / CONFIG).exists():
+        if not (folder / WEIGHTS).exists():
+            raise CheckpointError(f"the run {folder} has no {WEIGHTS} yet: its training has not finished; run it again")
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{folder} is no run directory: it has no {CONFIG}")
+    if str(name).count("/") != 1 or str(name).startswith((".", "/", "runs/")):
+        raise CheckpointError(f"there is no run {folder}; train it first with 'artok train'")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.yaml", "*.safetensors"]))
+    except Exception as error:  # the hub client raises many kinds, none of which the user can tell apart
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{name} is neither a run directory here nor a model on the hub ({reason})") from None
+
+
+def read_saved(folder: Path) -> Saved:
+    try:
+        return validate(Saved, read_yaml(folder / CONFIG), str(folder / CONFIG))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def load_tokenizer(name: str | Path) -> tuple[Tokenizer, Saved]:
+    """The tokenizer of a tokenizer's folder, or the one inside a generator's; in eval mode, on the CPU."""
+    folder = find_saved(name)
+    saved = read_saved(folder)
+    if saved.generator is not None:
+        folder = find_saved(folder / TOKENIZER)
+        saved = read_saved(folder)
+    if isinstance(saved.tokenizer, str):
+        raise CheckpointError(f"{folder / CONFIG} names another tokenizer where its own should be described")
+    tokenizer = saved.tokenizer.build(saved.facts.image)
+    read_weights(tokenizer, folder / WEIGHTS)
+    return tokenizer.eval().requires_grad_(False), saved
+
+
+def load_generator(name: str | Path, layout: TokenLayout) -> tuple[Generator, Saved]:
+    """The generator of a folder, built for a tokenizer's layout; in eval mode, on the CPU."""
+    folder = find_saved(name)
+    saved = read_saved(folder)
+    if saved.generator is None:
+        raise CheckpointError(f"{folder} holds a tokenizer, not a generator")
+    check_layout(saved.generator, layout)
+    generator = saved.generator.build(layout, len(saved.facts.classes))
+    read_weights(generator, folder / WEIGHTS)
+    return generator.eval().requires_grad_(False), saved
+
+
+def check_layout(generator: GeneratorConfig, layout: TokenLayout) -> None:
+    """A LayoutError that names both sides, when the generator cannot model such tokens."""
+    reason = generator.refuse(layout)
+    if reason:
+        raise LayoutError(f"generator {generator.kind} {reason}, but the tokenizer gives {layout}")
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict on the CPU, with tensors that several names share under their first name only."""
+    seen: set[tuple[int, int, tuple[int, ...]]] = set()
+    state = {}
+    for name, tensor in module.state_dict().items():
+        identity = (tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
+        if tensor.numel() and identity in seen:
+            continue
+        seen.add(identity)
+        state[name] = tensor.detach().cpu().contiguous()
+    return state
+
+
+def write_aside(path: Path, write: Any) -> None:
+    """Call write(temporary path), then rename: a reader sees the old file or the new one, never half of one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(aside)
+        aside.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files that only their owner may read
+        os.replace(aside, path)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        with suppress(OSError):
+            aside.unlink()
+        raise RunError(f"could not write {path}: {_reason(error)}; what was saved before is whole") from None
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+    return f"{text} (free some space and run the same command again)" if "space" in text.lower() else text
+
+
+def write_text(path: Path, text: str) -> None:
+    write_aside(path, lambda aside: aside.write_text(text))
+
+
+def write_json(path: Path, data: object) -> None:
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    """A state dict as safetensors."""
+    write_aside(path, lambda aside: save_file(dict(state), aside, metadata={"format": "pt"}))
+
+
+def write_config(path: Path, config: Config, facts: Facts | None = None) -> None:
+    """A config as YAML, with its facts beside it unless they are part of it."""
+    beside = "" if facts is None else "facts:\n" + "".join(f"  {line}\n" for line in dump(facts).splitlines())
+    write_text(path, dump(config) + beside)
+
+
+def read_weights(module: nn.Module, path: Path) -> None:
+    """Load safetensors into a module; a CheckpointError names the first keys and shapes that do not fit."""
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"there are no weights at {path}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is no readable safetensors file, it may be truncated ({error})") from None
+    own = module.state_dict()
+    problems = {
+        "of another shape": [name for name in state if name in own and state[name].shape != own[name].shape],
+        "not in this model": [name for name in state if name not in own],
+        "missing": [name for name in whole_state(module) if name not in state],
+    }
+    if any(problems.values()):
+        parts = [f"{len(names)} keys {what}, such as {names[0]}" for what, names in problems.items() if names]
+        raise CheckpointError(f"{path} is of another architecture: {'; '.join(parts)}")
+    module.load_state_dict(state, strict=False)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """16 hexadecimal digits that change whenever a weight does."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(whole_state(module).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Bring a model's two files into another folder, so that it is whole without its source."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG, WEIGHTS):
+
+        def bring(aside: Path, file: Path = source / name) -> None:
+            shutil.copyfile(file, aside)
+
+        write_aside(target / name, bring)

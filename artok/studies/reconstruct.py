@@ -1,0 +1,110 @@
+"""`artok reconstruct`: what a tokenizer keeps of one's own pictures, to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from artok.data.pictures import decode
+from artok.errors import DataError, RunError
+from artok.images import from_uint8, to_pil, to_uint8
+from artok.layout import Tokens
+from artok.metrics.reconstruction import psnr, ssim
+from artok.noise import Noise
+from artok.tokenizers.base import Tokenizer
+
+PANEL = 256  # pixels of a panel's side
+MARGIN, CAPTION = 8, 34
+
+
+@dataclass
+class Reconstructed:
+    """One picture's figures. bits: of its tokens at a fixed code length, or None for continuous ones."""
+
+    path: Path
+    psnr: float
+    ssim: float
+    bits: float | None
+    bits_per_pixel: float | None
+
+
+@torch.no_grad()
+def reconstruct(tokenizer: Tokenizer, paths: Sequence[Path], folder: Path) -> list[Reconstructed]:
+    """A sheet for each picture, `<name>.png` in `folder`: original, reconstruction, difference, map of tokens.
+
+    Pictures are cropped to a square and resized to the tokenizer's images. DataError: a file is missing or no image.
+    """
+    layout = tokenizer.layout
+    channels, side = layout.image[0], layout.image[-1]
+    pixels = []
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"there is no picture {path}")
+        picture = decode(str(path), channels, side)
+        if isinstance(picture, str):
+            raise DataError(f"{path} cannot be read as a picture ({picture})")
+        pixels.append(picture.pixels)
+    originals = torch.stack(pixels)
+    device = next(tokenizer.parameters()).device
+    tokens = tokenizer.encode(from_uint8(originals).to(device))
+    decoded = to_uint8(tokenizer.decode(tokens)).cpu()
+    bits = layout.bits if layout.discrete else None
+    results = []
+    for index, path in enumerate(paths):
+        pair = originals[index : index + 1], decoded[index : index + 1]
+        figures = Reconstructed(
+            path, float(psnr(*pair)), float(ssim(*pair)), bits, layout.bits_per_pixel if layout.discrete else None
+        )
+        sheet = draw(originals[index], decoded[index], token_map(tokens[index : index + 1]), figures)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            sheet.save(folder / f"{path.stem}.png")
+        except OSError as error:
+            raise RunError(f"could not write to {folder}: {error.strerror or error}") from None
+        results.append(figures)
+    return results
+
+
+def token_map(tokens: Tokens) -> Tensor:
+    """One image's tokens as colours (3, h, w) uint8, on the finest grid: a fixed colour a code, or three components."""
+    finest = list(tokens.layout.scales())[-1]
+    values = tokens.values[0, finest].cpu()
+    if tokens.layout.discrete:
+        colours = Noise(0, values[:, -1]).integers(224, 3) + 32
+    else:
+        parts = torch.cat([values, values.new_zeros(len(values), 3)], dim=1)[:, :3]
+        low, high = parts.amin(0), parts.amax(0)
+        colours = (parts - low) / (high - low).clamp(min=1e-6) * 255
+    return colours.T.unflatten(1, tokens.layout.grid).to(torch.uint8)
+
+
+def draw(original: Tensor, decoded: Tensor, codes: Tensor, figures: Reconstructed) -> Image.Image:
+    """The four panels with their captions."""
+    difference = ((decoded.short() - original.short()) / 2 + 128).clamp(0, 255).to(torch.uint8)
+    bits = (
+        f"{figures.bits:,.0f} bits, {figures.bits_per_pixel:.3f} a pixel" if figures.bits is not None else "continuous"
+    )
+    panels = [
+        (original, "original"),
+        (decoded, f"reconstruction\nPSNR {figures.psnr:.2f} dB, SSIM {figures.ssim:.3f}"),
+        (difference, "difference\nhalf of it, around grey"),
+        (codes, f"tokens, {codes.shape[1]}x{codes.shape[2]}\n{bits}"),
+    ]
+    width = len(panels) * (PANEL + MARGIN) + MARGIN
+    sheet = Image.new("RGB", (width, PANEL + CAPTION + 2 * MARGIN), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for index, (pixels, caption) in enumerate(panels):
+        left = MARGIN + index * (PANEL + MARGIN)
+        enlarged = to_pil(pixels).convert("RGB").resize((PANEL, PANEL), _filter(pixels))
+        sheet.paste(enlarged, (left, MARGIN))
+        pen.multiline_text((left, PANEL + MARGIN + 4), caption, fill="black", font=font, spacing=2)
+    return sheet
+
+
+def _filter(pixels: Tensor) -> Image.Resampling:
+    return Image.Resampling.LANCZOS if pixels.shape[-1] > PANEL else Image.Resampling.NEAREST

@@ -1,0 +1,152 @@
+"""The convolutional tokenizer: VQGAN's encoder and decoder around any quantizer (Esser et al. 2021)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from artok.config import OPEN, of_kind
+from artok.errors import ConfigError
+from artok.layout import TokenLayout, Tokens
+from artok.nn.conv import Decoder, Encoder, arranged
+from artok.quantizers.base import QuantizerConfig
+from artok.tokenizers.base import Reconstruction, Tokenizer, TokenizerConfig
+
+
+class Config(TokenizerConfig):
+    """kind: conv.
+
+    downsample: image side over grid side, a power of two. width times each multiplier gives the channels of a level,
+    finest first; there are log2(downsample) + 1 levels. attention: grid sides that have attention, or "coarsest".
+    latent: channels that the encoder puts out and the decoder takes in, around the quantizer's own width.
+    """
+
+    kind: Literal["conv"] = "conv"
+    downsample: int = Field(16, ge=2, le=32)
+    width: int = Field(128, ge=1)
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    blocks: int = Field(2, ge=1, description="residual blocks a level of the encoder")
+    decoder_blocks: int | None = Field(None, ge=1, description="the same for the decoder; one more unless given")
+    attention: tuple[int, ...] | Literal["coarsest"] = "coarsest"
+    decoder_attention: tuple[int, ...] | Literal["coarsest"] | None = Field(
+        None, description="the same for the decoder; as in the encoder unless given"
+    )
+    middle_attention: bool = True
+    latent: int = Field(256, ge=1)
+    quantizer_kernel: Literal[1, 3] = Field(1, description="side of the convolutions before and after the quantizer")
+    groups: int = Field(32, ge=1, description="groups of each GroupNorm")
+    quantizer: Annotated[QuantizerConfig, of_kind("quantizers"), OPEN]
+
+    @model_validator(mode="after")
+    def _levels_match(self) -> Config:
+        if self.downsample & (self.downsample - 1):
+            raise ValueError(f"downsample must be a power of two (2, 4, 8, 16, 32), got {self.downsample}")
+        levels = self.downsample.bit_length()
+        if len(self.multipliers) != levels:
+            raise ValueError(
+                f"downsample {self.downsample} needs {levels} multipliers, got {len(self.multipliers)}: "
+                f"{list(self.multipliers)}"
+            )
+        return self
+
+    def build(self, image: tuple[int, ...]) -> ConvTokenizer:
+        if len(image) != 3:
+            raise ConfigError(f"tokenizer kind conv takes images of (channels, height, width), not {image}")
+        if min(image[1:]) < self.downsample:
+            raise ConfigError(
+                f"images of {image[1]}x{image[2]} are smaller than the downsampling {self.downsample}; "
+                "use larger images (data.size) or a smaller tokenizer.downsample"
+            )
+        if any(side % self.downsample for side in image[1:]):
+            raise ConfigError(
+                f"the image side must be a multiple of the downsampling, and {image[1]}x{image[2]} is none of "
+                f"{self.downsample}; change data.size or tokenizer.downsample"
+            )
+        return ConvTokenizer(self, image)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        from artok.quantizers import vq
+
+        return cls(
+            downsample=4, width=8, multipliers=(1, 1, 2), blocks=1, latent=8, groups=4, quantizer=vq.Config.tiny()
+        )
+
+
+class ConvTokenizer(Tokenizer):
+    """Encoder, quantizer, decoder. Latent grids have the image's sides over `downsample`."""
+
+    def __init__(self, config: Config, image: tuple[int, ...]) -> None:
+        super().__init__()
+        channels, *size = image
+        grid = tuple(side // config.downsample for side in size)
+        quantizer = config.quantizer.build(grid)
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        sides = [size[0] >> level for level in range(len(widths))]
+
+        def attends(where: tuple[int, ...] | Literal["coarsest"]) -> list[bool]:
+            return [side == sides[-1] if where == "coarsest" else side in where for side in sides]
+
+        padding = config.quantizer_kernel // 2
+        self.encoder = Encoder(
+            in_channels=channels,
+            stem=config.width,
+            widths=widths,
+            blocks=config.blocks,
+            attention=attends(config.attention),
+            middle_attention=config.middle_attention,
+            out_channels=config.latent * quantizer.input_channels // quantizer.width,
+            groups=config.groups,
+        )
+        encoded = config.latent * quantizer.input_channels // quantizer.width
+        self.to_quantizer = nn.Conv2d(encoded, quantizer.input_channels, config.quantizer_kernel, padding=padding)
+        self.quantizer = quantizer
+        self.from_quantizer = nn.Conv2d(quantizer.width, config.latent, config.quantizer_kernel, padding=padding)
+        self.decoder = Decoder(
+            in_channels=config.latent,
+            widths=widths,
+            blocks=config.decoder_blocks or config.blocks + 1,
+            attention=attends(config.attention if config.decoder_attention is None else config.decoder_attention),
+            middle_attention=config.middle_attention,
+            out_channels=channels,
+            groups=config.groups,
+        )
+        self.layout = TokenLayout(quantizer.grids, quantizer.width, quantizer.vocab, image, quantizer.codes)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """What the quantizer receives, (B, input_channels, *grid)."""
+        return self.to_quantizer(self.encoder(arranged(images)))
+
+    def decode_latents(self, vectors: Tensor) -> Tensor:
+        """Images (B, C, H, W) of latent vectors (B, D, *grid)."""
+        return self.decoder(self.from_quantizer(arranged(vectors)))
+
+    def forward(self, images: Tensor) -> Reconstruction:
+        quantized = self.quantizer(self.latents(images))
+        reconstructed = self.decode_latents(quantized.vectors)
+        tokens = Tokens(quantized.values, self.layout)
+        return Reconstruction(reconstructed, tokens, quantized.losses, quantized.monitors)
+
+    def encode(self, images: Tensor) -> Tokens:
+        return Tokens(self.quantizer(self.latents(images)).values, self.layout)
+
+    def decode(self, tokens: Tokens) -> Tensor:
+        return self.decode_latents(self.embed(tokens))
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        if tokens.known is None:
+            return self.quantizer.lookup(tokens.values)
+        vectors = self.quantizer.lookup(torch.where(tokens.known[..., None], tokens.values, 0))
+        known = tokens.known.unflatten(1, self.layout.grid)[:, None]
+        return torch.where(known, vectors, 0.0)
+
+    def prefix(self, tokens: Tokens, scales: int) -> Tensor:
+        if scales == 0:
+            return torch.zeros(len(tokens), self.layout.width, *self.layout.grid, device=tokens.values.device)
+        return self.embed(tokens)
+
+    def last_layer(self) -> nn.Parameter:
+        return self.decoder.conv_out.weight  # type: ignore[return-value]

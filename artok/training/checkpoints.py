@@ -1,0 +1,66 @@
+"""Checkpoints to resume from. Each is written aside and renamed, so a kill leaves the last whole one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from artok.errors import CheckpointError, RunError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+STATE = "state.json"
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run."""
+    whole = [path for path in folder.glob("[0-9]*") if (path / STATE).exists()]
+    return max(whole, key=lambda path: int(path.name), default=None)
+
+
+def save(accelerator: Accelerator, folder: Path, seen: int, keep: int) -> None:
+    """Write everything needed to go on after `seen` images, then drop all but the newest `keep`.
+
+    RunError: it could not be written, such as on a full disk. Earlier checkpoints stay.
+    """
+    aside, final = folder / f".{seen:012d}.tmp", folder / f"{seen:012d}"
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(aside))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            (aside / STATE).write_text(json.dumps({"images": seen, "processes": accelerator.num_processes}))
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(aside, final)
+            for old in sorted(folder.glob("[0-9]*"), key=lambda path: int(path.name))[:-keep]:
+                shutil.rmtree(old, ignore_errors=True)
+    except Exception as error:  # torch, safetensors and the system each have their own for a failed write
+        shutil.rmtree(aside, ignore_errors=True)
+        newest = latest(folder)
+        kept = f"the last whole checkpoint is {newest}" if newest else "there is no earlier checkpoint"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RunError(
+            f"could not write a checkpoint after {seen} images ({reason}); {kept}. Is the disk full? "
+            "Free some space and run the same command again"
+        ) from None
+    accelerator.wait_for_everyone()
+
+
+def restore(accelerator: Accelerator, checkpoint: Path) -> int:
+    """Load a checkpoint into prepared models and optimizers; the images seen by then."""
+    try:
+        accelerator.load_state(str(checkpoint))
+        return int(json.loads((checkpoint / STATE).read_text())["images"])
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"the checkpoint {checkpoint} does not fit this run or is damaged ({reason}); delete that folder to resume "
+            "from an earlier one, or start anew with --fresh"
+        ) from None

@@ -1,0 +1,109 @@
+"""Tokens of a data set, encoded once: `artok encode`, and what a generator's training does by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, cast
+
+import torch
+from torch import Tensor
+
+from artok.config import OPEN, dump, of_kind, override, read_yaml, validate
+from artok.config import Config as Section
+from artok.data.base import DataConfig, Split, SplitName
+from artok.data.tokens import INDEX, TokenCache, write_tokens
+from artok.data.transforms import augmented_copies
+from artok.errors import ConfigError, DataError
+from artok.metrics.features import cache_directory
+from artok.noise import fold
+from artok.saved import CONFIG, find_saved, fingerprint, load_tokenizer
+from artok.tokenizers.base import Tokenizer
+from artok.training.progress import Progress
+
+BATCH = 64
+
+
+def cached_tokens(
+    tokenizer: Tokenizer,
+    mark: str,
+    data: DataConfig,
+    name: SplitName,
+    copies: int,
+    folder: Path | None,
+    device: torch.device,
+    progress: Progress,
+) -> TokenCache:
+    """The tokens of a split, read from `folder`; without one, from a place of their own, encoded first where missing.
+
+    mark: the tokenizer's fingerprint. copies: encodings of each image, the first plain. DataError: the tokens in
+    `folder` are of another tokenizer, of other images, or damaged.
+    """
+    split = data.open(name)
+    if folder is None:
+        augment = dump(data.augment) if copies > 1 else ""
+        key = f"{fold(mark, split.fingerprint, data.size, copies, augment):016x}"
+        folder = cache_directory() / "tokens" / f"{mark}-{key}"
+        if not (folder / INDEX).exists():
+            write_cache(tokenizer, mark, data, split, copies, folder, device, progress)
+    cache = TokenCache.open(folder, mark, tokenizer.layout)
+    if cache.index.data != split.fingerprint:
+        raise DataError(f"the tokens in {folder} are of other images than data names; encode the data again")
+    return cache
+
+
+def write_cache(
+    tokenizer: Tokenizer,
+    mark: str,
+    data: DataConfig,
+    split: Split,
+    copies: int,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    """Encode a split into a folder; a writing that was stopped goes on where it was."""
+    tokenizer = tokenizer.to(device).eval()
+
+    @torch.no_grad()
+    def parts(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        with progress.over(first * copies, len(split) * copies):
+            for start in range(first, len(split), BATCH):
+                indices = torch.arange(start, min(start + BATCH, len(split)))
+                examples = split.read(indices.tolist())
+                images = augmented_copies(examples.images, data.augment, data.size, indices, copies, seed=0)
+                flat = images.flatten(0, 1).split(BATCH)
+                values = torch.cat([tokenizer.encode(part.to(device)).values.cpu() for part in flat])
+                yield values.unflatten(0, (len(indices), copies)), examples.labels
+                progress.advance((start + len(indices)) * copies)
+
+    progress.say(f"encoding {len(split):,} images, {copies} time{'s' if copies > 1 else ''} each, into {folder}")
+    write_tokens(folder, tokenizer.layout, mark, split.fingerprint, split.classes, len(split), copies, parts)
+
+
+class DataOnly(Section):
+    """A `data:` section by itself."""
+
+    data: Annotated[DataConfig, of_kind("data"), OPEN]
+
+
+def encode_command(
+    name: str, changes: Sequence[str], split: str, copies: int, folder: Path | None
+) -> tuple[Path, TokenCache]:
+    """What `artok encode` does: the tokenizer's own data section, with changes, into a folder."""
+    tokenizer, _ = load_tokenizer(name)
+    if split not in ("train", "test"):
+        raise ConfigError(f"split must be train or test, not {split!r}")
+    section = override(read_yaml(find_saved(name) / CONFIG).get("data", {}), changes)
+    data = validate(DataOnly, {"data": section}, "data").data
+    if (data.channels, data.size, data.size) != tokenizer.layout.image:
+        raise ConfigError(
+            f"the tokenizer was trained on images of {tokenizer.layout.image} (channels, height, width), but data "
+            f"gives {(data.channels, data.size, data.size)}"
+        )
+    opened = data.open(cast(SplitName, split))
+    mark = fingerprint(tokenizer)
+    folder = folder or Path("tokens") / f"{Path(name).name}-{split}"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    write_cache(tokenizer, mark, data, opened, copies, folder, device, Progress("encode"))
+    return folder, TokenCache.open(folder, mark, tokenizer.layout)

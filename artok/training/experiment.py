@@ -1,0 +1,82 @@
+"""One YAML file, one experiment: what is trained, on which data, how long; and the objects it stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from artok import __version__
+from artok.config import OPEN, Config, of_kind
+from artok.data.base import DataConfig, Split
+from artok.errors import ConfigError
+from artok.generators.base import GeneratorConfig
+from artok.layout import TokenLayout
+from artok.losses.base import LossConfig
+from artok.losses.reconstruction import Config as PixelLossConfig
+from artok.sampling.settings import Sampling
+from artok.saved import Facts
+from artok.tokenizers.base import TokenizerConfig
+from artok.training.settings import Training
+
+
+class CachedTokens(Config):
+    """The `tokens:` section: where a generator's training tokens come from.
+
+    copies: encodings kept of each image, the first plain, the others augmented as `data.augment` says; more copies
+    hold off memorisation. online: encode afresh at every step instead, and cache nothing.
+    cache: folder written by `artok encode`; unless given, one is made and found again by itself.
+    """
+
+    copies: int = Field(1, ge=1)
+    online: bool = False
+    cache: str | None = None
+
+
+class Experiment(Config):
+    """A whole config file. With a `generator` it trains that on a trained tokenizer, else it trains the tokenizer."""
+
+    name: str = Field(pattern=r"^[\w.-]+$", description="names the run directory, runs/<name>")
+    data: Annotated[DataConfig, of_kind("data"), OPEN]
+    tokenizer: Annotated[TokenizerConfig | str, of_kind("tokenizers"), OPEN] = Field(
+        description="a section, or the run directory or hub name of a trained one"
+    )
+    generator: Annotated[GeneratorConfig | None, of_kind("generators"), OPEN] = None
+    losses: tuple[Annotated[LossConfig, of_kind("losses"), OPEN], ...] = (PixelLossConfig(),)
+    tokens: CachedTokens = CachedTokens()
+    sampling: Sampling = Sampling()
+    training: Training
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_job(self) -> Experiment:
+        if self.generator is None and isinstance(self.tokenizer, str):
+            raise ValueError(
+                "'tokenizer' names a trained one and there is no 'generator': nothing is left to train; "
+                "describe the tokenizer in a section, or add a generator"
+            )
+        return self
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        return (self.data.channels, self.data.size, self.data.size)
+
+    def facts(self, split: Split, tokenizer: str | None) -> Facts:
+        return Facts(
+            image=self.image, classes=split.classes, data=split.fingerprint, tokenizer=tokenizer, version=__version__
+        )
+
+
+def check_codebook(layout: TokenLayout, images: int) -> None:
+    """Refuse a codebook with more codes than the training images have tokens: most could never be used."""
+    tokens = images * layout.length * layout.codes
+    if layout.vocab is not None and layout.vocab > tokens:
+        raise ConfigError(
+            f"a codebook of {layout.vocab} codes is larger than the data can fill: {images} training images give "
+            f"{tokens} tokens; use a smaller codebook, a smaller downsampling, or more images"
+        )
+
+
+def default_folder(experiment: Experiment) -> Path:
+    return Path("runs") / experiment.name

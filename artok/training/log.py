@@ -1,0 +1,40 @@
+"""The record of a run: one JSON line an event, and what a person sees meanwhile."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from artok.saved import write_text
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The events of a log, without a last line that a kill left unfinished."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+class Log:
+    """Appends events to `log.jsonl`. Events later than `seen` images belong to a run that was cut off: they go."""
+
+    def __init__(self, path: Path, seen: int) -> None:
+        self.path = path
+        kept = [event for event in read_log(path) if event["images"] <= seen]
+        write_text(path, "".join(json.dumps(event) + "\n" for event in kept))
+
+    def write(self, event: str, images: int, values: dict[str, Any]) -> None:
+        line = json.dumps({"event": event, "images": images, "time": round(time.time(), 3), **values})
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+
+
+def duration(seconds: float) -> str:
+    """A time to read: 42s, 3m05s, 2h10m."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"

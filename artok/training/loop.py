@@ -1,0 +1,250 @@
+"""The training loop: one for everything that is trained, under accelerate, counted in images seen."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from artok.errors import ConfigError, RunError
+from artok.nn.recompute import set_recompute
+from artok.noise import fold
+from artok.saved import WEIGHTS, whole_state, write_weights
+from artok.training import checkpoints
+from artok.training.ema import Ema
+from artok.training.interrupt import Interrupt, interruptible
+from artok.training.log import Log
+from artok.training.progress import Progress
+from artok.training.settings import Optimizer, Training
+from artok.training.tasks import Step, Task
+
+
+@dataclass
+class Meter:
+    """Running means of scalars, kept on the device until someone looks: looking every step would stall a GPU."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    images: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, values: dict[str, Tensor], share: float) -> None:
+        for name, value in values.items():
+            scaled = value.detach().float() * share
+            self.sums[name] = self.sums[name] + scaled if name in self.sums else scaled
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over steps and processes, and images a second; starts afresh."""
+        names = sorted(self.sums)
+        stacked = torch.stack([self.sums[name] for name in names]) / max(self.steps, 1)
+        means = accelerator.reduce(stacked, "mean").tolist()
+        speed = self.images / max(time.perf_counter() - self.started, 1e-9)
+        self.sums, self.steps, self.images = {}, 0, 0
+        self.restart_clock()
+        return dict(zip(names, means, strict=True)) | {"images_per_second": round(speed, 2)}
+
+    def restart_clock(self) -> None:
+        self.started = time.perf_counter()
+
+
+class Trainer:
+    """A task with its optimizers, averaged weights and place on disk."""
+
+    def __init__(self, task: Task, folder: Path, accelerator: Accelerator, progress: Progress) -> None:
+        self.task, self.folder, self.accelerator, self.progress = task, folder, accelerator, progress
+        self.training: Training = task.experiment.training
+        self.seed = task.experiment.seed
+        processes = accelerator.num_processes
+        if self.training.batch % (processes * self.training.accumulate):
+            raise ConfigError(
+                f"training.batch {self.training.batch} must be a multiple of {processes} processes times accumulate "
+                f"{self.training.accumulate}"
+            )
+        if self.training.recompute and not sum(set_recompute(module, True) for module in task.players.values()):
+            raise ConfigError("training.recompute is on, but nothing in this model offers it; switch it off")
+        self.modules: dict[str, nn.Module] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        for player, module in task.players.items():
+            if self.training.compile:
+                module.compile()
+            optimizer = make_optimizer(module, self.settings(player))
+            self.modules[player], self.optimizers[player] = accelerator.prepare(module, optimizer)
+        self.ema = Ema(self.modules["model"], self.training.ema) if self.training.ema else None
+        if self.ema:
+            accelerator.register_for_checkpointing(self.ema)
+        self.seen = 0
+
+    def settings(self, player: str) -> Optimizer:
+        return self.training.optimizer if player == "model" else self.training.critic
+
+    # -------------------------------------------------------------------------------------- the loop
+
+    def run(self) -> bool:
+        """Train to the end, from the newest checkpoint on; False when a signal stopped it first."""
+        newest = checkpoints.latest(self.folder / "checkpoints")
+        if newest:
+            self.seen = checkpoints.restore(self.accelerator, newest)
+            done = self.seen >= self.training.images
+            what = "is finished:" if done else "goes on at"
+            self.progress.say(f"{self.folder} {what} {self.seen:,} of {self.training.images:,} images")
+            if done:
+                return True
+        if self.accelerator.is_main_process:
+            self.log = Log(self.folder / "log.jsonl", self.seen)
+        self.record("resume" if newest else "start", {"processes": self.accelerator.num_processes})
+        world = self.accelerator.process_index, self.accelerator.num_processes
+        with (
+            closing(self.task.batches(self.seen, *world)) as batches,
+            interruptible() as interrupt,
+            self.progress.over(self.seen, self.training.images),
+        ):
+            finished = self.loop(batches, interrupt)
+        self.record("end" if finished else "stop", {})
+        return finished
+
+    def loop(self, batches: Iterator[Any], interrupt: Interrupt) -> bool:
+        training, meter = self.training, Meter()
+        while self.seen < training.images:
+            torch.manual_seed(fold("step", self.seed, self.seen, self.accelerator.process_index))
+            self.step(next(batches), meter)
+            before, self.seen = self.seen, self.seen + training.batch
+            meter.steps += 1
+            meter.images += training.batch
+            self.progress.advance(self.seen)
+            stopping = interrupt.heeded(self.accelerator, self.seen // training.batch)
+            last = self.seen >= training.images
+            if stopping or last or crossed(before, self.seen, training.log_every):
+                self.report(meter)
+            if last or crossed(before, self.seen, training.validate_every):
+                self.validate()
+            if last or crossed(before, self.seen, training.preview_every):
+                self.preview()
+            if stopping or last or crossed(before, self.seen, training.checkpoint_every):
+                if meter.steps:
+                    self.report(meter)  # also the test that what is saved is finite
+                self.save()
+            if stopping and not last:
+                return False
+            if not meter.steps:
+                meter.restart_clock()
+        return True
+
+    def step(self, batch: Any, meter: Meter) -> None:
+        """One turn of each player on one batch."""
+        parts = self.task.split(batch, self.training.accumulate)
+        for player, module in self.modules.items():
+            optimizer, settings = self.optimizers[player], self.settings(player)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.rate_at(self.seen, self.training.images)
+            with self.only(player):
+                for index, part in enumerate(parts):
+                    last = index == len(parts) - 1
+                    with nullcontext() if last else self.accelerator.no_sync(module):
+                        step: Step = self.task.losses(self.modules, player, part, self.seen)
+                        total = torch.stack(list(step.losses.values())).sum()
+                        self.accelerator.backward(total / len(parts))
+                    meter.add({**step.losses, **step.monitors, f"{player}_loss": total}, 1 / len(parts))
+                if settings.clip:
+                    norm = self.accelerator.clip_grad_norm_(module.parameters(), settings.clip)
+                    if norm is not None:
+                        meter.add({f"{player}_gradient_norm": norm}, 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update(self.seen // self.training.batch)
+
+    @contextmanager
+    def only(self, player: str) -> Iterator[None]:
+        """The other players frozen: their turn's gradients are theirs alone."""
+        others = [p for name, module in self.modules.items() if name != player for p in module.parameters()]
+        frozen = [parameter for parameter in others if parameter.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+
+    # -------------------------------------------------------------------------------------- on the way
+
+    def record(self, event: str, values: dict[str, Any]) -> None:
+        """One line in the log, and its numbers to the trackers."""
+        numbers = {name: value for name, value in values.items() if isinstance(value, float | int)}
+        self.accelerator.log({f"{event}/{name}": value for name, value in numbers.items()}, step=self.seen)
+        if self.accelerator.is_main_process:
+            self.log.write(event, self.seen, values)
+
+    def report(self, meter: Meter) -> None:
+        values = meter.read(self.accelerator)
+        bad = [name for name, value in values.items() if name.endswith("_loss") and not math.isfinite(value)]
+        rate = self.training.optimizer.rate_at(self.seen, self.training.images)
+        self.record("train", values | {"rate": rate, "skipped": self.task.skipped()})
+        if bad:
+            newest = checkpoints.latest(self.folder / "checkpoints")
+            kept = f"the last good checkpoint is {newest}" if newest else "there was no checkpoint yet"
+            raise RunError(
+                f"{bad[0]} is no finite number after {self.seen} images, so training stopped; {kept}. "
+                "Lower training.optimizer.rate, or train with precision fp32"
+            )
+        self.progress.show(self.seen, values)
+
+    @contextmanager
+    def shared_weights(self) -> Iterator[None]:
+        """The weights that will be used and shared (averaged ones when there are), in eval mode."""
+        module = self.modules["model"]
+        with ExitStack() as stack:
+            if self.ema:
+                stack.enter_context(self.ema.applied())
+            module.eval()
+            stack.callback(module.train)
+            yield
+
+    def validate(self) -> None:
+        with self.shared_weights():
+            values = self.task.validate()
+        self.record("validation", values)
+        self.progress.show(self.seen, values, "held out")
+
+    def preview(self) -> None:
+        with self.shared_weights():
+            if self.accelerator.is_main_process:
+                folder = self.folder / "samples"
+                folder.mkdir(parents=True, exist_ok=True)
+                self.task.preview(folder / f"{self.seen:012d}.png")
+        self.accelerator.wait_for_everyone()
+
+    def save(self) -> None:
+        """A checkpoint to resume from, and the weights to use and share."""
+        checkpoints.save(self.accelerator, self.folder / "checkpoints", self.seen, self.training.keep)
+        with self.shared_weights():
+            if self.accelerator.distributed_type.value == "FSDP":
+                state = self.accelerator.get_state_dict(self.modules["model"])
+            else:
+                state = whole_state(self.accelerator.unwrap_model(self.modules["model"]))
+        if self.accelerator.is_main_process:
+            write_weights(state, self.folder / WEIGHTS)
+        self.record("checkpoint", {})
+
+
+def crossed(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, after]."""
+    return after // every > before // every
+
+
+def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """AdamW with decay on matrices and convolutions only."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.rate, betas=settings.betas, eps=settings.eps, fused=True)

@@ -1,0 +1,50 @@
+"""What a person sees while something long runs: a bar with the time left on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from artok.training.log import duration
+
+
+class Progress:
+    """Progress of one job at a time, in images. `quiet` says nothing at all (every process but the first)."""
+
+    def __init__(self, name: str, quiet: bool = False) -> None:
+        self.name, self.quiet = name, quiet
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.bar: RichProgress | None = None
+        self.job: TaskID | None = None
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def over(self, done: int, total: int) -> Iterator[None]:
+        """Shows the progress from `done` to `total` images inside the context."""
+        self.total, self.first, self.began = total, done, time.perf_counter()
+        if self.quiet or not self.console.is_terminal:
+            yield
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with RichProgress(*columns, console=self.console, refresh_per_second=4) as self.bar:
+            self.job = self.bar.add_task(self.name, total=total, completed=done)
+            yield
+        self.bar = None
+
+    def advance(self, done: int) -> None:
+        if self.bar is not None and self.job is not None:
+            self.bar.update(self.job, completed=done)
+
+    def show(self, done: int, values: Mapping[str, float], what: str = "") -> None:
+        """A line of figures, with the time left."""
+        speed = (done - self.first) / max(time.perf_counter() - self.began, 1e-9)
+        left = duration((self.total - done) / speed) if speed > 0 else "?"
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.say(f"{self.name} {done:>9,}/{self.total:,} images, {left} left  {what + ': ' if what else ''}{numbers}")

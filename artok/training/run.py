@@ -1,0 +1,196 @@
+"""A config to a finished run directory: everything around the loop."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from artok.config import read_yaml
+from artok.data.tokens import TokenCache
+from artok.errors import CheckpointError, ConfigError
+from artok.saved import (
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    Facts,
+    Saved,
+    check_layout,
+    copy_model,
+    find_saved,
+    fingerprint,
+    load_tokenizer,
+    whole_state,
+    write_config,
+    write_weights,
+)
+from artok.tokenizers.base import Tokenizer
+from artok.training import checkpoints
+from artok.training.encode import cached_tokens
+from artok.training.experiment import Experiment, check_codebook
+from artok.training.loop import Trainer
+from artok.training.progress import Progress
+from artok.training.settings import settle_precision
+from artok.training.tasks import GeneratorTask, Task, TokenizerTask
+
+# Settings that do not change what is computed: they may differ between a run and its resumption.
+FREE = {"log_every", "validate_every", "validate_images", "preview_every", "checkpoint_every", "keep", "trackers"}
+
+
+def train(experiment: Experiment, folder: Path, fresh: bool = False) -> bool:
+    """Train what the experiment describes into a run directory, or go on where an earlier call was stopped.
+
+    fresh: discard what the directory holds. Returns whether it is finished; False after Ctrl-C or SIGTERM, which save
+    first. Raises ConfigError, DataError or LayoutError before anything is written, RunError when training fails.
+    """
+    accelerator = make_accelerator(experiment, folder)
+    progress = Progress(experiment.name, quiet=not accelerator.is_main_process)
+    if not fresh:
+        check_same_run(experiment, folder)
+    task = build_task(experiment, folder, accelerator, progress)
+    trainer = Trainer(task, folder, accelerator, progress)
+    progress.say(
+        f"{experiment.name}: {count_parameters(task):,} parameters, {len_text(experiment)}, "
+        f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {accelerator.device}, "
+        f"{accelerator.mixed_precision.replace('no', 'fp32')}, into {folder}"
+    )
+    if accelerator.is_main_process:
+        start_folder(folder, experiment, task, fresh)
+    accelerator.wait_for_everyone()
+    if experiment.training.trackers:
+        accelerator.init_trackers("artok")
+    finished = trainer.run()
+    accelerator.end_training()
+    return finished
+
+
+def make_accelerator(experiment: Experiment, folder: Path) -> Accelerator:
+    cpu = not torch.cuda.is_available()
+    device = torch.device("cpu" if cpu else "cuda")
+    trackers: list[Any] = list(experiment.training.trackers)
+    try:
+        return Accelerator(
+            cpu=cpu,
+            mixed_precision=settle_precision(experiment.training.precision, device),
+            log_with=trackers or None,
+            project_dir=str(folder),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+    except ValueError as error:  # an unknown or missing tracker
+        raise ConfigError(f"training.trackers {trackers}: {error}") from None
+
+
+def len_text(experiment: Experiment) -> str:
+    training = experiment.training
+    return f"{training.images:,} images in {training.steps():,} steps of {training.batch}"
+
+
+def count_parameters(task: Task) -> int:
+    return sum(parameter.numel() for parameter in task.players["model"].parameters())
+
+
+# ---------------------------------------------------------------------------------------------- the task
+
+
+def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, progress: Progress) -> Task:
+    """The objects of an experiment, each checked against the others before any work is done."""
+    torch.manual_seed(experiment.seed)
+    device = accelerator.device
+    if experiment.generator is None:
+        train_split, test_split = experiment.data.open("train"), experiment.data.open("test")
+        task = TokenizerTask(experiment, train_split, test_split, device)
+        check_codebook(task.tokenizer.layout, len(train_split))
+        return task
+    tokenizer, saved = frozen_tokenizer(experiment)
+    check_layout(experiment.generator, tokenizer.layout)
+    train_split = experiment.data.open("train")
+    mark = fingerprint(tokenizer)
+    with accelerator.main_process_first():
+        held_out = cached_tokens(tokenizer, mark, experiment.data, "test", 1, None, device, progress)
+        source: Any = train_split
+        if not experiment.tokens.online:
+            copies = experiment.tokens.copies
+            given = Path(experiment.tokens.cache) if experiment.tokens.cache else None
+            source = cached_tokens(tokenizer, mark, experiment.data, "train", copies, given, device, progress)
+    facts = experiment.facts(train_split, mark)
+    if isinstance(source, TokenCache) and source.index.classes != facts.classes:
+        raise ConfigError(f"the cached tokens have the classes {source.index.classes}, the data {facts.classes}")
+    torch.manual_seed(experiment.seed)
+    return GeneratorTask(experiment, tokenizer, saved, facts, source, held_out, device)
+
+
+def frozen_tokenizer(experiment: Experiment) -> tuple[Tokenizer, Saved]:
+    """The tokenizer that a generator's experiment names, checked against the experiment's images."""
+    if isinstance(experiment.tokenizer, str):
+        tokenizer, saved = load_tokenizer(experiment.tokenizer)
+    else:
+        tokenizer = experiment.tokenizer.build(experiment.image).eval()
+        if any(True for _ in tokenizer.parameters()):
+            raise ConfigError(
+                f"tokenizer kind {experiment.tokenizer.kind} has to be trained before a generator is: "
+                "train it by itself, then name its run directory as 'tokenizer'"
+            )
+        facts = Facts(image=experiment.image, classes=(), data="", version="")
+        saved = Saved(tokenizer=experiment.tokenizer, facts=facts)
+    if tokenizer.layout.image != experiment.image:
+        raise ConfigError(
+            f"the tokenizer {experiment.tokenizer} was trained on images of {tokenizer.layout.image} "
+            f"(channels, height, width), but data gives {experiment.image}"
+        )
+    return tokenizer, saved
+
+
+# ---------------------------------------------------------------------------------------------- the folder
+
+
+def check_same_run(experiment: Experiment, folder: Path) -> None:
+    """Refuse to resume a run under other settings than it was started with."""
+    if not (folder / CONFIG).exists():
+        if checkpoints.latest(folder / "checkpoints"):
+            raise CheckpointError(f"{folder} has checkpoints but no {CONFIG}; start anew with --fresh")
+        return
+    before, now = read_yaml(folder / CONFIG), experiment.model_dump(mode="json")
+    changed = [line for line in differences(before, now) if line.split(":")[0] not in {f"training.{k}" for k in FREE}]
+    if changed:
+        raise CheckpointError(
+            f"the run {folder} was started with other settings ({'; '.join(changed[:5])}); "
+            "go on with those, choose another folder with --out, or start anew with --fresh"
+        )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
+    """Lines such as "training.batch: 64, now 128" for what two nested mappings do not share."""
+    lines = []
+    for key in [*now, *(key for key in before if key not in now and not (key == "facts" and not place))]:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += differences(old, new, f"{place}{key}.")
+        elif old != new:
+            lines.append(f"{place}{key}: {old}, now {new}")
+    return lines
+
+
+def start_folder(folder: Path, experiment: Experiment, task: Task, fresh: bool) -> None:
+    """Write the resolved config, and a generator's tokenizer, before the first step."""
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    if (folder / CONFIG).exists():
+        facts = read_yaml(folder / CONFIG).get("facts", {})
+        for name, what in (("data", "data"), ("tokenizer", "tokenizer")):
+            if facts.get(name) != getattr(task.facts, name):
+                raise CheckpointError(
+                    f"the {what} changed since the run {folder} was started; bring it back, choose another folder "
+                    "with --out, or start anew with --fresh"
+                )
+    if isinstance(task, GeneratorTask):
+        if isinstance(experiment.tokenizer, str):
+            source = find_saved(experiment.tokenizer)
+            copy_model(source / TOKENIZER if (source / TOKENIZER).exists() else source, folder / TOKENIZER)
+        else:
+            write_weights(whole_state(task.tokenizer), folder / TOKENIZER / WEIGHTS)
+            write_config(folder / TOKENIZER / CONFIG, task.saved_tokenizer)
+    write_config(folder / CONFIG, experiment, task.facts)

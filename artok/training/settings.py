@@ -1,0 +1,85 @@
+"""The `training:` section, and the schedules that follow from it. Time is counted in images seen."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from artok.config import Config
+from artok.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class Optimizer(Config):
+    """AdamW (Loshchilov and Hutter 2019), for one player.
+
+    warmup: images over which the rate rises from 0. final: the rate at the end of a cosine, as a share of `rate`.
+    weight_decay: on matrices only; vectors (biases, gains) are never decayed. clip: largest gradient norm.
+    """
+
+    rate: float = Field(1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: int = Field(0, ge=0)
+    final: float = Field(0.0, ge=0, le=1)
+    clip: float | None = Field(1.0, gt=0)
+
+    def rate_at(self, seen: int, total: int) -> float:
+        """The learning rate after `seen` of `total` images."""
+        warm = min(1.0, (seen + 1) / self.warmup) if seen < self.warmup else 1.0
+        if self.schedule == "constant":
+            return self.rate * warm
+        share = min(max((seen - self.warmup) / max(total - self.warmup, 1), 0.0), 1.0)
+        return self.rate * warm * (self.final + (1 - self.final) * (1 + math.cos(math.pi * share)) / 2)
+
+
+class Training(Config):
+    """How long, how fast, and what is written on the way.
+
+    images: images seen in all. batch: images of one optimizer step, over all processes and accumulation together.
+    ema: decay of the averaged weights at each step, or null for none; a share of the steps so far warms it up.
+    The intervals (log, validate, preview, checkpoint) are in images too.
+    """
+
+    images: int = Field(gt=0)
+    batch: int = Field(64, ge=1)
+    accumulate: int = Field(1, ge=1, description="parts that a process splits its share of a batch into")
+    optimizer: Optimizer = Optimizer()
+    critic: Optimizer = Field(Optimizer(), description="the same for an adversarial loss's discriminator")
+    precision: Precision = "auto"
+    ema: float | None = Field(None, gt=0, lt=1)
+    compile: bool = False
+    recompute: bool = Field(False, description="gradient checkpointing: less memory, more time")
+    log_every: int = Field(1_000, ge=1)
+    validate_every: int = Field(10_000, ge=1)
+    validate_images: int = Field(1_000, ge=1, description="held-out images of a validation")
+    preview_every: int = Field(20_000, ge=1)
+    checkpoint_every: int = Field(20_000, ge=1)
+    keep: int = Field(2, ge=1, description="checkpoints kept")
+    trackers: tuple[str, ...] = Field((), description="tensorboard, wandb, ...: what accelerate knows")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Training:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
+        return self
+
+    def steps(self) -> int:
+        return math.ceil(self.images / self.batch)
+
+
+def settle_precision(precision: Precision, device: torch.device) -> Literal["no", "bf16", "fp16"]:
+    """accelerate's name for a precision; "auto" is bfloat16 where the device multiplies it natively."""
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("training.precision fp16 needs a GPU; use bf16, fp32 or auto on a CPU")
+    if precision != "auto":
+        return "no" if precision == "fp32" else precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "no"

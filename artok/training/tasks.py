@@ -1,0 +1,215 @@
+"""What one training step computes, for a tokenizer and for a generator. The loop around them is the same."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from artok.data.base import Split
+from artok.data.loader import Batch, Loader, evaluation_batches
+from artok.data.tokens import TokenBatch, TokenCache, TokenLoader, evaluation_tokens
+from artok.generators.base import Generator
+from artok.images import grid, to_uint8
+from artok.layout import Condition
+from artok.losses.base import Loss
+from artok.metrics.base import Seen, Subject
+from artok.metrics.codebook import Config as CodebookConfig
+from artok.metrics.reconstruction import psnr
+from artok.noise import Noise, fold
+from artok.pipeline import Pipeline
+from artok.saved import Facts, Saved
+from artok.tokenizers.base import Tokenizer
+from artok.training.experiment import Experiment
+
+
+@dataclass
+class Step:
+    """losses: weighted scalars whose sum is minimised. monitors: scalars for the log alone."""
+
+    losses: dict[str, Tensor]
+    monitors: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """One thing to train. `players` have an optimizer each and take turns within a step; the first one is saved."""
+
+    experiment: Experiment
+    facts: Facts
+    players: dict[str, nn.Module]
+
+    @abstractmethod
+    def batches(self, start: int, rank: int, world: int) -> Generator[Any, None, None]:
+        """Endless local batches, from `start` images on."""
+
+    @abstractmethod
+    def losses(self, modules: Mapping[str, nn.Module], player: str, batch: Any, seen: int) -> Step:
+        """A player's losses on a local batch. `modules` are the players as wrapped for training."""
+
+    @abstractmethod
+    def validate(self) -> dict[str, float]:
+        """Figures on held-out data, with the weights as they are now."""
+
+    @abstractmethod
+    def preview(self, path: Path) -> None:
+        """Write a picture of what the model does now."""
+
+    @abstractmethod
+    def split(self, batch: Any, parts: int) -> list[Any]:
+        """A local batch in equal parts, for gradient accumulation."""
+
+    def skipped(self) -> int:
+        """Images that could not be read so far."""
+        return 0
+
+
+class TokenizerTask(Task):
+    """Reconstruct images through their tokens."""
+
+    def __init__(self, experiment: Experiment, train: Split, test: Split, device: torch.device) -> None:
+        assert not isinstance(experiment.tokenizer, str)
+        self.experiment, self.device = experiment, device
+        self.train_split, self.test_split = train, test
+        self.tokenizer: Tokenizer = experiment.tokenizer.build(experiment.image).to(device)
+        self.comparisons = nn.ModuleList(loss.build(experiment.image) for loss in experiment.losses).to(device)
+        self.players = {"model": self.tokenizer}
+        self.facts = experiment.facts(train, None)
+
+    def batches(self, start: int, rank: int, world: int) -> Generator[Batch, None, None]:
+        batch, seed = self.experiment.training.batch, self.experiment.seed
+        with Loader(self.train_split, self.experiment.data, batch, seed, start, rank, world) as loader:
+            yield from loader
+
+    def split(self, batch: Batch, parts: int) -> list[Batch]:
+        columns = zip(batch.images.chunk(parts), batch.labels.chunk(parts), batch.positions.chunk(parts), strict=True)
+        return [Batch(*column) for column in columns]
+
+    def losses(self, modules: Mapping[str, nn.Module], player: str, batch: Batch, seen: int) -> Step:
+        images = batch.images.to(self.device, non_blocking=True)
+        result = modules["model"](images)
+        losses = dict(result.losses)
+        for comparison in self.comparisons:
+            assert isinstance(comparison, Loss)
+            losses |= comparison(result.images.float(), images)
+        return Step(losses, result.monitors)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        layout = self.tokenizer.layout
+        usage = CodebookConfig().build(Subject(layout=layout)) if layout.discrete else None
+        figures = []
+        for batch in self._held_out():
+            tokens = self.tokenizer.encode(batch.images.to(self.device))
+            images = to_uint8(self.tokenizer.decode(tokens)).cpu()
+            figures.append(psnr(to_uint8(batch.images), images))
+            if usage is not None:
+                usage.update(Seen(codes=tokens.values.cpu()))
+        result = {"psnr": float(torch.cat(figures).mean())}
+        return result | (usage.compute() if usage is not None else {})
+
+    def _held_out(self) -> Iterator[Batch]:
+        limit = self.experiment.training.validate_images
+        return evaluation_batches(self.test_split, self.experiment.data, batch=64, limit=limit)
+
+    @torch.no_grad()
+    def preview(self, path: Path) -> None:
+        """Originals above their reconstructions."""
+        images = next(self._held_out()).images[:8]
+        decoded = self.tokenizer.decode(self.tokenizer.encode(images.to(self.device))).cpu()
+        scale = max(1, 64 // images.shape[-1])
+        grid(torch.cat([images, decoded.clamp(-1, 1)]), columns=len(images), scale=scale).save(path)
+
+    def skipped(self) -> int:
+        return len(self.train_split.skipped)
+
+
+class GeneratorTask(Task):
+    """Model the tokens of images under a frozen tokenizer."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        tokenizer: Tokenizer,
+        saved_tokenizer: Saved,
+        facts: Facts,
+        source: TokenCache | Split,
+        held_out: TokenCache,
+        device: torch.device,
+    ) -> None:
+        assert experiment.generator is not None
+        self.experiment, self.device, self.facts = experiment, device, facts
+        self.source, self.held_out = source, held_out
+        self.tokenizer = tokenizer.to(device).eval().requires_grad_(False)
+        self.saved_tokenizer = saved_tokenizer
+        self.generator: Generator = experiment.generator.build(tokenizer.layout, len(facts.classes)).to(device)
+        self.label_dropout = experiment.generator.label_dropout
+        self.players = {"model": self.generator}
+
+    def batches(self, start: int, rank: int, world: int) -> Generator[TokenBatch, None, None]:
+        batch, seed = self.experiment.training.batch, self.experiment.seed
+        if isinstance(self.source, TokenCache):
+            yield from TokenLoader(self.source, batch, seed, start, rank, world)
+            return
+        with Loader(self.source, self.experiment.data, batch, seed, start, rank, world) as loader:
+            for images in loader:
+                with torch.no_grad():
+                    tokens = self.tokenizer.encode(images.images.to(self.device, non_blocking=True))
+                yield TokenBatch(tokens, images.labels, images.positions)
+
+    def split(self, batch: TokenBatch, parts: int) -> list[TokenBatch]:
+        size = len(batch) // parts
+        rows = [slice(first, first + size) for first in range(0, len(batch), size)]
+        return [TokenBatch(batch.tokens[part], batch.labels[part], batch.positions[part]) for part in rows]
+
+    def losses(self, modules: Mapping[str, nn.Module], player: str, batch: TokenBatch, seen: int) -> Step:
+        batch = batch.to(self.device)
+        noise = Noise(fold("training", self.experiment.seed), batch.positions)
+        condition = Condition(batch.labels).dropped(noise.uniform() < self.label_dropout, self.generator.classes)
+        return Step(modules["model"](batch.tokens, condition, noise, self.tokenizer))
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Nats a token on held-out tokens and on as many plain training tokens, or the training loss where no
+        likelihood exists: a gap between the two is memorisation."""
+        figures = {"held_out": self._mean_loss(self.held_out)}
+        if isinstance(self.source, TokenCache):
+            figures["train"] = self._mean_loss(self.source)
+        return {f"{unit}_{name}": value for name, (unit, value) in figures.items()}
+
+    def _mean_loss(self, cache: TokenCache) -> tuple[str, float]:
+        """("nll", nats a token), or ("loss", the training loss at fixed noise)."""
+        per_image = cache.index.layout.length * cache.index.layout.codes
+        unit, total, count = "nll", 0.0, 0
+        for batch in evaluation_tokens(cache, 64, self.experiment.training.validate_images):
+            batch = batch.to(self.device)
+            condition = Condition(batch.labels)
+            nats = self.generator.log_likelihood(batch.tokens, condition)
+            if nats is not None:
+                total -= float(nats.sum()) / per_image
+            else:
+                noise = Noise(fold("validation"), batch.positions)
+                losses = self.generator(batch.tokens, condition, noise, self.tokenizer)
+                unit, total = "loss", total + len(batch) * float(torch.stack(list(losses.values())).sum())
+            count += len(batch)
+        return unit, total / count
+
+    def preview(self, path: Path) -> None:
+        """Eight samples a class, for up to ten classes."""
+        classes = min(10, len(self.facts.classes))
+        images = self.pipeline()(list(range(classes)), n=8)
+        grid(images, columns=8, scale=max(1, 32 // images.shape[-1])).save(path)
+
+    def pipeline(self) -> Pipeline:
+        """The generator as it is now, with its tokenizer."""
+        sections = {name: getattr(self.experiment, name) for name in ("tokenizer", "generator", "sampling")}
+        saved = Saved(**sections, facts=self.facts)
+        sampling = self.experiment.sampling
+        return Pipeline(self.tokenizer, self.generator, self.facts.classes, sampling, saved, self.saved_tokenizer)
+
+    def skipped(self) -> int:
+        return 0 if isinstance(self.source, TokenCache) else len(self.source.skipped)

@@ -1,0 +1,102 @@
+"""YAML to typed configs: layers, overrides, and mistakes named with their place and the nearest right key."""
+
+from pathlib import Path
+
+import pytest
+
+from artok import config
+from artok.errors import ConfigError
+from artok.training.experiment import Experiment
+
+VQ = {
+    "name": "x",
+    "data": {"kind": "digits"},
+    "tokenizer": {
+        "kind": "conv",
+        "downsample": 4,
+        "multipliers": [1, 1, 1],
+        "quantizer": {"kind": "vq", "codes": 32},
+    },
+    "training": {"images": 10},
+}
+
+
+def built(**changes: object) -> Experiment:
+    return config.validate(Experiment, config.merge(VQ, changes), "test")
+
+
+def test_a_section_becomes_the_config_of_its_kind() -> None:
+    experiment = built()
+    assert experiment.tokenizer.quantizer.codes == 32
+    assert experiment.data.kind == "digits"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trainning": {}}, ["'trainning'", "'training'"]),
+        ({"training": {"bacth": 3}}, ["'training.bacth'", "'batch'"]),
+        ({"tokenizer": {"quantizer": {"codez": 3}}}, ["'tokenizer.quantizer.codez'", "'codes'"]),
+        ({"tokenizer": {"quantizer": {"kind": "vqq"}}}, ["'tokenizer.quantizer'", "'vq'"]),
+        ({"tokenizer": {"kind": "comv"}}, ["'tokenizer'", "'conv'"]),
+        ({"training": {"images": "many"}}, ["'training.images'", "a whole number", "'many'"]),
+        ({"training": {"images": -5}}, ["'training.images'", "greater than 0"]),
+        ({"training": {"precision": "bf61"}}, ["'training.precision'", "bf16"]),
+        ({"tokenizer": {"downsample": 6}}, ["'tokenizer'", "power of two"]),
+        ({"tokenizer": {"multipliers": [1]}}, ["needs 3 multipliers"]),
+        ({"training": {"optimizer": {"rate": "fast"}}}, ["'training.optimizer.rate'", "a number"]),
+        ({"data": {"kind": "../x"}}, ["'data'", "digits"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_the_nearest_right_key(changes: dict, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        built(**changes)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_every_mistake_is_named_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"'trainning'.*'tokenizer.widht'"):
+        built(trainning={}, tokenizer={"widht": 3})
+
+
+def test_layers_and_overrides_go_above_what_they_extend(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("a: {b: 1, c: 2}\nd: 3\nrate: 1e-4\n")
+    (tmp_path / "top.yaml").write_text("extends: base.yaml\na: {b: 5}\ne: ${a.b}\n")
+    data = config.resolve(config.override(config.read_yaml(tmp_path / "top.yaml"), ["a.c=7", "f=[1,2]", "g=2e-3"]))
+    assert data == {"a": {"b": 5, "c": 7}, "d": 3, "rate": 1e-4, "e": 5, "f": [1, 2], "g": 2e-3}
+
+
+def test_a_section_whose_kind_changes_starts_afresh() -> None:
+    below = {"quantizer": {"kind": "vq", "codes": 8}}
+    assert config.override(below, ["quantizer.kind=fsq"]) == {"quantizer": {"kind": "fsq"}}
+    assert config.override(below, ["quantizer.width=4"]) == {"quantizer": {"kind": "vq", "codes": 8, "width": 4}}
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2", "a: ${nothing}\nb: 1"])
+def test_a_broken_file_is_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "broken.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        config.load(Experiment, str(tmp_path / "broken.yaml"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_a_bad_override_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no config"):
+        config.load(Experiment, "nowhere/at-all")
+    with pytest.raises(ConfigError, match=r"key\.sub=value"):
+        config.override({}, ["no-equals-sign"])
+
+
+def test_a_file_that_extends_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        config.read_yaml(tmp_path / "a.yaml")
+
+
+def test_a_dumped_config_reads_back_the_same(tmp_path: Path) -> None:
+    experiment = built()
+    (tmp_path / "out.yaml").write_text(config.dump(experiment))
+    assert config.load(Experiment, str(tmp_path / "out.yaml")) == experiment
