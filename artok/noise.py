@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the increment of SplitMix64, as a signed 64-bit integer
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the increment of SplitMix64; constants are signed 64-bit integers
 MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
@@ -28,6 +28,11 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ _shift(x, 30)) * MIX_1
     x = (x ^ _shift(x, 27)) * MIX_2
     return x ^ _shift(x, 31)
+
+
+def _wrap(x: int) -> int:
+    """A Python integer as the signed 64-bit one with the same low bits."""
+    return (x + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def fold(*parts: int | str) -> int:
@@ -58,7 +63,7 @@ class Noise:
     def _bits(self, count: int) -> Tensor:
         """(B, count) random int64."""
         self._draws += 1
-        stream_B = _mix(self._keys_B + self._draws * 0x5851F42D4C957F2D)
+        stream_B = _mix(self._keys_B + _wrap(self._draws * 0x5851F42D4C957F2D))
         counter = torch.arange(1, count + 1, device=stream_B.device, dtype=torch.int64) * GOLDEN
         return _mix(stream_B[:, None] + counter)
 

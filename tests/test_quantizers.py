@@ -391,8 +391,9 @@ def test_each_residual_level_adds_detail_and_gradients_pass_once() -> None:
 
 def test_nearest_is_brute_force() -> None:
     torch.manual_seed(0)
-    points, table = torch.randn(300, 5), torch.randn(40, 5)
-    assert torch.equal(nearest(points, table), (points[:, None] - table).square().sum(-1).argmin(1))
+    for codes in (40, 2**16):  # the second takes several blocks
+        points, table = torch.randn(70, 5), torch.randn(codes, 5)
+        assert torch.equal(nearest(points, table), torch.cdist(points.double(), table.double()).argmin(1))
 
 
 # ------------------------------------------------------------------------------------------------- gradient estimators

@@ -29,7 +29,8 @@ class Config(DataConfig):
     images below it; images without class folders are one class, "all". Where there is no test folder, `holdout` of
     each class is held out, drawn by `seed`.
 
-    in_memory: keep decoded images; left open, up to 1 GiB are kept when no workers decode.
+    in_memory: keep decoded images; left open, up to 1 GiB are kept when no workers decode (each
+    worker would keep its own).
     """
 
     kind: Literal["folder"] = "folder"

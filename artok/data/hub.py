@@ -43,7 +43,8 @@ class Config(DataConfig):
     streaming: read front to back without storing (see `StreamSplit` for what this guarantees). shuffle_buffer: rows
     that a stream mixes. lengths: rows of streamed splits, by name, where their source does not say.
 
-    in_memory: keep decoded images; left open, up to 1 GiB are kept when no workers decode.
+    in_memory: keep decoded images; left open, up to 1 GiB are kept when no workers decode (each
+    worker would keep its own).
     """
 
     kind: Literal["hub"] = "hub"
@@ -310,6 +311,8 @@ class _Opened:
                     yield dict(zip(batch, values, strict=True))
         except (ConnectionError, TimeoutError):
             raise DataError(_unreachable(self._where)) from None
+        except Exception as error:  # as above
+            raise DataError(f"{self._where} cannot be read: {' '.join(str(error).split())[:200]}") from None
 
 
 class _Items:

@@ -18,7 +18,7 @@ from typing import TypeAlias
 import fsspec
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 Encoded: TypeAlias = bytes | str | None  # the bytes of a file, its path or URL, or a missing image
@@ -40,12 +40,19 @@ def decode(encoded: Encoded, channels: int, side: int) -> Picture | str:
     try:
         if encoded is None:
             return "there is no image"
-        with Image.open(io.BytesIO(_read(encoded))) as image:
+        data = _read(encoded)
+        if not data:
+            return "the file is empty"
+        with Image.open(io.BytesIO(data)) as image:
             image.load()
             upright = ImageOps.exif_transpose(image) if "exif" in image.info else image
             plain = convert(upright, channels)
         pixels = torch.from_numpy(np.array(square(plain, side))).view(side, side, channels).permute(2, 0, 1)
         return Picture(pixels, min(plain.size) < side)
+    except UnidentifiedImageError:
+        return "it is no picture, or its beginning is damaged"
+    except OSError as error:
+        return error.strerror or str(error)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's many parsers raise whatever broken bytes lead them to
@@ -86,7 +93,8 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def square(image: Image.Image, side: int) -> Image.Image:

@@ -17,8 +17,7 @@ from artok.noise import Noise, fold
 
 def plain(images: Tensor, size: int) -> Tensor:
     """The centre `size` x `size` of images (B, C, R, R), uint8 or in [-1, 1], as float (B, C, size, size)."""
-    top = (images.shape[-1] - size) // 2
-    return _to_float(images[..., top : top + size, top : top + size])
+    return _to_float(_centre(images, size))
 
 
 def augment(images: Tensor, changes: Augment, size: int, noise: Noise) -> Tensor:
@@ -34,13 +33,11 @@ def augment(images: Tensor, changes: Augment, size: int, noise: Noise) -> Tensor
     if changes.shift or changes.rotate or changes.scale or changes.shear:
         shift_B2 = _signed(draws_B8[:, 2:4]) * (changes.shift * size)
         cut = _resample(_to_float(images), _affine(changes, draws_B8[:, 4:7]), offsets_B2, shift_B2, size)
-    elif changes.crop == "random":
-        cut = _to_float(_cut(images, offsets_B2, size))
     else:
-        cut = plain(images, size)
+        cut = _cut(images, offsets_B2, size) if changes.crop == "random" else _centre(images, size)
     if changes.flip:
         cut = torch.where(draws_B8[:, 7, None, None, None] < 0.5, cut.flip(-1), cut)
-    return cut
+    return _to_float(cut)  # last, since bytes are moved four times as fast
 
 
 def augmented_copies(images: Tensor, changes: Augment, size: int, indices: Tensor, copies: int, seed: int) -> Tensor:
@@ -62,6 +59,11 @@ def augmented_copies(images: Tensor, changes: Augment, size: int, indices: Tenso
     return torch.stack([first, *(augment(images, changes, size, noise) for noise in noises)], dim=1)
 
 
+def _centre(images: Tensor, size: int) -> Tensor:
+    top = (images.shape[-1] - size) // 2
+    return images[..., top : top + size, top : top + size]
+
+
 def _to_float(images: Tensor) -> Tensor:
     return from_uint8(images) if images.dtype == torch.uint8 else images
 
@@ -79,11 +81,8 @@ def _crop_offsets(images: Tensor, changes: Augment, size: int, uniform_B2: Tenso
 
 
 def _cut(images: Tensor, offsets_B2: Tensor, size: int) -> Tensor:
-    span = torch.arange(size, device=images.device)
-    rows, columns = offsets_B2[:, :1] + span, offsets_B2[:, 1:] + span
-    batch = torch.arange(len(images), device=images.device)
-    cut_BHWC = images.permute(0, 2, 3, 1)[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return cut_BHWC.permute(0, 3, 1, 2).contiguous()
+    places = zip(images, offsets_B2.tolist(), strict=True)
+    return torch.stack([image[:, top : top + size, left : left + size] for image, (top, left) in places])
 
 
 def _affine(changes: Augment, uniform_B3: Tensor) -> Tensor:

@@ -97,8 +97,8 @@ class QuantizerConfig(Part, ABC):
 
 
 def to_sequence(latents: Tensor) -> Tensor:
-    """(B, D, *grid) to (B, N, D), row-major."""
-    return latents.flatten(2).transpose(1, 2)
+    """(B, D, *grid) to (B, N, D), row-major. Copied, since norms and sums of a transposed view are ten times slower."""
+    return latents.flatten(2).transpose(1, 2).contiguous()
 
 
 def to_grid(vectors: Tensor, grid: tuple[int, ...]) -> Tensor:

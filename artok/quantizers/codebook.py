@@ -3,7 +3,8 @@
 The state, its k-means start, its smoothed means and the revival of dead codes are vector-quantize-pytorch's. The
 search and the counting are here, because the library's forward also starts k-means in eval mode, decides once and for
 all at its first use whether there are several processes, gives codebook and encoder the same weight when the codebook
-takes gradients, and builds a one-hot matrix of tokens x codes (3 to 7 ms against 1 at 2,048 tokens and 256 codes).
+takes gradients, and builds a one-hot matrix of tokens x codes (3 to 7 ms on a CPU core at 2,048 tokens and 256 codes,
+against 1 to 1.5).
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ class Codebook(nn.Module):
         shared = several_processes()
         self.state.sample_fn = sample_vectors_distributed if shared else batched_sample_vectors
         self.state.replace_sample_fn = self.state.sample_fn
-        self.state.kmeans_all_reduce_fn = distributed.all_reduce if shared else _keep
+        self.state.kmeans_all_reduce_fn = _keep
         if self.starts_from_means:
             self.state.init_embed_(points.unsqueeze(0))
         if self.revives:
@@ -182,9 +183,13 @@ class Codebook(nn.Module):
 def nearest(points: Tensor, vectors: Tensor) -> Tensor:
     """For each of the points (M, D) the number (M,) of the nearest of the vectors (V, D), in Euclidean distance.
 
-    |p - v|^2 = |p|^2 - (2 p.v - |v|^2): one matrix product and no square root; on CPU max is faster than argmax.
+    |p - v|^2 = |p|^2 - (2 p.v - |v|^2): one matrix product and no square root; on CPU max is faster than argmax. The
+    M x V products are taken in blocks, for the cache of a CPU (3 times faster at 16,384 codes) and a GPU's memory.
     """
-    return torch.addmm(vectors.square().sum(1), points, vectors.T, beta=-1, alpha=2).max(1).indices
+    block = max(1, (2**28 if points.is_cuda else 2**22) // len(vectors))
+    squares = vectors.square().sum(1)
+    parts = [torch.addmm(squares, part, vectors.T, beta=-1, alpha=2).max(1).indices for part in points.split(block)]
+    return torch.cat(parts)
 
 
 def several_processes() -> bool:

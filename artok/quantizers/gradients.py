@@ -18,8 +18,8 @@ def rotation_trick(points: Tensor, codes: Tensor) -> Tensor:
 
         q = |q|/|e| R e,   R = I - 2 w w' + 2 q^ e^',   w = (e^ + q^) / |e^ + q^|,   ^ = divided by the norm
 
-    so the angle between gradient and code becomes that between gradient and latent. The library's own goes through
-    batched matrix products of one row, three times slower on a CPU.
+    so the gradient keeps its angle: to the latent it is what it was to the code. The library's own goes through batched
+    matrix products of one row, slower on a CPU, and is missing in its older versions.
     """
     start, target = points.detach(), codes.detach()
     unit_start, unit_target = F.normalize(start, dim=-1), F.normalize(target, dim=-1)

@@ -20,8 +20,6 @@ from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, code_us
 from artok.quantizers.codebook import several_processes
 from artok.quantizers.gradients import straight_through
 
-GROUP = 10  # bits whose joint distribution is kept: 1,024 columns
-
 
 class Config(QuantizerConfig):
     """codes: V, a power of 2, so the width is log2 V.
@@ -69,10 +67,9 @@ class LookupFreeQuantizer(Quantizer):
         positive = points > 0
         codes = torch.where(positive, 1.0, -1.0)
         values = (positive * self.place).sum(-1, keepdim=True)
-        losses = {
-            "entropy": self.config.entropy * self._entropy(points.flatten(0, 1)),
-            "commitment": self.config.commitment * F.mse_loss(points, codes),
-        }
+        losses = {"commitment": self.config.commitment * F.mse_loss(points, codes)}
+        if self.training:  # costs more than all the rest
+            losses["entropy"] = self.config.entropy * self._entropy(points.flatten(0, 1))
         vectors = to_grid(straight_through(points, codes), self.grids[0])
         return Quantized(vectors, values, losses, code_usage(values, self.config.codes))
 
@@ -81,21 +78,24 @@ class LookupFreeQuantizer(Quantizer):
 
     def _entropy(self, points: Tensor) -> Tensor:
         """Mean entropy of the soft assignment of each of the points (M, D), minus `diversity` times the entropy of the
-        mean assignment, in nats (Yu 2023, section 3.1).
+        mean assignment over all processes, in nats (Yu 2023, section 3.1).
 
-        The assignment factorises over the bits, so the first is a sum over bits. The second is exact up to `GROUP`
-        bits; above, it is the sum over groups of bits (as in Open-MAGVIT2), which the joint entropy cannot exceed.
+        The bits of one token are independent. So the first is a sum over bits, and the mean of the joint distribution
+        of V codes is one product of the distributions of the two halves of the bits: exact, with no tokens x V matrix.
         """
         logits = 4 * points / self.config.temperature  # of +1 against -1, from the squared distances
         certainty = (F.softplus(logits) - logits * torch.sigmoid(logits)).sum(-1).mean()
-        groups = math.ceil(points.shape[1] / GROUP)
-        spread = sum(self._mean_entropy(group) for group in points.tensor_split(groups, dim=1))
+        half = (points.shape[1] + 1) // 2
+        high, low = self._assignment(points[:, :half]), self._assignment(points[:, half:])
+        mean = high.T @ low / len(points)
+        if several_processes():
+            mean = all_reduce(mean) / distributed.get_world_size()
+        spread = -(mean * mean.clamp(min=1e-12).log()).sum()
         return certainty - self.config.diversity * spread
 
-    def _mean_entropy(self, points: Tensor) -> Tensor:
-        """Entropy of the mean assignment of points (M, bits) to the 2**bits corners, over all processes in training."""
-        corners = torch.cartesian_prod(*[points.new_tensor([-1.0, 1.0])] * points.shape[1]).view(-1, points.shape[1])
-        mean = (2 / self.config.temperature * points @ corners.T).softmax(-1).mean(0)
-        if self.training and several_processes():
-            mean = all_reduce(mean) / distributed.get_world_size()
-        return -(mean * mean.clamp(min=1e-5).log()).sum()
+    def _assignment(self, points: Tensor) -> Tensor:
+        """The soft assignment (M, 2**bits) of points (M, bits) to the corners of their cube; ones when bits is 0."""
+        bits = points.shape[1]
+        numbers = torch.arange(2**bits, device=points.device).unsqueeze(1)
+        corners = torch.where((numbers & self.place[len(self.place) - bits :]) != 0, 1.0, -1.0)
+        return (2 / self.config.temperature * points @ corners.T).softmax(-1)

@@ -37,8 +37,8 @@ class Config(QuantizerConfig):
 class SimVectorQuantizer(Quantizer):
     """Codes C W with C frozen and W learned (Zhu 2024, arXiv 2411.02038); losses as in VQ-VAE.
 
-    The library's module renamed its parameters between 1.20 and 1.32, which saved weights would not survive, and is
-    two to three times slower; tests hold this one to it.
+    Own code and not the library's SimVQ, which renamed its parameters between 1.20 and 1.32, so that saved weights
+    would not survive an update, and is slower; tests hold this one to it.
     """
 
     frozen: Tensor

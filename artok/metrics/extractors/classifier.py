@@ -155,7 +155,7 @@ def reduce(images: Tensor) -> Tensor:
 
 
 def train(training: TrainingImages, steps: int, seed: int, device: torch.device | str) -> Network:
-    """A network trained for `steps` batches of 128: AdamW, one-cycle learning rate, cross-entropy.
+    """A network trained for `steps` batches of 128: AdamW, one cycle of the learning rate, cross-entropy.
 
     Images are changed at random as in `_augment`; not mirrored, which would make another digit. On a CPU one thread is
     used: the number of threads changes the order of sums.
@@ -169,7 +169,7 @@ def train(training: TrainingImages, steps: int, seed: int, device: torch.device 
         network = Network(shape[0], max(shape[1:]), training.classes)
         network = network.to(device).to(memory_format=torch.channels_last).train()
         optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps, pct_start=0.2)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cycle(step / steps))
         for _ in range(steps):
             rows = torch.randint(len(images), (BATCH,), generator=generator)
             batch = _augment(reduce(images[rows].to(device)), generator)
@@ -182,6 +182,14 @@ def train(training: TrainingImages, steps: int, seed: int, device: torch.device 
             schedule.step()
         _normalise(network.eval(), images[:50_000], device)
     return network.cpu().to(memory_format=torch.contiguous_format)
+
+
+def _cycle(progress: float) -> float:
+    """Share of the highest learning rate at progress in [0, 1]: a linear rise for a fifth, then half a cosine to 0."""
+    rise = 0.2
+    if progress < rise:
+        return 0.05 + 0.95 * progress / rise
+    return 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
 
 
 @torch.no_grad()

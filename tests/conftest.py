@@ -1,0 +1,25 @@
+"""What several tests share: small experiments, and where the real data and fixtures are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trained extractors and cached tokens of the tests stay out of the user's cache."""
+    before = os.environ.get("ARTOK_CACHE")
+    os.environ["ARTOK_CACHE"] = str(tmp_path_factory.getbasetemp().parent / "artok-cache")
+    torch.set_num_threads(1)
+    yield
+    if before is None:
+        del os.environ["ARTOK_CACHE"]
+    else:
+        os.environ["ARTOK_CACHE"] = before

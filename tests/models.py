@@ -1,0 +1,64 @@
+"""Tiny models and experiments that several tests use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from artok.config import find, kinds, merge, validate
+from artok.tokenizers import conv
+from artok.tokenizers.base import TokenizerConfig
+from artok.training.experiment import Experiment
+
+IMAGE = (3, 16, 16)
+
+
+def conv_around(quantizer: str) -> TokenizerConfig:
+    """The tiny convolutional tokenizer with the tiny quantizer of a kind."""
+    return conv.Config.tiny().model_copy(update={"quantizer": find("quantizers", quantizer).tiny()})
+
+
+TOKENIZERS: dict[str, Callable[[], TokenizerConfig]] = {
+    kind: find("tokenizers", kind).tiny for kind in kinds("tokenizers")
+} | {f"conv-{kind}": (lambda kind=kind: conv_around(kind)) for kind in kinds("quantizers")}
+
+TOKENIZER: dict[str, Any] = {
+    "name": "tiny-vq",
+    "data": {"kind": "digits", "size": 16},
+    "tokenizer": {
+        "kind": "conv",
+        "downsample": 4,
+        "width": 8,
+        "multipliers": [1, 1, 1],
+        "blocks": 1,
+        "latent": 8,
+        "groups": 4,
+        "quantizer": {"kind": "vq", "codes": 16, "width": 4},
+    },
+    "training": {
+        "images": 128,
+        "batch": 16,
+        "precision": "fp32",
+        "validate_images": 32,
+        "log_every": 32,
+        "validate_every": 64,
+        "preview_every": 64,
+        "checkpoint_every": 64,
+    },
+}
+GENERATOR: dict[str, Any] = merge(
+    TOKENIZER,
+    {
+        "name": "tiny-raster",
+        "generator": {"kind": "raster", "depth": 2, "width": 16, "heads": 2, "multiple_of": 8},
+        "training": {"ema": 0.9},
+    },
+)
+
+
+def tokenizer_experiment(**changes: Any) -> Experiment:
+    return validate(Experiment, merge(TOKENIZER, changes), "test")
+
+
+def generator_experiment(tokenizer: str, **changes: Any) -> Experiment:
+    return validate(Experiment, merge(GENERATOR | {"tokenizer": tokenizer}, changes), "test")
