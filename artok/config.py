@@ -150,7 +150,9 @@ def _sentence(cls: type[BaseModel], detail: ErrorDetails, place: tuple[int | str
     if expected and kind.endswith(("_type", "_parsing", "_from_float", "_number")):
         return f"'{path}' must be {expected}, got {given!r}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"'{path}' {message}, got {given!r}" if path and kind != "value_error" else f"'{path}' {message}".strip("' ")
+    if kind == "value_error":  # written by a validator of ours, which names the values itself
+        return f"'{path}': {message}" if path else message
+    return f"'{path}' {message}, got {given!r}"
 
 
 def _section(cls: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel] | None:

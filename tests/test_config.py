@@ -57,8 +57,10 @@ def test_a_mistake_is_named_with_its_place_and_the_nearest_right_key(changes: di
 
 
 def test_every_mistake_is_named_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"'trainning'.*'tokenizer.widht'"):
+    with pytest.raises(ConfigError) as error:
         built(trainning={}, tokenizer={"widht": 3})
+    assert "'trainning'" in str(error.value)
+    assert "'tokenizer.widht'" in str(error.value)
 
 
 def test_layers_and_overrides_go_above_what_they_extend(tmp_path: Path) -> None:

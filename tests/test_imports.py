@@ -51,9 +51,9 @@ def imported_modules(path: Path) -> set[str]:
 def test_a_file_imports_only_from_the_rooms_below_it(path: Path) -> None:
     own = room(path)
     for module in imported_modules(path):
-        if module.split(".")[0] == "artok":
-            target = module.removeprefix("artok").split(".")[min(1, module.count("."))]
-            target = "" if target == "__version__" else target
+        package, _, rest = module.partition(".")
+        if package == "artok":
+            target = rest.split(".")[0].replace("__version__", "")
             assert target == own or target in ALLOWED[own], f"{own} imports {module}"
 
 
