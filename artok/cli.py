@@ -126,11 +126,12 @@ def evaluate(
     overrides: Annotated[list[str] | None, typer.Argument(help="sampling settings on top, as key=value")] = None,
 ) -> None:
     """Measure a tokenizer or a generator on held-out data; results.json beside it."""
+    from artok.metrics.results import side_by_side
     from artok.studies.evaluate import evaluate as measure
     from artok.training.progress import Progress
 
     results = measure(run, n, extractor, overrides or [], device(), Progress("evaluate"))
-    typer.echo(results.table())
+    typer.echo(str(side_by_side([results])))
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """The 1,797 handwritten digits that ship with scikit-learn (UCI "Optical Recognition of Handwritten Digits").
 
-Real 8x8 images of 17 grey levels, enlarged by bicubic interpolation. The split is fixed for good: 540 images are held
+Real 8x8 images of 17 grey levels, enlarged by bilinear interpolation. The split is fixed for good: 540 images are held
 out, stratified by class, drawn with seed 0.
 """
 
@@ -39,7 +39,7 @@ class Config(DataConfig):
         levels = np.rint(grey[rows.numpy()].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         # Pillow works in whole numbers on 8 bits, so that the pixels are the same on every machine.
         large = [
-            np.asarray(Image.fromarray(each).resize((self.side, self.side), Image.Resampling.BICUBIC))
+            np.asarray(Image.fromarray(each).resize((self.side, self.side), Image.Resampling.BILINEAR))
             for each in levels
         ]
         images = torch.from_numpy(np.stack(large))[:, None].expand(-1, self.channels, -1, -1).contiguous()

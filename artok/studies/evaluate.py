@@ -1,0 +1,187 @@
+"""`artok evaluate`: a tokenizer or a generator measured on held-out data, with one evaluator for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from artok.config import override, read_yaml, validate
+from artok.data.base import DataConfig, Split, SplitName
+from artok.data.loader import evaluation_batches
+from artok.data.tokens import evaluation_tokens
+from artok.errors import ConfigError
+from artok.images import to_uint8
+from artok.layout import Condition, TokenLayout
+from artok.metrics import codebook, consistency, cost, frechet, kid, likelihood, memorisation, prdc, reconstruction
+from artok.metrics.base import MetricConfig, Seen, Subject
+from artok.metrics.evaluate import Evaluation
+from artok.metrics.features import Extractor, TrainingImages, extract, open_extractor
+from artok.metrics.floor import class_counts, floor, largest
+from artok.metrics.results import Results
+from artok.pipeline import Pipeline
+from artok.sampling.settings import Sampling
+from artok.saved import CONFIG, find_saved, fingerprint, load_tokenizer, read_saved
+from artok.tokenizers.base import Tokenizer
+from artok.training.encode import DataOnly, cached_tokens
+from artok.training.progress import Progress
+
+BATCH = 64
+JUDGE_IMAGES = 50_000  # training images that an extractor is trained on, at most
+RESULTS = "results.json"
+
+
+def evaluate(
+    name: str, n: int | None, extractor: str, changes: Sequence[str], device: str, progress: Progress
+) -> Results:
+    """Measure a run on the held-out images of its data and write `results.json` beside it.
+
+    n: images, all held-out ones unless given. changes: sampling settings as key=value. Errors as in loading, and an
+    ArtokError when n is larger than what a floor can be measured for.
+    """
+    folder = find_saved(name)
+    saved = read_saved(folder)
+    section = read_yaml(folder / CONFIG).get("data")
+    if section is None:
+        raise ConfigError(f"{folder / CONFIG} names no data to measure on; add its 'data' section")
+    data = validate(DataOnly, {"data": section}, str(folder / CONFIG)).data
+    judge = Judge(data, extractor, device, n, progress)
+    if saved.generator is None:
+        tokenizer, _ = load_tokenizer(folder)
+        results = judge.tokenizer(tokenizer.to(device), folder.name)
+    else:
+        pipeline = Pipeline.from_pretrained(folder, device)
+        own = pipeline.sampling.model_dump()
+        results = judge.generator(pipeline, folder.name, validate(Sampling, override(own, changes), "sampling"))
+    results.save(folder / RESULTS)
+    return results
+
+
+class Judge:
+    """One evaluator: the same real images, extractor and N for everything it measures.
+
+    n: images to measure, or None for all that are held out.
+    """
+
+    def __init__(self, data: DataConfig, extractor: str, device: str, n: int | None, progress: Progress) -> None:
+        self.data, self.device, self.progress = data, torch.device(device), progress
+        self.train_split, self.test_split = data.open("train"), data.open("test")
+        self.test_images, self.test_labels = whole(self.test_split, data, None)
+        self.train_images, self.train_labels = whole(self.train_split, data, JUDGE_IMAGES)
+        self.n = min(n or len(self.test_images), largest(self.train_labels, self.test_labels))
+        training = TrainingImages(self.train_images, self.train_labels, len(self.train_split.classes))
+        progress.say(f"measuring with {extractor} features on {self.n:,} images")
+        self.extractor: Extractor = open_extractor(extractor, training, device)
+        self._floor: dict[str, float] | None = None
+
+    def tokenizer(self, tokenizer: Tokenizer, name: str) -> Results:
+        """Reconstructions of the held-out images, and the use of the codebook."""
+        layout = tokenizer.layout
+        configs: list[MetricConfig] = [reconstruction.Config(), *self.between_sets()]
+        if layout.discrete:
+            configs.append(codebook.Config())
+        evaluation = self.evaluation(configs, layout)
+        with torch.no_grad(), self.progress.over(0, self.n):
+            for batch in evaluation_batches(self.test_split, self.data, BATCH, self.n):
+                tokens = tokenizer.encode(batch.images.to(self.device))
+                decoded = to_uint8(tokenizer.decode(tokens)).cpu()
+                codes = tokens.values.cpu() if layout.discrete else None
+                images = to_uint8(batch.images)
+                evaluation.update(Seen(images=images, labels=batch.labels, reconstructions=decoded, codes=codes))
+                self.progress.advance(int(batch.positions[-1]) + 1)
+        results = evaluation.results(name, seed=0, floor=self.floor(layout))
+        one = torch.zeros(1, *layout.image, device=self.device)
+        with torch.no_grad():
+            flops = cost.flops(lambda: tokenizer.decode(tokenizer.encode(one)))
+        costs = {"parameters": cost.parameters(tokenizer), "MFLOPs an image, encode and decode": flops / 1e6}
+        if layout.discrete:
+            costs |= {"bits an image": layout.bits, "bits a pixel": layout.bits_per_pixel}
+        return replace(results, cost={"tokens an image": layout.length * layout.codes} | costs)
+
+    def generator(self, pipeline: Pipeline, name: str, sampling: Sampling) -> Results:
+        """Samples with the classes of the held-out images, against those; and likelihood, where there is one."""
+        layout = pipeline.tokenizer.layout
+        sampling = pipeline.settings({}, sampling)
+        configs: list[MetricConfig] = [*self.between_sets(), memorisation.Config()]
+        if self.extractor.name == "classifier":
+            configs.append(consistency.Config())
+        nats = list(self.likelihoods(pipeline))
+        if nats:
+            configs.append(likelihood.Config())
+        evaluation = self.evaluation(configs, layout)
+        for seen in nats:
+            evaluation.update(seen)
+        evaluation.update(Seen(images=self.test_images, labels=self.test_labels, train_images=self.train_images))
+        for seen in self.samples(pipeline, sampling):
+            evaluation.update(seen)
+        results = evaluation.results(name, seed=sampling.seed, floor=self.floor(layout))
+        return replace(results, cost=generation_cost(pipeline, sampling))
+
+    # ------------------------------------------------------------------------------------------ parts
+
+    def between_sets(self) -> list[MetricConfig]:
+        size = min(1000, self.n, len(self.test_images))
+        return [frechet.Config(), kid.Config(subset_size=size), prdc.Config()]
+
+    def evaluation(self, configs: Sequence[MetricConfig], layout: TokenLayout) -> Evaluation:
+        subject = Subject(layout=layout, extractor=self.extractor.name)
+        return Evaluation([config.build(subject) for config in configs], self.extractor)
+
+    def floor(self, layout: TokenLayout) -> dict[str, float]:
+        """The distances of as many training images to the held-out ones."""
+        if self._floor is None:
+            metrics = self.evaluation(self.between_sets(), layout).metrics
+            train, _ = extract(self.extractor, self.train_images)
+            test, _ = extract(self.extractor, self.test_images)
+            self._floor = floor(metrics, train, self.train_labels, test, self.test_labels, self.n)
+        return self._floor
+
+    def samples(self, pipeline: Pipeline, sampling: Sampling) -> Iterator[Seen]:
+        """Generated images, their classes shared out as those of the held-out images."""
+        counts = class_counts(self.test_labels, self.n)
+        labels = torch.arange(len(counts)).repeat_interleave(counts)
+        with self.progress.over(0, self.n):
+            for start in range(0, self.n, BATCH):
+                part = labels[start : start + BATCH]
+                *_, tokens = pipeline.steps(Condition(part.to(self.device)), sampling, first=start)
+                yield Seen(samples=to_uint8(pipeline.decode(tokens)).cpu(), conditions=part)
+                self.progress.advance(start + len(part))
+
+    @torch.no_grad()
+    def likelihoods(self, pipeline: Pipeline) -> Iterator[Seen]:
+        """Log-likelihoods of held-out and of training images, as many of each."""
+        mark = fingerprint(pipeline.tokenizer)
+        for held_out in (True, False):
+            name: SplitName = "test" if held_out else "train"
+            cache = cached_tokens(pipeline.tokenizer, mark, self.data, name, 1, None, self.device, self.progress)
+            for batch in evaluation_tokens(cache, BATCH, self.n):
+                batch = batch.to(self.device)
+                nats = pipeline.generator.log_likelihood(batch.tokens, Condition(batch.labels))
+                if nats is None:
+                    return
+                yield Seen(log_likelihood=nats.cpu()) if held_out else Seen(train_log_likelihood=nats.cpu())
+
+
+def whole(split: Split, data: DataConfig, limit: int | None) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) uint8 and labels (N,) of a split, as a model sees them without augmentation."""
+    batches = list(evaluation_batches(split, data, 256, limit))
+    return torch.cat([to_uint8(batch.images) for batch in batches]), torch.cat([batch.labels for batch in batches])
+
+
+def generation_cost(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:
+    """Parameters, passes, FLOPs and time of generating; the time is this machine's, as it is now."""
+
+    def make(count: int) -> Tensor:
+        *_, tokens = pipeline.steps(pipeline.condition([0], count), sampling)
+        return pipeline.decode(tokens)
+
+    device = pipeline.device
+    return {
+        "parameters": cost.parameters(pipeline.generator),
+        "network passes": pipeline.generator.passes(sampling),
+        "MFLOPs an image": cost.flops(lambda: make(1)) / 1e6,
+        "latency at batch 1 (ms)": 1000 * cost.latency(lambda: make(1), device).median,
+        f"images a second at batch {BATCH}": cost.throughput(lambda: make(BATCH), BATCH, device),
+    }

@@ -1,0 +1,297 @@
+"""Extractors: the trained classifier and its cache, Inception and timm backbones from files, names and refusals."""
+
+import hashlib
+import warnings
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from artok.data.digits import Config as Digits
+from artok.errors import ArtokError, CheckpointError, ConfigError
+from artok.metrics.base import Seen, Subject
+from artok.metrics.extractors import classifier, inception
+from artok.metrics.features import TrainingImages, cache_directory, extract, open_extractor, parse
+from artok.metrics.floor import floor, stratified
+from artok.metrics.frechet import Config as Frechet
+
+QUICK = 3 * classifier.BATCH
+
+
+@pytest.fixture(scope="session")
+def digits():
+    splits = []
+    for name in ("train", "test"):
+        split = Digits(size=16, channels=1).open(name)
+        examples = split.read(range(len(split)))
+        splits.append(TrainingImages(examples.images, examples.labels, 10))
+    return splits
+
+
+@pytest.fixture(scope="session")
+def judge(digits, tmp_path_factory):
+    return open_extractor("classifier", digits[0], cache=tmp_path_factory.mktemp("judge"))
+
+
+def quick(training, cache, **changes):
+    return classifier.Config(images_seen=QUICK, **changes).build(training, "cpu", cache)
+
+
+def colours(seed, side=40, count=20, channels=3):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, channels, side, side), generator=generator).to(torch.uint8)
+    return TrainingImages(images, torch.arange(count) % 4, 4)
+
+
+# ---------------------------------------------------------------------------------------------- the classifier
+
+
+def test_it_knows_held_out_digits(judge, digits):
+    _, logits = extract(judge, digits[1].images)
+    assert logits is not None and logits.shape == (540, 10)
+    assert (logits.argmax(1) == digits[1].labels).double().mean() >= 0.98
+
+
+def test_its_features_are_normalised_on_the_training_split(judge, digits):
+    features, _ = extract(judge, digits[0].images)
+    assert features.dtype == torch.float32 and features.shape == (1257, judge.dim)
+    assert features.double().mean(0).abs().max() < 1e-4
+    assert features.double().var(0, correction=0).sum() == pytest.approx(4 * judge.dim, rel=1e-4)
+
+
+def test_it_tells_real_images_from_blurred_noisy_and_mean_ones(judge, digits):
+    """The order and the rough size of the reference figures: floor 0.7, blurred 6.3, class means 18."""
+    train, test = digits
+    real, labels = extract(judge, test.images)[0], test.labels
+    known = extract(judge, train.images)[0]
+    rows = stratified(train.labels, labels, 540)
+    images = train.images[rows].float()
+    kernel = torch.tensor([1.0, 4, 6, 4, 1]) / 16
+    blurred = functional.conv2d(functional.pad(images, (2,) * 4, "replicate"), (kernel[:, None] * kernel)[None, None])
+    noisy = images + 25 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    means = torch.stack([train.images[train.labels == label].float().mean(0) for label in range(10)])
+    means = means[train.labels[rows]]
+
+    def distance(pixels):
+        metric = Frechet().build(Subject())
+        fake = extract(judge, pixels.round().clamp(0, 255).to(torch.uint8))[0]
+        metric.update(Seen(real_features=real, fake_features=fake))
+        return metric.compute()["FD[unnamed]"]
+
+    least = floor([Frechet().build(Subject())], known, train.labels, real, labels, 540)["FD[unnamed]"]
+    assert 0.3 < least < 1.1
+    assert distance(blurred) > 4 * least
+    assert distance(noisy) > 2 * least
+    assert distance(means) > 12 * least
+
+
+def test_training_is_deterministic_whatever_the_threads_and_random_state(digits, tmp_path):
+    before = torch.get_num_threads()
+    prints = []
+    try:
+        for run, threads in enumerate((1, 2)):
+            torch.set_num_threads(threads)
+            torch.manual_seed(run)
+            expected = torch.rand(1)
+            torch.manual_seed(run)
+            prints.append(quick(digits[0], tmp_path / str(run)).fingerprint)
+            assert torch.equal(torch.rand(1), expected)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert prints[0] == prints[1]
+    assert quick(digits[0], tmp_path, seed=1).fingerprint != prints[0]
+
+
+def test_the_cache_is_used_and_keyed_by_data_and_settings(digits, tmp_path, monkeypatch):
+    first = quick(digits[0], tmp_path)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 1
+    changed = digits[0].images.clone()
+    changed[0, 0, 0, 0] ^= 1
+    quick(TrainingImages(changed, digits[0].labels, 10), tmp_path)
+    classifier.Config(images_seen=1).build(digits[0], "cpu", tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    monkeypatch.setattr(classifier, "train", lambda *_, **__: pytest.fail("trained again"))
+    again = quick(digits[0], tmp_path)
+    assert again.fingerprint == first.fingerprint
+    images = digits[1].images[:7]
+    assert torch.equal(again(images)[0], first(images)[0])
+
+
+def test_a_damaged_cache_is_trained_again_and_an_unwritable_one_costs_a_warning(digits, tmp_path):
+    first = quick(digits[0], tmp_path)
+    file = next(tmp_path.iterdir())
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert quick(digits[0], tmp_path).fingerprint == first.fingerprint
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quick(digits[0], tmp_path)
+    with pytest.warns(UserWarning, match="could not be cached"):
+        assert quick(digits[0], file / "below").fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize(("side", "channels"), [(8, 1), (32, 3), (100, 3)])
+def test_it_works_at_other_sizes(tmp_path, side, channels):
+    training = colours(0, side, channels=channels)
+    judge = classifier.Config(images_seen=1).build(training, "cpu", tmp_path)
+    features, logits = extract(judge, training.images, batch=7)
+    assert features.shape == (20, 64) and logits is not None and logits.shape == (20, 4)
+    assert torch.isfinite(features).all() and features.std() > 0.1
+    assert torch.allclose(features, extract(judge, training.images, batch=20)[0], atol=1e-4)
+
+
+def test_training_images_that_cannot_be_used_are_refused(tmp_path):
+    images, labels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2, 3])
+    with pytest.raises(ArtokError, match="outside the 3 classes"):
+        TrainingImages(images, labels, 3)
+    with pytest.raises(ArtokError, match="must be uint8"):
+        TrainingImages(images.float(), labels, 4)
+    with pytest.raises(ArtokError, match="no training images"):
+        TrainingImages(images[:0], labels[:0], 4)
+    with pytest.raises(ArtokError, match="none were given"):
+        open_extractor("classifier", cache=tmp_path)
+    with pytest.raises(ArtokError, match="at least 2 classes"):
+        open_extractor("classifier", TrainingImages(images, labels * 0, 1), cache=tmp_path)
+
+
+def test_it_refuses_images_of_another_shape(judge):
+    with pytest.raises(ArtokError, match="cannot judge"):
+        extract(judge, torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(ArtokError, match="features are taken of uint8"):
+        extract(judge, torch.zeros(2, 1, 16, 16))
+    assert extract(judge, torch.zeros(0, 1, 16, 16, dtype=torch.uint8))[0].shape == (0, 64)
+
+
+# ---------------------------------------------------------------------------------------------- names
+
+
+def test_names_are_parsed_and_mistakes_named():
+    assert parse("classifier").kind == "classifier"
+    config = parse("timm:resnet10t.c3_in1k@/some/file.safetensors")
+    assert config.model_dump(mode="json") == {
+        "kind": "timm",
+        "model": "resnet10t.c3_in1k",
+        "weights": "/some/file.safetensors",
+    }
+    with pytest.raises(ConfigError, match="did you mean 'classifier'"):
+        parse("clasifier")
+    with pytest.raises(ConfigError, match="unknown key 'model'"):
+        parse("classifier:large")
+    with pytest.raises(ConfigError, match="'model' is missing"):
+        parse("timm")
+
+
+def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("ARTOK_CACHE", str(tmp_path))
+    assert cache_directory() == tmp_path
+    monkeypatch.delenv("ARTOK_CACHE")
+    assert cache_directory().parts[-2:] == (".cache", "artok")
+
+
+# ---------------------------------------------------------------------------------------------- networks from files
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """A timm model with its classification layer, as published files have it, and its file."""
+    torch.manual_seed(0)
+    network = timm.create_model("resnet10t", num_classes=5).eval()
+    path = tmp_path_factory.mktemp("timm") / "resnet10t.safetensors"
+    save_file(network.state_dict(), path)
+    return network, path
+
+
+def test_a_timm_backbone_gives_its_pooled_features(backbone):
+    network, path = backbone
+    judge = open_extractor(f"timm:resnet10t@{path}")
+    assert judge.name == "timm:resnet10t" and judge.dim == network.num_features
+    images = colours(0, side=network.default_cfg["input_size"][-1], count=2).images
+    mean, std = (torch.tensor(network.default_cfg[key])[:, None, None] for key in ("mean", "std"))
+    expected = network.forward_head(network.forward_features((images / 255 - mean) / std), pre_logits=True)
+    features, logits = extract(judge, images)
+    assert logits is None
+    assert torch.allclose(features, expected.detach(), atol=1e-5)
+    grey = colours(0, side=16, count=2, channels=1).images
+    assert torch.equal(extract(judge, grey)[0], extract(judge, grey.repeat(1, 3, 1, 1))[0])
+
+
+def test_a_timm_fingerprint_is_that_of_the_weights(backbone, tmp_path):
+    network, path = backbone
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    torch.save(state, tmp_path / "same.pth")
+    state["conv1.0.weight"][0] += 1
+    save_file(state, tmp_path / "other.safetensors")
+    first, same, other = (
+        open_extractor(f"timm:resnet10t@{file}")
+        for file in (path, tmp_path / "same.pth", tmp_path / "other.safetensors")
+    )
+    assert first.fingerprint == same.fingerprint != other.fingerprint
+
+
+def test_timm_mistakes_are_named(backbone, tmp_path, monkeypatch):
+    with pytest.raises(ArtokError, match="timm has no model 'resnet10'; there are: .*resnet10t"):
+        open_extractor("timm:resnet10")
+    with pytest.raises(CheckpointError, match="there is no file"):
+        open_extractor(f"timm:resnet10t@{tmp_path / 'nothing.safetensors'}")
+    with pytest.raises(CheckpointError, match="does not hold weights of this backbone"):
+        open_extractor(f"timm:vit_tiny_patch16_224@{backbone[1]}")
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(CheckpointError, match="does not hold weights"):
+        open_extractor(f"timm:resnet10t@{tmp_path / 'text.pth'}")
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(CheckpointError, match="could not be downloaded: no network; name a local file"):
+        open_extractor("timm:resnet10t")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """torch-fidelity's Inception with random weights, in a file like the published one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: None)
+        torch.manual_seed(0)
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    path = tmp_path_factory.mktemp("inception") / inception.FILE
+    torch.save(network.state_dict(), path)
+    return network, path
+
+
+def test_inception_is_torch_fidelitys(published, monkeypatch):
+    network, path = published
+    monkeypatch.setattr(inception, "DIGEST", hashlib.sha256(path.read_bytes()).hexdigest())
+    judge = open_extractor("inception", cache=path.parent)
+    grey = colours(0, side=32, count=2, channels=1).images
+    features, logits = extract(judge, grey)
+    assert judge.name == "inception" and features.shape == (2, judge.dim) and logits is None
+    assert torch.equal(features, network(grey.repeat(1, 3, 1, 1))[0])
+
+
+def test_other_weights_or_none_are_no_inception(published, tmp_path, monkeypatch):
+    with pytest.raises(CheckpointError, match="is not the published Inception"):
+        open_extractor(f"inception@{published[1]}")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(CheckpointError, match=rf"download {inception.URL} to {tmp_path}.*inception@FILE"):
+        open_extractor("inception", cache=tmp_path)
+    with pytest.raises(CheckpointError, match="there is no file"):
+        open_extractor("inception@nothing.pth", cache=tmp_path)
+
+
+def test_a_pickle_that_runs_code_is_not_loaded(tmp_path, monkeypatch):
+    class Harm:
+        def __reduce__(self):
+            return (pytest.fail, ("the file was unpickled",))
+
+    path = tmp_path / "weights.pth"
+    torch.save({"weight": Harm()}, path)
+    monkeypatch.setattr(inception, "DIGEST", "")
+    with pytest.raises(CheckpointError, match="cannot be read as weights"):
+        open_extractor(f"inception@{path}")
