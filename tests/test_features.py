@@ -234,7 +234,7 @@ def test_a_timm_fingerprint_is_that_of_the_weights(backbone, tmp_path):
 
 
 def test_timm_mistakes_are_named(backbone, tmp_path, monkeypatch):
-    with pytest.raises(ArtokError, match="timm has no model 'resnet10'; there are: .*resnet10t"):
+    with pytest.raises(ArtokError, match=r"timm has no model 'resnet10'; the nearest are .*resnet10t"):
         open_extractor("timm:resnet10")
     with pytest.raises(CheckpointError, match="there is no file"):
         open_extractor(f"timm:resnet10t@{tmp_path / 'nothing.safetensors'}")

@@ -149,10 +149,12 @@ def test_a_floor_that_the_training_split_cannot_fill_is_refused():
 # ---------------------------------------------------------------------------------------------- results
 
 
-def result(name="a", **changes):
+def result(label="a", **changes):
     given = {"name": "FD[classifier]", "value": 1.25, "n": 540, "seed": 0, "extractor": "classifier"}
     given |= {"fingerprint": "f1", "dim": 64, "reference_n": 540, "floor": 0.7}
-    return Results(name, (Measurement(**(given | changes)), Measurement("PSNR", 25.5, 540, 0)), {"parameters": 1060000})
+    return Results(
+        label, (Measurement(**(given | changes)), Measurement("PSNR", 25.5, 540, 0)), {"parameters": 1060000}
+    )
 
 
 def test_results_survive_their_file(tmp_path):
@@ -211,7 +213,7 @@ def test_what_cannot_stand_side_by_side_is_refused(changes, reason):
 def test_a_tokenizer_without_features_stands_beside_a_generator():
     plain = Results("vq", (Measurement("PSNR", 25.5, 540, 0),))
     table = side_by_side([plain, result("raster")])
-    assert dict((row[0], row[1:3]) for row in table.rows)["FD[classifier]"] == ("", "1.25")
+    assert {row[0]: row[1:3] for row in table.rows}["FD[classifier]"] == ("", "1.25")
     with pytest.raises(ArtokError, match="no results"):
         side_by_side([])
 

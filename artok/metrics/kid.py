@@ -28,7 +28,7 @@ class Config(MetricConfig):
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(subsets=3, subset_size=5)
+        return cls(subsets=3)
 
 
 def polynomial_mmd(x: Tensor, y: Tensor) -> float:

@@ -158,7 +158,7 @@ class Codebook(nn.Module):
         shared = several_processes()
         self.state.sample_fn = sample_vectors_distributed if shared else batched_sample_vectors
         self.state.replace_sample_fn = self.state.sample_fn
-        self.state.kmeans_all_reduce_fn = _keep
+        self.state.kmeans_all_reduce_fn = distributed.all_reduce if shared else _keep
         if self.starts_from_means:
             self.state.init_embed_(points.unsqueeze(0))
         if self.revives:

@@ -230,8 +230,8 @@ class Trainer:
                 state = self.accelerator.get_state_dict(self.modules["model"])
             else:
                 state = whole_state(self.accelerator.unwrap_model(self.modules["model"]))
-        if self.accelerator.is_main_process:
-            write_weights(state, self.folder / WEIGHTS)
+            if self.accelerator.is_main_process:  # still inside: on a CPU the state shares memory with the weights
+                write_weights(state, self.folder / WEIGHTS)
         self.record("checkpoint", {})
 
 

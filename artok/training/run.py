@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 
 from artok.config import read_yaml
 from artok.data.tokens import TokenCache
@@ -71,11 +72,13 @@ def train(experiment: Experiment, folder: Path, fresh: bool = False) -> bool:
 def make_accelerator(experiment: Experiment, folder: Path) -> Accelerator:
     cpu = not torch.cuda.is_available()
     device = torch.device("cpu" if cpu else "cuda")
+    precision = settle_precision(experiment.training.precision, device)
     trackers: list[Any] = list(experiment.training.trackers)
+    AcceleratorState._reset_state()  # it is one a process: a second training could not choose its own precision
     try:
         return Accelerator(
             cpu=cpu,
-            mixed_precision=settle_precision(experiment.training.precision, device),
+            mixed_precision=precision,
             log_with=trackers or None,
             project_dir=str(folder),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],

@@ -63,8 +63,10 @@ class Config(ExtractorConfig):
         seen = self.images_seen or min(250_000, max(38_400, 30 * len(training.images)))
         key = f"v{VERSION}-{shape[0]}x{shape[1]}x{shape[2]}-{training.classes}-{seen}-{self.seed}"
         path = (cache or cache_directory()) / f"classifier-{training.fingerprint}-{key}.safetensors"
-        network = Network(shape[0], max(shape[1:]), training.classes)
-        if not _load(network, path):
+        with torch.device("meta"):  # neither time nor random numbers for weights that the cache holds
+            empty = Network(shape[0], max(shape[1:]), training.classes)
+        network = _load(empty, path)
+        if network is None:
             network = train(training, steps=math.ceil(seen / BATCH), seed=self.seed, device=device)
             _save(network, path, key)
         return Classifier(network, shape, torch.device(device))
@@ -240,17 +242,18 @@ def _reproducible(seed: int) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------- cache
 
 
-def _load(network: Network, path: Path) -> bool:
-    """Fills the network from the cache; False when there is no such file or it is damaged, to be trained again."""
+def _load(network: Network, path: Path) -> Network | None:
+    """The network with the cached weights; None when there is no such file or it is damaged, to be trained again."""
     if not path.is_file():
-        return False
+        return None
     try:
         with safe_open(path, "pt") as file:
-            network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        network.load_state_dict(weights, assign=True)
     except (SafetensorError, RuntimeError, OSError) as error:
         warnings.warn(f"the cached classifier {path} is damaged and is trained again: {error}", stacklevel=2)
-        return False
-    return True
+        return None
+    return network
 
 
 def _save(network: Network, path: Path, key: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import pickle
 from pathlib import Path
 from typing import Literal
@@ -32,9 +33,11 @@ class Config(ExtractorConfig):
     weights: Path | None = None
 
     def build(self, training: TrainingImages | None, device: torch.device | str, cache: Path | None) -> Backbone:
-        if self.model.split(".")[0] not in timm.list_models():
-            near = ", ".join(timm.list_models(f"*{self.model.split('.')[0].split('_')[0]}*")[:5])
-            raise ArtokError(f"timm has no model {self.model!r}" + (f"; there are: {near}" if near else ""))
+        architecture = self.model.split(".")[0]  # what follows the dot names the weights
+        if not timm.is_model(architecture):
+            near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+            hint = f"; the nearest are {', '.join(near)}" if near else ""
+            raise ArtokError(f"timm has no model {self.model!r}{hint}")
         if self.weights is not None:
             network = timm.create_model(self.model, pretrained=False, num_classes=0)
             _fill(network, self.weights)
