@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections.abc
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ from artok.saved import Facts, Saved
 from artok.tokenizers.base import Tokenizer
 from artok.training.experiment import Experiment
 
+Item = TypeVar("Item")
+Stream: TypeAlias = collections.abc.Generator[Item, None, None]  # endless, to be closed
+
 
 @dataclass
 class Step:
@@ -44,7 +48,7 @@ class Task(ABC):
     players: dict[str, nn.Module]
 
     @abstractmethod
-    def batches(self, start: int, rank: int, world: int) -> Generator[Any, None, None]:
+    def batches(self, start: int, rank: int, world: int) -> Stream[Any]:
         """Endless local batches, from `start` images on."""
 
     @abstractmethod
@@ -80,7 +84,7 @@ class TokenizerTask(Task):
         self.players = {"model": self.tokenizer}
         self.facts = experiment.facts(train, None)
 
-    def batches(self, start: int, rank: int, world: int) -> Generator[Batch, None, None]:
+    def batches(self, start: int, rank: int, world: int) -> Stream[Batch]:
         batch, seed = self.experiment.training.batch, self.experiment.seed
         with Loader(self.train_split, self.experiment.data, batch, seed, start, rank, world) as loader:
             yield from loader
@@ -150,7 +154,7 @@ class GeneratorTask(Task):
         self.label_dropout = experiment.generator.label_dropout
         self.players = {"model": self.generator}
 
-    def batches(self, start: int, rank: int, world: int) -> Generator[TokenBatch, None, None]:
+    def batches(self, start: int, rank: int, world: int) -> Stream[TokenBatch]:
         batch, seed = self.experiment.training.batch, self.experiment.seed
         if isinstance(self.source, TokenCache):
             yield from TokenLoader(self.source, batch, seed, start, rank, world)
