@@ -1,15 +1,17 @@
-"""Decoding pictures of every mode, and random changes of batches."""
+"""Decoding pictures of every mode, unreadable files, and random changes of batches."""
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from artok.data.base import Augment
+from artok.data import folder
+from artok.data.base import Augment, Split
 from artok.data.pictures import Picture, decode, square
 from artok.data.transforms import augment, augmented_copies, plain
 from artok.errors import DataError
@@ -34,6 +36,15 @@ def pixels(data: bytes, channels: int = 3, side: int = 8) -> torch.Tensor:
 
 def some_images(side: int = 12, channels: int = 3) -> torch.Tensor:
     return torch.randint(0, 256, (12, channels, side, side), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+
+
+def paint(path: Path, value: int, size: tuple[int, int] = (8, 8)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, value, value)).save(path)
+
+
+def values(split: Split) -> list[int]:
+    return split.read(range(len(split))).images[:, 0, 0, 0].tolist()
 
 
 # ---------------------------------------------------------------------------------------------- modes
@@ -131,6 +142,47 @@ def test_truncated_file_is_unreadable() -> None:
         data = encoded(noise, kind)
         assert isinstance(decode(data, 3, 8), Picture)
         assert isinstance(decode(data[: len(data) // 2], 3, 8), str), kind
+
+
+# ---------------------------------------------------------------------------------------------- unreadable images
+
+
+def break_file(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+@pytest.fixture
+def large_folder(tmp_path: Path) -> Path:
+    for index in range(200):
+        paint(tmp_path / "a" / f"{index:03}.png", index)
+    return tmp_path
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_the_next_readable_image_takes_the_place(large_folder: Path, in_memory: bool) -> None:
+    break_file(large_folder / "a" / "010.png")
+    (large_folder / "a" / "199.png").write_bytes(b"")
+    split = folder.Config(root=large_folder, size=8, holdout=0, in_memory=in_memory).open("train")
+    assert split.read([9, 10, 11, 199, 10]).images[:, 0, 0, 0].tolist() == [9, 11, 11, 0, 11]
+    assert set(split.skipped) == {10, 199} and "a/010.png" in split.skipped[10]
+    assert values(split) == [*range(10), 11, *range(11, 199), 0] and len(split.skipped) == 2
+
+
+def test_more_than_one_percent_unreadable_stops(large_folder: Path) -> None:
+    for index in (3, 50, 120):
+        break_file(large_folder / "a" / f"{index:03}.png")
+    split = folder.Config(root=large_folder, size=8, holdout=0).open("train")
+    assert len(split.read(range(100)).labels) == 100
+    with pytest.raises(DataError, match=r"3 of 200 images cannot be read, more than 1%, such as a/003.png"):
+        split.read(range(100, 200))
+
+
+def test_small_images_are_noted(tmp_path: Path) -> None:
+    paint(tmp_path / "0.png", 1)
+    paint(tmp_path / "1.png", 1, (40, 20))
+    split = folder.Config(root=tmp_path, size=16, holdout=0).open("train")
+    split.read([0, 1])
+    assert split.enlarged == {0}
 
 
 # ---------------------------------------------------------------------------------------------- augmentation

@@ -36,7 +36,8 @@ class Config(DataConfig):
 
     path: name on the hub, a local folder, or the format of `files` where their ending does not tell it.
     name, revision: configuration and version of a hub data set. files: local files or URLs, `*` allowed, by split;
-    without splits they are all training files. image_column, label_column: found by their types and usual names when
+    without splits they are all training files. local: a folder that may hold copies as <split>.parquet, which are then
+    read in place of the hub. image_column, label_column: found by their types and usual names when
     not named. classes: their names, where the data hold bare numbers. Where there is no test split, `holdout` of the
     training split is held out, drawn by `seed`.
 
@@ -52,6 +53,7 @@ class Config(DataConfig):
     name: str | None = None
     revision: str | None = None
     files: str | list[str] | dict[str, str | list[str]] | None = None
+    local: str | None = None
     train_split: str = "train"
     test_split: str | None = None
     image_column: str | None = None
@@ -63,6 +65,14 @@ class Config(DataConfig):
     shuffle_buffer: int = Field(1000, ge=1)
     lengths: dict[str, PositiveInt] = Field({})
     in_memory: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prefers_local_copies(cls, section: object) -> object:
+        if isinstance(section, dict) and isinstance(section.get("local"), str) and not section.get("files"):
+            copies = sorted(Path(section["local"]).glob("*.parquet"))
+            return section | {"files": {path.stem: str(path) for path in copies}} if copies else section
+        return section
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:

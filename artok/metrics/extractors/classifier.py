@@ -125,8 +125,7 @@ class Network(nn.Module):
         super().__init__()
         side, stem_stride = (min(side, LARGEST) // 2, 2) if min(side, LARGEST) > 32 else (side, 1)
         stages = max(1, round(math.log2(max(side, 4) / 4)) + 1)
-        base = 16 if side <= 16 else 32
-        widths = [min(base << stage, 128) for stage in range(stages - 1)] + [DIM]
+        widths = [min(16 << stage, 2 * DIM) for stage in range(stages - 1)] + [DIM]
         self.stem = nn.Conv2d(channels, widths[0], 3, stem_stride, 1, bias=False)
         self.norm = nn.BatchNorm2d(widths[0])
         pairs = zip([widths[0], *widths], widths, strict=False)

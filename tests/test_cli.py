@@ -1,0 +1,145 @@
+"""The command line: every mistake is one sentence on stderr and exit code 2, without a traceback."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from models import generator_experiment, tokenizer_experiment
+from PIL import Image
+
+from artok import cli
+from artok.config import dump
+from artok.training.run import train
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    assert train(tokenizer_experiment(), folder / "vq")
+    assert train(generator_experiment(str(folder / "vq")), folder / "raster")
+    (folder / "vq.yaml").write_text(dump(tokenizer_experiment()))
+    return folder
+
+
+def artok(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["artok", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(stop.value.code or 0), out, err
+
+
+def test_the_module_and_its_help_work() -> None:
+    done = subprocess.run([sys.executable, "-m", "artok", "--help"], capture_output=True, text=True, check=True)
+    for command in ("train", "encode", "sample", "reconstruct", "evaluate", "demo", "configs"):
+        assert command in done.stdout
+
+
+MISTAKES = {
+    "missing config": ("train nowhere.yaml", "no config 'nowhere.yaml'"),
+    "unknown key": ("train {runs}/vq.yaml trainning.images=3", "'trainning'"),
+    "wrong type": ("train {runs}/vq.yaml training.images=many", "a whole number"),
+    "no equals": ("train {runs}/vq.yaml images", "key.sub=value"),
+    "missing run": ("sample runs/nowhere", "no run runs/nowhere"),
+    "a tokenizer to sample from": ("sample {runs}/vq", "holds a tokenizer"),
+    "a label outside": ("sample {runs}/raster --labels 11", "label 11 is none of the 10 classes"),
+    "a missing picture": ("reconstruct {runs}/vq {runs}/nothing.png", "no picture"),
+    "a picture that is none": ("reconstruct {runs}/vq {runs}/vq.yaml", "cannot be read as a picture"),
+    "a missing folder of images": (
+        "train {runs}/vq.yaml data.kind=folder data.root={runs}/none data.size=16 data.channels=1 --out {runs}/x",
+        "none",
+    ),
+    "an empty folder of images": (
+        "train {runs}/vq.yaml data.kind=folder data.root={runs}/empty data.size=16 data.channels=1 --out {runs}/x",
+        "empty",
+    ),
+    "another architecture": ("train {runs}/vq.yaml tokenizer.width=16 --out {runs}/vq", "other settings"),
+    "images smaller than the downsampling": ("train {runs}/vq.yaml data.size=2 --out {runs}/x", "smaller than"),
+    "a codebook too large": (
+        "train {runs}/vq.yaml tokenizer.quantizer.codes=99999 --out {runs}/x",
+        "larger than the data can fill",
+    ),
+    "unknown extractor": ("evaluate {runs}/vq --extractor eyes", "eyes"),
+    "unknown split": ("encode {runs}/vq --split validation", "train or test"),
+    "unknown data key": ("encode {runs}/vq sizes=3", "'data.sizes'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    runs: Path, mistake: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "empty").mkdir(exist_ok=True)
+    command, words = MISTAKES[mistake]
+    code, _, err = artok(monkeypatch, capsys, *command.format(runs=runs).split())
+    assert code == 2, err
+    assert words in err
+    assert "Traceback" not in err
+    assert err.strip().splitlines()[-1].startswith("artok: ")
+    assert not (runs / "x").exists()
+
+
+def test_damaged_weights_are_refused(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("config.yaml", "model.safetensors"):
+        (tmp_path / name).write_bytes((runs / "vq" / name).read_bytes()[:5000])
+    Image.new("L", (16, 16)).save(tmp_path / "black.png")
+    code, _, err = artok(monkeypatch, capsys, "reconstruct", str(tmp_path), str(tmp_path / "black.png"))
+    assert code == 2
+    assert "may be truncated" in err
+
+
+def test_the_commands_work_on_a_run(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ok(*arguments: str) -> str:
+        code, out, err = artok(monkeypatch, capsys, *arguments)
+        assert code == 0, err
+        return out
+
+    ok("sample", str(runs / "raster"), "--labels", "1,2", "-n", "2", "--top-k", "4", "--out", str(tmp_path / "s"))
+    assert len(list((tmp_path / "s").iterdir())) == 6
+    Image.new("L", (20, 30), 200).save(tmp_path / "grey.png")
+    assert "64 bits (0.250 a pixel)" in ok(
+        "reconstruct", str(runs / "vq"), str(tmp_path / "grey.png"), "--out", str(tmp_path / "r")
+    )
+    out = ok("encode", str(runs / "vq"), "augment.shift=0.1", "--copies", "2", "--out", str(tmp_path / "tokens"))
+    assert "1,257 images, 2 rows each" in out
+    experiment = generator_experiment(str(runs / "vq"), tokens={"cache": str(tmp_path / "tokens")})
+    assert train(experiment, tmp_path / "generator")
+    assert "digits/vq" in ok("configs")
+
+
+def test_tokens_of_another_tokenizer_are_refused(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tokenizer_experiment(seed=1), tmp_path / "other")
+    assert artok(monkeypatch, capsys, "encode", str(tmp_path / "other"), "--out", str(tmp_path / "tokens"))[0] == 0
+    experiment = generator_experiment(str(runs / "vq"), tokens={"cache": str(tmp_path / "tokens")})
+    (tmp_path / "generator.yaml").write_text(dump(experiment))
+    code, _, err = artok(
+        monkeypatch, capsys, "train", str(tmp_path / "generator.yaml"), "--out", str(tmp_path / "generator")
+    )
+    assert code == 2
+    assert "another tokenizer" in err
+
+
+def test_evaluation_measures_and_keeps_its_results(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run, names in (
+        ("vq", ["PSNR", "SSIM", "FD[classifier]", "codebook usage", "perplexity", "bits a pixel"]),
+        ("raster", ["FD[classifier]", "KID[classifier]", "recall", "coverage", "class consistency", "nats/token"]),
+    ):
+        code, out, err = artok(monkeypatch, capsys, "evaluate", str(runs / run), "-n", "120")
+        assert code == 0, err
+        for name in names:
+            assert name in out
+        assert not re.search(r"\bFID\b", out)
+        assert (runs / run / "results.json").exists()

@@ -1,0 +1,156 @@
+"""Pipelines: loading, sampling, saving, and pictures of their work."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from models import generator_experiment, tokenizer_experiment
+from PIL import Image
+
+from artok.errors import CheckpointError, ConfigError
+from artok.layout import Tokens
+from artok.pipeline import Pipeline
+from artok.sampling.settings import Sampling
+from artok.saved import load_tokenizer
+from artok.studies.reconstruct import reconstruct
+from artok.studies.sample import FRAMES, generation_frames, parse_labels, sample
+from artok.training.run import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    assert train(tokenizer_experiment(), folder / "vq")
+    assert train(generator_experiment(str(folder / "vq"), training={"images": 1024}), folder / "raster")
+    shutil.rmtree(folder / "vq")  # a generator's run is whole without its tokenizer's
+    return folder / "raster"
+
+
+@pytest.fixture
+def pipeline(run: Path) -> Pipeline:
+    return Pipeline.from_pretrained(run)
+
+
+def test_labels_in_images_out(pipeline: Pipeline) -> None:
+    images = pipeline([3, 7], n=2)
+    assert images.shape == (4, 1, 16, 16)
+    assert -1 <= float(images.min()) < float(images.max()) <= 1
+    assert pipeline(5).shape == (1, 1, 16, 16)
+
+
+def test_an_image_depends_on_its_seed_and_number_not_on_the_batch(pipeline: Pipeline) -> None:
+    whole = pipeline([1, 2, 3], n=3, seed=4)
+    torch.testing.assert_close(pipeline([1, 2, 3], n=3, seed=4, batch=2), whole)
+    assert not torch.equal(pipeline([1, 2, 3], n=3, seed=5), whole)
+
+
+def test_guidance_changes_images_and_one_does_not(pipeline: Pipeline) -> None:
+    plain = pipeline([0, 1], n=4, guidance=1.0)
+    assert torch.equal(pipeline([0, 1], n=4), plain)
+    assert not torch.equal(pipeline([0, 1], n=4, guidance=8.0), plain)
+
+
+def test_saved_and_loaded_it_makes_the_same_images(pipeline: Pipeline, tmp_path: Path) -> None:
+    pipeline.sampling = Sampling(top_k=3, seed=9)
+    pipeline.save_pretrained(tmp_path / "saved")
+    again = Pipeline.from_pretrained(tmp_path / "saved")
+    assert again.sampling == pipeline.sampling
+    assert torch.equal(again([1, 2], n=3), pipeline([1, 2], n=3))
+
+
+def test_bfloat16_sampling_stays_inside_the_step(pipeline: Pipeline) -> None:
+    for _ in pipeline.steps(pipeline.condition([1]), Sampling(dtype="bfloat16")):
+        assert not torch.is_autocast_enabled("cpu")
+
+
+def test_undecided_patches_are_grey(pipeline: Pipeline) -> None:
+    steps = list(pipeline.steps(pipeline.condition([1]), Sampling()))
+    first = pipeline.decode(steps[0])
+    assert not first[0, 0, 4:].any()
+    assert not first[0, 0, :4, 4:].any()
+    assert first[0, 0, :4, :4].any()
+    whole = Tokens(steps[-1].values, steps[-1].layout)
+    assert torch.equal(pipeline.decode(steps[-1]), pipeline.decode(whole))
+
+
+@pytest.mark.parametrize(
+    ("labels", "n", "words"), [([10], 1, "outside the classes 0 to 9"), ([-1], 1, "outside"), ([], 1, "at least one")]
+)
+def test_impossible_labels_are_refused(pipeline: Pipeline, labels: list[int], n: int, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        pipeline(labels, n=n)
+
+
+def test_impossible_settings_are_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(ConfigError, match="temperature"):
+        pipeline.settings({"temperature": -1})
+    pipeline.saved.generator.__dict__["label_dropout"] = 0.0
+    with pytest.raises(ConfigError, match="label_dropout above 0"):
+        pipeline([1], guidance=2.0)
+
+
+def test_what_is_no_pipeline_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no run"):
+        Pipeline.from_pretrained("runs/nowhere")
+    with pytest.raises(CheckpointError, match="no run directory"):
+        Pipeline.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="holds a tokenizer"):
+        Pipeline.from_pretrained(run / "tokenizer")
+    shutil.copytree(run, tmp_path / "broken")
+    weights = tmp_path / "broken" / "tokenizer" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1  # another tokenizer, by one bit
+    weights.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match="not the one"):
+        Pipeline.from_pretrained(tmp_path / "broken")
+
+
+def test_a_hub_name_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match="neither a run directory here nor a model on the hub") as error:
+        Pipeline.from_pretrained("someone/nothing")
+    assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+
+def test_sampling_writes_images_a_sheet_and_their_making(pipeline: Pipeline, tmp_path: Path) -> None:
+    images = sample(pipeline, [2, 4], 3, Sampling(seed=1), tmp_path)
+    assert torch.equal(images, pipeline([2, 4], n=3, seed=1))
+    names = sorted(path.name for path in tmp_path.glob("0*.png"))
+    assert names == [f"{i:05d}-{label}.png" for i, label in enumerate([2, 2, 2, 4, 4, 4])]
+    with Image.open(tmp_path / names[0]) as single:
+        assert single.size == (16, 16)
+    with Image.open(tmp_path / "generation.gif") as animation:
+        assert animation.n_frames == min(FRAMES, 16)
+
+
+def test_the_last_frame_of_the_making_is_the_image(pipeline: Pipeline, tmp_path: Path) -> None:
+    from artok.images import grid
+
+    images = pipeline([2, 4], n=3, seed=1)
+    frames = generation_frames(pipeline, [2, 4], pipeline.settings({"seed": 1}), stride=3)
+    assert frames[-1].tobytes() == grid(images[[0, 3]]).tobytes()
+    assert frames[0].tobytes() != frames[-1].tobytes()
+
+
+def test_labels_by_number_and_name() -> None:
+    classes = ("cat", "dog", "1")
+    assert parse_labels("dog, 0", classes) == [1, 0]
+    assert parse_labels("", classes) == [0, 1, 2]
+    with pytest.raises(ConfigError, match="label bird is none of the 3 classes: cat, dog, 1"):
+        parse_labels("bird", classes)
+
+
+def test_own_pictures_are_reconstructed_side_by_side(run: Path, tmp_path: Path) -> None:
+    tokenizer, _ = load_tokenizer(run)
+    Image.new("RGB", (40, 30), "white").save(tmp_path / "white.png")
+    (result,) = reconstruct(tokenizer, [tmp_path / "white.png"], tmp_path / "out")
+    assert result.bits == 16 * 4
+    assert 0 < result.psnr < 100
+    with Image.open(tmp_path / "out" / "white.png") as sheet:
+        assert sheet.width > 4 * 256

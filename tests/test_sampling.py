@@ -1,0 +1,80 @@
+"""Drawing tokens: truncation, temperature, inversion; guidance and its schedules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from artok.sampling.guidance import guided, scale_at
+from artok.sampling.logits import draw, probabilities, truncate
+from artok.sampling.settings import Sampling
+
+LOGITS = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
+
+
+def kept(top_k: int | None, top_p: float | None) -> list[bool]:
+    return truncate(LOGITS, top_k, top_p)[0].isfinite().tolist()
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "expected"),
+    [
+        (None, None, [True] * 4),
+        (1, None, [True, False, False, False]),
+        (3, None, [True, True, True, False]),
+        (9, None, [True] * 4),
+        (None, 1.0, [True] * 4),
+        (None, 0.6, [True, True, False, False]),  # the code that passes 0.6 stays
+        (None, 0.01, [True, False, False, False]),
+        (2, 0.9, [True, True, False, False]),
+        (3, 0.55, [True, False, False, False]),  # of what top-k left, 0.5 / 0.9 is already beyond
+    ],
+)
+def test_truncation_keeps_the_head(top_k: int | None, top_p: float | None, expected: list[bool]) -> None:
+    assert kept(top_k, top_p) == expected
+
+
+def test_ties_at_the_kth_are_all_kept() -> None:
+    assert truncate(torch.tensor([1.0, 1.0, 1.0, 0.0]), 2, None).isfinite().tolist() == [True, True, True, False]
+
+
+def test_temperature_sharpens_and_flattens() -> None:
+    cold, hot = probabilities(LOGITS, 0.5, None, None), probabilities(LOGITS, 2.0, None, None)
+    torch.testing.assert_close(cold, (LOGITS * 2).softmax(-1))
+    assert float(hot.max()) < 0.5 < float(cold.max())
+
+
+def test_a_draw_inverts_the_cumulative_distribution() -> None:
+    for uniform, token in ((0.0, 0), (0.49, 0), (0.51, 1), (0.76, 2), (0.91, 3), (1 - 2**-24, 3)):
+        assert int(draw(LOGITS, torch.tensor([uniform]), 1.0, None, None)) == token
+    assert int(draw(LOGITS, torch.tensor([1 - 2**-24]), 1.0, 2, None)) == 1  # never a token that was cut off
+    assert int(draw(LOGITS, torch.tensor([0.99]), 0.0, None, None)) == 0
+
+
+def test_a_cut_off_first_token_is_never_drawn() -> None:
+    assert int(draw(torch.tensor([[-math.inf, 0.0, 0.0]]), torch.tensor([0.0]), 1.0, None, None)) == 1
+
+
+def test_guidance_is_artoks_one_formula() -> None:
+    conditional, unconditional = torch.tensor([3.0]), torch.tensor([1.0])
+    assert [float(guided(conditional, unconditional, s)) for s in (0.0, 1.0, 2.5)] == [1.0, 3.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [3, 3, 3, 3, 3]),
+        ({"guidance_schedule": "linear"}, [1, 1.5, 2, 2.5, 3]),
+        ({"guidance_schedule": "cosine"}, [1, 1 + (1 - math.sqrt(0.5)), 2, 1 + (1 + math.sqrt(0.5)), 3]),
+        ({"guidance_interval": (0.2, 0.8)}, [1, 3, 3, 3, 1]),
+    ],
+)
+def test_schedules(settings: dict, expected: list[float]) -> None:
+    sampling = Sampling(guidance=3, **settings)
+    assert [scale_at(sampling, step, 5) for step in range(5)] == pytest.approx(expected)
+
+
+def test_one_step_gets_the_full_scale_of_a_constant_schedule() -> None:
+    assert scale_at(Sampling(guidance=2), 0, 1) == 2
