@@ -56,14 +56,14 @@ def decode(model: raster.Raster, batch: int, clock: Clock) -> tuple[list[float],
     labels = torch.zeros(batch, dtype=torch.int64, device=clock.device)
     samples = torch.arange(batch, device=clock.device)
     attention: list[float] = [0.0]
-    transformer.attend = timed_attention(clock, attention)  # type: ignore[assignment]
+    transformer.attend = timed_attention(clock, attention)
     total, before = [], clock.now()
     for _ in model.steps(Condition(labels), Sampling(), Noise(0, samples), None):
         now = clock.now()
         total.append(now - before)
         attention.append(0.0)
         before = clock.now()
-    transformer.attend = attend  # type: ignore[assignment]
+    transformer.attend = attend
     return total, attention[:-1]
 
 

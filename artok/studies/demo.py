@@ -40,7 +40,7 @@ def plan(folder: Path) -> list[Job]:
     for name, (config, tokenizer) in GENERATORS.items():
         arguments = (*train(config, folder / name), f"tokenizer={folder / tokenizer}")
         training.append(Job(f"train {name}", arguments, (f"train {tokenizer}",)))
-    evaluation = []
+    evaluation: list[Job] = []
     for name in (*TOKENIZERS, *GENERATORS):
         # Each waits for the one before: the first trains the judge, which the others then find in the cache.
         after = (f"train {name}", *(job.name for job in evaluation[-1:]))

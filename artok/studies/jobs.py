@@ -33,7 +33,8 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> dict[str, float]:
     RunError: a job failed; the others are told to save and stop. KeyboardInterrupt: the user stopped them.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} if workers > 1 else dict(os.environ)
-    waiting, seconds = list(jobs), {}
+    waiting = list(jobs)
+    seconds: dict[str, float] = {}
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     with _forwarded(running):
         while waiting or running:
