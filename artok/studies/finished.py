@@ -1,0 +1,96 @@
+"""Finished run directories, opened to be reported on: their settings, results and log, but not their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from artok.config import read_yaml, validate
+from artok.data.base import DataConfig
+from artok.errors import CheckpointError, ConfigError
+from artok.metrics.results import Results
+from artok.saved import CONFIG, Saved, find_saved, read_saved
+from artok.studies.evaluate import RESULTS
+from artok.training.encode import DataOnly
+from artok.training.log import read_log
+
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What training took, as its log tells.
+
+    images: seen. wanted: to be seen in all. seconds: of wall time, pauses between a stop and a resumption left out.
+    """
+
+    images: int
+    wanted: int
+    seconds: float
+    processes: int
+
+    @property
+    def finished(self) -> bool:
+        return self.images >= self.wanted
+
+
+@dataclass(frozen=True)
+class Run:
+    """name: differs among the runs that are shown together. config: all of `config.yaml`. log: empty if there is none,
+    as for an imported checkpoint."""
+
+    name: str
+    folder: Path
+    saved: Saved
+    config: Mapping[str, Any]
+    results: Results
+    log: Sequence[Mapping[str, Any]]
+
+    @property
+    def data(self) -> DataConfig:
+        """The `data` section; a ConfigError when there is none."""
+        section = self.config.get("data")
+        if section is None:
+            raise ConfigError(f"{self.folder / CONFIG} names no data to show; add its 'data' section")
+        return validate(DataOnly, {"data": section}, str(self.folder / CONFIG)).data
+
+    @property
+    def spent(self) -> Spent | None:
+        """None without a log."""
+        if not self.log:
+            return None
+        starts = [index for index, event in enumerate(self.log) if event["event"] in ("start", "resume")] or [0]
+        ends = [*(index - 1 for index in starts[1:]), len(self.log) - 1]
+        seconds = sum(self.log[end]["time"] - self.log[start]["time"] for start, end in zip(starts, ends, strict=True))
+        images = self.log[-1]["images"]
+        wanted = self.config.get("training", {}).get("images", images)
+        return Spent(images, wanted, seconds, self.log[starts[-1]].get("processes", 1))
+
+
+def open_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs of these folders. A CheckpointError names the first that is missing, unfinished or not measured."""
+    names = distinct_names(folders)
+    return [_open(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def _open(folder: Path, name: str) -> Run:
+    if not folder.exists():  # said here, since find_saved would look for it on the hub
+        raise CheckpointError(f"there is no run {folder}; train it first with 'artok train'")
+    find_saved(folder)
+    if not (folder / RESULTS).exists():
+        raise CheckpointError(f"the run {folder} has no {RESULTS}; measure it first with 'artok evaluate {folder}'")
+    results = replace(Results.load(folder / RESULTS), name=name)
+    return Run(name, folder, read_saved(folder), read_yaml(folder / CONFIG), results, read_log(folder / LOG))
+
+
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many parents before them as it takes to tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    names = []
+    for own in parts:
+        others = [other for other in parts if other != own]
+        depth = next(n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others))
+        names.append("/".join(own[-depth:]))
+    return names

@@ -1,0 +1,159 @@
+"""The figures of several runs side by side, grouped by what they measure, each explained in a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from artok.metrics.results import Measurement, Results, side_by_side
+
+Better = Literal["higher", "lower", "at the floor", ""]
+
+GROUPS = (
+    "Reconstruction",
+    "Codebook",
+    "Quality",
+    "Diversity",
+    "Fidelity to the condition",
+    "Memorisation",
+    "Likelihood",
+    "Cost",
+    "Other",
+)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """better: which values are to be preferred, or an empty text where that depends on the purpose."""
+
+    group: str
+    better: Better
+    text: str
+
+
+METRICS = {  # by how the name begins; the longest that fits counts
+    "PSNR": Explained("Reconstruction", "higher", "Peak signal-to-noise ratio in dB; 6 dB more halve the error."),
+    "SSIM": Explained("Reconstruction", "higher", "Structural similarity: local contrast and shape, 1 when equal."),
+    "L1": Explained("Reconstruction", "lower", "Mean absolute error of pixels that span -1 to 1."),
+    "codes used": Explained("Codebook", "higher", "Different codes that the held-out images use."),
+    "codebook usage": Explained("Codebook", "higher", "The same as a share of the codebook."),
+    "dead codes": Explained("Codebook", "lower", "Codes that no held-out image uses."),
+    "perplexity": Explained("Codebook", "higher", "Codes in effective use: 2 to the entropy of their frequencies."),
+    "code entropy": Explained("Codebook", "higher", "Information of a code, over all positions."),
+    "code entropy by position": Explained(
+        "Codebook", "", "The same at one position, averaged: lower, as what a position shows is partly known."
+    ),
+    "FD[": Explained("Quality", "lower", "Fréchet distance between the features of these images and of held-out ones."),
+    "FID": Explained("Quality", "lower", "Fréchet distance in the published Inception's features."),
+    "KID": Explained("Quality", "lower", "Kernel distance of the same features; unbiased, so it can fall below 0."),
+    "precision": Explained("Quality", "higher", "Share of these images that lie where real ones do."),
+    "density": Explained("Quality", "higher", "How many real neighbourhoods an image lies in, 1 when as real ones do."),
+    "recall": Explained("Diversity", "higher", "Share of real images that lie where these do."),
+    "coverage": Explained("Diversity", "higher", "Share of real images with one of these among their neighbours."),
+    "class consistency": Explained(
+        "Fidelity to the condition",
+        "higher",
+        "Share that the classifier takes for the class asked for. It saturates: a check, not a ranking.",
+    ),
+    "nearest training image": Explained(
+        "Memorisation",
+        "at the floor",
+        "Median pixel distance to the nearest training image. Far below that of held-out images: learned by heart.",
+    ),
+    "nats/token": Explained("Likelihood", "lower", "Surprise at a held-out token, given the class."),
+    "nats/token (train)": Explained(
+        "Likelihood", "", "The same on training images: far lower than held out means learned by heart."
+    ),
+    "bits/dim (rate)": Explained(
+        "Likelihood", "lower", "The same as the rate of a lossy code, in bits for each number of the image."
+    ),
+    "bits/dim (rate) (train)": Explained("Likelihood", "", "The same on training images."),
+    "tokens an image": Explained("Cost", "lower", "What a generator has to model."),
+    "bits an image": Explained("Cost", "lower", "At a fixed code length."),
+    "bits a pixel": Explained("Cost", "lower", "At a fixed code length."),
+    "parameters": Explained("Cost", "", "Trained numbers, shared ones counted once."),
+    "network passes": Explained("Cost", "lower", "Passes for one sample; both halves of guidance count as one."),
+    "MFLOPs an image": Explained("Cost", "lower", "Millions of floating-point operations; a multiply-add is two."),
+    "latency at batch 1": Explained("Cost", "lower", "Median time to one image, decoded, where it was evaluated."),
+    "images a second": Explained("Cost", "higher", "Throughput, decoded, where it was evaluated."),
+}
+UNKNOWN = Explained("Other", "", "")
+
+
+def explain(name: str) -> Explained:
+    """What a metric means, found by how its name begins."""
+    fitting = [known for known in METRICS if name.startswith(known)]
+    return METRICS[max(fitting, key=len)] if fitting else UNKNOWN
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    best: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric. size: images measured, and real ones compared with where it compares sets."""
+
+    name: str
+    about: Explained
+    cells: tuple[Cell, ...]
+    floor: str
+    size: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """columns: names of the runs. groups: title and rows. notes: below the table. extractor: of the features."""
+
+    columns: tuple[str, ...]
+    groups: tuple[tuple[str, tuple[Row, ...]], ...]
+    notes: tuple[str, ...]
+
+
+def figures(results: Sequence[Results], same_tokens: bool = True) -> Figures:
+    """The results side by side; an ArtokError when they cannot be compared (see `side_by_side`).
+
+    same_tokens: whether all runs have one tokenizer: likelihoods of different tokens have no best.
+    """
+    table = side_by_side(results)
+    rows: dict[str, list[Row]] = {group: [] for group in GROUPS}
+    for name, *texts, floor, size in table.rows:
+        about = explain(name)
+        ranked = same_tokens or about.group != "Likelihood"
+        best = _best([_value(result, name) for result in results], about.better, _floor(results, name), ranked)
+        cells = tuple(Cell(text, column in best) for column, text in enumerate(texts))
+        rows[about.group].append(Row(name, about, cells, floor, size))
+    groups = tuple((group, tuple(members)) for group, members in rows.items() if members)
+    return Figures(table.header[1:-2], groups, table.notes)
+
+
+def measured(results: Results, *beginnings: str) -> Measurement | None:
+    """The first measurement whose name begins so."""
+    return next((entry for entry in results.measurements if entry.name.startswith(beginnings)), None)
+
+
+def _value(results: Results, name: str) -> float | None:
+    found = next((entry.value for entry in results.measurements if entry.name == name), None)
+    return results.cost.get(name) if found is None else found
+
+
+def _floor(results: Sequence[Results], name: str) -> float | None:
+    floors = (entry.floor for result in results for entry in result.measurements if entry.name == name)
+    return next((floor for floor in floors if floor is not None), None)
+
+
+def _best(values: Sequence[float | None], better: Better, floor: float | None, ranked: bool) -> set[int]:
+    """Columns with the best value; none when there is nothing to choose between."""
+    known = {column: value for column, value in enumerate(values) if value is not None}
+    if not ranked or len(set(known.values())) < 2 or not better or (better == "at the floor" and floor is None):
+        return set()
+    merit = {
+        "higher": lambda value: value,
+        "lower": lambda value: -value,
+        "at the floor": lambda value: -abs(value - (floor or 0.0)),
+    }[better]
+    top = max(map(merit, known.values()))
+    return {column for column, value in known.items() if merit(value) == top}
