@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,14 +34,17 @@ class SelfAttention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.q_norm = nn.RMSNorm(width // heads, eps=eps) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(width // heads, eps=eps) if qk_norm else nn.Identity()
+        self.qk_norm = qk_norm
+        if qk_norm:
+            self.q_norm = nn.RMSNorm(width // heads, eps=eps)
+            self.k_norm = nn.RMSNorm(width // heads, eps=eps)
 
     def forward(self, x_BND: Tensor, rotary: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        q, k, v = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q = rotate(self.q_norm(q), rotary).transpose(1, 2)
-        k = rotate(self.k_norm(k), rotary).transpose(1, 2)
-        v = v.transpose(1, 2)
+        qkv = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1))
+        qk, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
+        if self.qk_norm:
+            qk = torch.stack([self.q_norm(qk[:, :, 0]), self.k_norm(qk[:, :, 1])], dim=2)
+        q, k = rotate(qk, rotary).transpose(1, 3).unbind(2)
         if cache is not None:
             k, v = cache.write(layer, k, v)
         return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from artok.quantizers.codebook import CodebookConfig, CodebookQuantizer
 
@@ -13,11 +13,14 @@ class Config(CodebookConfig):
     """similarity: "cosine" puts latents and codes on the unit sphere (Yu 2021, arXiv 2110.04627, section 3.2), and the
     decoder receives the normalised codes, as in LlamaGen; "euclidean" leaves them.
 
-    VQGAN is `similarity: euclidean, update: gradient, revive_below: 0`; LlamaGen the same with `similarity: cosine`.
+    VQGAN is `similarity: euclidean, update: gradient, revive_below: 0, commitment: 0.25`; LlamaGen the same with
+    `similarity: cosine`. The default commitment is higher, since on the sphere a squared difference averages only
+    1/width: on digits 1 gained .4 to .9 dB over .25, and 3 as much or more.
     """
 
     kind: Literal["vq"] = "vq"
     similarity: Literal["euclidean", "cosine"] = "cosine"
+    commitment: float = Field(1.0, ge=0)
 
     @model_validator(mode="after")
     def _has_directions(self) -> Config:

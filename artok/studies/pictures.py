@@ -106,8 +106,3 @@ def _palette(sheet: Image.Image) -> Image.Image:
 def thin(total: int, most: int) -> list[int]:
     """At most `most` indices spread evenly over range(total), the first and the last among them."""
     return sorted({round(index) for index in torch.linspace(0, total - 1, min(most, total)).tolist()})
-
-
-def joined(words: Sequence[str]) -> str:
-    """a, b and c."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
