@@ -1,0 +1,180 @@
+"""Plots for a page, as SVG that follows its reader's light or dark colours: learning curves and codebook use."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from torch import Tensor
+
+from artok.studies.finished import Run
+from artok.studies.pictures import Picture, svg
+
+# Okabe and Ito 2008, told apart by colour-blind readers; without their black and yellow, which vanish on black or white.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+INK = "#010203"  # stands for the page's own text colour in what matplotlib draws
+STYLE = "<style>svg{color:#333}@media (prefers-color-scheme:dark){svg{color:#ddd}}</style>"
+WIDTH, HEIGHT, ROW = 3.6, 2.5, 0.18  # inches: of a plot, and of a line of its legend
+LOOK = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "artok",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["system-ui", "DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 3.5,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+}
+
+TITLES = {  # quantity: title and unit; a quantity that is not here goes by its own name
+    "nll": ("Negative log-likelihood", "nats a token"),
+    "loss": ("Training loss", "loss"),
+    "psnr": ("Reconstruction, held out", "PSNR, dB"),
+    "l1": ("Absolute error", "mean, pixels in [-1, 1]"),
+    "l2": ("Squared error", "mean, pixels in [-1, 1]"),
+    "perplexity": ("Codes in effective use", "perplexity"),
+    "codes used": ("Codes used, held out", "codes"),
+}
+BOOKKEEPING = ("rate", "skipped", "images_per_second", "usage", "codebook usage", "dead codes", "code entropy")
+BATCHES, HELD_OUT, PLAIN = "training batches", "held-out images", "training images, unchanged"
+LINES = {BATCHES: "-", HELD_OUT: "--", PLAIN: ":"}
+MARKS = {BATCHES: "", HELD_OUT: "o", PLAIN: "s"}
+
+Points = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """run: its number, which is its colour. source: the images that the values are means over."""
+
+    run: int
+    name: str
+    source: str
+    points: Points
+
+
+def learning_curves(runs: Sequence[Run]) -> list[Picture]:
+    """A plot for each quantity in the logs, against images seen, with a line a run and source of images."""
+    panels: dict[str, list[Curve]] = {}
+    for number, run in enumerate(runs):
+        for (quantity, source), points in series(run.log).items():
+            panels.setdefault(quantity, []).append(Curve(number, run.name, source, points))
+    return [_panel(quantity, curves) for quantity, curves in panels.items()]
+
+
+def series(log: Sequence[Mapping[str, object]]) -> dict[tuple[str, str], Points]:
+    """Of each (quantity, source of images) its values against images seen.
+
+    The sum of a player's losses is shown only where the parts are not, or where validation measures that sum.
+    """
+    validated = {key.removesuffix("_held_out") for event in log if event["event"] == "validation" for key in event}
+    found: dict[tuple[str, str], Points] = {}
+    for event in log:
+        numbers = {
+            key: value for key, value in event.items() if isinstance(value, int | float) and math.isfinite(value)
+        }
+        images = int(numbers.pop("images"))
+        numbers.pop("time", None)
+        if event["event"] == "train":
+            parts = [key for key in numbers if not key.endswith(("_loss", "_gradient_norm")) and _shown(key)]
+            totals = [key for key in numbers if key.endswith("_loss") and not parts]
+            named = [(key, BATCHES, key) for key in parts + totals]
+            if "loss" in validated and "model_loss" in numbers:
+                named.append(("loss", BATCHES, "model_loss"))
+        elif event["event"] == "validation":
+            named = [(*_validated(key), key) for key in numbers if _shown(key)]
+        else:
+            continue
+        for quantity, source, key in named:
+            found.setdefault((quantity, source), []).append((images, float(numbers[key])))
+    return found
+
+
+def _shown(key: str) -> bool:
+    return not key.startswith(BOOKKEEPING) and ", " not in key  # a comma: one level or scale of many
+
+
+def _validated(key: str) -> tuple[str, str]:
+    for suffix, source in (("_held_out", HELD_OUT), ("_train", PLAIN)):
+        if key.endswith(suffix):
+            return key.removesuffix(suffix), source
+    return key, HELD_OUT
+
+
+def _panel(quantity: str, curves: Sequence[Curve]) -> Picture:
+    title, unit = TITLES.get(quantity, (quantity.replace("_", " ").capitalize(), quantity.replace("_", " ")))
+    with matplotlib.rc_context(LOOK):
+        figure, axes = _axes(title, unit, len(curves))
+        for curve in curves:
+            images, values = zip(*curve.points, strict=True)
+            mark = MARKS[curve.source] or ("." if len(images) < 3 else "")
+            label, colour = f"{curve.name}, {curve.source}", COLOURS[curve.run % len(COLOURS)]
+            axes.plot(images, values, LINES[curve.source], marker=mark, color=colour, label=_literal(label))
+        values = [value for curve in curves for _, value in curve.points]
+        if min(values) > 0 and max(values) > 10 * min(values):
+            axes.set_yscale("log")
+        axes.set_xlim(left=0)
+        axes.set_xlabel("images seen")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
+        figure.legend(loc="outside lower left")
+        ends = "; ".join(f"{curve.name} on {curve.source} ends at {curve.points[-1][1]:.4g}" for curve in curves)
+        return _drawn(figure, f"{title} ({unit}) against images seen: {ends}")
+
+
+def codebook_plot(counts: Tensor, images: int, name: str) -> Picture:
+    """How often each code is used, the most frequent first. counts: (V,) int64 over so many images."""
+    shares = (counts.sort(descending=True).values.double() / counts.sum()).tolist()
+    used = sum(share > 0 for share in shares)
+    with matplotlib.rc_context(LOOK):
+        figure, axes = _axes("Use of the codebook", "share of all tokens", 2)
+        axes.fill_between(range(len(shares)), shares, step="mid", color=COLOURS[0], alpha=0.35, linewidth=0)
+        axes.step(
+            range(len(shares)), shares, where="mid", color=COLOURS[0], label=f"codes in {images:,} held-out images"
+        )
+        axes.axhline(1 / len(shares), color=INK, linestyle=":", linewidth=1, label="all codes alike")
+        axes.set_xlim(0, len(shares) - 1)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("code, the most frequent first")
+        figure.legend(loc="outside lower left")
+        text = f"Use of the codebook of {name}: {used} of {len(shares)} codes in {images:,} held-out images"
+        return _drawn(figure, f"{text}; the most frequent has {shares[0]:.2%} of the tokens")
+
+
+def _axes(title: str, unit: str, entries: int) -> tuple[Figure, matplotlib.axes.Axes]:
+    """A figure with room for so many lines of a legend below its axes. Not through pyplot: nothing global is left."""
+    figure = Figure(figsize=(WIDTH, HEIGHT + ROW * entries), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, loc="left")
+    axes.set_ylabel(unit)
+    axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
+    return figure, axes
+
+
+def _drawn(figure: Figure, alt: str) -> Picture:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    text = stream.getvalue().replace(INK, "currentColor").replace("<defs>", f"{STYLE}<defs>", 1)
+    return svg(text, alt, round(figure.get_figwidth() * 96), round(figure.get_figheight() * 96))
+
+
+def _literal(text: str) -> str:
+    """A name as it stands: matplotlib would read $ as mathematics, and hide a label that starts with _."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def _thousands(value: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"

@@ -1,0 +1,197 @@
+"""One self-contained HTML page about finished runs: what they make, what they cost, and how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from types import MappingProxyType
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from artok import __version__
+from artok.errors import ArtokError
+from artok.metrics.results import number
+from artok.saved import write_aside
+from artok.studies import gallery, summary
+from artok.studies.curves import learning_curves
+from artok.studies.finished import Run, open_runs
+from artok.studies.gallery import GeneratorGallery, Near, Real, RealImages, TokenizerGallery
+from artok.studies.pictures import Picture
+from artok.studies.provenance import commands, config_text, machine
+from artok.studies.tables import Figures, figures, measured
+from artok.training.log import duration
+
+TEMPLATE = "report.html.jinja"
+NO_NOTES: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class TokenizerPart:
+    run: Run
+    shown: TokenizerGallery
+    text: str
+
+
+@dataclass(frozen=True)
+class GeneratorPart:
+    """real: the held-out images that it is compared with."""
+
+    run: Run
+    shown: GeneratorGallery
+    text: str
+    real: Real
+
+
+@dataclass(frozen=True)
+class RealPart:
+    """Held-out images beside the generators of one data set: by class, and with their nearest training images."""
+
+    real: Real
+    rows: list[tuple[str, Picture]]
+    near: list[Near]
+    generators: list[GeneratorPart]
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a run came about."""
+
+    run: Run
+    cost: str
+    commands: list[str]
+    config: str
+
+
+def write_report(
+    path: Path,
+    title: str,
+    intro: str,
+    tokenizers: Sequence[Path],
+    generators: Sequence[Path],
+    notes: Mapping[str, str] = NO_NOTES,
+    device: str = "cpu",
+) -> Path:
+    """Write a page on finished and evaluated run directories to `path`, and return it.
+
+    intro: one or two sentences on what was done. notes: term to text, for what only the caller knows (a budget, a
+    machine). Generators show the same labels with the same seed. Raises ArtokError: no run at all, a generator among
+    the tokenizers or the reverse, results that cannot stand side by side; CheckpointError: a run is missing, unfinished
+    or not evaluated; DataError: its images cannot be read; RunError: the page cannot be written.
+    """
+    runs = open_runs([*tokenizers, *generators])
+    if not runs:
+        raise ArtokError("a report needs at least one run")
+    first, second = runs[: len(tokenizers)], runs[len(tokenizers) :]
+    for wanted, members in (("tokenizer", first), ("generator", second)):
+        for run in members:
+            held = "tokenizer" if run.saved.generator is None else "generator"
+            if held != wanted:
+                raise ArtokError(f"{run.folder} holds a {held}, but it was given as a {wanted}")
+    tables = tables_of(first, second)  # before any picture: results that cannot be compared end here
+    page = render(title, intro, notes, tables, first, second, device)
+    write_aside(path, lambda aside: aside.write_text(page, encoding="utf-8"))
+    return path
+
+
+def tables_of(tokenizers: Sequence[Run], generators: Sequence[Run]) -> list[tuple[str, Figures]]:
+    """A table for the tokenizers and one for the generators: their distances are between different sets."""
+    tables = []
+    if tokenizers:
+        tables.append(("Tokenizers", figures([run.results for run in tokenizers])))
+    if generators:
+        same = len({run.saved.facts.tokenizer for run in generators}) == 1
+        tables.append(("Generators", figures([run.results for run in generators], same_tokens=same)))
+    return tables
+
+
+def render(
+    title: str,
+    intro: str,
+    notes: Mapping[str, str],
+    tables: Sequence[tuple[str, Figures]],
+    tokenizers: Sequence[Run],
+    generators: Sequence[Run],
+    device: str,
+) -> str:
+    """The page's HTML."""
+    runs, known = [*tokenizers, *generators], RealImages()
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.globals |= {"number": number}
+    return environment.get_template(TEMPLATE).render(
+        title=title,
+        intro=intro,
+        tokenizers=[tokenizer_part(run, known, device) for run in tokenizers],
+        comparison=summary.comparison(generators),
+        hedges=summary.hedges(runs),
+        groups=real_parts([generator_part(run, known, device) for run in generators]),
+        curves=learning_curves(runs),
+        tables=tables,
+        sources=[Source(run, cost(run), commands(run), config_text(run)) for run in runs],
+        facts=facts(runs) | notes,
+        seed=gallery.SEED,
+    )
+
+
+def tokenizer_part(run: Run, known: RealImages, device: str) -> TokenizerPart:
+    shown = gallery.show_tokenizer(run, known.of(run.data), device)
+    return TokenizerPart(run, shown, summary.about_tokenizer(run, shown.layout))
+
+
+def generator_part(run: Run, known: RealImages, device: str) -> GeneratorPart:
+    real = known.of(run.data)
+    return GeneratorPart(run, gallery.show_generator(run, real, device), summary.about_generator(run), real)
+
+
+def real_parts(parts: Sequence[GeneratorPart]) -> list[RealPart]:
+    """The generators by data set, each beside the same held-out images."""
+    groups: dict[int, list[GeneratorPart]] = {}
+    for part in parts:
+        groups.setdefault(id(part.real), []).append(part)
+    found = []
+    for members in groups.values():
+        real = members[0].real
+        rows = gallery.class_rows(real, real.rows, "held-out images")
+        found.append(RealPart(real, rows, gallery.closest(real, real.rows, "held-out image"), members))
+    return found
+
+
+def cost(run: Run) -> str:
+    """What training took."""
+    spent = run.spent
+    if spent is None:
+        return "trained elsewhere: there is no log"
+    many = f", {spent.processes} processes" if spent.processes > 1 else ""
+    return f"{spent.images:,} images in {duration(spent.seconds)} of wall time{many}"
+
+
+def facts(runs: Sequence[Run]) -> dict[str, str]:
+    """Term to text: what all figures of the page share."""
+    entries = [entry for run in runs for entry in run.results.measurements]
+    judges = {
+        f"{entry.extractor}, fingerprint {entry.fingerprint}, {entry.dim} dimensions" for entry in entries if entry.dim
+    }
+    data = {
+        f"{run.data.kind}, {'x'.join(map(str, run.saved.facts.image))}, fingerprint {run.saved.facts.data}"
+        for run in runs
+    }
+    sizes = {f"{entry.n:,}" for entry in entries}
+    seeds = {str(entry.seed) for entry in entries} | {str(run.config.get("seed", "unknown")) for run in runs}
+    coverage = next((entry for run in runs if (entry := measured(run.results, "FD[", "FID"))), None)
+    return {
+        "artok": f"{__version__}; models saved by {', '.join(sorted({run.saved.facts.version for run in runs}))}",
+        "data": "; ".join(sorted(data)),
+        "images measured": ", ".join(sorted(sizes))
+        + (f", against {coverage.reference_n:,} held out" if coverage else ""),
+        "features": "; ".join(sorted(judges)) or "none",
+        "seeds": ", ".join(sorted(seeds)),
+        "machine of this page": machine(),
+        "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }

@@ -1,0 +1,171 @@
+"""What the figures say, in words. Each verdict follows from a rule that stands here, and names its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from artok.layout import TokenLayout
+from artok.metrics.results import Measurement, number
+from artok.studies.finished import Run
+from artok.studies.tables import measured
+from artok.training.log import duration
+
+DISTANCE = ("FD[", "FID")
+REAL = 1.25  # a distance up to so many times its floor is that of real images, as far as so few images can tell
+CLOSE = 2.5  # up to so many times the floor it is close, beyond it is not
+COPIED, LEANING = 0.7, 0.85  # shares of held-out images' distance to the training images: memorised; more than is due
+GAP = 0.1  # the share of its held-out nats a token by which training tokens may be easier
+
+
+def joined(words: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def about_tokenizer(run: Run, layout: TokenLayout) -> str:
+    """A paragraph on one tokenizer."""
+    return " ".join([*_training(run), _tokens(layout), *_reconstruction(run), *_codebook(run)])
+
+
+def about_generator(run: Run) -> str:
+    """A paragraph on one generator."""
+    rules: tuple[Callable[[Run], Iterator[str]], ...] = (
+        _training,
+        _quality,
+        _consistency,
+        _coverage,
+        _memorisation,
+        _likelihood,
+    )
+    return " ".join(sentence for rule in rules for sentence in rule(run))
+
+
+def comparison(runs: Sequence[Run]) -> str:
+    """Which of several generators comes closest to real images, and how far that can be trusted."""
+    found = {run.name: entry for run in runs if (entry := measured(run.results, *DISTANCE)) is not None}
+    if len(found) < 2:
+        return ""
+    ranked = sorted(found, key=lambda name: found[name].value)
+    first, second = found[ranked[0]], found[ranked[1]]
+    share = second.value / first.value - 1 if first.value else float("inf")
+    hedge = (
+        "too little to rank them: one seed each says nothing of the spread" if share < 0.15 else "with one seed each"
+    )
+    return (
+        f"Of the {len(found)} generators {ranked[0]} comes closest to held-out images: {first.name} "
+        f"{number(first.value)}, then {ranked[1]} with {number(second.value)}, {share:.0%} more ({hedge})."
+    )
+
+
+# ---------------------------------------------------------------------------------------------- sentences
+
+
+def _training(run: Run) -> Iterator[str]:
+    spent, parameters = run.spent, run.results.cost.get("parameters")
+    size = f"{parameters:,.0f} parameters" if parameters is not None else ""
+    if spent is None:
+        yield f"{size}, trained elsewhere.".lstrip(", ").capitalize()
+        return
+    place = "one process" if spent.processes == 1 else f"{spent.processes} processes"
+    text = f"{size}, trained on {spent.images:,} images in {duration(spent.seconds)} by {place}."
+    yield text.removeprefix(", ")
+    if not spent.finished:
+        yield f"Its training stopped short of {spent.wanted:,} images, so these figures are not its last."
+
+
+def _tokens(layout: TokenLayout) -> str:
+    sides = " by ".join(map(str, layout.image[1:]))
+    bits = f": {layout.bits:,.0f} bits, {layout.bits_per_pixel:.3g} a pixel" if layout.discrete else ""
+    return f"It turns an image of {sides} pixels into {layout}{bits}."
+
+
+def _reconstruction(run: Run) -> Iterator[str]:
+    psnr, ssim = measured(run.results, "PSNR"), measured(run.results, "SSIM")
+    if psnr is not None:
+        likeness = f" and an SSIM of {ssim.value:.3f}" if ssim is not None else ""
+        yield f"Held-out images come back with a PSNR of {psnr.value:.1f} dB{likeness}."
+    distance = measured(run.results, *DISTANCE)
+    if distance is not None:
+        yield f"Taken together, the reconstructions are {_distance(distance)}."
+
+
+def _codebook(run: Run) -> Iterator[str]:
+    used, share = measured(run.results, "codes used"), measured(run.results, "codebook usage")
+    if used is not None and share is not None:
+        every = "every code" if share.value == 1 else f"{share.value:.0%} of the codes"
+        yield f"The {used.n:,} held-out images use {every}."
+
+
+def _distance(entry: Measurement) -> str:
+    if not entry.floor or entry.floor < 0:
+        return f"at {entry.name} {number(entry.value)} from held-out images"
+    times = entry.value / entry.floor
+    verdict = "as close to held-out images as other real images are"
+    if times > REAL:
+        verdict = "close to held-out images" if times <= CLOSE else "clearly apart from held-out images"
+    return (
+        f"{verdict}: {entry.name} {number(entry.value)}, {times:.2g} times the floor of {number(entry.floor)} "
+        "between real and real"
+    )
+
+
+def _quality(run: Run) -> Iterator[str]:
+    entry = measured(run.results, *DISTANCE)
+    if entry is not None:
+        yield f"Its samples are {_distance(entry)}."
+
+
+def _consistency(run: Run) -> Iterator[str]:
+    entry = measured(run.results, "class consistency")
+    if entry is not None:
+        real = f", as it does {entry.floor:.1%} of real images" if entry.floor is not None else ""
+        yield f"The classifier takes {entry.value:.1%} of them for the class that was asked for{real}."
+
+
+def _coverage(run: Run) -> Iterator[str]:
+    entry = measured(run.results, "coverage")
+    if entry is not None:
+        floor = f" (other real images: {entry.floor:.1%})" if entry.floor is not None else ""
+        yield f"They cover {entry.value:.1%} of the held-out images{floor}."
+
+
+def _memorisation(run: Run) -> Iterator[str]:
+    entry = measured(run.results, "nearest training image")
+    if entry is None:
+        return
+    text = f"Half of them lie within {number(entry.value)} of a training image"
+    if not entry.floor:
+        yield f"{text}."
+        return
+    share = entry.value / entry.floor
+    verdict = "no sign of memorised images"
+    if share < LEANING:
+        verdict = "closer than new images should be: they are partly learned by heart"
+    if share < COPIED:
+        verdict = "much closer than new images can be: the generator memorises"
+    yield f"{text}, where held-out real images have {number(entry.floor)}: {verdict}."
+
+
+def _likelihood(run: Run) -> Iterator[str]:
+    new, old = measured(run.results, "nats/token"), None
+    for entry in run.results.measurements:
+        old = entry if entry.name == "nats/token (train)" else old
+    if new is None or old is None:
+        return
+    text = f"A held-out token costs {number(new.value)} nats and a training token {number(old.value)}"
+    gap = new.value - old.value
+    if gap > GAP * new.value:
+        yield f"{text}: the gap of {number(gap)} shows that it knows the training images better than their kind."
+    else:
+        yield f"{text}, a small gap."
+
+
+def hedges(runs: Iterable[Run]) -> list[str]:
+    """What a reader should know before trusting the figures."""
+    entries = [entry for run in runs for entry in run.results.measurements]
+    least = min((entry.n for entry in entries), default=0)
+    texts = [
+        f"Every figure comes from one seed and from {least:,} images or more; differences of a few percent between "
+        "runs are within what another seed would give."
+    ]
+    return texts + list(dict.fromkeys(f"{entry.name}: {entry.note}." for entry in entries if entry.note))
