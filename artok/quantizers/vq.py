@@ -15,7 +15,7 @@ class Config(CodebookConfig):
 
     VQGAN is `similarity: euclidean, update: gradient, revive_below: 0, commitment: 0.25`; LlamaGen the same with
     `similarity: cosine`. The default commitment is higher, since on the sphere a squared difference averages only
-    1/width: on digits 1 gained .4 to .9 dB over .25, and 3 as much or more.
+    1/width: on digits 1 gained .3 to 1.3 dB over .25 in five pairs of runs.
     """
 
     kind: Literal["vq"] = "vq"
