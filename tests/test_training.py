@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 from models import generator_experiment, tokenizer_experiment
+from PIL import Image
 from safetensors.torch import load_file
 
-from artok.config import dump
-from artok.errors import ArtokError, CheckpointError, ConfigError, LayoutError, RunError
+from artok.config import dump, validate
+from artok.errors import ArtokError, CheckpointError, ConfigError, DataError, LayoutError, RunError
+from artok.training.experiment import Experiment
 from artok.training.log import read_log
 from artok.training.loop import Trainer
 from artok.training.run import train
@@ -185,6 +187,24 @@ def test_a_run_directory_holds_what_was_promised(tokenizer_run: Path) -> None:
     assert all(event["images_per_second"] > 0 for event in trained)
     assert len(list((tokenizer_run / "samples").glob("*.png"))) == 2
     assert len(list((tokenizer_run / "checkpoints").iterdir())) == 2
+
+
+def test_unreadable_images_are_skipped_counted_and_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for index in range(120):
+        path = tmp_path / "images" / f"{index % 2}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), index).save(path)
+    (tmp_path / "images" / "0" / "4.png").write_bytes(b"no image")
+    data = {"kind": "folder", "root": str(tmp_path / "images"), "size": 16, "channels": 1}
+    experiment = tokenizer_experiment().model_dump(mode="json") | {"data": data}
+    assert train(validate(Experiment, experiment, "test"), tmp_path / "run")
+    events = [event for event in read_log(tmp_path / "run" / "log.jsonl") if event["event"] == "train"]
+    assert events[-1]["skipped"] == 1
+    assert "skipped 1 unreadable" in capfd.readouterr().err
+    for index in range(0, 40, 2):
+        (tmp_path / "images" / "0" / f"{index}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="more than 1%"):
+        train(validate(Experiment, experiment, "test"), tmp_path / "other")
 
 
 def test_averaged_weights_are_what_is_saved(tokenizer_run: Path, tmp_path: Path) -> None:

@@ -6,21 +6,24 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
 from artok.studies.finished import Run
 from artok.studies.pictures import Picture, svg
 
-# Okabe and Ito 2008, told apart by colour-blind readers; without their black and yellow, which vanish on black or white.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+# Okabe and Ito 2008, told apart by colour-blind readers; without black and yellow, which vanish on black or white.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#888888")
 INK = "#010203"  # stands for the page's own text colour in what matplotlib draws
 STYLE = "<style>svg{color:#333}@media (prefers-color-scheme:dark){svg{color:#ddd}}</style>"
 WIDTH, HEIGHT, ROW = 3.6, 2.5, 0.18  # inches: of a plot, and of a line of its legend
-LOOK = {
+LOOK: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "artok",
     "font.family": "sans-serif",
@@ -43,11 +46,20 @@ TITLES = {  # quantity: title and unit; a quantity that is not here goes by its 
     "l1": ("Absolute error", "mean, pixels in [-1, 1]"),
     "l2": ("Squared error", "mean, pixels in [-1, 1]"),
     "perplexity": ("Codes in effective use", "perplexity"),
-    "codes used": ("Codes used, held out", "codes"),
 }
-BOOKKEEPING = ("rate", "skipped", "images_per_second", "usage", "codebook usage", "dead codes", "code entropy")
+# Not shown: settings, and what perplexity says already.
+BOOKKEEPING = (
+    "rate",
+    "skipped",
+    "images_per_second",
+    "usage",
+    "codebook usage",
+    "dead codes",
+    "codes used",
+    "code entropy",
+)
 BATCHES, HELD_OUT, PLAIN = "training batches", "held-out images", "training images, unchanged"
-LINES = {BATCHES: "-", HELD_OUT: "--", PLAIN: ":"}
+LINES: dict[str, Any] = {BATCHES: "-", HELD_OUT: "--", PLAIN: ":"}
 MARKS = {BATCHES: "", HELD_OUT: "o", PLAIN: "s"}
 
 Points = list[tuple[int, float]]
@@ -114,22 +126,41 @@ def _validated(key: str) -> tuple[str, str]:
 def _panel(quantity: str, curves: Sequence[Curve]) -> Picture:
     title, unit = TITLES.get(quantity, (quantity.replace("_", " ").capitalize(), quantity.replace("_", " ")))
     with matplotlib.rc_context(LOOK):
-        figure, axes = _axes(title, unit, len(curves))
+        handles = _legend(curves)
+        figure, axes = _axes(title, unit, len(handles))
         for curve in curves:
             images, values = zip(*curve.points, strict=True)
             mark = MARKS[curve.source] or ("." if len(images) < 3 else "")
-            label, colour = f"{curve.name}, {curve.source}", COLOURS[curve.run % len(COLOURS)]
-            axes.plot(images, values, LINES[curve.source], marker=mark, color=colour, label=_literal(label))
-        values = [value for curve in curves for _, value in curve.points]
-        if min(values) > 0 and max(values) > 10 * min(values):
+            axes.plot(images, values, LINES[curve.source], marker=mark, color=_colour(curve))
+        every = [value for curve in curves for _, value in curve.points]
+        if min(every) > 0 and max(every) > 10 * min(every):
             axes.set_yscale("log")
         axes.set_xlim(left=0)
         axes.set_xlabel("images seen")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
-        figure.legend(loc="outside lower left")
+        figure.legend(handles=handles, loc="outside lower left")
         ends = "; ".join(f"{curve.name} on {curve.source} ends at {curve.points[-1][1]:.4g}" for curve in curves)
         return _drawn(figure, f"{title} ({unit}) against images seen: {ends}")
+
+
+def _legend(curves: Sequence[Curve]) -> list[Line2D]:
+    """A line for each curve; for many, a line for each run and one for each source of images."""
+    if len(curves) <= 3:
+        return [_sample(f"{curve.name}, {curve.source}", _colour(curve), curve.source) for curve in curves]
+    runs = {curve.name: _colour(curve) for curve in curves}
+    sources = list(dict.fromkeys(curve.source for curve in curves))
+    only = sources[0] if len(sources) == 1 else BATCHES
+    by_run = [_sample(name, colour, only) for name, colour in runs.items()]
+    return by_run + [_sample(source, INK, source) for source in sources]
+
+
+def _sample(label: str, colour: str, source: str) -> Line2D:
+    return Line2D([], [], color=colour, linestyle=LINES[source], marker=MARKS[source], label=_literal(label))
+
+
+def _colour(curve: Curve) -> str:
+    return COLOURS[curve.run % len(COLOURS)]
 
 
 def codebook_plot(counts: Tensor, images: int, name: str) -> Picture:
@@ -151,7 +182,7 @@ def codebook_plot(counts: Tensor, images: int, name: str) -> Picture:
         return _drawn(figure, f"{text}; the most frequent has {shares[0]:.2%} of the tokens")
 
 
-def _axes(title: str, unit: str, entries: int) -> tuple[Figure, matplotlib.axes.Axes]:
+def _axes(title: str, unit: str, entries: int) -> tuple[Figure, Axes]:
     """A figure with room for so many lines of a legend below its axes. Not through pyplot: nothing global is left."""
     figure = Figure(figsize=(WIDTH, HEIGHT + ROW * entries), layout="constrained")
     axes = figure.subplots()

@@ -29,6 +29,8 @@ LOOKED_AT = 50_000  # images of a split searched at most, for examples of a clas
 COUNTED = 1_000  # held-out images whose codes are counted
 SEED = 0
 BATCH = 64
+SIDE = 48  # CSS pixels of an image, about; in sheets that stand beside others it is NARROW
+NARROW = 32
 
 
 # ---------------------------------------------------------------------------------------------- real images
@@ -113,12 +115,11 @@ def show_tokenizer(run: Run, real: Real, device: str = "cpu") -> TokenizerGaller
     decoded = to_uint8(tokenizer.decode(tokens)).cpu()
     difference = ((decoded.short() - originals.short()) / 2 + 128).clamp(0, 255).to(torch.uint8)
     of = f"{len(originals)} held-out images ({', '.join(names)})"
-    side = min(64, 600 // len(originals))
     rows = [
-        ("original", strip(originals, f"{of} as they are", side)),
-        ("reconstruction", strip(decoded, f"The same images after tokenizer {run.name}", side)),
-        ("difference", strip(difference, "Half of reconstruction minus original, around grey", side)),
-        ("tokens", strip(_token_maps(tokens, originals.shape[2:]), f"Maps of their tokens, {layout}", side)),
+        ("original", strip(originals, f"{of} as they are", SIDE)),
+        ("reconstruction", strip(decoded, f"The same images after tokenizer {run.name}", SIDE)),
+        ("difference", strip(difference, "Half of reconstruction minus original, around grey", SIDE)),
+        ("tokens", strip(_token_maps(tokens, originals.shape[2:]), f"Maps of their tokens, {layout}", SIDE)),
     ]
     codes = None
     if layout.vocab is not None:
@@ -172,8 +173,11 @@ class GeneratorGallery:
     settings: str
 
 
-def show_generator(run: Run, real: Real, device: str = "cpu") -> GeneratorGallery:
-    """Samples of the classes that `real` shows, the making of some, and what they resemble most."""
+def show_generator(run: Run, real: Real, side: int = NARROW, device: str = "cpu") -> GeneratorGallery:
+    """Samples of the classes that `real` shows, the making of some, and what they resemble most.
+
+    side: CSS pixels of a sample.
+    """
     pipeline = Pipeline.from_pretrained(run.folder, device)
     sampling = pipeline.settings({"seed": SEED})
     labels = real.labels
@@ -182,12 +186,12 @@ def show_generator(run: Run, real: Real, device: str = "cpu") -> GeneratorGaller
     film = None
     if steps > 1:
         text = f"{run.name} generates one image of each class: {', '.join(real.names)}"
-        film = animation(frames, text, side=48, columns=math.ceil(len(labels) / 2))
+        film = animation(frames, text, side=SIDE, columns=math.ceil(len(labels) / 2))
     moments = [
         (numbers[index], strip(frames[index, :PASTIME], _moment(real, numbers[index], steps), side=64, columns=1))
         for index in thin(len(numbers), STEPS)
     ]
-    rows = class_rows(real, samples, f"samples by {run.name}")
+    rows = class_rows(real, samples, f"samples by {run.name}", side)
     return GeneratorGallery(rows, moments, steps, film, closest(real, samples, "sample"), settings_text(sampling))
 
 
@@ -195,9 +199,8 @@ def _moment(real: Real, step: int, steps: int) -> str:
     return f"Images of {', '.join(real.names[:PASTIME])} after step {step} of {steps}"
 
 
-def class_rows(real: Real, rows: Sequence[Tensor], what: str) -> list[tuple[str, Picture]]:
-    """A strip of images for each class, with its name."""
-    side = 32 if real.rows[0].shape[-1] <= 32 else 36
+def class_rows(real: Real, rows: Sequence[Tensor], what: str, side: int) -> list[tuple[str, Picture]]:
+    """A strip of images for each class, with its name. side: CSS pixels of an image."""
     return [
         (name, strip(images, f"Class {name}: {len(images)} {what}", side))
         for name, images in zip(real.names, rows, strict=True)
@@ -214,7 +217,7 @@ def closest(real: Real, rows: Sequence[Tensor], what: str) -> list[Near]:
         first += len(row)
         pair, distance = torch.stack([images[index], found[index]]), float(distances[index])
         text = f"A {what} of class {name} above its nearest training image, {distance:.2f} apart"
-        nears.append(Near(strip(pair, text, side=48, columns=1), name, distance))
+        nears.append(Near(strip(pair, text, side=SIDE, columns=1), name, distance))
     return nears
 
 

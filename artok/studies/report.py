@@ -117,6 +117,7 @@ def render(
 ) -> str:
     """The page's HTML."""
     runs, known = [*tokenizers, *generators], RealImages()
+    side = gallery.SIDE if len(generators) < 2 else gallery.NARROW
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -131,11 +132,11 @@ def render(
         tokenizers=[tokenizer_part(run, known, device) for run in tokenizers],
         comparison=summary.comparison(generators),
         hedges=summary.hedges(runs),
-        groups=real_parts([generator_part(run, known, device) for run in generators]),
-        curves=learning_curves(runs),
+        groups=real_parts([generator_part(run, known, side, device) for run in generators], side),
+        curves=[*learning_curves(tokenizers), *learning_curves(generators)],
         tables=tables,
         sources=[Source(run, cost(run), commands(run), config_text(run)) for run in runs],
-        facts=facts(runs) | notes,
+        facts={**facts(runs), **notes},
         seed=gallery.SEED,
     )
 
@@ -145,12 +146,12 @@ def tokenizer_part(run: Run, known: RealImages, device: str) -> TokenizerPart:
     return TokenizerPart(run, shown, summary.about_tokenizer(run, shown.layout))
 
 
-def generator_part(run: Run, known: RealImages, device: str) -> GeneratorPart:
+def generator_part(run: Run, known: RealImages, side: int, device: str) -> GeneratorPart:
     real = known.of(run.data)
-    return GeneratorPart(run, gallery.show_generator(run, real, device), summary.about_generator(run), real)
+    return GeneratorPart(run, gallery.show_generator(run, real, side, device), summary.about_generator(run), real)
 
 
-def real_parts(parts: Sequence[GeneratorPart]) -> list[RealPart]:
+def real_parts(parts: Sequence[GeneratorPart], side: int) -> list[RealPart]:
     """The generators by data set, each beside the same held-out images."""
     groups: dict[int, list[GeneratorPart]] = {}
     for part in parts:
@@ -158,7 +159,7 @@ def real_parts(parts: Sequence[GeneratorPart]) -> list[RealPart]:
     found = []
     for members in groups.values():
         real = members[0].real
-        rows = gallery.class_rows(real, real.rows, "held-out images")
+        rows = gallery.class_rows(real, real.rows, "held-out images", side)
         found.append(RealPart(real, rows, gallery.closest(real, real.rows, "held-out image"), members))
     return found
 
@@ -184,12 +185,12 @@ def facts(runs: Sequence[Run]) -> dict[str, str]:
     }
     sizes = {f"{entry.n:,}" for entry in entries}
     seeds = {str(entry.seed) for entry in entries} | {str(run.config.get("seed", "unknown")) for run in runs}
-    coverage = next((entry for run in runs if (entry := measured(run.results, "FD[", "FID"))), None)
+    distance = next((entry for run in runs if (entry := measured(run.results, "FD[", "FID"))), None)
     return {
         "artok": f"{__version__}; models saved by {', '.join(sorted({run.saved.facts.version for run in runs}))}",
         "data": "; ".join(sorted(data)),
         "images measured": ", ".join(sorted(sizes))
-        + (f", against {coverage.reference_n:,} held out" if coverage else ""),
+        + (f", against {distance.reference_n:,} held out" if distance else ""),
         "features": "; ".join(sorted(judges)) or "none",
         "seeds": ", ".join(sorted(seeds)),
         "machine of this page": machine(),

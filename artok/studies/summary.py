@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from artok.layout import TokenLayout
-from artok.metrics.results import Measurement, number
+from artok.metrics.results import Measurement
 from artok.studies.finished import Run
 from artok.studies.tables import measured
 from artok.training.log import duration
 
 DISTANCE = ("FD[", "FID")
 REAL = 1.25  # a distance up to so many times its floor is that of real images, as far as so few images can tell
-CLOSE = 2.5  # up to so many times the floor it is close, beyond it is not
+CLOSE, APART = 2.5, 8.0  # up to so many times the floor it is close; a distance beyond the second is far
 COPIED, LEANING = 0.7, 0.85  # shares of held-out images' distance to the training images: memorised; more than is due
 GAP = 0.1  # the share of its held-out nats a token by which training tokens may be easier
 
@@ -53,11 +53,16 @@ def comparison(runs: Sequence[Run]) -> str:
     )
     return (
         f"Of the {len(found)} generators {ranked[0]} comes closest to held-out images: {first.name} "
-        f"{number(first.value)}, then {ranked[1]} with {number(second.value)}, {share:.0%} more ({hedge})."
+        f"{_short(first.value)}, then {ranked[1]} with {_short(second.value)}, {share:.0%} more ({hedge})."
     )
 
 
 # ---------------------------------------------------------------------------------------------- sentences
+
+
+def _short(value: float) -> str:
+    """Three significant digits: prose needs no more, and one seed gives no more."""
+    return f"{value:.3g}"
 
 
 def _training(run: Run) -> Iterator[str]:
@@ -87,6 +92,8 @@ def _reconstruction(run: Run) -> Iterator[str]:
     distance = measured(run.results, *DISTANCE)
     if distance is not None:
         yield f"Taken together, the reconstructions are {_distance(distance)}."
+        if distance.floor and distance.value < distance.floor:
+            yield "They can pass below that floor since they show the very images that they are compared with."
 
 
 def _codebook(run: Run) -> Iterator[str]:
@@ -98,13 +105,15 @@ def _codebook(run: Run) -> Iterator[str]:
 
 def _distance(entry: Measurement) -> str:
     if not entry.floor or entry.floor < 0:
-        return f"at {entry.name} {number(entry.value)} from held-out images"
+        return f"at {entry.name} {_short(entry.value)} from held-out images"
     times = entry.value / entry.floor
     verdict = "as close to held-out images as other real images are"
     if times > REAL:
-        verdict = "close to held-out images" if times <= CLOSE else "clearly apart from held-out images"
+        verdict = "close to held-out images" if times <= CLOSE else "apart from held-out images"
+    if times > APART:
+        verdict = "far from held-out images"
     return (
-        f"{verdict}: {entry.name} {number(entry.value)}, {times:.2g} times the floor of {number(entry.floor)} "
+        f"{verdict}: {entry.name} {_short(entry.value)}, {times:.2g} times the floor of {_short(entry.floor)} "
         "between real and real"
     )
 
@@ -133,17 +142,17 @@ def _memorisation(run: Run) -> Iterator[str]:
     entry = measured(run.results, "nearest training image")
     if entry is None:
         return
-    text = f"Half of them lie within {number(entry.value)} of a training image"
+    text = f"Half of them lie within {_short(entry.value)} of a training image"
     if not entry.floor:
         yield f"{text}."
         return
     share = entry.value / entry.floor
-    verdict = "no sign of memorised images"
+    verdict = "no sign of memorised images" if share <= 1 else "farther off than real ones, so not copies"
     if share < LEANING:
         verdict = "closer than new images should be: they are partly learned by heart"
     if share < COPIED:
         verdict = "much closer than new images can be: the generator memorises"
-    yield f"{text}, where held-out real images have {number(entry.floor)}: {verdict}."
+    yield f"{text}, where held-out real images have {_short(entry.floor)}: {verdict}."
 
 
 def _likelihood(run: Run) -> Iterator[str]:
@@ -152,10 +161,10 @@ def _likelihood(run: Run) -> Iterator[str]:
         old = entry if entry.name == "nats/token (train)" else old
     if new is None or old is None:
         return
-    text = f"A held-out token costs {number(new.value)} nats and a training token {number(old.value)}"
+    text = f"A held-out token costs {_short(new.value)} nats and a training token {_short(old.value)}"
     gap = new.value - old.value
     if gap > GAP * new.value:
-        yield f"{text}: the gap of {number(gap)} shows that it knows the training images better than their kind."
+        yield f"{text}: the gap of {_short(gap)} shows that it knows the training images better than their kind."
     else:
         yield f"{text}, a small gap."
 

@@ -106,7 +106,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Figures:
-    """columns: names of the runs. groups: title and rows. notes: below the table. extractor: of the features."""
+    """columns: names of the runs. groups: title and rows. notes: below the table."""
 
     columns: tuple[str, ...]
     groups: tuple[tuple[str, tuple[Row, ...]], ...]

@@ -79,6 +79,8 @@ def write_cache(
 
     progress.say(f"encoding {len(split):,} images, {copies} time{'s' if copies > 1 else ''} each, into {folder}")
     write_tokens(folder, tokenizer.layout, mark, split.fingerprint, split.classes, len(split), copies, parts)
+    if split.skipped:
+        progress.skipped(list(split.skipped.values()))
 
 
 class DataOnly(Section):

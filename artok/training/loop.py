@@ -80,7 +80,7 @@ class Trainer:
         self.ema = Ema(self.modules["model"], self.training.ema) if self.training.ema else None
         if self.ema:
             accelerator.register_for_checkpointing(self.ema)
-        self.seen = 0
+        self.seen, self.skipped = 0, 0
 
     def settings(self, player: str) -> Optimizer:
         return self.training.optimizer if player == "model" else self.training.critic
@@ -187,7 +187,11 @@ class Trainer:
         values = meter.read(self.accelerator)
         bad = [name for name, value in values.items() if name.endswith("_loss") and not math.isfinite(value)]
         rate = self.training.optimizer.rate_at(self.seen, self.training.images)
-        self.record("train", values | {"rate": rate, "skipped": self.task.skipped()})
+        skipped = self.task.skipped()
+        self.record("train", values | {"rate": rate, "skipped": len(skipped)})
+        if len(skipped) > self.skipped:
+            self.progress.skipped(skipped[self.skipped :])
+            self.skipped = len(skipped)
         if bad:
             newest = checkpoints.latest(self.folder / "checkpoints")
             kept = f"the last good checkpoint is {newest}" if newest else "there was no checkpoint yet"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -24,6 +24,11 @@ class Progress:
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
+
+    def skipped(self, reasons: Sequence[str]) -> None:
+        """Report images that could not be read."""
+        more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        self.say(f"skipped {len(reasons)} unreadable: {'; '.join(reasons[:3])}{more}")
 
     @contextmanager
     def over(self, done: int, total: int) -> Iterator[None]:

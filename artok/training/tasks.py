@@ -67,9 +67,9 @@ class Task(ABC):
     def split(self, batch: Any, parts: int) -> list[Any]:
         """A local batch in equal parts, for gradient accumulation."""
 
-    def skipped(self) -> int:
-        """Images that could not be read so far."""
-        return 0
+    def skipped(self) -> list[str]:
+        """The images that could not be read so far, with the reason."""
+        return []
 
 
 class TokenizerTask(Task):
@@ -128,8 +128,8 @@ class TokenizerTask(Task):
         scale = max(1, 64 // images.shape[-1])
         grid(torch.cat([images, decoded.clamp(-1, 1)]), columns=len(images), scale=scale).save(path)
 
-    def skipped(self) -> int:
-        return len(self.train_split.skipped)
+    def skipped(self) -> list[str]:
+        return list(self.train_split.skipped.values())
 
 
 class GeneratorTask(Task):
@@ -215,5 +215,5 @@ class GeneratorTask(Task):
         sampling = self.experiment.sampling
         return Pipeline(self.tokenizer, self.generator, self.facts.classes, sampling, saved, self.saved_tokenizer)
 
-    def skipped(self) -> int:
-        return 0 if isinstance(self.source, TokenCache) else len(self.source.skipped)
+    def skipped(self) -> list[str]:
+        return [] if isinstance(self.source, TokenCache) else list(self.source.skipped.values())
