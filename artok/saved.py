@@ -148,7 +148,7 @@ def _reason(error: Exception) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_aside(path, lambda aside: aside.write_text(text))
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, data: object) -> None:

@@ -44,7 +44,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     states = [torch.load(run / "checkpoints" / last / "optimizer.bin", weights_only=True) for run in (one, other)]
     for index, state in states[0]["state"].items():
         assert torch.equal(state["exp_avg"], states[1]["state"][index]["exp_avg"])
-    timed = {"time", "images_per_second", "processes"}
+    timed = {"time", "images_per_second", "core_seconds"}
     logs = [
         [{k: v for k, v in event.items() if k not in timed} for event in read_log(run / "log.jsonl")]
         for run in (one, other)

@@ -51,11 +51,14 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Results:
-    """name: of what was evaluated. measurements: in the order to print. cost: name with unit to value."""
+    """name: of what was evaluated. measurements: in the order to print. cost: name with unit to value.
+    sampling: the settings that samples were made with, none for reconstructions.
+    """
 
     name: str
     measurements: tuple[Measurement, ...]
     cost: Mapping[str, float] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Measurement:
         """The measurement of that name; a KeyError when it was not made."""
@@ -71,12 +74,14 @@ class Results:
             "name": self.name,
             "metrics": [asdict(measurement) for measurement in self.measurements],
             "cost": dict(self.cost),
+            "sampling": dict(self.sampling),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Results:
         """The inverse of `to_dict`; raises KeyError or TypeError when keys are missing or unknown."""
-        return cls(data["name"], tuple(Measurement(**entry) for entry in data["metrics"]), data["cost"])
+        measurements = tuple(Measurement(**entry) for entry in data["metrics"])
+        return cls(data["name"], measurements, data["cost"], data["sampling"])
 
     def save(self, path: Path) -> None:
         """Writes results.json aside and renames it; a RunError when the disk refuses."""

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from artok.config import override, read_yaml, validate
 from artok.data.base import DataConfig, Split, SplitName
-from artok.data.loader import evaluation_batches
 from artok.data.tokens import evaluation_tokens
+from artok.data.transforms import plain
 from artok.errors import ConfigError
-from artok.images import to_uint8
+from artok.images import from_uint8, to_uint8
 from artok.layout import Condition, TokenLayout
 from artok.metrics import codebook, consistency, cost, frechet, kid, likelihood, memorisation, prdc, reconstruction
 from artok.metrics.base import MetricConfig, Seen, Subject
@@ -21,6 +21,7 @@ from artok.metrics.evaluate import Evaluation
 from artok.metrics.features import Extractor, TrainingImages, extract, open_extractor
 from artok.metrics.floor import class_counts, floor, largest
 from artok.metrics.results import Results
+from artok.noise import Noise
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
 from artok.saved import CONFIG, find_saved, fingerprint, load_tokenizer, read_saved
@@ -29,7 +30,7 @@ from artok.training.encode import DataOnly, cached_tokens
 from artok.training.progress import Progress
 
 BATCH = 64
-JUDGE_IMAGES = 50_000  # training images that an extractor is trained on, at most
+MOST_IMAGES, MOST_BYTES = 50_000, 2**30  # of a split that the judge looks at
 RESULTS = "results.json"
 
 
@@ -68,8 +69,8 @@ class Judge:
     def __init__(self, data: DataConfig, extractor: str, device: str, n: int | None, progress: Progress) -> None:
         self.data, self.device, self.progress = data, torch.device(device), progress
         self.train_split, self.test_split = data.open("train"), data.open("test")
-        self.test_images, self.test_labels = whole(self.test_split, data, None)
-        self.train_images, self.train_labels = whole(self.train_split, data, JUDGE_IMAGES)
+        self.test_images, self.test_labels = held_in_memory(self.test_split, data)
+        self.train_images, self.train_labels = held_in_memory(self.train_split, data)
         self.n = min(n or len(self.test_images), largest(self.train_labels, self.test_labels))
         training = TrainingImages(self.train_images, self.train_labels, len(self.train_split.classes))
         progress.say(f"measuring with {extractor} features on {self.n:,} images")
@@ -84,13 +85,14 @@ class Judge:
             configs.append(codebook.Config())
         evaluation = self.evaluation(configs, layout)
         with torch.no_grad(), self.progress.over(0, self.n):
-            for batch in evaluation_batches(self.test_split, self.data, BATCH, self.n):
-                tokens = tokenizer.encode(batch.images.to(self.device))
+            for done, rows in enumerate(some(len(self.test_images), self.n).split(BATCH)):
+                images = self.test_images[rows]
+                tokens = tokenizer.encode(from_uint8(images).to(self.device))
                 decoded = to_uint8(tokenizer.decode(tokens)).cpu()
                 codes = tokens.values.cpu() if layout.discrete else None
-                images = to_uint8(batch.images)
-                evaluation.update(Seen(images=images, labels=batch.labels, reconstructions=decoded, codes=codes))
-                self.progress.advance(int(batch.positions[-1]) + 1)
+                labels = self.test_labels[rows]
+                evaluation.update(Seen(images=images, labels=labels, reconstructions=decoded, codes=codes))
+                self.progress.advance(done * BATCH + len(rows))
         results = evaluation.results(name, seed=0, floor=self.floor(layout))
         one = torch.zeros(1, *layout.image, device=self.device)
         with torch.no_grad():
@@ -117,7 +119,7 @@ class Judge:
         for seen in self.samples(pipeline, sampling):
             evaluation.update(seen)
         results = evaluation.results(name, seed=sampling.seed, floor=self.floor(layout))
-        return replace(results, cost=generation_cost(pipeline, sampling))
+        return replace(results, cost=generation_cost(pipeline, sampling), sampling=sampling.model_dump(mode="json"))
 
     # ------------------------------------------------------------------------------------------ parts
 
@@ -164,10 +166,22 @@ class Judge:
                 yield Seen(log_likelihood=nats.cpu()) if held_out else Seen(train_log_likelihood=nats.cpu())
 
 
-def whole(split: Split, data: DataConfig, limit: int | None) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) uint8 and labels (N,) of a split, as a model sees them without augmentation."""
-    batches = list(evaluation_batches(split, data, 256, limit))
-    return torch.cat([to_uint8(batch.images) for batch in batches]), torch.cat([batch.labels for batch in batches])
+def held_in_memory(split: Split, data: DataConfig) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) uint8 and labels (N,) of a split as a model sees them without augmentation.
+
+    All of them, or a random part of what would take more than 1 GiB.
+    """
+    most = min(MOST_IMAGES, MOST_BYTES // (data.channels * data.size**2))
+    parts = [split.read(rows.tolist()) for rows in some(len(split), most).split(256)]
+    images = [to_uint8(plain(part.images, data.size)) for part in parts]
+    return torch.cat(images), torch.cat([part.labels for part in parts])
+
+
+def some(count: int, most: int) -> Tensor:
+    """Indices below `count`, ascending: all, or a random `most` of them, always the same ones."""
+    if most >= count:
+        return torch.arange(count)
+    return Noise(0, torch.zeros(1, dtype=torch.int64)).permutation(count)[0, :most].sort().values
 
 
 def generation_cost(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:

@@ -24,12 +24,15 @@ class Spent:
     """What training took, as its log tells.
 
     images: seen. wanted: to be seen in all. seconds: of wall time, pauses between a stop and a resumption left out.
+    core_seconds: of processor time, over all processes.
     """
 
     images: int
     wanted: int
     seconds: float
+    core_seconds: float
     processes: int
+    device: str
 
     @property
     def finished(self) -> bool:
@@ -66,7 +69,16 @@ class Run:
         seconds = sum(self.log[end]["time"] - self.log[start]["time"] for start, end in zip(starts, ends, strict=True))
         images = self.log[-1]["images"]
         wanted = self.config.get("training", {}).get("images", images)
-        return Spent(images, wanted, seconds, self.log[starts[-1]].get("processes", 1))
+        begun = self.log[starts[-1]]
+        processes = begun.get("processes", 1)
+        cores = processes * sum(self.log[end].get("core_seconds", 0.0) for end in self._last_reports(starts))
+        return Spent(images, wanted, seconds, cores, processes, begun.get("device", "cpu"))
+
+    def _last_reports(self, starts: Sequence[int]) -> list[int]:
+        """Where each start's last report of training stands."""
+        reports = [index for index, event in enumerate(self.log) if event["event"] == "train"]
+        spans = zip(starts, [*starts[1:], len(self.log)], strict=True)
+        return [max(inside) for low, high in spans if (inside := [index for index in reports if low < index < high])]
 
 
 def open_runs(folders: Sequence[Path]) -> list[Run]:

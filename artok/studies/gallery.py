@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from artok.studies.curves import codebook_plot
 from artok.studies.finished import Run
 from artok.studies.pictures import Picture, animation, strip, thin
 from artok.studies.reconstruct import token_map
+from artok.studies.sample import thinned
 
 CLASSES, EACH = 10, 8  # classes shown at most, and images of each
 PASTIME = 4  # images that are shown while they are generated
@@ -142,8 +143,7 @@ def _one_each(real: Real) -> tuple[Tensor, list[str]]:
 def _token_maps(tokens: Tokens, size: Sequence[int]) -> Tensor:
     """Each image's tokens as colours, (B, 3, H, W) uint8: a grid of squares as large as the image."""
     maps = [token_map(tokens[index : index + 1]) for index in range(len(tokens))]
-    flat = [colours.reshape(3, -1, colours.shape[-1]) for colours in maps]  # a sequence is a row, a video its frames
-    return torch.nn.functional.interpolate(torch.stack(flat), size=tuple(size), mode="nearest")
+    return torch.nn.functional.interpolate(torch.stack(maps), size=tuple(size), mode="nearest")
 
 
 # ---------------------------------------------------------------------------------------------- generators
@@ -179,7 +179,7 @@ def show_generator(run: Run, real: Real, side: int = NARROW, device: str = "cpu"
     side: CSS pixels of a sample.
     """
     pipeline = Pipeline.from_pretrained(run.folder, device)
-    sampling = pipeline.settings({"seed": SEED})
+    sampling = pipeline.settings({**run.results.sampling, "seed": SEED})
     labels = real.labels
     samples = to_uint8(pipeline(labels, EACH, sampling=sampling)).split(EACH)
     numbers, frames, steps = making(pipeline, labels, sampling)
@@ -232,23 +232,6 @@ def making(pipeline: Pipeline, labels: Sequence[int], sampling: Sampling) -> tup
     chosen = [kept[index] for index in thin(len(kept), FRAMES)]
     frames = [to_uint8(pipeline.decode(tokens)).cpu() for _, tokens in chosen]
     return [step for step, _ in chosen], torch.stack(frames), steps
-
-
-def thinned(steps: Iterable[Tokens], most: int) -> tuple[list[tuple[int, Tokens]], int]:
-    """About `most` of the steps with their numbers from 1, the first and the last among them; and how many there were.
-
-    Keeping all of a long sequence's unfinished images would take memory that grows with its square.
-    """
-    kept: list[tuple[int, Tokens]] = []
-    every, last = 1, None
-    for step, tokens in enumerate(steps, 1):
-        last = (step, tokens)
-        if (step - 1) % every == 0:
-            kept.append(last)
-        if len(kept) > most:
-            kept, every = kept[::2], 2 * every
-    assert last is not None, "a generator yields at least its finished sample"
-    return (kept if kept[-1][0] == last[0] else [*kept, last]), last[0]
 
 
 def settings_text(sampling: Sampling) -> str:

@@ -80,7 +80,8 @@ def token_map(tokens: Tokens) -> Tensor:
         parts = torch.cat([values, values.new_zeros(len(values), 3)], dim=1)[:, :3]
         low, high = parts.amin(0), parts.amax(0)
         colours = (parts - low) / (high - low).clamp(min=1e-6) * 255
-    return colours.T.unflatten(1, tokens.layout.grid).to(torch.uint8)
+    width = tokens.layout.grid[-1]  # a sequence is a row, a video its frames one below another
+    return colours.T.unflatten(1, (-1, width)).to(torch.uint8)
 
 
 def draw(original: Tensor, decoded: Tensor, codes: Tensor, figures: Reconstructed) -> Image.Image:

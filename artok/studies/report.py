@@ -170,7 +170,8 @@ def cost(run: Run) -> str:
     if spent is None:
         return "trained elsewhere: there is no log"
     many = f", {spent.processes} processes" if spent.processes > 1 else ""
-    return f"{spent.images:,} images in {duration(spent.seconds)} of wall time{many}"
+    cores = f", {spent.core_seconds:,.0f} core-seconds" if spent.core_seconds and spent.device == "cpu" else ""
+    return f"{spent.images:,} images in {duration(spent.seconds)} of wall time on {spent.device}{many}{cores}"
 
 
 def facts(runs: Sequence[Run]) -> dict[str, str]:

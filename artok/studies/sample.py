@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -79,6 +79,22 @@ def generation_frames(
     """
     condition = pipeline.condition(labels)
     samples = torch.arange(len(labels), device=pipeline.device) * stride
-    steps: list[Tokens] = list(pipeline.steps(condition, sampling, samples=samples))
-    keep = sorted({round(index) for index in torch.linspace(0, len(steps) - 1, min(FRAMES, len(steps))).tolist()})
-    return [grid(pipeline.decode(steps[index]).cpu(), scale=scale) for index in keep]
+    kept, _ = thinned(pipeline.steps(condition, sampling, samples=samples), FRAMES)
+    return [grid(pipeline.decode(tokens).cpu(), scale=scale) for _, tokens in kept]
+
+
+def thinned(steps: Iterable[Tokens], most: int) -> tuple[list[tuple[int, Tokens]], int]:
+    """About `most` of the steps with their numbers from 1, the first and the last among them; and how many there were.
+
+    Keeping all of a long sequence's unfinished images would take memory that grows with its square.
+    """
+    kept: list[tuple[int, Tokens]] = []
+    every, last = 1, None
+    for step, tokens in enumerate(steps, 1):
+        last = (step, tokens)
+        if (step - 1) % every == 0:
+            kept.append(last)
+        if len(kept) > most:
+            kept, every = kept[::2], 2 * every
+    assert last is not None, "a generator yields at least its finished sample"
+    return (kept if kept[-1][0] == last[0] else [*kept, last]), last[0]

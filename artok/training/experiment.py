@@ -49,6 +49,12 @@ class Experiment(Config):
     training: Training
     seed: int = Field(0, ge=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_facts(cls, section: object) -> object:
+        """A run's own config.yaml, with the facts that its training wrote there, is a config too."""
+        return {k: v for k, v in section.items() if k != "facts"} if isinstance(section, dict) else section
+
     @model_validator(mode="after")
     def _one_job(self) -> Experiment:
         if self.generator is None and isinstance(self.tokenizer, str):

@@ -12,7 +12,7 @@ from artok.saved import write_text
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The events of a log, without a last line that a kill left unfinished."""
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
@@ -26,7 +26,7 @@ class Log:
 
     def write(self, event: str, images: int, values: dict[str, Any]) -> None:
         line = json.dumps({"event": event, "images": images, "time": round(time.time(), 3), **values})
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 

@@ -80,7 +80,7 @@ class Trainer:
         self.ema = Ema(self.modules["model"], self.training.ema) if self.training.ema else None
         if self.ema:
             accelerator.register_for_checkpointing(self.ema)
-        self.seen, self.skipped = 0, 0
+        self.seen, self.skipped, self.began = 0, 0, 0.0
 
     def settings(self, player: str) -> Optimizer:
         return self.training.optimizer if player == "model" else self.training.critic
@@ -99,7 +99,9 @@ class Trainer:
                 return True
         if self.accelerator.is_main_process:
             self.log = Log(self.folder / "log.jsonl", self.seen)
-        self.record("resume" if newest else "start", {"processes": self.accelerator.num_processes})
+        self.began = time.process_time()
+        machine = {"device": str(self.accelerator.device), "threads": torch.get_num_threads()}
+        self.record("resume" if newest else "start", {"processes": self.accelerator.num_processes, **machine})
         world = self.accelerator.process_index, self.accelerator.num_processes
         with (
             closing(self.task.batches(self.seen, *world)) as batches,
@@ -188,7 +190,8 @@ class Trainer:
         bad = [name for name, value in values.items() if name.endswith("_loss") and not math.isfinite(value)]
         rate = self.training.optimizer.rate_at(self.seen, self.training.images)
         skipped = self.task.skipped()
-        self.record("train", values | {"rate": rate, "skipped": len(skipped)})
+        spent = round(time.process_time() - self.began, 2)  # of this process, since it started or resumed
+        self.record("train", values | {"rate": rate, "skipped": len(skipped), "core_seconds": spent})
         if len(skipped) > self.skipped:
             self.progress.skipped(skipped[self.skipped :])
             self.skipped = len(skipped)
