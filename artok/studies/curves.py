@@ -52,6 +52,7 @@ BOOKKEEPING = (
     "rate",
     "skipped",
     "images_per_second",
+    "core_seconds",
     "usage",
     "codebook usage",
     "dead codes",
