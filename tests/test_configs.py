@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SHARED
 
-from artok.config import load
+from artok.config import load, validate
+from artok.data import hub
 from artok.training.experiment import Experiment
 
 ROOT = Path(__file__).parent.parent / "configs"
@@ -50,3 +52,22 @@ def test_a_shipped_generator_builds_on_its_tokenizers_tokens(name: str) -> None:
         layout = section.build(image).layout
         assert experiment.generator.refuse(layout) is None
         experiment.generator.build(layout, 10)
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "cifar10").is_dir(), reason="no ../shared/data/cifar10 here")
+def test_the_cifar_configs_read_local_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT.parent)
+    data = load(Experiment, "cifar10/vq").data
+    train, test = data.open("train"), data.open("test")
+    assert (len(train), len(test)) == (50_000, 10_000)
+    assert train.classes[3] == "cat"
+    assert test.read([0]).images.shape == (1, 3, 32, 32)
+
+
+def test_local_copies_go_before_the_hub_and_their_absence_does_not(tmp_path: Path) -> None:
+    section = {"kind": "hub", "path": "someone/pictures", "size": 8, "local": str(tmp_path)}
+    assert validate(hub.Config, section, "test").files is None
+    (tmp_path / "train.parquet").touch()
+    found = validate(hub.Config, section, "test")
+    assert found.files == {"train": str(tmp_path / "train.parquet")}
+    assert validate(hub.Config, found.model_dump(), "test") == found

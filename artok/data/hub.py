@@ -71,7 +71,8 @@ class Config(DataConfig):
     def _prefers_local_copies(cls, section: object) -> object:
         if isinstance(section, dict) and isinstance(section.get("local"), str) and not section.get("files"):
             copies = sorted(Path(section["local"]).glob("*.parquet"))
-            return section | {"files": {path.stem: str(path) for path in copies}} if copies else section
+            files = {path.stem: str(path) for path in copies}
+            return section | {"path": "parquet", "files": files} if copies else section
         return section
 
     @model_validator(mode="after")
