@@ -134,6 +134,31 @@ def evaluate(
     typer.echo(str(side_by_side([results])))
 
 
+@app.command("import")
+def import_(
+    file: Annotated[str, typer.Argument(help="a published file or folder, or hub:NAME such as hub:var-d16")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="what the file does not tell, as key.sub=value")] = None,
+    family: Annotated[str | None, typer.Option(help="found by the keys unless given")] = None,
+    out: Out = None,
+    tokenizer: Annotated[str | None, typer.Option(help="run of the tokenizer that a generator was trained on")] = None,
+    size: Annotated[int | None, typer.Option(min=8, help="side of the images, where it is not the usual one")] = None,
+    part: Annotated[str | None, typer.Option(help="of the file, such as model; averaged weights unless given")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="pattern of keys that may be left over")] = None,
+    scale: Annotated[float | None, typer.Option(help="factor on a KL autoencoder's latents for generators")] = None,
+) -> None:
+    """Make a run of a published checkpoint: VQGAN, LlamaGen, VAR, MAR, DiT, and the autoencoders they use."""
+    from artok.interop.hub import PREFIX, import_published
+    from artok.interop.importing import Wishes, import_file
+
+    wishes = Wishes(family, tokenizer, size, tuple(overrides or []), part, tuple(ignore or []), scale)
+    folder = out or Path("runs") / Path(file.removeprefix(PREFIX)).stem
+    if file.startswith(PREFIX):
+        import_published(file, folder, wishes, typer.echo)
+    else:
+        import_file(Path(file), folder, wishes, typer.echo)
+    typer.echo(f"written to {folder}")
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/demo"),

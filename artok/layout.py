@@ -83,12 +83,16 @@ class TokenLayout:
             yield slice(start, start + math.prod(grid))
             start += math.prod(grid)
 
+    def scale_names(self) -> list[str]:
+        """How logs and messages call the scales, such as "2x2"."""
+        return ["x".join(map(str, grid)) for grid in self.grids]
+
     def value_shape(self) -> tuple[int, int]:
         """Shape of one image's token values: (N, K) for codes, (N, D) for continuous tokens."""
         return (self.length, self.codes if self.discrete else self.width)
 
     def __str__(self) -> str:
-        grids = ", ".join("x".join(map(str, grid)) for grid in self.grids)
+        grids = ", ".join(self.scale_names())
         what = f"{self.vocab} codes" if self.discrete else "continuous"
         if self.codes > 1:
             what += f", {self.codes} a position"
@@ -143,6 +147,14 @@ class Tokens:
     def to(self, device: torch.device | str) -> Tokens:
         return replace(self, values=self.values.to(device), known=None if self.known is None else self.known.to(device))
 
+    def first_scales(self, scales: int) -> Tokens:
+        """These tokens with all scales after the first `scales` undecided; unchanged when there are no others."""
+        if scales >= len(self.layout.grids):
+            return self
+        start = list(self.layout.scales())[scales].start
+        known = (torch.arange(self.layout.length, device=self.values.device) < start).expand(len(self), -1)
+        return replace(self, known=known if self.known is None else known & self.known)
+
     @staticmethod
     def cat(parts: Sequence[Tokens]) -> Tokens:
         """Batches of finished tokens of one layout, one after another."""
@@ -183,4 +195,8 @@ class Codec(Protocol):
 
     def prefix(self, tokens: Tokens, scales: int) -> Tensor:
         """Latent vectors (B, D, *grid) of the first `scales` scales alone."""
+        ...
+
+    def prefixes(self, tokens: Tokens) -> list[Tensor]:
+        """`prefix` for 1, 2, ... scales in one pass; the last is `embed`."""
         ...

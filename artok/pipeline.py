@@ -112,6 +112,7 @@ class Pipeline:
                 "guidance needs a generator trained with label_dropout above 0, and this one has no unconditional "
                 "half; use guidance=1"
             )
+        self.generator.check(settings)
         return settings
 
     def condition(self, labels: Sequence[int] | Tensor | int, n: int = 1) -> Condition:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import ConfigDict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from artok.config import OPEN, Config, dump, of_kind, read_yaml, validate
@@ -27,6 +27,7 @@ from artok.generators.base import Generator, GeneratorConfig
 from artok.layout import TokenLayout
 from artok.sampling.settings import Sampling
 from artok.tokenizers.base import Tokenizer, TokenizerConfig
+from artok.weights import empty_parameters, read_weights
 
 CONFIG, WEIGHTS, TOKENIZER = "config.yaml", "model.safetensors", "tokenizer"
 
@@ -88,7 +89,8 @@ def load_tokenizer(name: str | Path) -> tuple[Tokenizer, Saved]:
         saved = read_saved(folder)
     if isinstance(saved.tokenizer, str):
         raise CheckpointError(f"{folder / CONFIG} names another tokenizer where its own should be described")
-    tokenizer = saved.tokenizer.build(saved.facts.image)
+    with empty_parameters():
+        tokenizer = saved.tokenizer.build(saved.facts.image)
     read_weights(tokenizer, folder / WEIGHTS)
     return tokenizer.eval().requires_grad_(False), saved
 
@@ -100,7 +102,8 @@ def load_generator(name: str | Path, layout: TokenLayout) -> tuple[Generator, Sa
     if saved.generator is None:
         raise CheckpointError(f"{folder} holds a tokenizer, not a generator")
     check_layout(saved.generator, layout)
-    generator = saved.generator.build(layout, len(saved.facts.classes))
+    with empty_parameters():
+        generator = saved.generator.build(layout, len(saved.facts.classes))
     read_weights(generator, folder / WEIGHTS)
     return generator.eval().requires_grad_(False), saved
 
@@ -164,26 +167,6 @@ def write_config(path: Path, config: Config, facts: Facts | None = None) -> None
     """A config as YAML, with its facts beside it unless they are part of it."""
     beside = "" if facts is None else "facts:\n" + "".join(f"  {line}\n" for line in dump(facts).splitlines())
     write_text(path, dump(config) + beside)
-
-
-def read_weights(module: nn.Module, path: Path) -> None:
-    """Load safetensors into a module; a CheckpointError names the first keys and shapes that do not fit."""
-    try:
-        state = load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"there are no weights at {path}") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no readable safetensors file, it may be truncated ({error})") from None
-    own = module.state_dict()
-    problems = {
-        "of another shape": [name for name in state if name in own and state[name].shape != own[name].shape],
-        "not in this model": [name for name in state if name not in own],
-        "missing": [name for name in whole_state(module) if name not in state],
-    }
-    if any(problems.values()):
-        parts = [f"{len(names)} keys {what}, such as {names[0]}" for what, names in problems.items() if names]
-        raise CheckpointError(f"{path} is of another architecture: {'; '.join(parts)}")
-    module.load_state_dict(state, strict=False)
 
 
 def fingerprint(module: nn.Module) -> str:

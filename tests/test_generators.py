@@ -145,7 +145,7 @@ def test_one_batch_can_be_learned_by_heart(pair: tuple[Generator, Tokenizer]) ->
 def test_the_likelihood_is_that_of_the_loss(pair: tuple[Generator, Tokenizer]) -> None:
     generator, codec = pair
     tokens = real_tokens(codec, 5)
-    nats = generator.log_likelihood(tokens, condition(5))
+    nats = generator.log_likelihood(tokens, condition(5), codec)
     if nats is None:
         return
     assert nats.shape == (5,)

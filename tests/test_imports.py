@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "artok"
-LEAVES = {"", "errors", "layout", "noise", "config", "images"}
+LEAVES = {"", "errors", "layout", "noise", "config", "images", "weights"}
 ALLOWED = {
     **dict.fromkeys(LEAVES, LEAVES),
     "nn": LEAVES,
@@ -22,8 +22,9 @@ MODELS = LEAVES | {"nn", "quantizers", "tokenizers", "sampling", "generators"}
 ALLOWED["saved"] = MODELS
 ALLOWED["pipeline"] = MODELS | {"saved"}
 ALLOWED["training"] = MODELS | {"saved", "pipeline", "losses", "data", "metrics"}
+ALLOWED["interop"] = MODELS | {"saved", "pipeline"}
 ALLOWED["studies"] = ALLOWED["training"] | {"training"}
-ALLOWED["cli"] = ALLOWED["studies"] | {"studies"}
+ALLOWED["cli"] = ALLOWED["studies"] | {"studies", "interop"}
 ALLOWED["__main__"] = {"cli"}
 
 FILES = sorted(ROOT.rglob("*.py"))

@@ -66,6 +66,8 @@ def train(quantizer: Quantizer, steps: int, seed: int = 1, batch: int = 8) -> No
             torch.stack(list(out.losses.values())).sum().backward()
             if distributed.is_initialized():
                 for parameter in parameters:
+                    if parameter.grad is None:  # a table that only the decoder's error moves
+                        continue
                     distributed.all_reduce(parameter.grad)
                     parameter.grad /= distributed.get_world_size()
             optimizer.step()

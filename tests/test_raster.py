@@ -93,7 +93,7 @@ def test_sampled_codes_follow_the_model() -> None:
 def test_the_likelihoods_of_all_images_sum_to_one() -> None:
     layout = TokenLayout(((1, 2),), 4, 32, (1, 4, 8))
     every = torch.cartesian_prod(torch.arange(32), torch.arange(32))[..., None]
-    nats = model(layout).log_likelihood(Tokens(every, layout), Condition(torch.zeros(1024, dtype=torch.int64)))
+    nats = model(layout).log_likelihood(Tokens(every, layout), Condition(torch.zeros(1024, dtype=torch.int64)), None)
     assert float(nats.exp().sum()) == pytest.approx(1, abs=1e-5)
 
 

@@ -20,7 +20,7 @@ from artok.config import dump, validate
 from artok.errors import ArtokError, CheckpointError, ConfigError, DataError, LayoutError, RunError
 from artok.training.experiment import Experiment
 from artok.training.log import read_log
-from artok.training.loop import Trainer
+from artok.training.loop import Trainer, make_optimizer
 from artok.training.run import train
 from artok.training.settings import Optimizer
 
@@ -239,6 +239,23 @@ def test_the_rate_warms_up_and_falls() -> None:
     rates = [settings.rate_at(seen, 1100) for seen in (0, 50, 100, 600, 1100)]
     assert rates == pytest.approx([0.01, 0.51, 1.0, 0.55, 0.1])
     assert Optimizer(rate=1.0, schedule="constant").rate_at(900, 1000) == 1.0
+    line = Optimizer(rate=1.0, warmup=100, schedule="linear", hold=0.2, final=0.1)
+    assert [line.rate_at(seen, 1100) for seen in (50, 300, 700, 1100)] == pytest.approx([0.51, 1.0, 0.55, 0.1])
+
+
+def test_weights_decay_but_for_vectors_and_what_a_module_spares() -> None:
+    class Module(torch.nn.Linear):
+        undecayed = ("position",)
+
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.position = torch.nn.Parameter(torch.zeros(2, 2))
+
+    module = torch.nn.Sequential(Module(), torch.nn.Linear(2, 2))
+    decayed, spared = make_optimizer(module, Optimizer(weight_decay=0.5)).param_groups
+    assert [len(decayed["params"]), decayed["weight_decay"]] == [2, 0.5]
+    assert [len(spared["params"]), spared["weight_decay"]] == [3, 0.0]
+    assert any(parameter is module[0].position for parameter in spared["params"])
 
 
 # ---------------------------------------------------------------------------------------------- refusals and failures

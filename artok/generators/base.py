@@ -37,9 +37,13 @@ class Generator(nn.Module, ABC):
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
         """Tokens as they are decided, a yield for each step; the last is the finished sample."""
 
-    def log_likelihood(self, tokens: Tokens, condition: Condition) -> Tensor | None:
+    def log_likelihood(self, tokens: Tokens, condition: Condition, codec: Codec | None) -> Tensor | None:
         """Exact log p(tokens | condition) in nats, (B,) float64, or None for a family that has none."""
         return None
+
+    def check(self, sampling: Sampling) -> None:
+        """A ConfigError when it cannot sample so, such as in more steps than it has. All else is ignored."""
+        return
 
     def passes(self, sampling: Sampling) -> int:
         """Network passes that one sample takes (both halves of guidance count as one)."""

@@ -157,7 +157,7 @@ class Raster(Generator):
         logits = self._all_logits(codes, condition.labels)
         return {"nll": F.cross_entropy(logits.flatten(0, 1), codes.flatten())}
 
-    def log_likelihood(self, tokens: Tokens, condition: Condition) -> Tensor:
+    def log_likelihood(self, tokens: Tokens, condition: Condition, codec: Codec | None) -> Tensor:
         codes = tokens.values.flatten(1)
         log_probability = self._all_logits(codes, condition.labels).log_softmax(-1)
         return log_probability.gather(-1, codes[..., None])[..., 0].double().sum(1)

@@ -93,8 +93,7 @@ class CodebookUsage(Metric):
         if self._layout.codes > 1:
             values |= self._parts(levels_KV[:, None], [f"level {level + 1}" for level in range(len(levels_KV))])
         if len(self._scales) > 1:
-            grids = ["x".join(map(str, grid)) for grid in self._layout.grids]
-            values |= self._parts(self._counts_SKV, grids)
+            values |= self._parts(self._counts_SKV, self._layout.scale_names())
         return values
 
     def _parts(self, counts: Tensor, names: list[str]) -> dict[str, float]:

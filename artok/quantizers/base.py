@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import reduce
+from itertools import accumulate, chain
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from artok.config import Part
@@ -20,12 +22,14 @@ class Quantized:
     values: (B, N, K) int64 codes, or (B, N, D) float vectors of a continuous bottleneck.
     losses: scalars, already weighted, to be added to the training loss.
     monitors: scalars to be logged, no part of the loss.
+    sums: like losses, but summed over an image, for a reconstruction error that is summed over it too.
     """
 
     vectors: Tensor
     values: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     monitors: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Quantizer(nn.Module, ABC):
@@ -55,10 +59,25 @@ class Quantizer(nn.Module, ABC):
         with torch.autocast(latents.device.type, enabled=False):
             return self.quantize(latents.float())
 
-    def lookup(self, values: Tensor) -> Tensor:
-        """Vectors (B, D, *grid) of codes (B, N, K), or of continuous values (B, N, D)."""
+    def lookup(self, values: Tensor, known: Tensor | None = None) -> Tensor:
+        """Vectors (B, D, *grid) of codes (B, N, K), or of continuous values (B, N, D).
+
+        known: (B, N) bool. An undecided position is a zero vector, and what its scale adds is zero over its area.
+        """
         with torch.autocast(values.device.type, enabled=False):
-            return self.dequantize(values)
+            if known is None:
+                return self.dequantize(values)
+            parts = self.dequantize_scales(torch.where(known[..., None], values, 0), known)
+            lengths = [math.prod(grid) for grid in self.grids]
+            for scale, (grid, own) in enumerate(zip(self.grids, known.split(lengths, dim=1), strict=True)):
+                mask = own.unflatten(1, grid)[:, None].to(parts[scale].dtype)
+                parts[scale] = parts[scale] * F.interpolate(mask, size=self.grids[-1], mode="nearest")
+            return reduce(torch.add, parts)
+
+    def prefixes(self, values: Tensor) -> list[Tensor]:
+        """Vectors (B, D, *grid) of the first 1, 2, ... scales; the last is `lookup`."""
+        with torch.autocast(values.device.type, enabled=False):
+            return self.dequantize_prefixes(values)
 
     def codebook(self) -> Tensor:
         """The vectors (V, D) of all codes, for a quantizer with one grid and one code a position.
@@ -81,6 +100,17 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def dequantize(self, values: Tensor) -> Tensor:
         """`lookup` in float32."""
+
+    def dequantize_scales(self, values: Tensor, known: Tensor | None = None) -> list[Tensor]:
+        """What each scale adds (B, D, *grid), in float32; to be defined where there are several.
+
+        known: as in `lookup`, which masks the result. What an undecided position does to others is left out here.
+        """
+        return [self.dequantize(values)]
+
+    def dequantize_prefixes(self, values: Tensor) -> list[Tensor]:
+        """`prefixes` in float32."""
+        return list(accumulate(self.dequantize_scales(values)))
 
 
 class QuantizerConfig(Part, ABC):

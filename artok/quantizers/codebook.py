@@ -146,7 +146,7 @@ class Codebook(nn.Module):
         values = nearest(flat, vectors)
         codes = F.embedding(values, vectors)
         if self.training:
-            self._count(flat, values)
+            self.count(flat, values)
         return values.view(points.shape[:2]), codes.view(points.shape)
 
     @torch.no_grad()
@@ -155,20 +155,37 @@ class Codebook(nn.Module):
         changes under it."""
         if not (self.starts_from_means or self.revives):
             return
-        shared = several_processes()
-        self.state.sample_fn = sample_vectors_distributed if shared else batched_sample_vectors
-        self.state.replace_sample_fn = self.state.sample_fn
-        self.state.kmeans_all_reduce_fn = distributed.all_reduce if shared else _keep
+        self._choose_samplers()
         if self.starts_from_means:
             self.state.init_embed_(points.unsqueeze(0))
         if self.revives:
             self.state.expire_codes_(points.unsqueeze(0))
 
     @torch.no_grad()
-    def _count(self, points: Tensor, values: Tensor) -> None:
-        """Running counts n and sums m of the latents at each code, and the code m/n (van den Oord 2017, A.1)."""
+    def revive(self, points: Tensor, spared: Tensor) -> None:
+        """The revival alone, for a caller that searches by itself: dead codes, but for those `spared` (V,), are
+        replaced by some of the points (M, D)."""
+        dead = (self.state.cluster_size < self.state.threshold_ema_dead_code) & ~spared
+        if dead.any():
+            self._choose_samplers()
+            self.state.replace(points.unsqueeze(0), batch_mask=dead)
+
+    def _choose_samplers(self) -> None:
+        """At each use, for there may be several processes by now."""
+        shared = several_processes()
+        self.state.sample_fn = sample_vectors_distributed if shared else batched_sample_vectors
+        self.state.replace_sample_fn = self.state.sample_fn
+        self.state.kmeans_all_reduce_fn = distributed.all_reduce if shared else _keep
+
+    @torch.no_grad()
+    def count(self, points: Tensor, values: Tensor) -> Tensor | None:
+        """Running counts n and sums m of the latents at each code, and the code m/n (van den Oord 2017, A.1).
+
+        points: (M, D). values: (M,). Returns how often this step chose each code, (V,), over all processes; None where
+        nothing is counted.
+        """
         if not (self.follows_means or self.revives):
-            return
+            return None
         totals = points.new_zeros(self.state.codebook_size, points.shape[1] + 1)
         totals.index_add_(0, values, F.pad(points, (0, 1), value=1.0))
         if several_processes():
@@ -177,6 +194,7 @@ class Codebook(nn.Module):
         self.state.cluster_size.lerp_(totals[None, :, -1].to(self.state.cluster_size), 1 - self.decay)
         if self.follows_means:
             self.state.update_ema()
+        return totals[:, -1]
 
 
 @torch.no_grad()

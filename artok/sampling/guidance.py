@@ -14,13 +14,15 @@ def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def scale_at(sampling: Sampling, step: int, steps: int) -> float:
+def scale_at(sampling: Sampling, step: int, steps: int, share: float | None = None) -> float:
     """The guidance scale at step 0..steps-1 of a generation.
 
     linear and cosine rise from 1 at the first step to `guidance` at the last (the cosine with its power, as RAR's,
-    Yu et al. 2024); outside `guidance_interval` (Kynkaanniemi et al. 2024) there is none.
+    Yu et al. 2024); outside `guidance_interval` (Kynkaanniemi et al. 2024) there is none. share: how far on the way
+    from 0 to 1 the step is, where a family measures that otherwise than by its steps.
     """
-    share = step / max(steps - 1, 1)
+    if share is None:
+        share = step / max(steps - 1, 1)
     low, high = sampling.guidance_interval
     if not low * steps <= step < high * steps:
         return 1.0

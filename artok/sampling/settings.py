@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from artok.config import Config
+from artok.sampling.solvers import SolverName
 
 
 class Sampling(Config):
@@ -15,6 +16,8 @@ class Sampling(Config):
     guidance: classifier-free guidance under artok's one convention, uncond + guidance * (cond - uncond): 1 is off.
     guidance_schedule: how the scale moves from 1 to `guidance` over the steps. guidance_interval: the share of the
     steps, from and up to, that is guided at all.
+    eta: DDIM's share of DDPM's noise. choice_temperature: of the Gumbel noise on the confidence by which masked
+    generation decides what to keep (4.5 in MaskGIT's code).
     """
 
     guidance: float = Field(1.0, ge=0)
@@ -25,7 +28,10 @@ class Sampling(Config):
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0, le=1)
     steps: int | None = Field(None, ge=1, description="for families that choose their number of steps")
-    solver: str | None = Field(None, description="for diffusion")
+    solver: SolverName | None = Field(None, description="for diffusion")
+    head_steps: int | None = Field(None, ge=1, description="solver steps of a diffusion head, for each token")
+    eta: float = Field(0.0, ge=0, le=1)
+    choice_temperature: float = Field(4.5, ge=0)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     seed: int = 0
 

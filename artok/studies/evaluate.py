@@ -160,7 +160,7 @@ class Judge:
             cache = cached_tokens(pipeline.tokenizer, mark, self.data, name, 1, None, self.device, self.progress)
             for batch in evaluation_tokens(cache, BATCH, self.n):
                 batch = batch.to(self.device)
-                nats = pipeline.generator.log_likelihood(batch.tokens, Condition(batch.labels))
+                nats = pipeline.generator.log_likelihood(batch.tokens, Condition(batch.labels), pipeline.tokenizer)
                 if nats is None:
                     return
                 yield Seen(log_likelihood=nats.cpu()) if held_out else Seen(train_log_likelihood=nats.cpu())

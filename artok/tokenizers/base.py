@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class Reconstruction:
 class Tokenizer(nn.Module, ABC):
     """Images (B, C, H, W) in [-1, 1] to tokens of a fixed layout and back.
 
-    A tokenizer is also the `Codec` that a generator may borrow: `embed` and `prefix`.
+    A tokenizer is also the `Codec` that a generator may borrow: `embed`, `prefix` and `prefixes`.
     """
 
     layout: TokenLayout
@@ -53,6 +54,17 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def prefix(self, tokens: Tokens, scales: int) -> Tensor:
         """Latent vectors (B, D, *grid) of the first `scales` scales alone."""
+
+    @abstractmethod
+    def prefixes(self, tokens: Tokens) -> list[Tensor]:
+        """`prefix` for 1, 2, ... scales in one pass; the last is `embed`."""
+
+    def measure(self, batches: Iterable[Tensor]) -> dict[str, float]:
+        """Take the statistics of the latents from images, for tokens of mean 0 and deviation 1; what to log of them.
+
+        batches: images (B, C, H, W), to be called in eval mode. Codes have no such statistics.
+        """
+        return {}
 
     def last_layer(self) -> nn.Parameter | None:
         """The weight at which an adaptive adversarial loss compares gradients, if there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
@@ -27,7 +28,11 @@ class Config(TokenizerConfig):
     kind: Literal["conv"] = "conv"
     downsample: int = Field(16, ge=2, le=32)
     width: int = Field(128, ge=1)
+    stem: int | None = Field(None, ge=1, description="channels after the first convolution; width unless given")
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    decoder_multipliers: tuple[int, ...] | None = Field(
+        None, description="the same for the decoder; as in the encoder unless given (LlamaGen tells them apart)"
+    )
     blocks: int = Field(2, ge=1, description="residual blocks a level of the encoder")
     decoder_blocks: int | None = Field(None, ge=1, description="the same for the decoder; one more unless given")
     attention: tuple[int, ...] | Literal["coarsest"] = "coarsest"
@@ -45,11 +50,12 @@ class Config(TokenizerConfig):
         if self.downsample & (self.downsample - 1):
             raise ValueError(f"downsample must be a power of two (2, 4, 8, 16, 32), got {self.downsample}")
         levels = self.downsample.bit_length()
-        if len(self.multipliers) != levels:
-            raise ValueError(
-                f"downsample {self.downsample} needs {levels} multipliers, got {len(self.multipliers)}: "
-                f"{list(self.multipliers)}"
-            )
+        for multipliers in filter(None, (self.multipliers, self.decoder_multipliers)):
+            if len(multipliers) != levels:
+                raise ValueError(
+                    f"downsample {self.downsample} needs {levels} multipliers, got {len(multipliers)}: "
+                    f"{list(multipliers)}"
+                )
         return self
 
     def build(self, image: tuple[int, ...]) -> ConvTokenizer:
@@ -93,7 +99,7 @@ class ConvTokenizer(Tokenizer):
         padding = config.quantizer_kernel // 2
         self.encoder = Encoder(
             in_channels=channels,
-            stem=config.width,
+            stem=config.stem or config.width,
             widths=widths,
             blocks=config.blocks,
             attention=attends(config.attention),
@@ -107,7 +113,7 @@ class ConvTokenizer(Tokenizer):
         self.from_quantizer = nn.Conv2d(quantizer.width, config.latent, config.quantizer_kernel, padding=padding)
         self.decoder = Decoder(
             in_channels=config.latent,
-            widths=widths,
+            widths=[config.width * multiplier for multiplier in config.decoder_multipliers or config.multipliers],
             blocks=config.decoder_blocks or config.blocks + 1,
             attention=attends(config.attention if config.decoder_attention is None else config.decoder_attention),
             middle_attention=config.middle_attention,
@@ -115,6 +121,11 @@ class ConvTokenizer(Tokenizer):
             groups=config.groups,
         )
         self.layout = TokenLayout(quantizer.grids, quantizer.width, quantizer.vocab, image, quantizer.codes)
+        self.latent_mean: Tensor
+        self.latent_deviation: Tensor
+        if not self.layout.discrete:  # of each channel, as `measure` found them
+            self.register_buffer("latent_mean", torch.zeros(quantizer.width))
+            self.register_buffer("latent_deviation", torch.ones(quantizer.width))
 
     def latents(self, images: Tensor) -> Tensor:
         """What the quantizer receives, (B, input_channels, *grid)."""
@@ -127,26 +138,46 @@ class ConvTokenizer(Tokenizer):
     def forward(self, images: Tensor) -> Reconstruction:
         quantized = self.quantizer(self.latents(images))
         reconstructed = self.decode_latents(quantized.vectors)
-        tokens = Tokens(quantized.values, self.layout)
-        return Reconstruction(reconstructed, tokens, quantized.losses, quantized.monitors)
+        # reconstruction errors are means over an image's numbers, so what is summed over an image becomes one too
+        shares = {name: value / self.layout.dimensions for name, value in quantized.sums.items()}
+        tokens = Tokens(self._normalised(quantized.values), self.layout)
+        return Reconstruction(reconstructed, tokens, quantized.losses | shares, quantized.monitors)
 
     def encode(self, images: Tensor) -> Tokens:
-        return Tokens(self.quantizer(self.latents(images)).values, self.layout)
+        return Tokens(self._normalised(self.quantizer(self.latents(images)).values), self.layout)
+
+    def _normalised(self, values: Tensor) -> Tensor:
+        return values if self.layout.discrete else (values - self.latent_mean) / self.latent_deviation
+
+    def _latent(self, values: Tensor) -> Tensor:
+        """The inverse of `_normalised`."""
+        return values if self.layout.discrete else values * self.latent_deviation + self.latent_mean
+
+    @torch.no_grad()
+    def measure(self, batches: Iterable[Tensor]) -> dict[str, float]:
+        if self.layout.discrete:
+            return {}
+        count, total, squares = 0, 0.0, 0.0
+        for images in batches:
+            values = self.quantizer(self.latents(images)).values.flatten(0, 1).double()
+            count, total, squares = count + len(values), total + values.sum(0), squares + values.square().sum(0)
+        mean = torch.as_tensor(total) / count
+        deviation = (torch.as_tensor(squares) / count - mean.square()).clamp(min=1e-12).sqrt()
+        self.latent_mean.copy_(mean)
+        self.latent_deviation.copy_(deviation)
+        return {"latent_mean": float(mean.mean()), "latent_deviation": float(deviation.mean())}
 
     def decode(self, tokens: Tokens) -> Tensor:
         return self.decode_latents(self.embed(tokens))
 
     def embed(self, tokens: Tokens) -> Tensor:
-        if tokens.known is None:
-            return self.quantizer.lookup(tokens.values)
-        vectors = self.quantizer.lookup(torch.where(tokens.known[..., None], tokens.values, 0))
-        known = tokens.known.unflatten(1, self.layout.grid)[:, None]
-        return torch.where(known, vectors, 0.0)
+        return self.quantizer.lookup(self._latent(tokens.values), tokens.known)
 
     def prefix(self, tokens: Tokens, scales: int) -> Tensor:
-        if scales == 0:
-            return torch.zeros(len(tokens), self.layout.width, *self.layout.grid, device=tokens.values.device)
-        return self.embed(tokens)
+        return self.embed(tokens.first_scales(scales))
+
+    def prefixes(self, tokens: Tokens) -> list[Tensor]:
+        return self.quantizer.prefixes(self._latent(tokens.values))
 
     def last_layer(self) -> nn.Parameter:
         return self.decoder.conv_out.weight  # type: ignore[return-value]

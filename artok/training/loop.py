@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,8 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint to resume from, and the weights to use and share."""
+        with self.shared_weights():
+            measured = self.task.measure()
         checkpoints.save(self.accelerator, self.folder / "checkpoints", self.seen, self.training.keep)
         with self.shared_weights():
             if self.accelerator.distributed_type.value == "FSDP":
@@ -239,7 +242,7 @@ class Trainer:
                 state = whole_state(self.accelerator.unwrap_model(self.modules["model"]))
             if self.accelerator.is_main_process:  # still inside: on a CPU the state shares memory with the weights
                 write_weights(state, self.folder / WEIGHTS)
-        self.record("checkpoint", {})
+        self.record("checkpoint", measured)
 
 
 def crossed(before: int, after: int, every: int) -> bool:
@@ -248,10 +251,12 @@ def crossed(before: int, after: int, every: int) -> bool:
 
 
 def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """AdamW with decay on matrices and convolutions only."""
+    """AdamW with decay on matrices and convolutions only, without those that a module lists as `undecayed`."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    spared = {id(getattr(part, name)) for part in module.modules() for name in getattr(part, "undecayed", ())}
+    decays = [p.ndim >= 2 and id(p) not in spared for p in trained]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": list(compress(trained, decays)), "weight_decay": settings.weight_decay},
+        {"params": [p for p, decay in zip(trained, decays, strict=True) if not decay], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.rate, betas=settings.betas, eps=settings.eps, fused=True)

@@ -17,7 +17,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 class Optimizer(Config):
     """AdamW (Loshchilov and Hutter 2019), for one player.
 
-    warmup: images over which the rate rises from 0. final: the rate at the end of a cosine, as a share of `rate`.
+    warmup: images over which the rate rises from 0. hold: share of the images after that at the full rate. final: the
+    rate at the end of a cosine or a straight line, as a share of `rate`.
     weight_decay: on matrices only; vectors (biases, gains) are never decayed. clip: largest gradient norm.
     """
 
@@ -25,8 +26,9 @@ class Optimizer(Config):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: int = Field(0, ge=0)
+    hold: float = Field(0.0, ge=0, lt=1)
     final: float = Field(0.0, ge=0, le=1)
     clip: float | None = Field(1.0, gt=0)
 
@@ -35,8 +37,10 @@ class Optimizer(Config):
         warm = min(1.0, (seen + 1) / self.warmup) if seen < self.warmup else 1.0
         if self.schedule == "constant":
             return self.rate * warm
-        share = min(max((seen - self.warmup) / max(total - self.warmup, 1), 0.0), 1.0)
-        return self.rate * warm * (self.final + (1 - self.final) * (1 + math.cos(math.pi * share)) / 2)
+        share = (seen - self.warmup) / max(total - self.warmup, 1)
+        share = min(max((share - self.hold) / (1 - self.hold), 0.0), 1.0)
+        left = 1 - share if self.schedule == "linear" else (1 + math.cos(math.pi * share)) / 2
+        return self.rate * warm * (self.final + (1 - self.final) * left)
 
 
 class Training(Config):

@@ -31,6 +31,8 @@ from artok.training.experiment import Experiment
 Item = TypeVar("Item")
 Stream: TypeAlias = collections.abc.Generator[Item, None, None]  # endless, to be closed
 
+MEASURED = 2_000  # training images that the latents' statistics are taken from
+
 
 @dataclass
 class Step:
@@ -66,6 +68,10 @@ class Task(ABC):
     @abstractmethod
     def split(self, batch: Any, parts: int) -> list[Any]:
         """A local batch in equal parts, for gradient accumulation."""
+
+    def measure(self) -> dict[str, float]:
+        """Statistics that belong to the weights as they are now, before these are kept; what to log of them."""
+        return {}
 
     def skipped(self) -> list[str]:
         """The images that could not be read so far, with the reason."""
@@ -106,15 +112,23 @@ class TokenizerTask(Task):
     def validate(self) -> dict[str, float]:
         layout = self.tokenizer.layout
         usage = CodebookConfig().build(Subject(layout=layout)) if layout.discrete else None
-        figures = []
+        figures: dict[str, list[Tensor]] = {"psnr": []}
+        figures |= {f"psnr, {scale}": [] for scale in layout.scale_names()[:-1]}
         for batch in self._held_out():
             tokens = self.tokenizer.encode(batch.images.to(self.device))
-            images = to_uint8(self.tokenizer.decode(tokens)).cpu()
-            figures.append(psnr(to_uint8(batch.images), images))
+            parts = [tokens, *(tokens.first_scales(scales) for scales in range(1, len(layout.grids)))]
+            for name, part in zip(figures, parts, strict=True):
+                figures[name].append(psnr(to_uint8(batch.images), to_uint8(self.tokenizer.decode(part)).cpu()))
             if usage is not None:
                 usage.update(Seen(codes=tokens.values.cpu()))
-        result = {"psnr": float(torch.cat(figures).mean())}
+        result = {name: float(torch.cat(values).mean()) for name, values in figures.items()}
         return result | (usage.compute() if usage is not None else {})
+
+    def measure(self) -> dict[str, float]:
+        if self.tokenizer.layout.discrete:
+            return {}
+        batches = evaluation_batches(self.train_split, self.experiment.data, batch=64, limit=MEASURED)
+        return self.tokenizer.measure(batch.images.to(self.device) for batch in batches)
 
     def _held_out(self) -> Iterator[Batch]:
         limit = self.experiment.training.validate_images
@@ -151,6 +165,7 @@ class GeneratorTask(Task):
         self.tokenizer = tokenizer.to(device).eval().requires_grad_(False)
         self.saved_tokenizer = saved_tokenizer
         self.generator: Generator = experiment.generator.build(tokenizer.layout, len(facts.classes)).to(device)
+        self.generator.check(experiment.sampling)
         self.label_dropout = experiment.generator.label_dropout
         self.players = {"model": self.generator}
 
@@ -192,7 +207,7 @@ class GeneratorTask(Task):
         for batch in evaluation_tokens(cache, 64, self.experiment.training.validate_images):
             batch = batch.to(self.device)
             condition = Condition(batch.labels)
-            nats = self.generator.log_likelihood(batch.tokens, condition)
+            nats = self.generator.log_likelihood(batch.tokens, condition, self.tokenizer)
             if nats is not None:
                 total -= float(nats.sum()) / per_image
             else:

@@ -1,0 +1,97 @@
+"""MAR's causal variant: continuous tokens in raster order, each drawn by the diffusion head (Li et al. 2024, 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from artok.errors import ConfigError
+from artok.generators.mar import Config, PatchedGenerator
+from artok.layout import Codec, Condition, TokenLayout, Tokens
+from artok.nn.attention import KVCache, causal_mask
+from artok.nn.recompute import run
+from artok.nn.vit import EPS, VitBlock, initialise_linear
+from artok.noise import Noise
+from artok.sampling.guidance import scale_at
+from artok.sampling.settings import Sampling
+
+
+class CausalMar(PatchedGenerator):
+    """The sequence is [class, class, ..., token 0, token 1, ...], as many classes as the buffer is long; the output at
+    the last class and at each token is the z of the token that follows."""
+
+    def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
+        super().__init__(config, layout, classes)
+        width, depth, self.heads, _, _ = config.shape()
+        hidden = int(config.mlp_ratio * width)
+        self.recompute = False
+        self.class_embedding = nn.Embedding(classes + 1, width)
+        self.positions = nn.Parameter(torch.zeros(1, config.buffer + self.length - 1, width))
+        self.input_norm = nn.LayerNorm(width, eps=EPS)
+        self.blocks = nn.ModuleList(VitBlock(width, self.heads, hidden, config.dropout) for _ in range(2 * depth))
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.output_positions = nn.Parameter(torch.zeros(1, self.length, width))
+        self.apply(initialise_linear)
+        for parameter in (self.class_embedding.weight, self.positions, self.output_positions):
+            nn.init.normal_(parameter, std=0.02)
+
+    def conditions(self, x_BnD: Tensor, labels: Tensor, start: int = 0, cache: KVCache | None = None) -> Tensor:
+        """z (B, m, W) of tokens start, start + 1, ...
+
+        x_BnD: the tokens before: 0 .. n - 1 at start 0, else the one token start - 1. cache: of what was read before.
+        """
+        buffer, parts = self.config.buffer, [self.input(x_BnD)]
+        first = 0 if start == 0 else buffer + start - 1
+        if start == 0:
+            parts.insert(0, self.class_embedding(labels)[:, None].expand(-1, buffer, -1).to(parts[0].dtype))
+        x = torch.cat(parts, dim=1)
+        length = x.shape[1]
+        x = self.input_norm(x + self.positions[:, first : first + length])
+        mask = causal_mask(length, x.device) if length > 1 else None
+        for layer, block in enumerate(self.blocks):
+            x = run(block, x, mask, cache, layer, recompute=self.recompute)
+        if cache is not None:
+            cache.filled += length
+        skipped = buffer - 1 if start == 0 else 0
+        z = self.norm(x)[:, skipped:]
+        return z + self.output_positions[:, start : start + z.shape[1]]
+
+    def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
+        x_BND, draws = self.patches(tokens), self.config.multiplicity
+        z_BNW = self.conditions(x_BND[:, :-1], condition.labels)
+        uniform, normal = noise.uniform(self.length, draws), noise.normal(self.length, draws, self.dimension)
+        terms = self.head.losses(x_BND.flatten(0, 1), z_BNW.flatten(0, 1), uniform.flatten(0, 1), normal.flatten(0, 1))
+        return {name: term.mean() for name, term in terms.items()}
+
+    def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
+        batch, total = len(condition), self.passes(sampling)
+        labels = self.both_labels(condition, sampling)
+        halves = len(labels) // batch
+        x_BND = torch.zeros(batch, self.length, self.dimension, device=labels.device)
+        cache = KVCache.allocate(
+            len(self.blocks),
+            len(labels),
+            self.heads,
+            self.config.buffer + self.length - 1,
+            self.input.out_features // self.heads,
+            labels.device,
+            getattr(torch, sampling.dtype),
+        )
+        for step in range(total):
+            latest = x_BND[:, max(step - 1, 0) : step].repeat(halves, 1, 1)
+            z = self.conditions(latest, labels, step, cache)
+            scale = scale_at(sampling, step, total)
+            drawn = self.head.sample(z[:batch], z[batch:] if halves > 1 else None, scale, sampling, noise)
+            x_BND = torch.cat([x_BND[:, :step], drawn, x_BND[:, step + 1 :]], dim=1)
+            known = (torch.arange(self.length, device=labels.device) <= step).expand(batch, -1)
+            yield self.finished(x_BND, None if step == total - 1 else known)
+
+    def passes(self, sampling: Sampling) -> int:
+        if sampling.steps is not None and sampling.steps != self.length:
+            raise ConfigError(
+                f"causal MAR decides its {self.length} tokens one by one, so it takes {self.length} steps and not "
+                f"{sampling.steps}; leave sampling.steps out"
+            )
+        return self.length

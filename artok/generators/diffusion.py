@@ -1,0 +1,146 @@
+"""Latent diffusion: all tokens of an image denoised together (Rombach et al. 2022; DiT, Peebles and Xie 2023; SiT, Ma
+et al. 2024).
+
+On a KL autoencoder it diffuses the latents, on the pixel tokenizer the pixels, and on codes the vectors they stand for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from artok.config import OPEN, of_kind
+from artok.errors import ConfigError
+from artok.generators.base import Generator, GeneratorConfig
+from artok.generators.networks import dit
+from artok.generators.networks.base import NetworkConfig
+from artok.layout import Codec, Condition, TokenLayout, Tokens
+from artok.noise import Noise
+from artok.sampling.diffusion import Diffusion, DiffusionConfig, starting_noise
+from artok.sampling.guidance import guided, scale_at
+from artok.sampling.settings import Sampling
+from artok.sampling.solvers import evaluations
+
+
+class Config(GeneratorConfig):
+    """kind: diffusion.
+
+    network: what denoises, a file in `artok/generators/networks`.
+    guided_channels: how many of the first channels guidance acts on; all unless given (3 of 4 in DiT's published runs).
+    """
+
+    kind: Literal["diffusion"] = "diffusion"
+    network: Annotated[NetworkConfig, of_kind("generators.networks"), OPEN]
+    guided_channels: int | None = Field(None, ge=1)
+    diffusion: DiffusionConfig = DiffusionConfig(variance="learned", steps=250)
+
+    def refuse(self, layout: TokenLayout) -> str | None:
+        if len(layout.grids) != 1 or layout.codes != 1:
+            return "needs a single grid with one vector or one code a position"
+        if self.guided_channels is not None and self.guided_channels > layout.width:
+            return f"with guided_channels {self.guided_channels} needs tokens at least as wide"
+        return self.network.refuse(layout.grid)
+
+    def build(self, layout: TokenLayout, classes: int) -> LatentDiffusion:
+        return LatentDiffusion(self, layout, classes)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        diffusion = DiffusionConfig(timesteps=50, variance="learned", steps=10)
+        return cls(network=dit.Config.tiny(), diffusion=diffusion)
+
+
+class LatentDiffusion(Generator):
+    """p(tokens | class) as a path from noise."""
+
+    def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
+        super().__init__(layout, classes)
+        self.config = config
+        self.network = config.network.build(layout.grid, layout.width, config.diffusion.channels(layout.width), classes)
+        self.diffusion = Diffusion(config.diffusion)
+
+    def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
+        clean = self.vectors(tokens, codec)
+        times, added = self.diffusion.times(noise.uniform()), noise.normal(*clean.shape[1:])
+        terms = self.diffusion.losses(lambda x, told: self.network(x, told, condition.labels), clean, added, times)
+        return {name: term.mean() for name, term in terms.items()}
+
+    def vectors(self, tokens: Tokens, codec: Codec | None) -> Tensor:
+        """What is diffused, (B, N, D): continuous tokens as they are, codes as their vectors brought to scale."""
+        if not self.layout.discrete:
+            return tokens.values
+        codec = self.lender(codec)
+        mean, deviation = moments(code_vectors(codec, tokens.values.device))
+        return (codec.embed(tokens).flatten(2).transpose(1, 2).float() - mean) / deviation
+
+    def tokens(self, vectors: Tensor, codec: Codec | None) -> Tokens:
+        """The tokens of diffused vectors (B, N, D); of codes, the nearest."""
+        if not self.layout.discrete:
+            return Tokens(vectors, self.layout)
+        table = code_vectors(self.lender(codec), vectors.device)
+        mean, deviation = moments(table)
+        distances = torch.cdist((vectors * deviation + mean).flatten(0, 1), table)
+        return Tokens(distances.argmin(1).view(*vectors.shape[:2], 1), self.layout)
+
+    def lender(self, codec: Codec | None) -> Codec:
+        if codec is None:
+            raise ConfigError("diffusion over codes needs the tokenizer that gave them, for the vectors they stand for")
+        return codec
+
+    def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
+        """The tokens that the model believes in after each evaluation, all decided alike; the last are the sample, for
+        every solver ends where it believes."""
+        shape = (self.layout.length, self.layout.width)
+        solver, count = self.config.diffusion.plan(sampling, sampling.steps)
+        start = starting_noise(noise.normal(*shape), solver, sampling)
+        predict = Guided(self, condition, sampling, evaluations(solver, count))
+        options = self.diffusion.options(sampling)
+        for _, clean in self.diffusion.sample(predict, start, lambda: noise.normal(*shape), solver, count, options):
+            yield self.tokens(clean, codec)
+
+    def check(self, sampling: Sampling) -> None:
+        self.config.diffusion.plan(sampling, sampling.steps)
+
+    def passes(self, sampling: Sampling) -> int:
+        return self.config.diffusion.evaluations(sampling, sampling.steps)
+
+
+class Guided:
+    """The network under a condition, guided as its own count of evaluations says."""
+
+    def __init__(self, model: LatentDiffusion, condition: Condition, sampling: Sampling, total: int) -> None:
+        self.model, self.sampling, self.total, self.done = model, sampling, total, 0
+        self.labels = condition.labels
+        self.both = torch.cat([self.labels, condition.dropped(True, model.classes).labels])
+        self.channels = model.config.guided_channels or model.layout.width
+
+    def __call__(self, x: Tensor, told: Tensor) -> Tensor:
+        scale = scale_at(self.sampling, self.done, self.total)
+        self.done += 1
+        if scale == 1:
+            return self.model.network(x, told, self.labels)
+        told = told.expand(len(x)).repeat(2)
+        output = self.model.network(torch.cat([x, x]), told, self.both)
+        with_label, without = output.chunk(2)
+        target = guided(with_label[..., : self.channels], without[..., : self.channels], scale)
+        return torch.cat([target, with_label[..., self.channels :]], dim=-1)
+
+
+def code_vectors(codec: Codec, device: torch.device) -> Tensor:
+    """The vectors (V, D) of all codes, looked up by as many images as hold them."""
+    length, vocab = codec.layout.length, codec.layout.vocab
+    assert vocab is not None
+    codes = torch.arange(math.ceil(vocab / length) * length, device=device).clamp(max=vocab - 1)
+    with torch.no_grad():
+        vectors = codec.embed(Tokens(codes.view(-1, length, 1), codec.layout))
+    return vectors.flatten(2).transpose(1, 2).flatten(0, 1)[:vocab].float()
+
+
+def moments(table_VD: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (D,) of the codes' vectors, by which they are brought to scale."""
+    return table_VD.mean(0), table_VD.std(0).clamp(min=1e-6)

@@ -1,0 +1,67 @@
+"""A token's distribution as a small diffusion model: MAR's head (Li et al. 2024, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from artok.nn.denoiser_mlp import DenoiserMlp
+from artok.noise import Noise
+from artok.sampling.diffusion import Diffusion, DiffusionConfig, starting_noise
+from artok.sampling.guidance import guided
+from artok.sampling.settings import Sampling
+
+
+class DiffusionHead(nn.Module):
+    """p(token | z) over vectors of `width` numbers, under conditions z of `condition` numbers."""
+
+    def __init__(self, config: DiffusionConfig, width: int, condition: int, net_width: int, depth: int) -> None:
+        super().__init__()
+        self.width = width
+        self.diffusion = Diffusion(config)
+        self.net = DenoiserMlp(width, condition, net_width, depth, config.channels(width))
+
+    def losses(self, tokens: Tensor, z: Tensor, uniform: Tensor, normal: Tensor) -> dict[str, Tensor]:
+        """Loss terms (R,) of R tokens (R, D) under z (R, Z), each the mean over M draws of time and noise.
+
+        uniform: (R, M) in [0, 1). normal: (R, M, D).
+        """
+        draws = uniform.shape[1]
+        repeated = self.net.condition(z).repeat_interleave(draws, 0)
+        terms = self.diffusion.losses(
+            lambda x, told: self.net(x, told, repeated),
+            tokens.repeat_interleave(draws, 0),
+            normal.flatten(0, 1),
+            self.diffusion.times(uniform.flatten()),
+        )
+        return {name: term.unflatten(0, (-1, draws)).mean(1) for name, term in terms.items()}
+
+    def sample(self, z: Tensor, other: Tensor | None, scale: float, sampling: Sampling, noise: Noise) -> Tensor:
+        """Tokens (B, n, D) under z (B, n, Z), guided away from `other`, z without the label, from the same noise."""
+        shape = (z.shape[1], self.width)
+        solver, steps = self.diffusion.config.plan(sampling, sampling.head_steps)
+        start = starting_noise(noise.normal(*shape), solver, sampling).flatten(0, 1)
+        network = self.guided_network(z.flatten(0, 1), None if other is None else other.flatten(0, 1), scale)
+        x = start
+        options = self.diffusion.options(sampling)
+        for state, _ in self.diffusion.sample(
+            network, start, lambda: noise.normal(*shape).flatten(0, 1), solver, steps, options
+        ):
+            x = state
+        return x.unflatten(0, (len(z), z.shape[1]))
+
+    def guided_network(self, z: Tensor, other: Tensor | None, scale: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """The net under z (R, Z), with the predicted target guided; a learned variance stays that of z."""
+        both = self.net.condition(z if other is None else torch.cat([z, other]))
+        if other is None:
+            return lambda x, told: self.net(x, told, both)
+
+        def network(x: Tensor, told: Tensor) -> Tensor:
+            output = self.net(torch.cat([x, x]), told, both)
+            with_label, without = output.chunk(2)
+            target = guided(with_label[..., : self.width], without[..., : self.width], scale)
+            return torch.cat([target, with_label[..., self.width :]], dim=-1)
+
+        return network

@@ -1,0 +1,160 @@
+"""Masked generation of codes: all at once, then the least certain again (MaskGIT, Chang et al. 2022, arXiv 2202.04200).
+
+The second reading of MAR's masked transformer: codes in, and for each masked position a distribution over codes out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from artok.errors import ConfigError
+from artok.generators.base import Generator, GeneratorConfig
+from artok.generators.masked import MaskedTransformer, masked_flags, still_masked
+from artok.layout import Codec, Condition, TokenLayout, Tokens
+from artok.nn.vit import EPS, initialise_linear
+from artok.noise import Noise
+from artok.sampling.guidance import guided, scale_at
+from artok.sampling.logits import draw
+from artok.sampling.settings import Sampling
+
+SIZES = {
+    "base": (768, 12, 8)
+}  # width, layers of the encoder and of the decoder, heads: MaskGIT's 24 layers, shared out
+
+
+class Config(GeneratorConfig):
+    """kind: maskgit.
+
+    size: near the published model, or leave it out and turn one dial, `depth`, the layers of the encoder and as many of
+    the decoder: width 64 * depth and depth heads unless given. buffer: copies of the class embedding before the tokens.
+    smoothing: of the labels in the loss. steps: passes of a sampling that names none.
+    """
+
+    kind: Literal["maskgit"] = "maskgit"
+    size: Literal["base"] | None = None
+    depth: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=2)
+    heads: int | None = Field(None, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0)
+    buffer: int = Field(1, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    smoothing: float = Field(0.1, ge=0, lt=1)
+    steps: int = Field(8, ge=1)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Config:
+        if (self.size is None) == (self.depth is None):
+            raise ValueError("give either size (base) or depth")
+        if self.size and (self.width or self.heads):
+            raise ValueError("width and heads follow from size; leave them out, or give depth instead of size")
+        width, _, heads = self.shape()
+        if width % heads:
+            raise ValueError(f"width {width} must be a multiple of the heads ({heads})")
+        return self
+
+    def shape(self) -> tuple[int, int, int]:
+        """Width, layers, heads."""
+        if self.size:
+            return SIZES[self.size]
+        assert self.depth is not None
+        return self.width or 64 * self.depth, self.depth, self.heads or self.depth
+
+    def refuse(self, layout: TokenLayout) -> str | None:
+        if not layout.discrete:
+            return "needs codes, since it predicts a distribution over a vocabulary"
+        if len(layout.grids) != 1 or layout.codes != 1:
+            return "needs a single grid with one code a position"
+        return None
+
+    def build(self, layout: TokenLayout, classes: int) -> MaskedCodes:
+        return MaskedCodes(self, layout, classes)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(depth=1, width=32, heads=2, dropout=0.0, smoothing=0.0, steps=4)
+
+
+class MaskedCodes(Generator):
+    """p(masked codes | known codes, class), position by position."""
+
+    def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
+        super().__init__(layout, classes)
+        assert layout.vocab is not None
+        self.config, (width, depth, heads) = config, config.shape()
+        self.embedding = nn.Embedding(layout.vocab, width)
+        self.body = MaskedTransformer(
+            layout.length, classes, width, heads, int(config.mlp_ratio * width), depth, depth, config.buffer,
+            config.dropout,
+        )  # fmt: skip
+        self.head = nn.Sequential(nn.LayerNorm(width, eps=EPS), nn.Linear(width, layout.vocab))
+        self.apply(initialise_linear)
+        self.body.initialise()
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
+        codes, length = tokens.values[..., 0], self.layout.length
+        order = noise.permutation(length)
+        # the share cos(pi/2 u), as many as sampling leaves masked on its way (section 3.2)
+        counts = (torch.cos(math.pi / 2 * noise.uniform()) * length).ceil().long().clamp(1, length)
+        z = self.body(self.embedding(codes), condition.labels, order, counts, room=length - 1)
+        masked = masked_flags(order, counts)
+        logits = self.head(z[masked]).float()
+        nats = F.cross_entropy(logits, codes[masked], reduction="none", label_smoothing=self.config.smoothing)
+        weights = (1 / (counts * len(tokens)))[:, None].expand_as(masked)[masked]
+        return {"masked_nll": (nats * weights).sum()}
+
+    def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
+        batch, length, total = len(condition), self.layout.length, self.passes(sampling)
+        labels = condition.labels
+        if sampling.guides:
+            labels = torch.cat([labels, condition.dropped(True, self.classes).labels])
+        codes = torch.zeros(batch, length, dtype=torch.int64, device=labels.device)
+        order, count = torch.arange(length, device=labels.device).expand(batch, -1), length
+        for step in range(total):
+            places = order[:, :count]
+            logits = self.logits(codes, labels, order, count)
+            if sampling.guides:
+                logits = guided(logits[:batch], logits[batch:], scale_at(sampling, step, total))
+            drawn = draw(logits, noise.uniform(count), sampling.temperature, sampling.top_k, sampling.top_p)
+            codes = codes.scatter(1, places, drawn)
+            count = still_masked(length, total, step, count)
+            ratio = (step + 1) / total
+            surest = confidence(logits, drawn, noise, sampling.choice_temperature * (1 - ratio)).argsort(1)
+            order = torch.cat([places.gather(1, surest), order[:, places.shape[1] :]], dim=1)
+            known = ~masked_flags(order, torch.full_like(order[:, 0], count))
+            yield Tokens(codes[..., None].clone(), self.layout, known=known if count else None)
+
+    def logits(self, codes: Tensor, labels: Tensor, order: Tensor, count: int) -> Tensor:
+        """Logits (B, count, V) float32 of the masked positions, in their order; the head runs on those alone."""
+        halves = len(labels) // len(codes)
+        order = order.repeat(halves, 1)
+        z = self.body(self.embedding(codes).repeat(halves, 1, 1), labels, order, count)
+        return self.head(z.gather(1, order[:, :count, None].expand(-1, -1, z.shape[2]))).float()
+
+    def check(self, sampling: Sampling) -> None:
+        self.passes(sampling)
+
+    def passes(self, sampling: Sampling) -> int:
+        if sampling.steps is not None and sampling.steps > self.layout.length:
+            raise ConfigError(
+                f"{sampling.steps} sampling steps are more than the {self.layout.length} tokens, of which each step "
+                "decides at least one; ask for fewer"
+            )
+        return sampling.steps or min(self.config.steps, self.layout.length)
+
+
+def confidence(logits: Tensor, drawn: Tensor, noise: Noise, temperature: float) -> Tensor:
+    """How sure (B, n) a draw is: its log probability, with Gumbel noise so that early choices vary (section 3.3).
+
+    Only masked positions are compared, so what is known stays known.
+    """
+    chosen = logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
+    uniform = noise.uniform(drawn.shape[1]).clamp(min=1e-9)
+    return chosen - temperature * torch.log(-torch.log(uniform))

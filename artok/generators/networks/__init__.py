@@ -1,0 +1,1 @@
+"""Networks of a diffusion model over a whole grid of tokens."""

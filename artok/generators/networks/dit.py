@@ -1,0 +1,109 @@
+"""The diffusion transformer (Peebles and Xie 2023, arXiv 2212.09748)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from artok.generators.networks.base import DiffusionNetwork, NetworkConfig
+from artok.nn.patches import divides, merge_patches, patch_grid, split_patches
+from artok.nn.recompute import run
+from artok.nn.time import TimeEmbedding
+from artok.nn.vit import ConditionedBlock, ConditionedOutput, initialise_linear, sincos_table
+
+SIZES = {  # layers, width, heads: as published
+    "S": (12, 384, 6),
+    "B": (12, 768, 12),
+    "L": (24, 1024, 16),
+    "XL": (28, 1152, 16),
+}
+
+
+class Config(NetworkConfig):
+    """kind: dit.
+
+    size: a published model, or leave it out and turn one dial, `depth`: width 64 * depth and depth heads unless given.
+    patch: side of the squares of tokens read as one; "XL/2" is size XL with patch 2.
+    condition_init: deviation of the first weights of the label's and the time's embeddings. Published is .02; in runs
+    of a few hundred steps these are then too small to be noticed in time, and 0.1 learns much sooner.
+    """
+
+    kind: Literal["dit"] = "dit"
+    size: Literal["S", "B", "L", "XL"] | None = None
+    depth: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=4)
+    heads: int | None = Field(None, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0)
+    patch: int = Field(2, ge=1)
+    condition_init: float = Field(0.02, gt=0)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Config:
+        if (self.size is None) == (self.depth is None):
+            raise ValueError("give either size (S, B, L, XL) or depth")
+        if self.size and (self.width or self.heads):
+            raise ValueError("width and heads follow from size; leave them out, or give depth instead of size")
+        _, width, heads = self.shape()
+        if width % (2 * heads):
+            raise ValueError(f"width {width} must be a multiple of twice the heads ({heads})")
+        return self
+
+    def shape(self) -> tuple[int, int, int]:
+        """Layers, width, heads."""
+        if self.size:
+            return SIZES[self.size]
+        assert self.depth is not None
+        return self.depth, self.width or 64 * self.depth, self.heads or self.depth
+
+    def refuse(self, grid: tuple[int, ...]) -> str | None:
+        if not divides(grid, self.patch):
+            return f"with network.patch {self.patch} needs a grid whose sides are multiples of it"
+        return None
+
+    def build(self, grid: tuple[int, ...], width: int, out: int, classes: int) -> DiffusionTransformer:
+        return DiffusionTransformer(self, grid, width, out, classes)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(depth=1, width=32, heads=2, patch=1)
+
+
+class DiffusionTransformer(DiffusionNetwork):
+    """Patches with fixed positions through blocks whose norms the time and the class set."""
+
+    def __init__(self, config: Config, grid: tuple[int, ...], width: int, out: int, classes: int) -> None:
+        super().__init__()
+        depth, hidden, heads = config.shape()
+        self.grid, self.patch, self.recompute = grid, config.patch, False
+        self.input = nn.Linear(width * config.patch**2, hidden)
+        self.time = TimeEmbedding(hidden)
+        self.label = nn.Embedding(classes + 1, hidden)
+        self.blocks = nn.ModuleList(
+            ConditionedBlock(hidden, heads, int(config.mlp_ratio * hidden)) for _ in range(depth)
+        )
+        self.output = ConditionedOutput(hidden, out * config.patch**2)
+        self.positions: Tensor
+        self.register_buffer("positions", sincos_table(patch_grid(grid, config.patch), hidden), persistent=False)
+        self.apply(initialise_linear)
+        for layer in (self.label, self.time.layers[0], self.time.layers[2]):
+            assert isinstance(layer, nn.Embedding | nn.Linear)
+            nn.init.normal_(layer.weight, std=config.condition_init)
+
+    def forward(self, x_BND: Tensor, times_B: Tensor, labels_B: Tensor) -> Tensor:
+        x = self.tokens(x_BND)
+        given = self.condition(times_B, labels_B)
+        for block in self.blocks:
+            x = run(block, x, given, recompute=self.recompute)
+        return merge_patches(self.output(x, given[:, None]), self.grid, self.patch)
+
+    def tokens(self, x_BND: Tensor) -> Tensor:
+        """(B, patches, hidden): embedded patches at their positions."""
+        return self.input(split_patches(x_BND, self.grid, self.patch)) + self.positions
+
+    def condition(self, times_B: Tensor, labels_B: Tensor) -> Tensor:
+        """(B, hidden)."""
+        time: Tensor = self.time(times_B)
+        return time + torch.as_tensor(self.label(labels_B))

@@ -1,0 +1,133 @@
+"""The convolutional U-Net of diffusion models (Ho et al. 2020; its adaptive norms from Dhariwal and Nichol 2021)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from artok.generators.networks.base import DiffusionNetwork, NetworkConfig
+from artok.nn.conv import Downsample, PixelAttention, Upsample, arranged, group_norm
+from artok.nn.recompute import run
+from artok.nn.time import TimeEmbedding
+from artok.nn.vit import ZeroLinear
+
+
+class Config(NetworkConfig):
+    """kind: unet.
+
+    width times each multiplier gives the channels of a level, finest first; each level halves the sides.
+    blocks: residual blocks a level on the way down; one more on the way up. attention: levels that have it, from 0, the
+    finest; the middle always does.
+    """
+
+    kind: Literal["unet"] = "unet"
+    width: int = Field(128, ge=1)
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    blocks: int = Field(2, ge=1)
+    attention: tuple[int, ...] = ()
+    groups: int = Field(32, ge=1)
+
+    def refuse(self, grid: tuple[int, ...]) -> str | None:
+        factor = 2 ** (len(self.multipliers) - 1)
+        if len(grid) != 2 or any(side % factor for side in grid):
+            return f"with network kind unet needs a grid of two axes whose sides are multiples of {factor}"
+        return None
+
+    def build(self, grid: tuple[int, ...], width: int, out: int, classes: int) -> UNet:
+        return UNet(self, grid, width, out, classes)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(width=16, multipliers=(1, 2), blocks=1, groups=4)
+
+
+class ConditionedResidual(nn.Module):
+    """norm, swish, convolution, twice, the second norm scaled and shifted by the condition; the last one starts at
+    zero."""
+
+    def __init__(self, channels: int, out_channels: int, condition: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels, groups)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.modulation = nn.Sequential(nn.SiLU(), ZeroLinear(condition, 2 * out_channels))
+        self.norm2 = group_norm(out_channels, groups)
+        self.conv2 = zero_convolution(out_channels, out_channels)
+        self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        scale, shift = self.modulation(condition)[..., None, None].chunk(2, dim=1)
+        return self.skip(x) + self.conv2(F.silu(h * (1 + scale) + shift))
+
+
+def zero_convolution(channels: int, out_channels: int) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, out_channels, 3, padding=1)
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Stage(nn.Module):
+    """A residual block, and attention where it is wanted."""
+
+    def __init__(self, channels: int, out_channels: int, condition: int, attention: bool, groups: int) -> None:
+        super().__init__()
+        self.block = ConditionedResidual(channels, out_channels, condition, groups)
+        self.attention = PixelAttention(out_channels, groups) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.attention(self.block(x, condition))
+
+
+class UNet(DiffusionNetwork):
+    """Down with every state kept, up with each one joined in again."""
+
+    def __init__(self, config: Config, grid: tuple[int, ...], width: int, out: int, classes: int) -> None:
+        super().__init__()
+        self.grid, self.recompute = grid, False
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        condition, groups, last = 4 * config.width, config.groups, len(widths) - 1
+        self.time, self.label = TimeEmbedding(condition), nn.Embedding(classes + 1, condition)
+        self.input = nn.Conv2d(width, config.width, 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        channels, kept = config.width, [config.width]
+        for index, wide in enumerate(widths):
+            for _ in range(config.blocks):
+                self.down.append(Stage(channels, wide, condition, index in config.attention, groups))
+                channels = wide
+                kept.append(channels)
+            if index < last:
+                self.down.append(Downsample(channels))
+                kept.append(channels)
+        self.middle = nn.ModuleList(
+            [Stage(channels, channels, condition, True, groups), Stage(channels, channels, condition, False, groups)]
+        )
+        for index, wide in reversed(list(enumerate(widths))):
+            for _ in range(config.blocks + 1):
+                self.up.append(Stage(channels + kept.pop(), wide, condition, index in config.attention, groups))
+                channels = wide
+            if index:
+                self.up.append(Upsample(channels))
+        self.norm_out = group_norm(channels, groups)
+        self.output = zero_convolution(channels, out)
+
+    def forward(self, x_BND: Tensor, times_B: Tensor, labels_B: Tensor) -> Tensor:
+        given = self.time(times_B) + self.label(labels_B)
+        x = self.input(arranged(x_BND.transpose(1, 2).unflatten(2, self.grid)))
+        states = [x]
+        for layer in self.down:
+            x = run(layer, x, given, recompute=self.recompute) if isinstance(layer, Stage) else layer(x)
+            states.append(x)
+        for layer in self.middle:
+            x = run(layer, x, given, recompute=self.recompute)
+        for layer in self.up:
+            if isinstance(layer, Stage):
+                x = run(layer, torch.cat([x, states.pop()], dim=1), given, recompute=self.recompute)
+            else:
+                x = layer(x)
+        return self.output(F.silu(self.norm_out(x))).flatten(2).transpose(1, 2)

@@ -1,0 +1,330 @@
+"""VAR: a transformer predicts all codes of a scale at once from the coarser ones (Tian et al. 2024, arXiv 2404.02905).
+
+The input at a scale is the image as decoded so far (the codec's `prefix`), shrunk to that scale's grid; at the first
+scale it is the class. Attention sees all of its own scale and of the coarser ones. So training is one pass over all
+scales under a block-causal mask, and sampling one pass a scale, with a cache and no mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from artok.generators.base import Generator, GeneratorConfig
+from artok.layout import Codec, Condition, TokenLayout, Tokens
+from artok.nn.attention import KVCache, attend
+from artok.nn.block_causal import block_causal_mask, flex_block_causal
+from artok.nn.recompute import run
+from artok.nn.resize import shrink
+from artok.noise import Noise
+from artok.sampling.guidance import guided, scale_at
+from artok.sampling.logits import draw
+from artok.sampling.settings import Sampling
+
+LARGEST_TEMPERATURE = math.log(100)
+
+
+class Config(GeneratorConfig):
+    """kind: var.
+
+    depth: the one dial, 16, 20, 24, 30 and 36 in the paper: width 64 * depth and depth heads unless given.
+    expansion: width inside the feed-forward layers over the width outside.
+    shared_adaln: one modulation of the blocks by the class, with a learned offset in each (the 512 px model), and not
+        one for each block.
+    drop_path: share of images whose branches the last block skips, rising linearly from 0 in the first; as published,
+        0.1 * depth / 24, unless given.
+    gate_init: factor on the initial weights of the branches' gates; published are 1e-3 (d16, d20), 1e-4 (d24),
+        1e-5 (d30) and 5e-6 (d36).
+    attention: how training attends on a GPU, `masked` or with FlexAttention, which skips what is masked. A CPU always
+        takes the mask.
+    """
+
+    kind: Literal["var"] = "var"
+    depth: int = Field(16, ge=1)
+    width: int | None = Field(None, ge=1)
+    heads: int | None = Field(None, ge=1)
+    expansion: float = Field(4.0, gt=0)
+    shared_adaln: bool = False
+    drop_path: float | None = Field(None, ge=0, lt=1)
+    gate_init: float = Field(1e-3, ge=0)
+    attention: Literal["masked", "flex"] = "masked"
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Config:
+        heads, width = self.shape()
+        if width % heads:
+            raise ValueError(f"width {width} must be a multiple of the heads ({heads})")
+        return self
+
+    def shape(self) -> tuple[int, int]:
+        """Heads and width."""
+        return self.heads or self.depth, self.width or 64 * self.depth
+
+    def drop_rates(self) -> list[float]:
+        """The share of images whose branches a block skips, for each block."""
+        most = 0.1 * self.depth / 24 if self.drop_path is None else self.drop_path
+        return [most * layer / max(self.depth - 1, 1) for layer in range(self.depth)]
+
+    def refuse(self, layout: TokenLayout) -> str | None:
+        if not layout.discrete:
+            return "needs codes, since it predicts a distribution over a vocabulary"
+        if len(layout.grids) == 1:
+            return "needs tokens of several scales (quantizer kind multiscale), since it predicts scale after scale"
+        if layout.codes != 1:
+            return "needs one code a position"
+        return None
+
+    def build(self, layout: TokenLayout, classes: int) -> Var:
+        return Var(self, layout, classes)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(depth=2, width=32, heads=2)
+
+
+class CosineAttention(nn.Module):
+    """Attention of l2-normalised queries and keys with a learned temperature a head; queries and values have biases,
+    keys none.
+
+    sizes: tokens of each scale.
+    """
+
+    def __init__(self, width: int, heads: int, sizes: tuple[int, ...], flex: bool) -> None:
+        super().__init__()
+        self.heads, self.sizes, self.flex = heads, sizes, flex
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.log_temperature = nn.Parameter(torch.full((heads,), math.log(4)))
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_BND: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x_BND, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
+        temperature = self.log_temperature.clamp(max=LARGEST_TEMPERATURE).exp()[:, None, None]
+        q, k = q * (temperature / norm(q)).to(q.dtype), k * (1 / norm(k)).to(k.dtype)
+        if cache is not None:
+            k, v = cache.write(layer, k, v)
+        if self.flex and mask is not None and q.is_cuda:
+            mixed = flex_block_causal(q, k, v, self.sizes, scale=1.0)
+        else:
+            mixed = attend(q, k, v, mask, scale=1.0)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class OwnModulation(nn.Module):
+    """The class vector (B, D) to a block's two gates, two scales and two shifts, (B, 6, D), in this order."""
+
+    def __init__(self, width: int, gate_init: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 6 * width)
+        initialise(self.linear, width)
+        with torch.no_grad():
+            self.linear.weight[: 2 * width] *= gate_init
+            self.linear.weight[2 * width :] *= 0.5
+
+    def forward(self, condition_BD: Tensor) -> Tensor:
+        return self.linear(F.silu(condition_BD)).unflatten(-1, (6, -1))
+
+
+class SharedModulation(nn.Module):
+    """The modulation (B, 6, D) that all blocks share, with this block's offset."""
+
+    undecayed = ("offset",)
+
+    def __init__(self, width: int, gate_init: float) -> None:
+        super().__init__()
+        factors = torch.tensor([gate_init, gate_init, 0.5, 0.5, 0.5, 0.5])
+        self.offset = nn.Parameter(torch.randn(6, width) * width**-0.5 * factors[:, None])
+
+    def forward(self, shared_B6D: Tensor) -> Tensor:
+        return shared_B6D + self.offset
+
+
+class Block(nn.Module):
+    """x + gate * attention(modulated norm(x)), then the same with a feed-forward layer (Peebles and Xie 2023)."""
+
+    def __init__(self, config: Config, sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        heads, width = config.shape()
+        hidden = round(config.expansion * width)
+        self.attention = CosineAttention(width, heads, sizes, config.attention == "flex")
+        self.expand = nn.Linear(width, hidden)
+        self.contract = nn.Linear(hidden, width)
+        for linear in (self.attention.qkv, self.attention.out, self.expand, self.contract):
+            initialise(linear, width)
+        with torch.no_grad():  # the sum of 2 * depth branches keeps its variance (Radford et al. 2019)
+            self.attention.out.weight /= math.sqrt(2 * config.depth)
+            self.contract.weight /= math.sqrt(2 * config.depth)
+        modulation = SharedModulation if config.shared_adaln else OwnModulation
+        self.modulation = modulation(width, config.gate_init)
+
+    def forward(
+        self,
+        x_BND: Tensor,
+        condition: Tensor,
+        keep_B2: Tensor | None,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
+        """condition: (B, D) class vectors, or (B, 6, D) under shared modulation. keep_B2: factors on both branches."""
+        changes = self.modulation(condition)[:, :, None].unbind(1)
+        gate1, gate2, scale1, scale2, shift1, shift2 = changes
+        if keep_B2 is not None:
+            gate1, gate2 = gate1 * keep_B2[:, 0, None, None], gate2 * keep_B2[:, 1, None, None]
+        x_BND = torch.addcmul(x_BND, gate1, self.attention(modulated(x_BND, scale1, shift1), mask, cache, layer))
+        hidden = F.gelu(self.expand(modulated(x_BND, scale2, shift2)), approximate="tanh")
+        return torch.addcmul(x_BND, gate2, self.contract(hidden))
+
+
+def norm(x_BHND: Tensor) -> Tensor:
+    """Lengths (B, H, N, 1) of vectors, in float32."""
+    return torch.linalg.vector_norm(x_BHND, dim=-1, keepdim=True, dtype=torch.float32).clamp(min=1e-12)
+
+
+def modulated(x_BND: Tensor, scale_B1D: Tensor, shift_B1D: Tensor) -> Tensor:
+    """Layer norm whose gain and bias come from the class."""
+    return torch.addcmul(shift_B1D, F.layer_norm(x_BND, x_BND.shape[-1:], eps=1e-6), 1 + scale_B1D)
+
+
+def initialise(module: nn.Linear | nn.Embedding, width: int) -> None:
+    """Truncated normal of variance 1 / (3 width), and no bias: as published."""
+    nn.init.trunc_normal_(module.weight, std=(3 * width) ** -0.5)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+class Var(Generator):
+    """p(codes | class) as a product over the scales, within which codes are independent given the coarser scales."""
+
+    undecayed = ("start", "position", "level")  # embeddings of places, which the published recipe does not decay
+
+    def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
+        super().__init__(layout, classes)
+        self.heads, self.width = config.shape()
+        assert layout.vocab is not None
+        self.config, self.recompute = config, False
+        self.parts = list(layout.scales())
+        sizes = tuple(part.stop - part.start for part in self.parts)
+        self.class_embedding = nn.Embedding(classes + 1, self.width)
+        self.word = nn.Linear(layout.width, self.width)
+        self.start = nn.Parameter(torch.empty(sizes[0], self.width))
+        self.position = nn.Parameter(torch.empty(layout.length, self.width))
+        self.level = nn.Parameter(torch.empty(len(sizes), self.width))
+        self.shared_modulation = OwnModulation(self.width, config.gate_init) if config.shared_adaln else None
+        self.blocks = nn.ModuleList(Block(config, sizes) for _ in range(config.depth))
+        self.head_modulation = nn.Linear(self.width, 2 * self.width)
+        self.head = nn.Linear(self.width, layout.vocab)
+        self.levels: Tensor
+        self.mask: Tensor
+        self.drop_rates: Tensor
+        levels = torch.tensor([level for level, size in enumerate(sizes) for _ in range(size)])
+        self.register_buffer("levels", levels, persistent=False)
+        self.register_buffer("mask", block_causal_mask(levels), persistent=False)
+        self.register_buffer("drop_rates", torch.tensor(config.drop_rates()), persistent=False)
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        for embedding in (self.start, self.position, self.level):
+            nn.init.trunc_normal_(embedding, std=(3 * self.width) ** -0.5)
+        for module in (self.class_embedding, self.word, self.head_modulation, self.head):
+            initialise(module, self.width)
+        self.head_modulation.weight *= 0.5
+        self.head.weight *= 0.02
+
+    # ------------------------------------------------------------------------------------------ one pass
+
+    def words(self, scale: int, prefix: Tensor) -> Tensor:
+        """The input (B, n, D) at a scale after the first, from the vectors (B, D, *grid) of the scales before it."""
+        return self.word(shrink(prefix, self.layout.grids[scale]).flatten(2).transpose(1, 2))
+
+    def run(
+        self,
+        inputs: Sequence[Tensor],
+        labels: Tensor,
+        first: int = 0,
+        keep: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Logits (B, n, V) float32 of the codes of successive scales from `first` on.
+
+        inputs: the `words` of those scales, without those of scale 0, whose input is the class. keep: (B, layers, 2)
+        factors on the branches. Without a cache all scales must be there.
+        """
+        condition_BD = self.class_embedding(labels)
+        start = [condition_BD[:, None] + self.start] if first == 0 else []
+        x_BND = torch.cat([*start, *inputs], dim=1)
+        places = slice(self.parts[first].start, self.parts[first].start + x_BND.shape[1])
+        x_BND = x_BND + self.position[places] + self.level[self.levels[places]]
+        condition = condition_BD if self.shared_modulation is None else self.shared_modulation(condition_BD)
+        mask = self.mask if cache is None else None
+        for layer, block in enumerate(self.blocks):
+            factors = None if keep is None else keep[:, layer]
+            x_BND = run(block, x_BND, condition, factors, mask, cache, layer, recompute=self.recompute)
+        scale, shift = self.head_modulation(F.silu(condition_BD))[:, None].chunk(2, dim=-1)
+        return self.head(modulated(x_BND, scale, shift)).float()
+
+    def logits(self, tokens: Tokens, labels: Tensor, codec: Codec | None, keep: Tensor | None = None) -> Tensor:
+        """Teacher-forced logits (B, N, V) of all scales in one pass."""
+        prefixes = _lent(codec).prefixes(tokens)[:-1]
+        return self.run([self.words(scale, prefix) for scale, prefix in enumerate(prefixes, 1)], labels, keep=keep)
+
+    def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
+        logits = self.logits(tokens, condition.labels, codec, self._kept(noise))
+        return {"nll": F.cross_entropy(logits.flatten(0, 1), tokens.values.flatten())}
+
+    def _kept(self, noise: Noise) -> Tensor | None:
+        """Stochastic depth (Huang et al. 2016): (B, layers, 2), 0 where a branch is skipped, else over its chance."""
+        if not self.training or not any(self.config.drop_rates()):
+            return None
+        rates = self.drop_rates[:, None]
+        return (noise.uniform(len(self.blocks), 2) >= rates) / (1 - rates)
+
+    def log_likelihood(self, tokens: Tokens, condition: Condition, codec: Codec | None) -> Tensor:
+        log_probability = self.logits(tokens, condition.labels, codec).log_softmax(-1)
+        return log_probability.gather(-1, tokens.values)[..., 0].double().sum(1)
+
+    # ------------------------------------------------------------------------------------------ scale by scale
+
+    def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
+        """One step a scale. The published sampling is guidance 2.5 (theirs: 1.5) on the linear schedule, top_k 900
+        and top_p 0.96."""
+        batch, layout, lent = len(condition), self.layout, _lent(codec)
+        labels = condition.labels
+        if sampling.guides:
+            labels = torch.cat([labels, condition.dropped(True, self.classes).labels])
+        device, dtype = labels.device, getattr(torch, sampling.dtype)
+        head_width = self.width // self.heads
+        cache = KVCache.allocate(len(self.blocks), len(labels), self.heads, layout.length, head_width, device, dtype)
+        uniform = noise.uniform(layout.length)
+        values = torch.zeros(batch, layout.length, 1, dtype=torch.int64, device=device)
+        for scale, part in enumerate(self.parts):
+            inputs = []
+            if scale > 0:
+                words = self.words(scale, lent.prefix(Tokens(values, layout), scale))
+                inputs = [words.repeat(len(labels) // batch, 1, 1)]  # both halves of guidance see the same codes
+            logits = self.run(inputs, labels, first=scale, cache=cache)
+            cache.filled = part.stop
+            if sampling.guides:
+                logits = guided(logits[:batch], logits[batch:], scale_at(sampling, scale, len(self.parts)))
+            codes = draw(logits, uniform[:, part], sampling.temperature, sampling.top_k, sampling.top_p)
+            values[:, part, 0] = codes
+            yield Tokens(values.clone(), layout).first_scales(scale + 1)
+
+    def passes(self, sampling: Sampling) -> int:
+        return len(self.parts)
+
+
+def _lent(codec: Codec | None) -> Codec:
+    if codec is None:
+        raise ValueError("VAR reads partly decoded images, so it needs the tokenizer's codec")
+    return codec

@@ -1,0 +1,157 @@
+"""How published convolutional autoencoders name their layers: one encoder and decoder under four spellings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import gcd
+from typing import Any
+
+from torch import Tensor, nn
+
+from artok.errors import CheckpointError
+from artok.interop.families import Source, count, renamed, shape_of, with_parameters
+from artok.nn.conv import Decoder, Encoder, PixelAttention
+from artok.tokenizers.conv import ConvTokenizer
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """Names below `encoder.` and `decoder.`. {i}: a level, {j}: a block of it.
+
+    finest_first: the decoder's levels are numbered from the finest, as in taming, and not as they run.
+    query: the attention's projections, together or apart.
+    """
+
+    down: str = "down.{i}"
+    up: str = "up.{i}"
+    finest_first: bool = True
+    block: str = "block.{j}"
+    attention: str = "attn.{j}"
+    downsample: str = "downsample.conv"
+    upsample: str = "upsample.conv"
+    middle: tuple[str, str, str] = ("mid.block_1", "mid.attn_1", "mid.block_2")
+    skip: str = "nin_shortcut"
+    norm: str = "norm"
+    query: tuple[str, ...] = ("q", "k", "v")
+    out: str = "proj_out"
+    norm_out: str = "norm_out"
+
+
+TAMING = Spelling()
+
+
+# ---------------------------------------------------------------------------------------------- sizes
+
+
+def describe_half(tensors: Mapping[str, Tensor], half: str, spelling: Spelling) -> dict[str, Any]:
+    """widths, blocks and attention of each level of the encoder or decoder, finest first, and middle_attention."""
+    level = f"{half}.{spelling.down if half == 'encoder' else spelling.up}"
+    first = f"{level}.{spelling.block.format(j=0)}.conv1.weight"
+    levels = count(tensors, first)
+    if levels == 0:
+        raise CheckpointError(f"the key {first.format(i=0)} is missing")
+    block = f"{level}.{spelling.block}.conv1.weight"
+    attention = f"{level}.{spelling.attention}.{spelling.norm}.weight"
+    widths = [shape_of(tensors, first.format(i=i), 4)[0] for i in range(levels)]
+    blocks = {count(tensors, block.replace("{i}", str(i)).replace("{j}", "{i}")) for i in range(levels)}
+    attends = [attention.format(i=i, j=0) in tensors for i in range(levels)]
+    if len(blocks) > 1:
+        raise CheckpointError(f"the levels of the {half} have {sorted(blocks)} residual blocks, where all have as many")
+    if half == "decoder" and not spelling.finest_first:
+        widths, attends = widths[::-1], attends[::-1]
+    middle = f"{half}.{spelling.middle[1]}.{spelling.norm}.weight" in tensors
+    return {"widths": widths, "blocks": blocks.pop(), "attends": attends, "middle": middle}
+
+
+def describe_conv(tensors: Mapping[str, Tensor], spelling: Spelling, image: int) -> dict[str, Any]:
+    """A `tokenizer: {kind: conv}` section without its quantizer."""
+    encoder, decoder = (describe_half(tensors, half, spelling) for half in ("encoder", "decoder"))
+    stem = shape_of(tensors, "encoder.conv_in.weight", 4)[0]
+    base = gcd(stem, *encoder["widths"], *decoder["widths"])
+    if len(encoder["widths"]) != len(decoder["widths"]) or encoder["middle"] != decoder["middle"]:
+        raise CheckpointError("the encoder and the decoder differ in their levels or in the middle")
+    if len(encoder["widths"]) < 2:
+        raise CheckpointError("an autoencoder of a single level changes no resolution, and artok has none such")
+    section = {
+        "kind": "conv",
+        "downsample": 2 ** (len(encoder["widths"]) - 1),
+        "width": base,
+        "multipliers": [width // base for width in encoder["widths"]],
+        "blocks": encoder["blocks"],
+        "attention": attention_sides(encoder["attends"], image),
+        "middle_attention": encoder["middle"],
+        "latent": shape_of(tensors, "decoder.conv_in.weight", 4)[1],
+        "quantizer_kernel": shape_of(tensors, "quant_conv.weight", 4)[2],
+    }
+    if decoder["widths"] != encoder["widths"]:
+        section["decoder_multipliers"] = [width // base for width in decoder["widths"]]
+    if stem != base:
+        section["stem"] = stem
+    if decoder["blocks"] != encoder["blocks"] + 1:
+        section["decoder_blocks"] = decoder["blocks"]
+    if decoder["attends"] != encoder["attends"]:
+        section["decoder_attention"] = attention_sides(decoder["attends"], image)
+    return section
+
+
+def attention_sides(attends: list[bool], image: int) -> list[int] | str:
+    """Which levels have attention, as the config says it."""
+    if attends == [False] * (len(attends) - 1) + [True]:
+        return "coarsest"
+    return [image >> level for level, here in enumerate(attends) if here]
+
+
+# ---------------------------------------------------------------------------------------------- names
+
+
+def conv_sources(tokenizer: ConvTokenizer, spelling: Spelling) -> dict[str, Source]:
+    """Every tensor of the encoder, the decoder and the convolutions around the quantizer."""
+    sources = with_parameters("to_quantizer", "quant_conv") | with_parameters("from_quantizer", "post_quant_conv")
+    for half, stack in (("encoder", tokenizer.encoder), ("decoder", tokenizer.decoder)):
+        for own, published in _pairs(half, stack, spelling):
+            sources |= _layer(stack.get_submodule(own), f"{half}.{own}", f"{half}.{published}", spelling)
+    return sources
+
+
+def _pairs(half: str, stack: Encoder | Decoder, spelling: Spelling) -> list[tuple[str, str]]:
+    """artok's and the published name of every block and layer of a half, below it."""
+    pairs = [("conv_in", "conv_in"), ("norm_out", spelling.norm_out), ("conv_out", "conv_out")]
+    names = [name for name in spelling.middle if stack_has(stack.middle, name == spelling.middle[1])]
+    pairs += [(f"middle.{index}", name) for index, name in enumerate(names)]
+    levels = len(stack.levels)
+    for index, level in enumerate(stack.levels):
+        number = levels - 1 - index if half == "decoder" and spelling.finest_first else index
+        place = (spelling.down if half == "encoder" else spelling.up).format(i=number)
+        blocks = attentions = 0
+        for child, layer in enumerate(level.children()):
+            if isinstance(layer, PixelAttention):
+                pairs.append((f"levels.{index}.{child}", f"{place}.{spelling.attention.format(j=attentions)}"))
+                attentions += 1
+            else:
+                pairs.append((f"levels.{index}.{child}", f"{place}.{spelling.block.format(j=blocks)}"))
+                blocks += 1
+        if index < levels - 1:
+            own = f"downsamples.{index}.conv" if half == "encoder" else f"upsamples.{index}.conv"
+            pairs.append((own, f"{place}.{spelling.downsample if half == 'encoder' else spelling.upsample}"))
+    return pairs
+
+
+def stack_has(middle: nn.Module, attention: bool) -> bool:
+    return not attention or any(isinstance(layer, PixelAttention) for layer in middle.children())
+
+
+def _layer(module: nn.Module, own: str, published: str, spelling: Spelling) -> dict[str, Source]:
+    if isinstance(module, PixelAttention):
+        sources = with_parameters(f"{own}.norm", f"{published}.{spelling.norm}")
+        sources |= with_parameters(f"{own}.out", f"{published}.{spelling.out}")
+        for leaf in ("weight", "bias"):
+            sources[f"{own}.qkv.{leaf}"] = renamed(*(f"{published}.{name}.{leaf}" for name in spelling.query))
+        return sources
+    if not list(module.children()):
+        return with_parameters(own, published)
+    sources = {}
+    for name, child in module.named_children():
+        if any(True for _ in child.parameters()):  # the skip of equal widths is an identity
+            sources |= with_parameters(f"{own}.{name}", f"{published}.{spelling.skip if name == 'skip' else name}")
+    return sources

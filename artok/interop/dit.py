@@ -1,0 +1,91 @@
+"""DiT (Peebles and Xie 2023): `DiT-XL-2-256x256.pt`, `DiT-XL-2-512x512.pt`, bare and already averaged; training files
+hold the averaged weights under `ema`.
+
+Published sampling guides the first three of four channels only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from artok.errors import CheckpointError
+from artok.generators.diffusion import LatentDiffusion
+from artok.generators.networks.dit import SIZES, DiffusionTransformer
+from artok.interop.families import Asked, Family, Found, Source, by_own_names, count, shape_of
+
+BLOCK = "blocks.{i}.attn.qkv.weight"
+GUIDED = 3
+NAMES = [  # of artok's to published ones
+    (r"^network\.input\.", "x_embedder.proj."),
+    (r"^network\.time\.layers\.", "t_embedder.mlp."),
+    (r"^network\.label\.", "y_embedder.embedding_table."),
+    (r"\.attention\.out\.", ".attn.proj."),
+    (r"\.attention\.", ".attn."),
+    (r"\.feed_forward\.0\.", ".mlp.fc1."),
+    (r"\.feed_forward\.2\.", ".mlp.fc2."),
+    (r"\.modulation\.", ".adaLN_modulation."),
+    (r"^network\.output\.out\.", "final_layer.linear."),
+    (r"^network\.output\.", "final_layer."),
+    (r"^network\.", ""),
+]
+
+
+class DitFamily(Family):
+    name = "dit"
+    role = "generator"
+    source = "https://github.com/facebookresearch/DiT (Peebles and Xie 2023, arXiv 2212.09748)"
+    licence = "CC-BY-NC-4.0"
+    ignored: ClassVar = {"pos_embed": "the table of positions, which is computed, and was compared"}
+
+    def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
+        return "x_embedder.proj.weight" in tensors and "y_embedder.embedding_table.weight" in tensors
+
+    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
+        width, channels, patch, _ = shape_of(tensors, "x_embedder.proj.weight", 4)
+        classes = shape_of(tensors, "y_embedder.embedding_table.weight", 2)[0] - 1
+        depth, hidden = count(tensors, BLOCK), shape_of(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
+        out = shape_of(tensors, "final_layer.linear.weight", 2)[0] // patch**2
+        size = next((name for name, (d, w, _) in SIZES.items() if (d, w) == (depth, width)), None)
+        network: dict[str, Any] = {"kind": "dit", "patch": patch, "mlp_ratio": hidden / width}
+        network |= {"size": size} if size else {"depth": depth, "width": width, "heads": None}
+        variance = "learned" if out == 2 * channels else "beta"
+        section = {
+            "kind": "diffusion",
+            "network": network,
+            "guided_channels": GUIDED if channels > GUIDED else None,
+            "diffusion": {"schedule": "linear", "variance": variance, "steps": 250},
+        }
+        section = {key: value for key, value in section.items() if value is not None}
+        words = f"DiT-{size}/{patch}" if size else f"DiT of {depth} layers, width {width}, patch {patch}"
+        return Found(section, words, classes=classes, sampling={"guidance": 1.5 if size else 1.0})
+
+    def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
+        assert isinstance(module, LatentDiffusion)
+        sources = by_own_names(module, NAMES)
+        patch = tensors["x_embedder.proj.weight"].shape[2]
+        sources["network.input.weight"] = Source(("x_embedder.proj.weight",), change=lambda weight: weight.flatten(1))
+
+        def reordered(rows: Tensor) -> Tensor:
+            """Outputs by row, column and channel of a patch, as by channel, row and column."""
+            return rows.unflatten(0, (patch, patch, -1)).movedim(2, 0).flatten(0, 2)
+
+        for leaf in ("weight", "bias"):
+            sources[f"network.output.out.{leaf}"] = Source((f"final_layer.linear.{leaf}",), change=reordered)
+        return sources
+
+    def check(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        assert isinstance(module, LatentDiffusion) and isinstance(module.network, DiffusionTransformer)
+        own, table = module.network.positions, tensors.get("pos_embed")
+        if table is None:
+            return
+        if table[0].shape != own.shape:
+            raise CheckpointError(f"the model has {table.shape[1]} positions, and the tokenizer gives {len(own)}")
+        if not torch.allclose(table[0].float(), own, atol=1e-2 if table.element_size() < 4 else 1e-5):
+            raise CheckpointError("pos_embed is not the fixed table of sines and cosines, and artok has no other")
+
+
+FAMILY = DitFamily()

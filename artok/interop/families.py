@@ -1,0 +1,176 @@
+"""What every published family says of itself, and how one is found by its keys."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from artok.errors import CheckpointError
+from artok.layout import TokenLayout
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor of artok's comes from.
+
+    names: published tensors, joined along their first axis; axes of length 1 may differ from artok's. change: to the
+    joined tensor. value: made in their place, for what a published file does not hold.
+    """
+
+    names: tuple[str, ...] = ()
+    value: Callable[[], Tensor] | None = None
+    change: Callable[[Tensor], Tensor] | None = None
+
+
+def renamed(*names: str) -> Source:
+    return Source(names)
+
+
+def made(value: Callable[[], Tensor]) -> Source:
+    return Source((), value)
+
+
+def with_parameters(own: str, published: str, *leaves: str) -> dict[str, Source]:
+    """The weight and bias of a layer, or the `leaves` named."""
+    return {f"{own}.{leaf}": renamed(f"{published}.{leaf}") for leaf in leaves or ("weight", "bias")}
+
+
+def by_own_names(module: nn.Module, rules: Sequence[tuple[str, str]]) -> dict[str, Source]:
+    """Every tensor of a module, under its own name changed by each pattern in turn."""
+    sources = {}
+    for own in module.state_dict():
+        published = own
+        for pattern, replacement in rules:
+            published = re.sub(pattern, replacement, published)
+        sources[own] = renamed(published)
+    return sources
+
+
+@dataclass(frozen=True)
+class Found:
+    """What keys and shapes tell of a checkpoint.
+
+    section: the `tokenizer:` or `generator:` section; None stands for what they do not tell and the user has to.
+    size: in words. image: side of its images. classes: of a generator. sampling: the published settings. scale: what
+    latents are multiplied by before a generator sees them.
+    """
+
+    section: dict[str, Any]
+    size: str
+    image: int | None = None
+    classes: int | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """image: side of the images, if the user gave it. layout: of the tokens, for a generator."""
+
+    image: int | None = None
+    layout: TokenLayout | None = None
+
+
+class Family(ABC):
+    """A published layout.
+
+    role: what its files hold. source: code and paper. licence: of the files.
+    ignored: patterns (as of a shell) of published keys that are not part of the model, each with the reason.
+    """
+
+    name: ClassVar[str]
+    role: ClassVar[Literal["tokenizer", "generator"]]
+    source: ClassVar[str]
+    licence: ClassVar[str]
+    ignored: ClassVar[Mapping[str, str]]
+
+    @abstractmethod
+    def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether the keys are this family's, and no other's."""
+
+    @abstractmethod
+    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
+        """The model's size, read from keys and shapes; a CheckpointError when they contradict each other.
+
+        asked: what the user gave beside the file.
+        """
+
+    @abstractmethod
+    def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
+        """Where each tensor of the built module comes from."""
+
+    def check(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """A CheckpointError when constants in the file are not those that the module computes for itself."""
+        return
+
+
+def families() -> dict[str, Family]:
+    """Every family by name: the modules of `artok.interop` with a `FAMILY`."""
+    package = importlib.import_module("artok.interop")
+    found: dict[str, Family] = {}
+    for module in pkgutil.iter_modules(package.__path__):
+        family = getattr(importlib.import_module(f"artok.interop.{module.name}"), "FAMILY", None)
+        if isinstance(family, Family):
+            found[family.name] = family
+    return found
+
+
+def family_of(tensors: Mapping[str, Tensor], wanted: str | None) -> Family:
+    """The family asked for, or the one whose keys these are; a CheckpointError with a hint when there is none."""
+    known = families()
+    fitting = [family for family in known.values() if family.recognises(tensors)]
+    if wanted is None:
+        if fitting:
+            return fitting[0]
+        sample = ", ".join(list(tensors)[:4])
+        raise CheckpointError(
+            f"these keys ({sample}, ...) are of no published family that artok knows; it knows {', '.join(known)}"
+        )
+    if wanted not in known:
+        near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        raise CheckpointError(f"there is no family {wanted!r}; {hint}")
+    if not known[wanted].recognises(tensors):
+        seems = f"; they look like {fitting[0].name}" if fitting else ""
+        raise CheckpointError(f"the keys are not those of the family {wanted}{seems}")
+    return known[wanted]
+
+
+# ---------------------------------------------------------------------------------------------- reading sizes
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> Sequence[int]:
+    """The shape of a published tensor that the size is read from."""
+    if name not in tensors:
+        raise CheckpointError(f"the key {name} is missing")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != dimensions:
+        raise CheckpointError(f"{name} has the shape {shape}, where {dimensions} dimensions were expected")
+    return shape
+
+
+def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """How many of `pattern` with {i} = 0, 1, ... there are in a row."""
+    number = 0
+    while pattern.format(i=number) in tensors:
+        number += 1
+    return number
+
+
+def codebook_sources(own: str, published: str) -> dict[str, Source]:
+    """The state of a `Codebook`: the published table, and running means that agree with it."""
+
+    return {
+        f"{own}.embed": renamed(published),
+        f"{own}.embed_avg": renamed(published),
+        f"{own}.initted": made(lambda: torch.tensor(True)),
+    }

@@ -1,0 +1,198 @@
+"""Published files by short names, fetched from the Hugging Face hub; and runs pushed there."""
+
+from __future__ import annotations
+
+import difflib
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import getproxies
+
+import torch
+
+from artok.errors import ConfigError, RunError
+from artok.interop.importing import Report, Wishes, import_file, sha256
+from artok.saved import CONFIG
+
+PREFIX = "hub:"
+PATIENCE = 5.0  # seconds for a name to be looked up
+TAMING = "https://heibox.uni-heidelberg.de/f/{}/?dl=1"
+DIT = "https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-{0}x{0}.pt"
+
+
+@dataclass(frozen=True)
+class Published:
+    """repository, file: on the hub; without a repository the file is elsewhere, at `url`. licence: as its authors give
+    it. size: side of the images, where the file does not tell it. tokenizer: short name of a generator's tokenizer.
+    note: what to know before using it. sha256: of the file, where it is known beforehand."""
+
+    repository: str | None
+    file: str
+    licence: str
+    family: str
+    size: int | None = None
+    tokenizer: str | None = None
+    url: str = ""
+    note: str = ""
+    sha256: str | None = None
+
+    @property
+    def address(self) -> str:
+        """Where a person can get it."""
+        return self.url or f"https://huggingface.co/{self.repository}/resolve/main/{self.file}"
+
+
+def _catalogue() -> dict[str, Published]:
+    found = {
+        "var-vae": Published("FoundationVision/var", "vae_ch160v4096z32.pth", "MIT", "var_vqvae", 256),
+        "var-vae-512": Published("FoundationVision/var", "vae_ch160v4096z32.pth", "MIT", "var_vqvae", 512),
+        "llamagen-vq-ds16": Published("FoundationVision/LlamaGen", "vq_ds16_c2i.pt", "MIT", "llamagen_vq", 256),
+        "llamagen-vq-ds16-384": Published("FoundationVision/LlamaGen", "vq_ds16_c2i.pt", "MIT", "llamagen_vq", 384),
+        "llamagen-vq-ds8": Published("FoundationVision/LlamaGen", "vq_ds8_c2i.pt", "MIT", "llamagen_vq", 256),
+        "sd-vae-ft-mse": Published(
+            "stabilityai/sd-vae-ft-mse", "diffusion_pytorch_model.safetensors", "MIT", "sd_vae_kl", 256
+        ),
+        "sd-vae-ft-ema": Published(
+            "stabilityai/sd-vae-ft-ema", "diffusion_pytorch_model.safetensors", "MIT", "sd_vae_kl", 256
+        ),
+    }
+    for depth in (16, 20, 24, 30):
+        found[f"var-d{depth}"] = Published(
+            "FoundationVision/var", f"var_d{depth}.pth", "MIT", "var_transformer", tokenizer="var-vae"
+        )
+    found["var-d36"] = Published(
+        "FoundationVision/var", "var_d36.pth", "MIT", "var_transformer", tokenizer="var-vae-512"
+    )
+    for name, side in (("b", 256), ("l", 256), ("b", 384), ("l", 384), ("xl", 384), ("xxl", 384), ("3b", 384)):
+        found[f"llamagen-{name}-{side}"] = Published(
+            "FoundationVision/LlamaGen",
+            f"c2i_{name.upper()}_{side}.pt",
+            "MIT",
+            "llamagen_gpt",
+            size=side,
+            tokenizer="llamagen-vq-ds16" if side == 256 else "llamagen-vq-ds16-384",
+        )
+    converted = "converted by others than its authors, whose own files are linked from https://github.com/LTH14/mar"
+    found["mar-kl16"] = Published("jadechoghari/mar", "kl16.safetensors", "MIT", "mar_kl", 256, note=converted)
+    for name in ("base", "large", "huge"):
+        file = f"mar-{name}.safetensors"
+        found[f"mar-{name}"] = Published("jadechoghari/mar", file, "MIT", "mar", tokenizer="mar-kl16", note=converted)
+    for side in (256, 512):
+        found[f"dit-xl-2-{side}"] = Published(
+            f"facebook/DiT-XL-2-{side}",
+            "transformer/diffusion_pytorch_model.bin",
+            "CC-BY-NC-4.0",
+            "dit_diffusers",
+            size=side,
+            tokenizer="sd-vae-ft-ema",
+            note=f"in the layout of diffusers; the authors' own file is {DIT.format(side)}",
+        )
+    elsewhere = {
+        "vqgan-f16-1024": ("140747ba53464f49b476", "e38a3aed8c86e8d47436f611325b3a23888cab70a0cc56c13cd84e8d4aab6e71"),
+        "vqgan-f16-16384": ("867b05fc8c4841768640", None),
+    }
+    for name, (number, checksum) in elsewhere.items():
+        url = TAMING.format(number)
+        found[name] = Published(None, "last.ckpt", "MIT", "taming_vqgan", 256, url=url, sha256=checksum)
+    return found
+
+
+CATALOGUE = _catalogue()
+
+
+def published(name: str) -> Published:
+    """The file behind `hub:NAME`; a ConfigError with the nearest name when there is none."""
+    name = name.removeprefix(PREFIX)
+    if name not in CATALOGUE:
+        near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(CATALOGUE)}"
+        raise ConfigError(f"no published file is called {name!r}; {hint}")
+    return CATALOGUE[name]
+
+
+def fetch(name: str, say: Callable[[str], None]) -> Path:
+    """The path of a published file, fetched unless it is in the hub's cache, its checksum held against the hub's.
+
+    RunError: it cannot be had; the sentence says which file to fetch by hand and what to call then.
+    """
+    entry = published(name)
+    say(f"{name}: {entry.address}, licence {entry.licence}" + (f" ({entry.note})" if entry.note else ""))
+    try:
+        path = _download(entry, name)
+    except Exception as error:  # the hub client raises many kinds, none of which the user can tell apart
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RunError(f"{name} could not be fetched ({reason}); {by_hand(entry)}") from None
+    verify(path, entry, say)
+    return path
+
+
+def by_hand(entry: Published) -> str:
+    """What to do without a network."""
+    options = f" --size {entry.size}" if entry.size else ""
+    if entry.tokenizer is None:
+        return f"fetch {entry.address} by hand, then 'artok import FILE --family {entry.family}{options}'"
+    other = published(entry.tokenizer)
+    return (
+        f"fetch {entry.address} and its tokenizer {other.address} by hand; then import that, and this with "
+        f"'artok import FILE --family {entry.family}{options} --tokenizer RUN'"
+    )
+
+
+def import_published(name: str, out: Path, wishes: Wishes, say: Callable[[str], None]) -> Report:
+    """Fetch `hub:NAME` and import it; a generator's tokenizer is fetched too, and put beside `out`, unless one is
+    given."""
+    entry = published(name)
+    if (out / CONFIG).exists():
+        raise ConfigError(f"{out} holds a run already; choose another folder with --out")
+    path = fetch(name, say)
+    tokenizer = wishes.tokenizer
+    if tokenizer is None and entry.tokenizer is not None:
+        tokenizer = str(out.parent / entry.tokenizer)
+        if not (Path(tokenizer) / CONFIG).exists():
+            import_published(entry.tokenizer, Path(tokenizer), Wishes(), say)
+    told = replace(wishes, family=wishes.family or entry.family, size=wishes.size or entry.size, tokenizer=tokenizer)
+    return import_file(path, out, told, say)
+
+
+def _download(entry: Published, name: str) -> Path:
+    from huggingface_hub import constants, hf_hub_download
+
+    if entry.repository is not None:
+        offline = constants.is_offline_mode() or not _reachable(urlparse(constants.ENDPOINT).netloc)
+        return Path(hf_hub_download(entry.repository, entry.file, local_files_only=offline))
+    path = Path(constants.HF_HUB_CACHE) / "artok" / f"{name.removeprefix(PREFIX)}-{entry.file}"
+    if not path.exists():
+        if constants.is_offline_mode() or not _reachable(urlparse(entry.url).netloc):
+            raise OSError("there is no network")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(entry.url, str(path), entry.sha256, progress=False)
+    return path
+
+
+def _reachable(host: str) -> bool:
+    """Whether a host's name is found within a few seconds; asked first, since the hub's client tries for minutes."""
+    if getproxies():
+        return True
+    found = threading.Event()
+
+    def look_up() -> None:
+        with suppress(OSError):
+            socket.getaddrinfo(host, 443)
+            found.set()
+
+    threading.Thread(target=look_up, daemon=True).start()
+    return found.wait(PATIENCE)
+
+
+def verify(path: Path, entry: Published, say: Callable[[str], None]) -> None:
+    """Hold a file's checksum against the one known beforehand, or the hub's; the hub keeps a large file under its own
+    checksum, so that the cache's file name tells it."""
+    checksum = sha256(path)
+    expected = entry.sha256 or path.resolve().name
+    if len(expected) == 64 and expected != checksum:
+        raise RunError(f"{path} is damaged: its sha256 is {checksum}, not {expected}; delete it and fetch it again")
+    say(f"sha256 {checksum}" + ("" if len(expected) == 64 else ", which nothing confirms"))

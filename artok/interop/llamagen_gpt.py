@@ -1,0 +1,90 @@
+"""LlamaGen's class-conditional transformers (Sun et al. 2024): `c2i_{B,L,XL,XXL,3B}_{256,384}.pt`, B to 3B.
+
+B, L and XL are under `model`; XXL and 3B are bare state dicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from artok.errors import CheckpointError
+from artok.generators.raster import SIZES, Raster
+from artok.generators.raster import Config as RasterConfig
+from artok.interop.families import Asked, Family, Found, Source, count, renamed, shape_of
+
+GUIDANCE = {"B": 2.0, "L": 2.0, "XL": 1.75, "XXL": 1.75, "3B": 1.65}  # of the published samples
+LAYER = "layers.{i}.attention.wqkv.weight"
+
+
+class LlamaGenGpt(Family):
+    name = "llamagen_gpt"
+    role = "generator"
+    source = "https://github.com/FoundationVision/LlamaGen (Sun et al. 2024, arXiv 2406.06525)"
+    licence = "MIT"
+    ignored: ClassVar = {"freqs_cis": "the rotary table, which is computed"}
+
+    def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
+        return LAYER.format(i=0) in tensors and any(key.startswith("cls_embedding.") for key in tensors)
+
+    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
+        if any(key.startswith("cls_embedding.cap_proj") for key in tensors):
+            raise CheckpointError("this is a text-to-image model, and artok's generators take classes, not captions")
+        classes, width = shape_of(tensors, "cls_embedding.embedding_table.weight", 2)
+        layers, hidden = count(tensors, LAYER), shape_of(tensors, "layers.0.feed_forward.w1.weight", 2)[0]
+        if shape_of(tensors, LAYER.format(i=0), 2)[0] != 3 * width:
+            raise CheckpointError("this model shares keys among its heads (grouped queries), which artok does not")
+        size = next((name for name, (depth, _, wide) in SIZES.items() if (depth, wide) == (layers, width)), None)
+        section: dict[str, Any] = {"kind": "raster", "size": size}
+        if size is None:
+            section = {"kind": "raster", "depth": layers, "width": width, "heads": _heads(tensors, width)}
+        if size is None or RasterConfig(size=size).hidden_width() != hidden:
+            section["hidden"] = hidden
+        words = f"LlamaGen-{size}" if size else f"LlamaGen of {layers} layers, width {width}"
+        return Found(section, words, classes=classes - 1, sampling={"guidance": GUIDANCE.get(size or "", 1.0)})
+
+    def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
+        assert isinstance(module, Raster)
+        sources = {
+            "class_embedding.weight": renamed("cls_embedding.embedding_table.weight"),
+            "token_embedding.weight": renamed("tok_embeddings.weight"),
+            "norm.weight": renamed("norm.weight"),
+            "head.weight": renamed("output.weight"),
+        }
+        for index in range(len(module.blocks)):
+            own, layer = f"blocks.{index}", f"layers.{index}"
+            forward = f"{layer}.feed_forward"
+            sources |= {
+                f"{own}.attention_norm.weight": renamed(f"{layer}.attention_norm.weight"),
+                f"{own}.attention.qkv.weight": renamed(f"{layer}.attention.wqkv.weight"),
+                f"{own}.attention.out.weight": renamed(f"{layer}.attention.wo.weight"),
+                f"{own}.feed_forward_norm.weight": renamed(f"{layer}.ffn_norm.weight"),
+                f"{own}.feed_forward.gate_and_value.weight": renamed(f"{forward}.w1.weight", f"{forward}.w3.weight"),
+                f"{own}.feed_forward.out.weight": renamed(f"{forward}.w2.weight"),
+            }
+        return sources
+
+    def check(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        assert isinstance(module, Raster)
+        table = tensors.get("freqs_cis")
+        if table is not None and not (
+            table.shape == module.rotary.shape and torch.allclose(table.float(), module.rotary, atol=1e-2)
+        ):
+            grid = "x".join(map(str, module.layout.grid))
+            raise CheckpointError(
+                f"the model's rotary table is not that of the tokenizer's {grid} tokens; give the side of its images "
+                "(--size 384) or its heads (generator.heads=N)"
+            )
+
+
+def _heads(tensors: Mapping[str, Tensor], width: int) -> int | None:
+    """Only the rotary table, which some files hold, tells the width of a head."""
+    if "freqs_cis" not in tensors:
+        return None
+    return width // (2 * shape_of(tensors, "freqs_cis", 3)[1])
+
+
+FAMILY = LlamaGenGpt()

@@ -1,0 +1,59 @@
+"""LlamaGen's tokenizers (Sun et al. 2024): `vq_ds16_c2i.pt`, `vq_ds8_c2i.pt`, `vq_ds16_t2i.pt`, under `model`.
+
+Latents and codes are put on the unit sphere before the search, and the decoder receives the normalised codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from artok.interop.conv_layout import Spelling, conv_sources, describe_conv
+from artok.interop.families import Asked, Family, Found, Source, codebook_sources, made, shape_of
+from artok.tokenizers.conv import ConvTokenizer
+
+TABLE = "quantize.embedding.weight"
+LLAMAGEN = Spelling(
+    down="conv_blocks.{i}",
+    up="conv_blocks.{i}",
+    finest_first=False,
+    block="res.{j}",
+    middle=("mid.0", "mid.1", "mid.2"),
+)
+
+
+class LlamaGenVq(Family):
+    name = "llamagen_vq"
+    role = "tokenizer"
+    source = "https://github.com/FoundationVision/LlamaGen (Sun et al. 2024, arXiv 2406.06525)"
+    licence = "MIT"
+    ignored: ClassVar = {"quantize.codebook_used": "usage counted in training", "loss.*": "losses of the training"}
+
+    def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
+        return "encoder.conv_blocks.0.res.0.conv1.weight" in tensors and TABLE in tensors
+
+    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
+        image = asked.image or 256
+        section = describe_conv(tensors, LLAMAGEN, image)
+        codes, width = shape_of(tensors, TABLE, 2)
+        section["quantizer"] = {
+            "kind": "vq",
+            "codes": codes,
+            "width": width,
+            "similarity": "cosine",
+            "update": "gradient",
+            "revive_below": 0.0,
+        }
+        return Found(section, f"LlamaGen tokenizer ds{section['downsample']}, {codes} codes of {width}", image=image)
+
+    def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
+        assert isinstance(module, ConvTokenizer)
+        state, codes = "quantizer.levels.0.state", tensors[TABLE].shape[0]
+        counts = {f"{state}.cluster_size": made(lambda: torch.ones(1, codes))}
+        return conv_sources(module, LLAMAGEN) | codebook_sources(state, TABLE) | counts
+
+
+FAMILY = LlamaGenVq()

@@ -1,0 +1,71 @@
+"""taming-transformers' VQGAN and Gumbel VQGAN (Esser et al. 2021), and the vector-quantized autoencoders of latent
+diffusion (Rombach et al. 2022), which have the same layout.
+
+`last.ckpt`: the state dict is under `state_dict`, with the training's losses (`loss.*`) beside the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from artok.interop.conv_layout import TAMING, conv_sources, describe_conv
+from artok.interop.families import Asked, Family, Found, Source, codebook_sources, made, shape_of, with_parameters
+from artok.tokenizers.conv import ConvTokenizer
+
+TABLE, GUMBEL = "quantize.embedding.weight", "quantize.embed.weight"
+
+
+class TamingVqgan(Family):
+    name = "taming_vqgan"
+    role = "tokenizer"
+    source = "https://github.com/CompVis/taming-transformers (Esser et al. 2021, arXiv 2012.09841)"
+    licence = "MIT"
+    ignored: ClassVar = {
+        "loss.*": "losses of the training",
+        "model_ema.*": "a second, averaged copy under other names",
+        "colorize": "a colour map for segmentations",
+    }
+
+    def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
+        own = "encoder.down.0.block.0.conv1.weight" in tensors and "encoder.mid.block_1.conv1.weight" in tensors
+        return own and (GUMBEL in tensors or (TABLE in tensors and not _of_var(tensors)))
+
+    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
+        image = asked.image or 256
+        section = describe_conv(tensors, TAMING, image)
+        section["quantizer"] = quantizer = _quantizer(tensors)
+        words = f"VQGAN f{section['downsample']}, {quantizer['codes']} codes of width {quantizer['width']}"
+        return Found(section, words + (", Gumbel" if quantizer["kind"] == "gumbel" else ""), image=image)
+
+    def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
+        assert isinstance(module, ConvTokenizer)
+        sources = conv_sources(module, TAMING)
+        if GUMBEL in tensors:
+            return (
+                sources
+                | with_parameters("quantizer.scores", "quantize.proj")
+                | {"quantizer.table.weight": Source((GUMBEL,))}
+            )
+        codes = tensors[TABLE].shape[0]
+        state = "quantizer.levels.0.state"
+        counts = {f"{state}.cluster_size": made(lambda: torch.ones(1, codes))}
+        return sources | codebook_sources(state, TABLE) | counts
+
+
+def _of_var(tensors: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith("quantize.quant_resi.") for key in tensors)
+
+
+def _quantizer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    codes, width = shape_of(tensors, GUMBEL if GUMBEL in tensors else TABLE, 2)
+    if GUMBEL in tensors:
+        return {"kind": "gumbel", "codes": codes, "width": width}
+    published = {"similarity": "euclidean", "update": "gradient", "revive_below": 0.0}
+    return {"kind": "vq", "codes": codes, "width": width, **published}
+
+
+FAMILY = TamingVqgan()

@@ -1,0 +1,77 @@
+"""VAR's transformers (Tian et al. 2024): `var_d{16,20,24,30}.pth`, and `var_d36.pth` with shared modulation, bare state
+dicts; training files hold them under `trainer.var_wo_ddp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from artok.generators.var import Var
+from artok.interop.families import Asked, Family, Found, Source, count, renamed, shape_of, with_parameters
+
+BLOCK = "blocks.{i}.attn.mat_qkv.weight"
+SHARED = "shared_ada_lin.1.weight"
+GATES = {16: 1e-3, 20: 1e-3, 24: 1e-4, 30: 1e-5, 36: 5e-6}  # initial, as published
+PUBLISHED = {"guidance": 2.5, "guidance_schedule": "linear", "top_k": 900, "top_p": 0.96}  # guidance is 1 + theirs
+
+
+class VarTransformer(Family):
+    name = "var_transformer"
+    role = "generator"
+    source = "https://github.com/FoundationVision/VAR (Tian et al. 2024, arXiv 2404.02905)"
+    licence = "MIT"
+    ignored: ClassVar = {
+        "lvl_1L": "the scale of each token, which is computed",
+        "attn_bias_for_masking": "the mask of attention, which is computed",
+        "blocks.*.attn.zero_k_bias": "zeros",
+    }
+
+    def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
+        return "pos_1LC" in tensors and BLOCK.format(i=0) in tensors
+
+    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
+        classes, width = shape_of(tensors, "class_emb.weight", 2)
+        depth = count(tensors, BLOCK)
+        heads = shape_of(tensors, "blocks.0.attn.scale_mul_1H11", 4)[1]
+        section: dict[str, Any] = {"kind": "var", "depth": depth, "shared_adaln": SHARED in tensors}
+        if (heads, width) != (depth, 64 * depth):
+            section |= {"heads": heads, "width": width}
+        expansion = shape_of(tensors, "blocks.0.ffn.fc1.weight", 2)[0] / width
+        section |= {"expansion": expansion, "gate_init": GATES.get(depth, 1e-3)}
+        return Found(section, f"VAR-d{depth}", classes=classes - 1, sampling=PUBLISHED)
+
+    def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
+        assert isinstance(module, Var)
+        sources = {
+            "class_embedding.weight": renamed("class_emb.weight"),
+            "start": renamed("pos_start"),
+            "position": renamed("pos_1LC"),
+            "level": renamed("lvl_embed.weight"),
+            **with_parameters("word", "word_embed"),
+            **with_parameters("head_modulation", "head_nm.ada_lin.1"),
+            **with_parameters("head", "head"),
+        }
+        if module.shared_modulation is not None:
+            sources |= with_parameters("shared_modulation.linear", "shared_ada_lin.1")
+        for index in range(len(module.blocks)):
+            own = f"blocks.{index}"
+            sources |= {
+                f"{own}.attention.qkv.weight": renamed(f"{own}.attn.mat_qkv.weight"),
+                f"{own}.attention.q_bias": renamed(f"{own}.attn.q_bias"),
+                f"{own}.attention.v_bias": renamed(f"{own}.attn.v_bias"),
+                f"{own}.attention.log_temperature": renamed(f"{own}.attn.scale_mul_1H11"),
+                **with_parameters(f"{own}.attention.out", f"{own}.attn.proj"),
+                **with_parameters(f"{own}.expand", f"{own}.ffn.fc1"),
+                **with_parameters(f"{own}.contract", f"{own}.ffn.fc2"),
+            }
+            if module.shared_modulation is None:
+                sources |= with_parameters(f"{own}.modulation.linear", f"{own}.ada_lin.1")
+            else:
+                sources[f"{own}.modulation.offset"] = renamed(f"{own}.ada_gss")
+        return sources
+
+
+FAMILY = VarTransformer()

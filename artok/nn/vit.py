@@ -1,0 +1,126 @@
+"""The vision transformer block (Dosovitskiy et al. 2021, arXiv 2010.11929), plain and conditioned by adaptive norms."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from artok.nn.attention import KVCache, attend
+
+EPS = 1e-6
+
+
+class BiasedAttention(nn.Module):
+    """Multi-head self-attention over (B, N, W) with biases and no positions of its own."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self, x_BNW: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """mask: as in `attend`. cache: earlier keys and values of this `layer`, to be continued."""
+        q, k, v = self.qkv(x_BNW).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            k, v = cache.write(layer, k, v)
+        return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+
+def feed_forward(width: int, hidden: int, gelu: Literal["none", "tanh"] = "none") -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate=gelu), nn.Linear(hidden, width))
+
+
+class VitBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), with dropout on each branch."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps=EPS)
+        self.attention = BiasedAttention(width, heads)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=EPS)
+        self.feed_forward = feed_forward(width, hidden)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def forward(
+        self, x_BNW: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        x_BNW = x_BNW + self.dropout(self.attention(self.attention_norm(x_BNW), mask, cache, layer))
+        return x_BNW + self.dropout(self.feed_forward(self.feed_forward_norm(x_BNW)))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift, in one pass over x."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class ConditionedBlock(nn.Module):
+    """DiT's block: norms without weights, shifted, scaled and gated by the condition, all starting at zero, so that the
+    block starts as the identity (Peebles and Xie 2023, arXiv 2212.09748, section 3.2, adaLN-Zero)."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
+        self.attention = BiasedAttention(width, heads)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
+        self.feed_forward = feed_forward(width, hidden, "tanh")
+        self.modulation = nn.Sequential(nn.SiLU(), ZeroLinear(width, 6 * width))
+
+    def forward(self, x_BNW: Tensor, condition_BW: Tensor) -> Tensor:
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition_BW)[:, None].chunk(6, dim=-1)
+        h = self.attention(modulate(self.attention_norm(x_BNW), shift_1, scale_1))
+        x_BNW = torch.addcmul(x_BNW, gate_1, h)
+        h = self.feed_forward(modulate(self.feed_forward_norm(x_BNW), shift_2, scale_2))
+        return torch.addcmul(x_BNW, gate_2, h)
+
+
+class ConditionedOutput(nn.Module):
+    """A norm shifted and scaled by the condition, then a linear layer; both start at zero."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
+        self.modulation = nn.Sequential(nn.SiLU(), ZeroLinear(width, 2 * width))
+        self.out = ZeroLinear(width, out)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x (..., W) and a condition that broadcasts with it, to (..., out)."""
+        shift, scale = self.modulation(condition).chunk(2, dim=-1)
+        return self.out(modulate(self.norm(x), shift, scale))
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+def initialise_linear(module: nn.Module) -> None:
+    """Xavier's uniform weights and zero biases, as MAR and DiT start; for `Module.apply`."""
+    if isinstance(module, nn.Linear) and not isinstance(module, ZeroLinear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def sincos_table(grid: tuple[int, ...], width: int) -> Tensor:
+    """Fixed sine and cosine positions (N, width) of a grid, row-major (Vaswani et al. 2017, section 3.5).
+
+    The width is shared out to the axes, the last axis first as in DiT's published table; each part holds sines, then
+    cosines, of position * 10000^(-i / n).
+    """
+    axes = len(grid)
+    coordinates = torch.cartesian_prod(*[torch.arange(side, dtype=torch.float64) for side in grid]).reshape(-1, axes)
+    halves = [width // 2 // axes + (axis < width // 2 % axes) for axis in range(axes)]
+    parts = []
+    for half, axis in zip(halves, reversed(range(axes)), strict=True):
+        frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+        angles = coordinates[:, axis, None] * frequencies
+        parts += [angles.sin(), angles.cos()]
+    return torch.cat(parts, dim=1).float()

@@ -1,0 +1,65 @@
+"""Gumbel-softmax quantization: a code is drawn from scores of all codes, and gradients go through a soft draw.
+
+Jang et al. 2017 (arXiv 1611.01144) and Maddison et al. 2017; as a bottleneck of images in DALL-E (Ramesh et al. 2021)
+and in taming-transformers' f8 model of 8192 codes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, code_usage, to_grid, to_sequence
+
+
+class Config(QuantizerConfig):
+    """codes: vectors V in the table. width: length D of each.
+    temperature: of the soft draw in training; high ones mix codes, low ones give gradients of high variance.
+    divergence: weight of the KL divergence of the scores from a uniform distribution, which keeps all codes in use.
+    """
+
+    kind: Literal["gumbel"] = "gumbel"
+    codes: int = Field(256, ge=2)
+    width: int = Field(8, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    divergence: float = Field(5e-4, ge=0)
+
+    def build(self, grid: tuple[int, ...]) -> GumbelQuantizer:
+        return GumbelQuantizer(grid, self)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(codes=16, width=4)
+
+
+class GumbelQuantizer(Quantizer):
+    """Scores of all codes by a linear map of the latent. In training a code is drawn, hard forward and soft backward
+    (straight through); else it is the one of the highest score."""
+
+    def __init__(self, grid: tuple[int, ...], config: Config) -> None:
+        super().__init__((grid,), config.width, config.codes)
+        self.config = config
+        self.scores = nn.Linear(config.width, config.codes)
+        self.table = nn.Embedding(config.codes, config.width)
+        nn.init.uniform_(self.table.weight, -1 / math.sqrt(config.width), 1 / math.sqrt(config.width))
+
+    def quantize(self, latents: Tensor) -> Quantized:
+        scores = self.scores(to_sequence(latents))
+        if self.training:
+            drawn = F.gumbel_softmax(scores, tau=self.config.temperature, hard=True)
+            values, codes = drawn.argmax(-1), drawn @ self.table.weight
+        else:
+            values = scores.argmax(-1)
+            codes = self.table(values)
+        values = values.unsqueeze(-1)
+        log_probability = scores.log_softmax(-1)
+        nats = (log_probability.exp() * (log_probability + math.log(self.config.codes))).sum(-1).mean()
+        losses = {"divergence": self.config.divergence * nats}
+        return Quantized(to_grid(codes, self.grids[0]), values, losses, code_usage(values, self.config.codes))
+
+    def dequantize(self, values: Tensor) -> Tensor:
+        return to_grid(self.table(values.squeeze(-1)), self.grids[0])

@@ -1,0 +1,185 @@
+"""Multi-scale residual quantization: each finer grid codes what the coarser ones left over (VAR, Tian et al. 2024,
+arXiv 2404.02905, algorithm 1).
+
+One table of codes serves every scale. The remaining residual is shrunk by area to a scale's grid, looked up, enlarged
+smoothly to the latent grid, and passed through a convolution phi, before it is taken off.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from artok.errors import ConfigError
+from artok.nn.resize import enlarge, shrink
+from artok.quantizers.base import Quantized, Quantizer, code_usage, to_grid, to_sequence
+from artok.quantizers.codebook import Codebook, CodebookConfig, nearest
+from artok.quantizers.gradients import rotation_trick, straight_through
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class Config(CodebookConfig):
+    """scales: the grids, coarse to fine, ending at the latent grid; a number stands for a grid of equal sides. Unless
+        given, sides double from 1 to the latent grid.
+    phi: different convolutions after enlarging, shared out to the scales; at most one a scale.
+    scale_dropout: share of the training images that the decoder sees through their first few scales only, so that
+        unfinished images decode well.
+
+    VAR is `codes: 4096, width: 32, update: gradient, revive_below: 0` with scales [1, 2, 3, 4, 5, 6, 8, 10, 13, 16].
+    There is no k-means start: before there are codes there are no residuals of later scales to start from. Instead,
+    dead codes are replaced by residuals drawn evenly from the scales: drawn from all residuals alike, hardly any would
+    come from the coarse scales, which have few; drawn for each scale by itself, codes that serve others would go.
+    """
+
+    kind: Literal["multiscale"] = "multiscale"
+    scales: tuple[int | tuple[int, ...], ...] | None = Field(None, min_length=1)
+    phi: int = Field(4, ge=1)
+    scale_dropout: float = Field(0.0, ge=0, le=1)
+    kmeans_init: Literal[False] = False
+
+    def grids(self, grid: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """The grid of each scale for a latent grid, or a ConfigError that names both."""
+        if self.scales is None:
+            doublings = [tuple(min(2**power, side) for side in grid) for power in range(max(grid).bit_length())]
+            return (*(each for each in doublings if each != grid), grid)
+        grids = tuple((scale,) * len(grid) if isinstance(scale, int) else scale for scale in self.scales)
+        listed, latent = ", ".join(map(_text, grids)), _text(grid)
+        for each in grids:
+            if len(each) != len(grid) or min(each) < 1:
+                raise ConfigError(f"the scale {_text(each)} cannot be a grid of the latent grid {latent}")
+            if any(side > whole for side, whole in zip(each, grid, strict=True)):
+                raise ConfigError(
+                    f"the scale {_text(each)} is larger than the latent grid {latent}; take it out of the quantizer's "
+                    f"scales ({listed}), or use a smaller tokenizer.downsample or larger images"
+                )
+        for coarse, fine in pairwise(grids):
+            if coarse == fine or any(side < before for before, side in zip(coarse, fine, strict=True)):
+                raise ConfigError(f"scales must grow, but {_text(coarse)} is followed by {_text(fine)} in {listed}")
+        if grids[-1] != grid:
+            raise ConfigError(
+                f"the scales {listed} end at {_text(grids[-1])}, but the latent grid is {latent}; the last scale must "
+                "be the latent grid"
+            )
+        return grids
+
+    def build(self, grid: tuple[int, ...]) -> MultiScaleQuantizer:
+        return MultiScaleQuantizer(self.grids(grid), self)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(codes=16, width=4)
+
+
+def _text(grid: tuple[int, ...]) -> str:
+    return "x".join(map(str, grid))
+
+
+def shared_convolutions(scales: int, count: int) -> list[int]:
+    """Which of the phi each scale uses: the nearest of `count` evenly spread ticks to the scale's place in [0, 1].
+
+    The released models were trained with exactly this float64 arithmetic, whose rounding settles the ties: 10 scales
+    on 4 phi are 0,0,1,1,1,2,2,3,3,3.
+    """
+    return np.unique(nearest_ticks(scales, min(count, scales)), return_inverse=True)[1].tolist()  # none is idle
+
+
+def nearest_ticks(scales: int, count: int) -> list[int]:
+    """The same with numbers that no scale may use, as the released models keep them."""
+    margin = 1 / 3 / count if count == 4 else 1 / 2 / count
+    ticks = np.linspace(margin, 1 - margin, count)
+    return [int(np.argmin(np.abs(ticks - scale / max(scales - 1, 1)))) for scale in range(scales)]
+
+
+class Phi(nn.Module):
+    """.5 x + .5 convolution(x), which sharpens what enlarging blurred."""
+
+    def __init__(self, width: int, axes: int) -> None:
+        super().__init__()
+        self.convolution = CONVOLUTIONS[axes](width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x + 0.5 * self.convolution(x)
+
+
+class MultiScaleQuantizer(Quantizer):
+    """Codes of all scales, coarse to fine, whose parts add up to the latent."""
+
+    def __init__(self, grids: tuple[tuple[int, ...], ...], config: Config) -> None:
+        super().__init__(grids, config.width, config.codes)
+        self.config = config
+        self.book = Codebook(config, cosine=False)
+        self.assignment = shared_convolutions(len(grids), config.phi)
+        self.phi = nn.ModuleList(Phi(config.width, len(grids[-1])) for _ in range(max(self.assignment) + 1))
+        self.estimator = rotation_trick if config.rotation_trick else straight_through
+
+    def quantize(self, latents: Tensor) -> Quantized:
+        target, table = latents.detach(), self.book.vectors()
+        residual, total = target, torch.zeros_like(target)
+        commitment, codebook = target.new_zeros(()), target.new_zeros(())
+        points, chosen, totals = list[Tensor](), list[Tensor](), list[Tensor]()
+        for scale, grid in enumerate(self.grids):
+            points.append(to_sequence(shrink(residual, grid)).flatten(0, 1))
+            chosen.append(nearest(points[-1], table).view(len(latents), -1))
+            part = self._part(scale, F.embedding(chosen[-1], table))
+            total, residual = total + part, residual - part.detach()
+            commitment = commitment + F.mse_loss(latents, total.detach())
+            codebook = codebook + F.mse_loss(total, target)
+            totals.append(total.detach())
+        if self.training:
+            self._follow(points, torch.cat([values.flatten() for values in chosen]))
+        vectors = self.estimator(to_sequence(latents), to_sequence(self._dropped(totals)))
+        values = torch.cat(chosen, dim=1).unsqueeze(-1)
+        losses = {
+            "commitment": self.config.commitment * commitment / len(self.grids),
+            "codebook": codebook / len(self.grids),
+        }
+        return Quantized(to_grid(vectors, self.grids[-1]), values, losses, self._monitors(values, chosen))
+
+    def dequantize(self, values: Tensor) -> Tensor:
+        return self.dequantize_prefixes(values)[-1]
+
+    def dequantize_scales(self, values: Tensor, known: Tensor | None = None) -> list[Tensor]:
+        codes = F.embedding(values[..., 0], self.book.vectors())
+        if known is not None:
+            codes = codes * known[..., None]
+        lengths = [math.prod(grid) for grid in self.grids]
+        return [self._part(scale, part) for scale, part in enumerate(codes.split(lengths, dim=1))]
+
+    def _part(self, scale: int, codes: Tensor) -> Tensor:
+        """What the code vectors (B, n, D) of one scale add to the latent (B, D, *grid)."""
+        spread = enlarge(to_grid(codes, self.grids[scale]), self.grids[-1])
+        return self.phi[self.assignment[scale]](spread)
+
+    @torch.no_grad()
+    def _follow(self, points: list[Tensor], values: Tensor) -> None:
+        """Counts over all scales together, since the table is shared; then the revival, evenly from the scales."""
+        counts = self.book.count(torch.cat(points), values)
+        if counts is not None and self.book.revives:
+            each = math.ceil(self.config.codes / len(points))
+            drawn = [scale[torch.randperm(len(scale), device=scale.device)[:each]] for scale in points]
+            self.book.revive(torch.cat(drawn), spared=counts > 0)
+
+    def _dropped(self, totals: list[Tensor]) -> Tensor:
+        """What the decoder sees (B, D, *grid): all scales, or the first few of some images."""
+        if not self.training or self.config.scale_dropout == 0 or len(totals) == 1:
+            return totals[-1]
+        batch, device = len(totals[0]), totals[0].device
+        last = torch.randint(len(totals) - 1, (batch,), device=device)
+        drop = torch.rand(batch, device=device) < self.config.scale_dropout
+        kept = torch.where(drop, last, len(totals) - 1)
+        return torch.stack(totals)[kept, torch.arange(batch, device=device)]
+
+    def _monitors(self, values: Tensor, chosen: list[Tensor]) -> dict[str, Tensor]:
+        monitors = code_usage(values, self.config.codes)
+        for grid, scale in zip(self.grids, chosen, strict=True):
+            usage = code_usage(scale.unsqueeze(-1), self.config.codes)
+            monitors |= {f"{name}, {_text(grid)}": value for name, value in usage.items()}
+        return monitors

@@ -1,0 +1,240 @@
+"""The `diffusion:` section that MAR's head and latent diffusion share, and the loss and sampling it stands for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from artok.config import Config
+from artok.sampling.schedules import (
+    TIME_SCALE,
+    Level,
+    Levels,
+    Schedule,
+    Spacing,
+    betas,
+    chain,
+    even_times,
+    kept_steps,
+    straight,
+    to_zero_terminal,
+)
+from artok.sampling.settings import Sampling
+from artok.sampling.solvers import (
+    SOLVERS,
+    Denoised,
+    Draw,
+    Options,
+    SolverName,
+    States,
+    evaluations,
+    posterior_log_variance,
+)
+from artok.sampling.targets import (
+    Target,
+    discretised_log_likelihood,
+    gaussian_divergence,
+    interpolated_log_variance,
+    min_snr_weights,
+    to_clean,
+    transition,
+    wanted,
+)
+
+Network = Callable[[Tensor, Tensor], Tensor]
+
+
+class DiffusionConfig(Config):
+    """schedule: "straight" is flow matching; the others are chains of `timesteps` steps.
+
+    first_beta, last_beta: of the linear schedules. zero_terminal: end a chain at no signal at all.
+    variance: of DDPM's steps; "learned" doubles the network's output and adds a variational bound term to the loss.
+    min_snr: the gamma of min-SNR weighting (5 in Hang et al. 2023), or none.
+    times: uniform, or logit-normal (Esser et al. 2024, arXiv 2403.03206, eq. 19) with its mean and deviation.
+    spacing: which steps a shortened chain keeps. clip: largest magnitude of a predicted x_0 while sampling, for pixels.
+    solver, steps: what sampling uses unless it says otherwise.
+    """
+
+    schedule: Schedule = "linear"
+    timesteps: int = Field(1000, ge=2)
+    first_beta: float = Field(1e-4, gt=0, lt=1)
+    last_beta: float = Field(0.02, gt=0, lt=1)
+    zero_terminal: bool = False
+    target: Target = "epsilon"
+    variance: Literal["posterior", "beta", "learned"] = "posterior"
+    min_snr: float | None = Field(None, gt=0)
+    times: Literal["uniform", "logit_normal"] = "uniform"
+    logit_mean: float = 0.0
+    logit_deviation: float = Field(1.0, gt=0)
+    spacing: Spacing = "spread"
+    clip: float | None = Field(None, gt=0)
+    solver: SolverName = "ddpm"
+    steps: int = Field(100, ge=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> DiffusionConfig:
+        is_straight = self.schedule == "straight"
+        if self.target == "epsilon" and (is_straight or self.zero_terminal):
+            raise ValueError(
+                "target epsilon says nothing of the tokens where there is no signal, which the straight path and "
+                "zero_terminal begin with; use x0, v or velocity"
+            )
+        if is_straight and (self.variance == "learned" or self.zero_terminal):
+            raise ValueError("a learned variance and zero_terminal belong to chains, not to schedule straight")
+        if not is_straight and self.steps > self.timesteps:
+            raise ValueError(f"steps {self.steps} are more than the {self.timesteps} timesteps of the schedule")
+        return self
+
+    def channels(self, width: int) -> int:
+        """Numbers that the network puts out for a vector of `width`."""
+        return 2 * width if self.variance == "learned" else width
+
+    def training_levels(self) -> Levels:
+        """The whole chain, or for the straight path a row that only serves tables."""
+        if self.schedule == "straight":
+            return straight(even_times(self.timesteps))
+        levels = chain(betas(self.schedule, self.timesteps, self.first_beta, self.last_beta))
+        return to_zero_terminal(levels) if self.zero_terminal else levels
+
+    def sampling_levels(self, steps: int) -> Levels:
+        """The levels of a sampling in that many steps. ConfigError: the chain has fewer, or cannot be spaced so."""
+        if self.schedule == "straight":
+            return straight(even_times(steps))
+        return self.training_levels().kept(kept_steps(self.timesteps, steps, self.spacing))
+
+    def plan(self, sampling: Sampling, steps: int | None) -> tuple[SolverName, int]:
+        """The solver and its steps for a sampling. ConfigError as in `sampling_levels`."""
+        count = steps or self.steps
+        self.sampling_levels(count)
+        return sampling.solver or self.solver, count
+
+    def evaluations(self, sampling: Sampling, steps: int | None) -> int:
+        return evaluations(*self.plan(sampling, steps))
+
+
+@dataclass(frozen=True)
+class Times:
+    """Where on the path each row of a batch is: float32 (M,); index: its step on the chain (M,) int64."""
+
+    signal: Tensor
+    sigma: Tensor
+    told: Tensor
+    index: Tensor | None
+
+
+class Diffusion(nn.Module):
+    """Losses of a network at random noise levels, and samples from it. Tables are float64; there are no weights."""
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        levels = config.training_levels()
+        steps = [transition(levels[index], levels[index - 1]) for index in range(len(levels))]
+        tables = {
+            "signal": levels.signal_squared.sqrt(),
+            "sigma": levels.sigma_squared.sqrt(),
+            "told": levels.times,
+            "from_clean": [step.from_clean for step in steps],
+            "from_noisy": [step.from_noisy for step in steps],
+            "low": [posterior_log_variance(levels, index) for index in range(len(levels))],
+            "high": [math.log(step.added) for step in steps],
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, torch.as_tensor(table, dtype=torch.float64, device="cpu"), persistent=False)
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def times(self, uniform: Tensor) -> Times:
+        """Random places on the path from uniform numbers (M,) in [0, 1)."""
+        share = uniform.double()
+        if self.config.times == "logit_normal":
+            normal = torch.special.ndtri(share.clamp(1e-7, 1 - 1e-7))
+            share = torch.sigmoid(self.config.logit_mean + self.config.logit_deviation * normal)
+        if self.config.schedule == "straight":
+            t = share.float()
+            return Times(1 - t, t, t * TIME_SCALE, None)
+        return self.at((share * self.config.timesteps).long().clamp(max=self.config.timesteps - 1))
+
+    def at(self, index: Tensor) -> Times:
+        """The steps `index` (M,) int64 of the chain."""
+        return Times(self._row("signal", index), self._row("sigma", index), self._row("told", index), index)
+
+    def _row(self, table: str, index: Tensor) -> Tensor:
+        tensor = getattr(self, table)
+        assert isinstance(tensor, Tensor)
+        return tensor[index].float()
+
+    def losses(self, network: Network, clean: Tensor, noise: Tensor, times: Times) -> dict[str, Tensor]:
+        """The weighted terms of the loss, each (M,): means over everything but the rows.
+
+        network(x, told): x (M, ..., D) and told (M,) to (M, ..., D), or (M, ..., 2D) with a learned variance.
+        clean, noise: (M, ..., D). mse: of the target (Ho et al. 2020, eq. 14). vb: with a learned variance, in bits,
+        its gradient to the variance only (Nichol and Dhariwal 2021, section 3.1).
+        """
+        config, shape = self.config, (-1,) + (1,) * (clean.ndim - 1)
+        signal, sigma = times.signal.view(shape), times.sigma.view(shape)
+        x = signal * clean + sigma * noise
+        output = network(x, times.told).float()
+        interpolation: Tensor | None = None
+        if config.variance == "learned":
+            output, interpolation = output.chunk(2, dim=-1)
+        mse = (output - wanted(config.target, clean, noise, signal, sigma)).square().flatten(1).mean(1)
+        if config.min_snr is not None:
+            mse = mse * min_snr_weights(config.target, times.signal, times.sigma, config.min_snr)
+        if interpolation is None:
+            return {"mse": mse}
+        believed = to_clean(config.target, output.detach(), x, signal, sigma)
+        assert times.index is not None
+        return {"mse": mse, "vb": self._bound(clean, x, believed, interpolation, times.index)}
+
+    def _bound(self, clean: Tensor, x: Tensor, believed: Tensor, interpolation: Tensor, index: Tensor) -> Tensor:
+        """One term of the variational bound in bits a number, (M,) (Nichol and Dhariwal 2021, eq. 4 to 6)."""
+        shape = (-1,) + (1,) * (clean.ndim - 1)
+        names = ("from_clean", "from_noisy", "low", "high")
+        from_clean, from_noisy, low, high = (self._row(name, index).view(shape) for name in names)
+        mean, log_variance = from_clean * believed + from_noisy * x, interpolated_log_variance(interpolation, low, high)
+        nats = gaussian_divergence(from_clean * clean + from_noisy * x, low, mean, log_variance)
+        first = -discretised_log_likelihood(clean, mean, 0.5 * log_variance)
+        return torch.where((index == 0).view(shape), first, nats).flatten(1).mean(1) / math.log(2)
+
+    # ------------------------------------------------------------------------------------------ sampling
+
+    def sample(
+        self, network: Network, x: Tensor, draw: Draw, solver: SolverName, steps: int, options: Options
+    ) -> States:
+        """States (x, predicted x_0) from standard noise x (M, ..., D) to the sample.
+
+        network: as in `losses`, but told one time (1,) for all rows.
+        """
+
+        def denoise(state: Tensor, level: Level) -> Denoised:
+            told = torch.full((1,), level.time, device=state.device)
+            return self.believed(network(state, told).float(), state, level)
+
+        return SOLVERS[solver](denoise, x, self.config.sampling_levels(steps), draw, options)
+
+    def options(self, sampling: Sampling) -> Options:
+        beta = self.config.variance == "beta"
+        return Options(sampling.eta, sampling.temperature, "beta" if beta else "posterior")
+
+    def believed(self, output: Tensor, x: Tensor, level: Level) -> Denoised:
+        """A network's output at x as predicted clean tokens."""
+        interpolation: Tensor | None = None
+        if self.config.variance == "learned":
+            output, interpolation = output.chunk(2, dim=-1)
+        clean = to_clean(self.config.target, output, x, level.signal, level.sigma)
+        if self.config.clip is not None:
+            clean = clean.clamp(-self.config.clip, self.config.clip)
+        return Denoised(clean, interpolation)
+
+
+def starting_noise(noise: Tensor, solver: SolverName, sampling: Sampling) -> Tensor:
+    """What sampling starts from: temperature acts on the noise on the way, or without any on the start."""
+    added = solver == "ddpm" or (solver == "ddim" and sampling.eta > 0)
+    return noise if added else sampling.temperature * noise

@@ -1,0 +1,1 @@
+"""What artok computes where official code recorded a tensor, family by family."""

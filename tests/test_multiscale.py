@@ -1,0 +1,225 @@
+"""The multi-scale quantizer: the published arithmetic, partial decoding, live codes at every scale, refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import IMAGE, conv_around
+
+from artok.config import validate
+from artok.errors import ConfigError, LayoutError
+from artok.layout import TokenLayout, Tokens
+from artok.quantizers import multiscale
+from artok.quantizers.multiscale import MultiScaleQuantizer, shared_convolutions
+
+SCALES = (1, 2, 3, 4)
+
+
+def built(grid: tuple[int, ...] = (4, 4), **options: object) -> MultiScaleQuantizer:
+    torch.manual_seed(0)
+    section = {"kind": "multiscale", "codes": 16, "width": 4, "scales": SCALES} | options
+    quantizer = validate(multiscale.Config, section, "test").build(grid)
+    torch.nn.init.normal_(quantizer.book.state.embed, std=0.5)
+    return quantizer
+
+
+def latents(batch: int = 8, grid: tuple[int, ...] = (4, 4), seed: int = 1) -> torch.Tensor:
+    return torch.randn(batch, 4, *grid, generator=torch.Generator().manual_seed(seed))
+
+
+# ------------------------------------------------------------------------------------------------- scales and phi
+
+
+def test_phi_are_shared_out_as_in_the_released_models() -> None:
+    assert shared_convolutions(10, 4) == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    assert shared_convolutions(4, 4) == [0, 1, 2, 3]
+    assert shared_convolutions(10, 1) == [0] * 10
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+@pytest.mark.parametrize("scales", range(1, 13))
+def test_no_phi_is_idle(scales: int, count: int) -> None:
+    assignment = shared_convolutions(scales, count)
+    assert assignment == sorted(assignment)
+    assert set(assignment) == set(range(max(assignment) + 1))
+    assert len(set(assignment)) <= count
+
+
+@pytest.mark.parametrize(
+    ("grid", "scales", "grids"),
+    [
+        ((4, 4), SCALES, ((1, 1), (2, 2), (3, 3), (4, 4))),
+        ((4, 8), (1, (2, 4), (4, 8)), ((1, 1), (2, 4), (4, 8))),
+        ((16,), None, ((1,), (2,), (4,), (8,), (16,))),
+        ((2, 6, 6), None, ((1, 1, 1), (2, 2, 2), (2, 4, 4), (2, 6, 6))),
+        ((1, 1), None, ((1, 1),)),
+    ],
+)
+def test_scales_become_grids(
+    grid: tuple[int, ...], scales: tuple[int, ...] | None, grids: tuple[tuple[int, ...], ...]
+) -> None:
+    assert multiscale.Config(scales=scales).grids(grid) == grids
+
+
+@pytest.mark.parametrize(
+    ("scales", "words"),
+    [
+        ((1, 2, 3), "end at 3x3, but the latent grid is 4x4"),
+        ((1, 2, 2, 4), "must grow, but 2x2 is followed by 2x2"),
+        ((1, 3, 2, 4), "must grow, but 3x3 is followed by 2x2"),
+        (((1, 3), (2, 2), 4), "must grow, but 1x3 is followed by 2x2"),
+        ((1, 2, 5), "the scale 5x5 is larger than the latent grid 4x4"),
+        ((1, (2, 2, 2), 4), "2x2x2 cannot be a grid of the latent grid 4x4"),
+        ((0, 4), "0x0 cannot be"),
+    ],
+)
+def test_impossible_scales_are_refused_with_both_sides_named(scales: tuple[int, ...], words: str) -> None:
+    tokenizer = conv_around("multiscale")
+    section = tokenizer.model_dump() | {"quantizer": {"kind": "multiscale", "codes": 16, "width": 4, "scales": scales}}
+    with pytest.raises(ConfigError, match=words):
+        validate(type(tokenizer), section, "test").build(IMAGE)
+
+
+def test_there_is_no_kmeans_start() -> None:
+    with pytest.raises(ConfigError, match="kmeans_init"):
+        validate(multiscale.Config, {"kind": "multiscale", "kmeans_init": True}, "test")
+
+
+# ------------------------------------------------------------------------------------------------- the arithmetic
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_the_loss_is_the_published_one(update: str) -> None:
+    """Per scale beta mse(f^, f) to the encoder and mse(f^, f) to codes and phi, averaged over the scales."""
+    quantizer = built(update=update, commitment=0.3).eval()
+    given = latents().requires_grad_()
+    out = quantizer(given)
+    with torch.no_grad():
+        errors = torch.stack([F.mse_loss(prefix, given) for prefix in quantizer.prefixes(out.values)])
+    assert out.losses["codebook"].item() == pytest.approx(float(errors.mean()), rel=1e-5)
+    assert out.losses["commitment"].item() == pytest.approx(0.3 * float(errors.mean()), rel=1e-5)
+    assert torch.autograd.grad(out.losses["codebook"], given, retain_graph=True, allow_unused=True) == (None,)
+    own = list(quantizer.parameters())
+    for parameter, gradient in zip(own, torch.autograd.grad(out.losses["codebook"], own), strict=True):
+        assert gradient.abs().sum() > 0, parameter.shape
+    (straight,) = torch.autograd.grad(out.vectors.sum(), given)
+    assert torch.equal(straight, torch.ones_like(straight))  # one straight-through, not one a scale
+
+
+def test_each_scale_codes_what_is_left_over() -> None:
+    quantizer = built(codes=64).eval()
+    given = latents(2)
+    out = quantizer(given)
+    prefixes = [torch.zeros_like(given), *quantizer.prefixes(out.values)]
+    for scale, part in enumerate(TokenLayout(quantizer.grids, 4, 64, IMAGE).scales()):
+        wanted = F.adaptive_avg_pool2d(given - prefixes[scale], quantizer.grids[scale]).flatten(2).transpose(1, 2)
+        distances = torch.cdist(wanted, quantizer.book.vectors().expand(2, -1, -1))
+        assert torch.equal(distances.argmin(-1), out.values[:, part, 0])
+
+
+@pytest.mark.parametrize("grid", [(7,), (4, 6), (2, 3, 4)])
+def test_grids_of_any_number_of_axes(grid: tuple[int, ...]) -> None:
+    quantizer = built(grid, scales=None).eval()
+    out = quantizer(latents(3, grid))
+    assert quantizer.grids[-1] == grid
+    torch.testing.assert_close(quantizer.lookup(out.values), out.vectors, atol=1e-5, rtol=0)
+    assert len(quantizer.prefixes(out.values)) == len(quantizer.grids)
+
+
+# ------------------------------------------------------------------------------------------------- partial decoding
+
+
+@torch.no_grad()
+def test_prefixes_see_only_their_own_scales() -> None:
+    tokenizer = conv_around("multiscale").build(IMAGE)
+    tokenizer(torch.rand(8, *IMAGE) * 2 - 1)
+    tokenizer.eval()
+    tokens = tokenizer.encode(torch.rand(2, *IMAGE) * 2 - 1)
+    parts = list(tokens.layout.scales())
+    prefixes = tokenizer.prefixes(tokens)
+    torch.testing.assert_close(prefixes[-1], tokenizer.embed(tokens))
+    for count, part in enumerate(parts[1:], 1):
+        torch.testing.assert_close(tokenizer.prefix(tokens, count), prefixes[count - 1])
+        values = tokens.values.clone()
+        values[:, part] = (values[:, part] + 1) % 16
+        changed = Tokens(values, tokens.layout)
+        assert torch.equal(tokenizer.prefix(changed, count), tokenizer.prefix(tokens, count))
+        assert not torch.equal(tokenizer.prefix(changed, count + 1), tokenizer.prefix(tokens, count + 1))
+        first = tokens.first_scales(count)
+        assert int(first.known[0].sum()) == part.start
+        images = tokenizer.decode(first)
+        assert torch.equal(images, tokenizer.decode(changed.first_scales(count)))
+        assert not torch.equal(images, tokenizer.decode(tokens))
+    assert tokens.first_scales(len(parts)) is tokens
+
+
+@torch.no_grad()
+def test_an_undecided_place_adds_nothing_where_it_lies() -> None:
+    quantizer = built().eval()
+    values = torch.randint(16, (1, 30, 1))
+    known = torch.ones(1, 30, dtype=torch.bool)
+    known[0, 1] = False  # the top left of the 2x2 grid
+    without = quantizer.lookup(values, known)
+    values[0, 1] = (values[0, 1] + 1) % 16
+    assert torch.equal(quantizer.lookup(values, known), without)  # its code means nothing
+    left = sum(part for scale, part in enumerate(quantizer.dequantize_scales(values)) if scale != 1)
+    torch.testing.assert_close(without[..., :2, :2], left[..., :2, :2])
+    assert not torch.isclose(without[..., 2:, 2:], left[..., 2:, 2:]).any()
+
+
+def test_tokens_that_are_partly_known_stay_so() -> None:
+    layout = TokenLayout(((1, 1), (2, 2)), 4, 16, IMAGE)
+    known = torch.tensor([[False, True, True, False, True]])
+    tokens = Tokens(torch.zeros(1, 5, 1, dtype=torch.int64), layout, known)
+    assert tokens.first_scales(1).known.tolist() == [[False] * 5]
+    assert tokens.first_scales(2).known is known
+    with pytest.raises(LayoutError):
+        built().codebook()
+
+
+def test_scale_dropout_shows_the_decoder_the_first_scales_of_some_images() -> None:
+    given = latents(64)
+    out = built(scale_dropout=0.5, revive_below=0).train()(given)
+    full = built(revive_below=0).train()(given)
+    assert out.losses == full.losses
+    assert torch.equal(out.values, full.values)
+    prefixes = built().prefixes(out.values)
+    shown = [sum(torch.allclose(row, prefix[i], atol=1e-5) for i, row in enumerate(out.vectors)) for prefix in prefixes]
+    assert sum(shown) == 64, shown
+    assert 20 < shown[-1] < 44
+    assert min(shown[:-1]) > 3
+
+
+# ------------------------------------------------------------------------------------------------- live codes
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_a_collapsed_table_comes_alive_at_every_scale(update: str) -> None:
+    quantizer = built(update=update, codes=32, revive_below=0.5).train()
+    with torch.no_grad():
+        quantizer.book.state.embed.copy_(torch.ones(4).expand_as(quantizer.book.state.embed))
+        quantizer.book.state.embed_avg.copy_(quantizer.book.state.embed)
+    colours = torch.randn(16, 4, 1, 1)  # sixteen kinds of images, which the 1x1 scale could tell apart
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.01)
+    for step in range(60):
+        given = 3 * colours[torch.randint(16, (64,))] + 0.5 * latents(64, seed=step)
+        optimizer.zero_grad()
+        torch.stack(list(quantizer(given).losses.values())).sum().backward()
+        optimizer.step()
+    monitors = quantizer.eval()(3 * colours.repeat(8, 1, 1, 1) + 0.5 * latents(128)).monitors
+    assert monitors["usage"] > 0.8
+    assert monitors["usage, 1x1"] * 32 >= 8
+    assert set(monitors) >= {f"{name}, {size}x{size}" for name in ("usage", "perplexity") for size in SCALES}
+
+
+def test_no_code_chosen_in_a_step_changes_under_it_by_revival() -> None:
+    quantizer = built(update="gradient", codes=64, revive_below=1.0).train()
+    quantizer.book.state.cluster_size.fill_(0.0)
+    before = quantizer.book.vectors().clone()
+    out = quantizer(latents(2))
+    chosen = torch.zeros(64, dtype=torch.bool)
+    chosen[out.values.unique()] = True
+    assert 0 < int(chosen.sum()) < 64
+    same = (quantizer.book.vectors() == before).all(1)
+    assert torch.equal(same, chosen)
