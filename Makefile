@@ -43,6 +43,7 @@ bench: $(INSTALLED)
 	$(RUN)python tools/bench_loading.py
 	$(RUN)python tools/bench_training.py
 	$(RUN)python tools/bench_decoding.py
+	$(RUN)python tools/bench_generators.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

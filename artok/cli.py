@@ -162,12 +162,16 @@ def import_(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/demo"),
+    families: Annotated[
+        str, typer.Option(help="raster, var, maskgit, mar, dit, separated by commas; raster and var unless given")
+    ] = "",
     fresh: Annotated[bool, typer.Option(help="discard what the folder holds")] = False,
 ) -> None:
-    """The whole pipeline on real digits in about two minutes: train, generate, measure, and a page to look at."""
+    """The whole pipeline on real digits in a few minutes: train, generate, measure, and a page to look at."""
+    from artok.studies.demo import FAMILIES
     from artok.studies.demo import demo as show
 
-    page = show(out, fresh)
+    page = show(out, tuple(filter(None, families.replace(" ", "").split(","))) or FAMILIES, fresh)
     typer.echo(f"open {page} in a browser")
 
 
