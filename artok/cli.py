@@ -160,6 +160,45 @@ def import_(
 
 
 @app.command()
+def export(
+    run: Run,
+    form: Annotated[str, typer.Option("--format", help="safetensors, hub, diffusers, onnx or npz")] = "safetensors",
+    out: Out = None,
+    repo: Annotated[str | None, typer.Option(help="hub: user/name to push to")] = None,
+    private: Annotated[bool, typer.Option(help="hub: for yourself alone")] = False,
+    licence: Annotated[str | None, typer.Option(help="for the model card, such as apache-2.0")] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="npz: samples")] = 50_000,
+    batch: Annotated[int, typer.Option(min=1, help="npz: samples at a time")] = 64,
+    overrides: Annotated[list[str] | None, typer.Argument(help="npz: sampling settings on top, as key=value")] = None,
+) -> None:
+    """Write a run for others: a folder with a model card, the hub, diffusers, ONNX, or samples for ADM's evaluator."""
+    from artok.interop.exporting import export as write
+
+    folder = out or Path("exports") / f"{Path(run).name}-{form}"
+    if form == "npz":
+        made = [str(export_samples(run, folder, n, batch, overrides or []))]
+    else:
+        made = write(run, form, folder, repo, private, licence, typer.echo)
+    for path in made:
+        typer.echo(path)
+
+
+def export_samples(run: str, out: Path, n: int, batch: int, overrides: list[str]) -> Path:
+    from artok.config import override, validate
+    from artok.interop.to_npz import to_npz
+    from artok.pipeline import Pipeline
+    from artok.sampling.settings import Sampling
+    from artok.training.progress import Progress
+
+    pipeline = Pipeline.from_pretrained(run, device=device())
+    settings = validate(Sampling, override(pipeline.sampling.model_dump(), overrides), "sampling")
+    progress = Progress("samples")
+    with progress.over(0, n):
+        path = out if out.suffix == ".npz" else out.with_suffix(".npz")
+        return to_npz(pipeline, path, n, pipeline.settings({}, settings), batch, progress.advance)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/demo"),
     families: Annotated[

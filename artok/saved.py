@@ -180,10 +180,14 @@ def fingerprint(module: nn.Module) -> str:
 
 def copy_model(source: Path, target: Path) -> None:
     """Bring a model's two files into another folder, so that it is whole without its source."""
-    target.mkdir(parents=True, exist_ok=True)
     for name in (CONFIG, WEIGHTS):
+        copy_file(source / name, target / name)
 
-        def bring(aside: Path, file: Path = source / name) -> None:
-            shutil.copyfile(file, aside)
 
-        write_aside(target / name, bring)
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, so that the target is the old one or the whole new one."""
+
+    def bring(aside: Path) -> None:
+        shutil.copyfile(source, aside)
+
+    write_aside(target, bring)

@@ -6,7 +6,7 @@ Published sampling guides the first three of four channels only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -45,37 +45,17 @@ class DitFamily(Family):
         return "x_embedder.proj.weight" in tensors and "y_embedder.embedding_table.weight" in tensors
 
     def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
-        width, channels, patch, _ = shape_of(tensors, "x_embedder.proj.weight", 4)
-        classes = shape_of(tensors, "y_embedder.embedding_table.weight", 2)[0] - 1
-        depth, hidden = count(tensors, BLOCK), shape_of(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
-        out = shape_of(tensors, "final_layer.linear.weight", 2)[0] // patch**2
-        size = next((name for name, (d, w, _) in SIZES.items() if (d, w) == (depth, width)), None)
-        network: dict[str, Any] = {"kind": "dit", "patch": patch, "mlp_ratio": hidden / width}
-        network |= {"size": size} if size else {"depth": depth, "width": width, "heads": None}
-        variance = "learned" if out == 2 * channels else "beta"
-        section = {
-            "kind": "diffusion",
-            "network": network,
-            "guided_channels": GUIDED if channels > GUIDED else None,
-            "diffusion": {"schedule": "linear", "variance": variance, "steps": 250},
-        }
-        section = {key: value for key, value in section.items() if value is not None}
-        words = f"DiT-{size}/{patch}" if size else f"DiT of {depth} layers, width {width}, patch {patch}"
-        return Found(section, words, classes=classes, sampling={"guidance": 1.5 if size else 1.0})
+        return described(
+            patches=shape_of(tensors, "x_embedder.proj.weight", 4),
+            classes=shape_of(tensors, "y_embedder.embedding_table.weight", 2)[0] - 1,
+            depth=count(tensors, BLOCK),
+            hidden=shape_of(tensors, "blocks.0.mlp.fc1.weight", 2)[0],
+            outputs=shape_of(tensors, "final_layer.linear.weight", 2)[0],
+        )
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
-        assert isinstance(module, LatentDiffusion)
-        sources = by_own_names(module, NAMES)
-        patch = tensors["x_embedder.proj.weight"].shape[2]
-        sources["network.input.weight"] = Source(("x_embedder.proj.weight",), change=lambda weight: weight.flatten(1))
-
-        def reordered(rows: Tensor) -> Tensor:
-            """Outputs by row, column and channel of a patch, as by channel, row and column."""
-            return rows.unflatten(0, (patch, patch, -1)).movedim(2, 0).flatten(0, 2)
-
-        for leaf in ("weight", "bias"):
-            sources[f"network.output.out.{leaf}"] = Source((f"final_layer.linear.{leaf}",), change=reordered)
-        return sources
+        assert isinstance(module, LatentDiffusion) and isinstance(module.network, DiffusionTransformer)
+        return by_own_names(module, NAMES) | patch_sources(module.network, "x_embedder.proj", "final_layer.linear")
 
     def check(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         assert isinstance(module, LatentDiffusion) and isinstance(module.network, DiffusionTransformer)
@@ -86,6 +66,39 @@ class DitFamily(Family):
             raise CheckpointError(f"the model has {table.shape[1]} positions, and the tokenizer gives {len(own)}")
         if not torch.allclose(table[0].float(), own, atol=1e-2 if table.element_size() < 4 else 1e-5):
             raise CheckpointError("pos_embed is not the fixed table of sines and cosines, and artok has no other")
+
+
+def described(patches: Sequence[int], classes: int, depth: int, hidden: int, outputs: int) -> Found:
+    """A DiT's size. patches: shape of the weight that embeds them. hidden: width inside the feed-forward layers.
+    outputs: numbers for a patch."""
+    width, channels, patch, _ = patches
+    size = next((name for name, (d, w, _) in SIZES.items() if (d, w) == (depth, width)), None)
+    network: dict[str, Any] = {"kind": "dit", "patch": patch, "mlp_ratio": hidden / width}
+    network |= {"size": size} if size else {"depth": depth, "width": width, "heads": None}
+    variance = "learned" if outputs == 2 * channels * patch**2 else "beta"
+    section: dict[str, Any] = {"kind": "diffusion", "network": network}
+    if channels > GUIDED:
+        section["guided_channels"] = GUIDED
+    section["diffusion"] = {"schedule": "linear", "variance": variance, "steps": 250}
+    words = f"DiT-{size}/{patch}" if size else f"DiT of {depth} layers, width {width}, patch {patch}"
+    return Found(section, words, classes=classes, sampling={"guidance": 1.5 if size else 1.0})
+
+
+def patch_sources(network: DiffusionTransformer, embedding: str, output: str) -> dict[str, Source]:
+    """The two layers at a patch: embedded by a convolution, and put out by row, column and channel, where artok puts it
+    out by channel, row and column."""
+    side = network.patch
+
+    def by_channel(rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (side, side, -1)).movedim(2, 0).flatten(0, 2)
+
+    def by_place(rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (-1, side, side)).movedim(0, 2).flatten(0, 2)
+
+    sources = {"network.input.weight": Source((f"{embedding}.weight",), change=lambda weight: weight.flatten(1))}
+    for leaf in ("weight", "bias"):
+        sources[f"network.output.out.{leaf}"] = Source((f"{output}.{leaf}",), change=by_channel, undo=by_place)
+    return sources
 
 
 FAMILY = DitFamily()

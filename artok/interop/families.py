@@ -23,12 +23,29 @@ class Source:
     """Where a tensor of artok's comes from.
 
     names: published tensors, joined along their first axis; axes of length 1 may differ from artok's. change: to the
-    joined tensor. value: made in their place, for what a published file does not hold.
+    joined tensor; undo: what takes it back, unless only the shape changed. value: made in their place, for what a
+    published file does not hold.
     """
 
     names: tuple[str, ...] = ()
     value: Callable[[], Tensor] | None = None
     change: Callable[[Tensor], Tensor] | None = None
+    undo: Callable[[Tensor], Tensor] | None = None
+
+
+def exported(
+    state: Mapping[str, Tensor], sources: Mapping[str, Source], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    """artok's tensors under published names and shapes, the way back from an import."""
+    published: dict[str, Tensor] = {}
+    for own, source in sources.items():
+        if source.names:
+            value = state[own] if source.undo is None else source.undo(state[own])
+            rows = [shapes[name][0] if len(source.names) > 1 else len(value) for name in source.names]
+            for name, part in zip(source.names, value.split(rows), strict=True):
+                if name not in published:  # a table that fills several of artok's goes back as the first of them
+                    published[name] = part.reshape(tuple(shapes[name])).contiguous()
+    return published
 
 
 def renamed(*names: str) -> Source:

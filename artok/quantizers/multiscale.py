@@ -127,7 +127,7 @@ class MultiScaleQuantizer(Quantizer):
         points, chosen, totals = list[Tensor](), list[Tensor](), list[Tensor]()
         for scale, grid in enumerate(self.grids):
             points.append(to_sequence(shrink(residual, grid)).flatten(0, 1))
-            chosen.append(nearest(points[-1], table).view(len(latents), -1))
+            chosen.append(nearest(points[-1], table).unflatten(0, (-1, math.prod(grid))))
             part = self._part(scale, F.embedding(chosen[-1], table))
             total, residual = total + part, residual - part.detach()
             commitment = commitment + F.mse_loss(latents, total.detach())

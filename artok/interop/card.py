@@ -1,0 +1,114 @@
+"""The model card of a run: what it is, what it was trained on, how it was measured, and under which licence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from artok.config import read_yaml
+from artok.errors import CheckpointError
+from artok.layout import TokenLayout
+from artok.saved import CONFIG, Saved, read_saved
+
+RESULTS = "results.json"
+UNSAID = "not stated"
+
+
+def model_card(folder: Path, name: str, layout: TokenLayout, parameters: int, licence: str | None) -> str:
+    """README.md of a run, with the hub's metadata in front. licence: unless the run says its own."""
+    config, saved = read_yaml(folder / CONFIG), read_saved(folder)
+    source = config.get("source") or {}
+    licence = licence or source.get("licence")
+    head = ["---", "library_name: artok", f"license: {_identifier(licence)}"]
+    if licence and _identifier(licence) == "other":
+        head.append(f"license_name: {json.dumps(licence)}")
+    dataset = _hub_dataset(config)
+    head += ["datasets:", f"- {dataset}"] if dataset else []
+    head += ["tags:", "- image-generation" if saved.generator else "- image-tokenizer", "- artok", "---"]
+    parts = [
+        "\n".join(head),
+        f"# {name}",
+        _what(saved, layout, parameters),
+        _use(name, saved),
+        "## Data\n\n" + _data(config, saved),
+        "## Measured\n\n" + _metrics(folder / RESULTS),
+        "## Licence\n\n" + (licence or f"{UNSAID}; ask its makers before using it"),
+    ]
+    if source:
+        origin = f"{source['from']}, file {source['file']}, sha256 `{source['sha256']}`"
+        parts.insert(4, f"## Origin\n\nImported by artok from the published weights of {origin}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _identifier(licence: str | None) -> str:
+    """The hub's name of a licence."""
+    known = {"mit", "apache-2.0", "cc-by-nc-4.0", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "openrail", "bsd-3-clause"}
+    if licence is None:
+        return "unknown"
+    return licence.lower() if licence.lower() in known else "other"
+
+
+def _hub_dataset(config: Mapping[str, Any]) -> str | None:
+    path = (config.get("data") or {}).get("path")
+    return path if isinstance(path, str) and path.count("/") <= 1 and not path.startswith((".", "/")) else None
+
+
+def _what(saved: Saved, layout: TokenLayout, parameters: int) -> str:
+    part: Any = saved.generator or saved.tokenizer
+    role = "generator" if saved.generator else "tokenizer"
+    size = "x".join(map(str, layout.image[1:]))
+    return (
+        f"An image {role} (kind {part.kind}) of {parameters:,} parameters for images of {size} pixels and "
+        f"{layout.image[0]} channels: {layout}."
+    )
+
+
+def _use(name: str, saved: Saved) -> str:
+    if saved.generator:
+        code = (
+            f'from artok.pipeline import Pipeline\n\nimages = Pipeline.from_pretrained("{name}")([0, 1], n=4)  '
+            "# (8, C, H, W) in [-1, 1]"
+        )
+    else:
+        code = (
+            f'from artok.saved import load_tokenizer\n\ntokenizer, _ = load_tokenizer("{name}")\n'
+            "tokens = tokenizer.encode(images)  # (B, C, H, W) in [-1, 1]"
+        )
+    return f"```python\n{code}\n```"
+
+
+def _data(config: Mapping[str, Any], saved: Saved) -> str:
+    section = config.get("data") or {}
+    named = ", ".join(
+        f"{key} {section[key]}" for key in ("kind", "path", "root", "size") if section.get(key) is not None
+    )
+    classes = saved.facts.classes
+    said = f"{len(classes)} classes" if classes else "no classes"
+    return f"{named or UNSAID}; {said}; fingerprint `{saved.facts.data}`."
+
+
+def _metrics(path: Path) -> str:
+    """The table of `results.json`, each value with its N, extractor, seed and floor."""
+    if not path.exists():
+        return "Not measured yet: `artok evaluate` writes results that the next export shows here."
+    try:
+        results = json.loads(path.read_text())
+        rows = [
+            f"| {entry['name']} | {entry['value']:.5g} | {entry['n']:,} | {entry.get('extractor') or ''} | "
+            f"{entry.get('reference') or ''} | {_number(entry.get('floor'))} | {entry['seed']} |"
+            for entry in results["metrics"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read as results ({error}); run 'artok evaluate' again") from None
+    head = "| metric | value | N | extractor | reference | floor | seed |\n|---|---|---|---|---|---|---|"
+    note = (
+        "The floor is the same distance between two disjoint sets of real images of that size. Values of different N "
+        "or extractor cannot be compared."
+    )
+    return "\n".join([head, *rows]) + f"\n\n{note}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.5g}"

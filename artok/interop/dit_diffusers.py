@@ -1,0 +1,97 @@
+"""DiT in the layout of `diffusers` DiTTransformer2DModel: `facebook/DiT-XL-2-256`, and what artok exports.
+
+The same weights as in DiT's own files, but queries, keys and values apart, and the embeddings of time and class again
+in every block, all alike. diffusers spaces the frequencies of the time otherwise than the published DiT (by i / 127 and
+not by i / 128), which no weight makes up for; artok keeps to the published ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from artok.errors import CheckpointError
+from artok.generators.diffusion import LatentDiffusion
+from artok.generators.networks.dit import DiffusionTransformer
+from artok.interop.dit import described, patch_sources
+from artok.interop.families import Asked, Family, Found, Source, count, renamed, shape_of, with_parameters
+
+EMBEDDED = "transformer_blocks.{i}.norm1.emb"
+EMBEDDINGS = {  # artok's to those in every block
+    "network.time.layers.0.weight": "timestep_embedder.linear_1.weight",
+    "network.time.layers.0.bias": "timestep_embedder.linear_1.bias",
+    "network.time.layers.2.weight": "timestep_embedder.linear_2.weight",
+    "network.time.layers.2.bias": "timestep_embedder.linear_2.bias",
+    "network.label.weight": "class_embedder.embedding_table.weight",
+}
+
+
+class DitDiffusers(Family):
+    name = "dit_diffusers"
+    role = "generator"
+    source = "https://huggingface.co/facebook/DiT-XL-2-256 (Peebles and Xie 2023, arXiv 2212.09748)"
+    licence = "CC-BY-NC-4.0"
+    ignored: ClassVar = {
+        "transformer_blocks.*.norm1.emb.*": "the embeddings again, compared with those of the first block",
+        "pos_embed.pos_embed": "the table of positions, which is computed",
+    }
+
+    def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
+        return (
+            f"{EMBEDDED.format(i=0)}.class_embedder.embedding_table.weight" in tensors
+            and "proj_out_2.weight" in tensors
+        )
+
+    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
+        table = f"{EMBEDDED.format(i=0)}.class_embedder.embedding_table.weight"
+        return described(
+            patches=shape_of(tensors, "pos_embed.proj.weight", 4),
+            classes=shape_of(tensors, table, 2)[0] - 1,
+            depth=count(tensors, "transformer_blocks.{i}.attn1.to_q.weight"),
+            hidden=shape_of(tensors, "transformer_blocks.0.ff.net.0.proj.weight", 2)[0],
+            outputs=shape_of(tensors, "proj_out_2.weight", 2)[0],
+        )
+
+    def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
+        assert isinstance(module, LatentDiffusion) and isinstance(module.network, DiffusionTransformer)
+        return dit_sources(module.network)
+
+    def check(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        for key, tensor in copies(tensors).items():
+            if not torch.equal(tensor, tensors[key]):
+                raise CheckpointError(f"{key} differs from that of the first block, and artok has one for all")
+
+
+def dit_sources(network: DiffusionTransformer) -> dict[str, Source]:
+    """Where the network's tensors come from; the embeddings from the first block."""
+    sources = with_parameters("network.input", "pos_embed.proj") | {
+        own: renamed(f"{EMBEDDED.format(i=0)}.{published}") for own, published in EMBEDDINGS.items()
+    }
+    sources |= with_parameters("network.output.modulation.1", "proj_out_1")
+    for index in range(len(network.blocks)):
+        own, block = f"network.blocks.{index}", f"transformer_blocks.{index}"
+        for leaf in ("weight", "bias"):
+            parts = (f"{block}.attn1.to_{letter}.{leaf}" for letter in "qkv")
+            sources[f"{own}.attention.qkv.{leaf}"] = renamed(*parts)
+        sources |= with_parameters(f"{own}.attention.out", f"{block}.attn1.to_out.0")
+        sources |= with_parameters(f"{own}.feed_forward.0", f"{block}.ff.net.0.proj")
+        sources |= with_parameters(f"{own}.feed_forward.2", f"{block}.ff.net.2")
+        sources |= with_parameters(f"{own}.modulation.1", f"{block}.norm1.linear")
+    return sources | patch_sources(network, "pos_embed.proj", "proj_out_2")
+
+
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first block's embeddings under the names of every other block's that is there."""
+    found = {}
+    for index in range(1, count(tensors, "transformer_blocks.{i}.attn1.to_q.weight")):
+        for published in EMBEDDINGS.values():
+            key = f"{EMBEDDED.format(i=index)}.{published}"
+            if key in tensors:
+                found[key] = tensors[f"{EMBEDDED.format(i=0)}.{published}"]
+    return found
+
+
+FAMILY = DitDiffusers()

@@ -1,0 +1,83 @@
+"""`artok export`: a run as a folder to share, on the hub, or in the formats of other libraries."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+from artok.errors import ConfigError, RunError
+from artok.interop.card import RESULTS, model_card
+from artok.interop.to_diffusers import to_diffusers
+from artok.interop.to_onnx import to_onnx
+from artok.saved import CONFIG, TOKENIZER, WEIGHTS, copy_file, copy_model, find_saved, load_tokenizer, write_text
+from artok.weights import read_shapes
+
+Format = Literal["safetensors", "hub", "diffusers", "onnx", "npz"]
+FORMATS: tuple[str, ...] = get_args(Format)
+CARD = "README.md"
+
+
+def to_folder(run: str | Path, out: Path, name: str | None = None, licence: str | None = None) -> list[Path]:
+    """The run's config and weights, a generator's tokenizer, its results, and a model card; what was written.
+
+    `Pipeline.from_pretrained` and `load_tokenizer` read the folder. name: what the card calls it.
+    """
+    folder = find_saved(run)
+    if out.resolve() == folder.resolve():
+        raise ConfigError(f"{out} is the run itself; choose another folder with --out")
+    copy_model(folder, out)
+    if (folder / TOKENIZER / CONFIG).exists():
+        copy_model(folder / TOKENIZER, out / TOKENIZER)
+    if (folder / RESULTS).exists():
+        copy_file(folder / RESULTS, out / RESULTS)
+    layout = load_tokenizer(folder)[0].layout
+    parameters = sum(math.prod(shape) for _, shape in read_shapes(folder / WEIGHTS).values())
+    write_text(out / CARD, model_card(folder, name or folder.resolve().name, layout, parameters, licence))
+    return sorted(path for path in out.rglob("*") if path.is_file())
+
+
+def to_hub(run: str | Path, repository: str, private: bool = False, licence: str | None = None) -> str:
+    """Push a run with its card to the hub as `user/name`; the address. RunError: there is no network or no right to."""
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise ConfigError(f"a hub repository is called user/name, not {repository!r}")
+    from huggingface_hub import HfApi
+
+    with tempfile.TemporaryDirectory() as aside:
+        to_folder(run, Path(aside), repository, licence)
+        api = HfApi()
+        try:
+            api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=aside, commit_message="Export from artok")
+        except Exception as error:  # the hub client raises many kinds, none of which the user can tell apart
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise RunError(
+                f"could not push to {repository} ({reason}); log in with 'hf auth login', or export with "
+                "--format safetensors and upload that folder"
+            ) from None
+    return f"https://huggingface.co/{repository}"
+
+
+def export(
+    run: str,
+    form: str,
+    out: Path,
+    repository: str | None = None,
+    private: bool = False,
+    licence: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[str]:
+    """What `artok export` does for every format but npz, which samples; paths or addresses of what was made."""
+    if form not in FORMATS:
+        raise ConfigError(f"there is no format {form!r}; there are {', '.join(FORMATS)}")
+    if form == "hub":
+        if repository is None:
+            raise ConfigError("say where to push to with --repo user/name")
+        return [to_hub(run, repository, private, licence)]
+    if form == "diffusers":
+        return [str(path) for path in to_diffusers(run, out, say)]
+    if form == "onnx":
+        return [str(path) for path in to_onnx(run, out)]
+    return [str(path) for path in to_folder(run, out, licence=licence)]

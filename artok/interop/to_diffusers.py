@@ -1,0 +1,211 @@
+"""artok's KL autoencoder and DiT as classes of `diffusers`: AutoencoderKL and DiTTransformer2DModel, and both together
+with a scheduler as a folder that DiTPipeline loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from artok.errors import ArtokError, ConfigError
+from artok.generators.diffusion import LatentDiffusion
+from artok.generators.networks.dit import DiffusionTransformer
+from artok.interop.conv_layout import conv_sources
+from artok.interop.dit_diffusers import EMBEDDED, EMBEDDINGS, dit_sources
+from artok.interop.families import exported
+from artok.interop.sd_vae_kl import NEW
+from artok.quantizers.gaussian import GaussianBottleneck
+from artok.saved import find_saved, load_generator, load_tokenizer, read_saved, write_json
+from artok.tokenizers.base import Tokenizer
+from artok.tokenizers.conv import Config as ConvConfig
+from artok.tokenizers.conv import ConvTokenizer
+
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+PREDICTIONS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
+
+
+def to_diffusers(run: str | Path, out: Path, say: Callable[[str], None] = lambda _: None) -> list[Path]:
+    """Write a run's model, and a DiT's autoencoder with it, as `diffusers` saves them; what was written.
+
+    A tokenizer's run gives an AutoencoderKL in `out`; a DiT's gives `out/transformer`, and where its autoencoder and
+    its noise schedule have a counterpart also `vae`, `scheduler` and the index of a whole DiTPipeline. (That pipeline
+    takes the class 1000 for "no label", so it guides models of 1000 classes only.) say: told what is left out.
+    ConfigError: diffusers has no such model; the sentence says what is in the way.
+    """
+    folder = find_saved(run)
+    saved = read_saved(folder)
+    own, settings = load_tokenizer(folder)
+    if saved.generator is None:
+        autoencoder(own, settings.tokenizer).save_pretrained(out)
+        return [out]
+    generator, _ = load_generator(folder, own.layout)
+    transformer(generator).save_pretrained(out / "transformer")
+    written = [out / "transformer"]
+    assert isinstance(generator, LatentDiffusion)
+    try:
+        model, steps = autoencoder(own, settings.tokenizer), scheduler(generator)
+    except ConfigError as error:
+        say(f"the transformer alone: {error}")
+        return written
+    model.save_pretrained(out / "vae")
+    steps.save_pretrained(out / "scheduler")
+    write_json(out / "model_index.json", index(saved.facts.classes))
+    return [*written, out / "vae", out / "scheduler", out / "model_index.json"]
+
+
+def _library() -> Any:
+    try:
+        import diffusers
+    except ImportError:
+        raise ArtokError("exporting to diffusers needs it installed: pip install diffusers") from None
+    return diffusers
+
+
+# ---------------------------------------------------------------------------------------------- autoencoder
+
+
+def autoencoder(tokenizer: Tokenizer, config: object) -> Any:
+    """An AutoencoderKL that encodes to and decodes from the same latents; `scaling_factor` brings them to tokens.
+
+    Where every channel has statistics of its own, which diffusers' one factor cannot say, they are folded into the
+    convolutions around the latent, and the factor is 1.
+    """
+    if not isinstance(tokenizer, ConvTokenizer) or not isinstance(config, ConvConfig):
+        raise ConfigError("diffusers has a counterpart only for convolutional tokenizers (kind conv)")
+    shape = vae_config(tokenizer, config)
+    state = dict(tokenizer.state_dict())
+    deviations = tokenizer.latent_deviation.unique()
+    if len(deviations) == 1 and not tokenizer.latent_mean.any():
+        shape["scaling_factor"] = float(1 / deviations.double())
+    else:
+        shape["scaling_factor"] = 1.0
+        state |= folded(state, tokenizer.latent_mean, tokenizer.latent_deviation)
+    model = _library().AutoencoderKL(**shape)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(exported(state, conv_sources(tokenizer, NEW), shapes))
+    return model.eval()
+
+
+def vae_config(tokenizer: ConvTokenizer, config: ConvConfig) -> dict[str, Any]:
+    """The arguments of AutoencoderKL, or a ConfigError with what it has no place for."""
+    widths = [config.width * multiplier for multiplier in config.multipliers]
+    groups = {gcd(width, config.groups) for width in widths}
+    image = tokenizer.layout.image
+    sides = [image[1] >> level for level in range(len(widths))]
+
+    def attends(where: object) -> list[bool]:
+        wanted = (sides[-1],) if where == "coarsest" else tuple(where)  # type: ignore[arg-type]
+        return [side in wanted for side in sides]
+
+    encoder = attends(config.attention)
+    decoder = encoder if config.decoder_attention is None else attends(config.decoder_attention)
+    obstacles = {
+        "a quantizer other than gaussian": not isinstance(tokenizer.quantizer, GaussianBottleneck),
+        "a decoder with other widths": config.decoder_multipliers not in (None, config.multipliers),
+        "another number of decoder blocks": config.decoder_blocks not in (None, config.blocks + 1),
+        "quantizer_kernel 3": config.quantizer_kernel != 1,
+        "a latent width other than the quantizer's": config.latent != tokenizer.layout.width,
+        "a stem other than the first level's width": (config.stem or config.width) != widths[0],
+        f"groups {config.groups}, which the widths {widths} do not share": len(groups) > 1,
+        "images that are not square": image[1] != image[2],
+    }
+    found = [what for what, here in obstacles.items() if here]
+    if found:
+        raise ConfigError(f"diffusers' AutoencoderKL has no place for {'; '.join(found)}")
+    return {
+        "in_channels": image[0],
+        "out_channels": image[0],
+        "down_block_types": ["AttnDownEncoderBlock2D" if here else "DownEncoderBlock2D" for here in encoder],
+        "up_block_types": ["AttnUpDecoderBlock2D" if here else "UpDecoderBlock2D" for here in reversed(decoder)],
+        "block_out_channels": widths,
+        "layers_per_block": config.blocks,
+        "latent_channels": tokenizer.layout.width,
+        "norm_num_groups": groups.pop(),
+        "sample_size": image[1],
+        "mid_block_add_attention": config.middle_attention,
+    }
+
+
+def folded(state: Mapping[str, Tensor], mean: Tensor, deviation: Tensor) -> dict[str, Tensor]:
+    """The convolutions around the latent, for a latent z' = (z - mean) / deviation in place of z.
+
+    The posterior of z' has the mean shifted and scaled, and a log variance less by 2 log deviation.
+    """
+    weight, bias = state["to_quantizer.weight"], state["to_quantizer.bias"]
+    width = len(mean)
+    after = state["from_quantizer.weight"]
+    return {
+        "to_quantizer.weight": torch.cat([weight[:width] / deviation[:, None, None, None], weight[width:]]),
+        "to_quantizer.bias": torch.cat([(bias[:width] - mean) / deviation, bias[width:] - 2 * deviation.log()]),
+        "from_quantizer.weight": after * deviation[:, None, None],
+        "from_quantizer.bias": state["from_quantizer.bias"] + after[:, :, 0, 0] @ mean,
+    }
+
+
+# ---------------------------------------------------------------------------------------------- DiT
+
+
+def transformer(generator: object) -> Any:
+    """A DiTTransformer2DModel with the generator's weights.
+
+    Its time embedding spaces frequencies otherwise than the published DiT, so that outputs agree exactly once each
+    block's `norm1.emb.time_proj.downscale_freq_shift` is set to 0.
+    """
+    if not isinstance(generator, LatentDiffusion) or not isinstance(generator.network, DiffusionTransformer):
+        raise ConfigError("diffusers has a counterpart only for the generator kind diffusion with network kind dit")
+    network, layout = generator.network, generator.layout
+    depth, width, heads = generator.config.network.shape()  # type: ignore[attr-defined]
+    hidden = network.blocks[0].feed_forward[0].out_features  # type: ignore[index, union-attr]
+    if layout.grid[0] != layout.grid[-1] or len(layout.grid) != 2 or hidden != 4 * width:
+        raise ConfigError("diffusers' DiTTransformer2DModel has square grids and mlp_ratio 4 only")
+    model = _library().DiTTransformer2DModel(
+        num_attention_heads=heads,
+        attention_head_dim=width // heads,
+        in_channels=layout.width,
+        out_channels=generator.config.diffusion.channels(layout.width),
+        num_layers=depth,
+        sample_size=layout.grid[0],
+        patch_size=network.patch,
+        num_embeds_ada_norm=generator.classes,
+    )
+    own = model.state_dict()
+    state = exported(generator.state_dict(), dit_sources(network), {name: tuple(t.shape) for name, t in own.items()})
+    for index_ in range(1, depth):
+        for name in EMBEDDINGS.values():
+            state[f"{EMBEDDED.format(i=index_)}.{name}"] = state[f"{EMBEDDED.format(i=0)}.{name}"]
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected and set(missing) <= {"pos_embed.pos_embed"}
+    return model.eval()
+
+
+def scheduler(generator: LatentDiffusion) -> Any:
+    """The DDIM scheduler of the generator's noise schedule; a ConfigError for the straight path."""
+    diffusion = generator.config.diffusion
+    if diffusion.schedule not in SCHEDULES or diffusion.target not in PREDICTIONS:
+        raise ConfigError(f"diffusers' DDIM has no schedule {diffusion.schedule} with target {diffusion.target}")
+    return _library().DDIMScheduler(
+        num_train_timesteps=diffusion.timesteps,
+        beta_start=diffusion.first_beta,
+        beta_end=diffusion.last_beta,
+        beta_schedule=SCHEDULES[diffusion.schedule],
+        prediction_type=PREDICTIONS[diffusion.target],
+        clip_sample=diffusion.clip is not None,
+        clip_sample_range=diffusion.clip or 1.0,
+        rescale_betas_zero_snr=diffusion.zero_terminal,
+    )
+
+
+def index(classes: tuple[str, ...]) -> dict[str, Any]:
+    """What DiTPipeline's folder says of its parts."""
+    return {
+        "_class_name": "DiTPipeline",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "id2label": {str(number): name for number, name in enumerate(classes)},
+    }

@@ -1,0 +1,57 @@
+"""Samples as the `.npz` that ADM's evaluator reads (Dhariwal and Nichol 2021), and with it most published FIDs.
+
+`arr_0` holds the images (N, H, W, 3) uint8, `arr_1` their labels (N,) int64.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from artok.errors import ConfigError
+from artok.images import to_uint8
+from artok.layout import Condition
+from artok.pipeline import Pipeline
+from artok.sampling.settings import Sampling
+
+
+def to_npz(
+    pipeline: Pipeline,
+    out: Path,
+    n: int,
+    sampling: Sampling,
+    batch: int = 64,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Path:
+    """Write `n` samples, as many of each class as of the others, to `out`; image i depends on the seed and on i alone.
+
+    The images wait on the disk beside `out`, so that 50,000 of them need no memory. advance: told how many are done.
+    """
+    if n < 1:
+        raise ConfigError(f"ask for at least one sample, not {n}")
+    channels, *size = pipeline.tokenizer.layout.image
+    if channels not in (1, 3) or len(size) != 2:
+        raise ConfigError(f"the evaluator reads colour images, and these are of {channels} channels and size {size}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.stem}.images.npy")
+    try:
+        images = np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=(n, *size, 3))
+        labels = torch.arange(n) % len(pipeline.classes)
+        for start in range(0, n, batch):
+            condition = Condition(labels[start : start + batch].to(pipeline.device))
+            *_, tokens = pipeline.steps(condition, sampling, first=start)
+            pixels = to_uint8(pipeline.decode(tokens)).cpu().expand(-1, 3, -1, -1)
+            images[start : start + len(pixels)] = pixels.permute(0, 2, 3, 1).numpy()
+            advance(start + len(pixels))
+        images.flush()
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            archive.write(aside, "arr_0.npy")
+            with archive.open("arr_1.npy", "w") as file:
+                np.lib.format.write_array(file, labels.numpy())
+    finally:
+        aside.unlink(missing_ok=True)
+    return out
