@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +76,13 @@ class Extractor(ABC):
     @abstractmethod
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features (B, D) float32 of images (B, C, H, W) uint8 with C 1 or 3, and logits (B, classes) or None."""
+
+    def maps(self, images: Tensor, layers: Sequence[int] | None) -> list[Tensor]:
+        """Feature maps (B, C, h, w) of layers, or of all, of images in [-1, 1]; gradients pass through to the images.
+
+        An ArtokError from an extractor that has none to give.
+        """
+        raise ArtokError(f"the extractor {self.name!r} gives no maps to train on; use classifier or timm:NAME")
 
 
 class ExtractorConfig(Part, ABC):

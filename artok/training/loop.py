@@ -141,9 +141,12 @@ class Trainer:
         return True
 
     def step(self, batch: Any, meter: Meter) -> None:
-        """One turn of each player on one batch."""
+        """One turn on a batch for each player whose turn it is."""
         parts = self.task.split(batch, self.training.accumulate)
+        turn = self.seen // self.training.batch
         for player, module in self.modules.items():
+            if not self.task.plays(player, turn):
+                continue
             optimizer, settings = self.optimizers[player], self.settings(player)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate_at(self.seen, self.training.images)
@@ -161,8 +164,13 @@ class Trainer:
                         meter.add({f"{player}_gradient_norm": norm}, 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-        if self.ema:
-            self.ema.update(self.seen // self.training.batch)
+            if player == "model" and self.ema:
+                self.ema.update(turn)
+        self.task.settle(self.mean_over_processes)
+
+    def mean_over_processes(self, value: Tensor) -> Tensor:
+        mean: Tensor = self.accelerator.reduce(value, "mean")
+        return mean
 
     @contextmanager
     def only(self, player: str) -> Iterator[None]:

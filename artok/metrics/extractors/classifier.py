@@ -16,7 +16,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -90,6 +90,14 @@ class Classifier(Extractor):
         features, logits = self._network(reduce(images))
         return (features - self._network.centre) * self._network.scale, logits
 
+    def maps(self, images: Tensor, layers: Sequence[int] | None) -> list[Tensor]:
+        """Layer 0 is the stem's, each next one a block's."""
+        found = self._network.maps(shrunk(images))
+        outside = [layer for layer in layers or () if not 0 <= layer < len(found)]
+        if outside:
+            raise ArtokError(f"the classifier has layers 0 to {len(found) - 1}, and no {outside[0]}")
+        return found if layers is None else [found[layer] for layer in layers]
+
 
 # ---------------------------------------------------------------------------------------------- network
 
@@ -136,15 +144,26 @@ class Network(nn.Module):
         self.centre: Tensor
         self.scale: Tensor
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What the stem and each block give, (B, C, h, w)."""
+        found = [functional.relu(self.norm(self.stem(images)))]
+        for block in self.blocks:
+            found.append(block(found[-1]))
+        return found
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.blocks(functional.relu(self.norm(self.stem(images)))).float().mean((2, 3))
+        features = self.maps(images)[-1].float().mean((2, 3))
         return features, self.head(features)
 
 
 def reduce(images: Tensor) -> Tensor:
-    """uint8 (B, C, H, W) to float32 in [-1, 1], the longer side at most 64 (antialiased bilinear)."""
-    pixels = images.to(torch.float32) / 127.5 - 1
-    height, width = images.shape[2:]
+    """uint8 (B, C, H, W) to float32 in [-1, 1], the longer side at most 64."""
+    return shrunk(images.to(torch.float32) / 127.5 - 1)
+
+
+def shrunk(pixels: Tensor) -> Tensor:
+    """The longer side at most 64 (antialiased bilinear)."""
+    height, width = pixels.shape[2:]
     shrink = LARGEST / max(height, width)
     if shrink >= 1:
         return pixels
