@@ -42,6 +42,7 @@ DIM = 64
 LARGEST = 64  # pixels; larger images are reduced to this first
 VARIANCE = 4.0  # of a feature on the training split, on average
 BATCH = 128
+EPOCHS, SEEN_AT_LEAST, SEEN_AT_MOST = 30, 38_400, 250_000  # training images, unless told
 
 
 class Config(ExtractorConfig):
@@ -60,7 +61,7 @@ class Config(ExtractorConfig):
         if training.classes < 2:
             raise ArtokError("the extractor 'classifier' needs at least 2 classes; use inception or timm:NAME")
         shape = tuple(training.images.shape[1:])
-        seen = self.images_seen or min(250_000, max(38_400, 30 * len(training.images)))
+        seen = self.images_seen or min(SEEN_AT_MOST, max(SEEN_AT_LEAST, EPOCHS * len(training.images)))
         key = f"v{VERSION}-{shape[0]}x{shape[1]}x{shape[2]}-{training.classes}-{seen}-{self.seed}"
         path = (cache or cache_directory()) / f"classifier-{training.fingerprint}-{key}.safetensors"
         with torch.device("meta"):  # neither time nor random numbers for weights that the cache holds
