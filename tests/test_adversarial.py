@@ -1,4 +1,4 @@
-"""Critics: every discriminator kind, the games and penalties in closed form, augmentation, and LeCam's running means."""
+"""Critics: every discriminator kind, games and penalties in closed form, augmentation, LeCam's running means."""
 
 from __future__ import annotations
 

@@ -367,7 +367,7 @@ def figures(run: Path, *names: str) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("family", PLAYERS)
-@pytest.mark.parametrize(("precision", "rate"), [("fp32", 1e-3), ("bf16", 3e-5)])
+@pytest.mark.parametrize(("precision", "rate"), [("fp32", 1e-3), ("bf16", 1e-5)])
 def test_two_players_lose_alike_in_parts_and_in_two_processes(
     tmp_path: Path, family: str, precision: str, rate: float
 ) -> None:
@@ -392,11 +392,12 @@ def test_two_players_lose_alike_in_parts_and_in_two_processes(
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     names = ("model_loss", "critic_loss", "adversarial", "critic", "r1")
+    tolerance = 1e-4 if precision == "fp32" else 5e-4
     expected = figures(tmp_path / "whole", *names)
     assert all(any(values) for values in expected)
     for run in ("parts", "two"):
         for found, wanted in zip(figures(tmp_path / run, *names), expected, strict=True):
-            assert found == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+            assert found == pytest.approx(wanted, rel=tolerance, abs=tolerance)
 
 
 @pytest.mark.parametrize("family", PLAYERS)

@@ -89,7 +89,7 @@ class Gan(AdversarialGenerator):
 
 
 def truncated_normal(noise: Noise, count: int, limit: float | None) -> Tensor:
-    """(B, count) standard normal numbers, none beyond +- `limit` (the truncation trick, Brock et al. 2019, section 3.1).
+    """(B, count) standard normal numbers, none beyond +- `limit` (truncation: Brock et al. 2019, section 3.1).
 
     Drawn through the inverse of the truncated distribution, so that a limit changes numbers and never their count.
     """

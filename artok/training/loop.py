@@ -154,7 +154,8 @@ class Trainer:
                 for index, part in enumerate(parts):
                     last = index == len(parts) - 1
                     with nullcontext() if last else self.accelerator.no_sync(module):
-                        step: Step = self.task.losses(self.modules, player, part, self.seen)
+                        with self.accelerator.autocast():
+                            step: Step = self.task.losses(self.modules, player, part, self.seen)
                         total = torch.stack(list(step.losses.values())).sum()
                         self.accelerator.backward(total / len(parts))
                     meter.add({**step.losses, **step.monitors, f"{player}_loss": total}, 1 / len(parts))

@@ -1,4 +1,4 @@
-"""DCGAN's discriminator (Radford et al. 2016); without its norms, one for spectral normalisation (Miyato et al. 2018)."""
+"""DCGAN's discriminator (Radford et al. 2016), and without its norms that of Miyato et al. 2018."""
 
 from __future__ import annotations
 
