@@ -9,28 +9,27 @@ import torch
 from torch import Tensor
 
 from artok.config import override, read_yaml, validate
-from artok.data.base import DataConfig, Split, SplitName
+from artok.data.base import DataConfig, SplitName
+from artok.data.memory import held_in_memory, some
 from artok.data.tokens import evaluation_tokens
-from artok.data.transforms import plain
 from artok.errors import ConfigError
 from artok.images import from_uint8, to_uint8
 from artok.layout import Condition, TokenLayout
 from artok.metrics import codebook, consistency, cost, frechet, kid, likelihood, memorisation, prdc, reconstruction
 from artok.metrics.base import MetricConfig, Seen, Subject
 from artok.metrics.evaluate import Evaluation
-from artok.metrics.features import Extractor, TrainingImages, extract, open_extractor
+from artok.metrics.features import Extractor, extract
 from artok.metrics.floor import class_counts, floor, largest
 from artok.metrics.results import Results
-from artok.noise import Noise
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
 from artok.saved import CONFIG, find_saved, fingerprint, load_tokenizer, read_saved
 from artok.tokenizers.base import Tokenizer
 from artok.training.encode import DataOnly, cached_tokens
+from artok.training.extractor import extractor_for
 from artok.training.progress import Progress
 
 BATCH = 64
-MOST_IMAGES, MOST_BYTES = 50_000, 2**30  # of a split that the judge looks at
 RESULTS = "results.json"
 
 
@@ -69,12 +68,12 @@ class Judge:
     def __init__(self, data: DataConfig, extractor: str, device: str, n: int | None, progress: Progress) -> None:
         self.data, self.device, self.progress = data, torch.device(device), progress
         self.train_split, self.test_split = data.open("train"), data.open("test")
-        self.test_images, self.test_labels = held_in_memory(self.test_split, data)
-        self.train_images, self.train_labels = held_in_memory(self.train_split, data)
+        self.test_images, self.test_labels = held_in_memory(self.test_split, data.size)
+        self.train_images, self.train_labels = held_in_memory(self.train_split, data.size)
         self.n = min(n or len(self.test_images), largest(self.train_labels, self.test_labels))
-        training = TrainingImages(self.train_images, self.train_labels, len(self.train_split.classes))
         progress.say(f"measuring with {extractor} features on {self.n:,} images")
-        self.extractor: Extractor = open_extractor(extractor, training, device)
+        known = (self.train_images, self.train_labels)
+        self.extractor: Extractor = extractor_for(extractor, self.train_split, data.size, device, known)
         self._floor: dict[str, float] | None = None
 
     def tokenizer(self, tokenizer: Tokenizer, name: str) -> Results:
@@ -164,24 +163,6 @@ class Judge:
                 if nats is None:
                     return
                 yield Seen(log_likelihood=nats.cpu()) if held_out else Seen(train_log_likelihood=nats.cpu())
-
-
-def held_in_memory(split: Split, data: DataConfig) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) uint8 and labels (N,) of a split as a model sees them without augmentation.
-
-    All of them, or a random part of what would take more than 1 GiB.
-    """
-    most = min(MOST_IMAGES, MOST_BYTES // (data.channels * data.size**2))
-    parts = [split.read(rows.tolist()) for rows in some(len(split), most).split(256)]
-    images = [to_uint8(plain(part.images, data.size)) for part in parts]
-    return torch.cat(images), torch.cat([part.labels for part in parts])
-
-
-def some(count: int, most: int) -> Tensor:
-    """Indices below `count`, ascending: all, or a random `most` of them, always the same ones."""
-    if most >= count:
-        return torch.arange(count)
-    return Noise(0, torch.zeros(1, dtype=torch.int64)).permutation(count)[0, :most].sort().values
 
 
 def generation_cost(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:

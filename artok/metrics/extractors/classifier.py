@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -47,6 +47,7 @@ BATCH = 128
 class Config(ExtractorConfig):
     """The classifier and how long it trains."""
 
+    trained: ClassVar[bool] = True
     kind: Literal["classifier"] = "classifier"
     images_seen: int | None = Field(
         None, gt=0, description="training images seen; by default 30 epochs, but 38,400 at least and 250,000 at most"
