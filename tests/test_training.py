@@ -50,7 +50,9 @@ def assert_same_run(one: Path, other: Path) -> None:
         [{k: v for k, v in event.items() if k not in timed} for event in read_log(run / "log.jsonl")]
         for run in (one, other)
     ]
-    figures = [[event for event in log if event["event"] in ("train", "validation")] for log in logs]
+    figures = [
+        [event for event in log if event["event"] in ("train", "validation", "monitor", "warning")] for log in logs
+    ]
     assert figures[0] == figures[1]
 
 

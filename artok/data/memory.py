@@ -1,26 +1,30 @@
-"""A split, or a fair part of it, in memory: for what looks at all images at once."""
+"""Images of a split held in memory at once, for what looks at many of them together.
+
+The same ones at every call, so that whoever looks at a split through it sees what the others see.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from artok.data.base import DataConfig, Split
+from artok.data.base import Split
 from artok.data.transforms import plain
 from artok.images import to_uint8
 from artok.noise import Noise
 
-MOST_IMAGES, MOST_BYTES = 50_000, 2**30
+MOST_IMAGES, MOST_BYTES = 50_000, 2**30  # of a split that are looked at
 
 
-def held_in_memory(split: Split, data: DataConfig) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) uint8 and labels (N,) of a split as a model sees them without augmentation.
+def held_in_memory(split: Split, size: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Images (N, C, size, size) uint8 and labels (N,) of a split as a model sees them without augmentation.
 
-    All of them, or a random part of what would take more than 1 GiB.
+    rows: which ones, ascending; by default all of them, or a random part of what would take more than 1 GiB.
     """
-    most = min(MOST_IMAGES, MOST_BYTES // (data.channels * data.size**2))
-    parts = [split.read(rows.tolist()) for rows in some(len(split), most).split(256)]
-    images = [to_uint8(plain(part.images, data.size)) for part in parts]
+    if rows is None:
+        rows = some(len(split), min(MOST_IMAGES, MOST_BYTES // (split.shape[0] * size**2)))
+    parts = [split.read(part.tolist()) for part in rows.split(256)]
+    images = [to_uint8(plain(part.images, size)) for part in parts]
     return torch.cat(images), torch.cat([part.labels for part in parts])
 
 

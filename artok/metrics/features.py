@@ -1,6 +1,7 @@
 """Feature extractors: what a metric looks at images through, found by name.
 
     classifier            a small CNN, trained on the training split and cached          FD[classifier]
+    pixels                the pixels, of 8x8 means; nothing is trained                   FD[pixels]
     inception             torch-fidelity's Inception, as the published FID needs         FID
     timm:NAME             a timm backbone, its weights from the hub                      FD[timm:NAME]
     timm:NAME@FILE        the same with weights from a file (`inception@FILE` likewise)
@@ -17,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -86,7 +88,12 @@ class Extractor(ABC):
 
 
 class ExtractorConfig(Part, ABC):
-    """The `extractor:` section; `kind` is a file in `artok/metrics/extractors`."""
+    """The `extractor:` section; `kind` is a file in `artok/metrics/extractors`.
+
+    trained: whether it is trained on the training images, which others do without.
+    """
+
+    trained: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, training: TrainingImages | None, device: torch.device | str, cache: Path | None) -> Extractor:

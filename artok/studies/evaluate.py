@@ -15,10 +15,21 @@ from artok.data.tokens import evaluation_tokens
 from artok.errors import ConfigError
 from artok.images import from_uint8, to_uint8
 from artok.layout import Condition, TokenLayout
-from artok.metrics import codebook, consistency, cost, frechet, kid, likelihood, memorisation, prdc, reconstruction
+from artok.metrics import (
+    codebook,
+    consistency,
+    cost,
+    frechet,
+    kid,
+    likelihood,
+    memorisation,
+    modes,
+    prdc,
+    reconstruction,
+)
 from artok.metrics.base import MetricConfig, Seen, Subject
 from artok.metrics.evaluate import Evaluation
-from artok.metrics.features import Extractor, TrainingImages, extract, open_extractor
+from artok.metrics.features import Extractor, extract
 from artok.metrics.floor import class_counts, floor, largest
 from artok.metrics.results import Results
 from artok.pipeline import Pipeline
@@ -26,6 +37,7 @@ from artok.sampling.settings import Sampling
 from artok.saved import CONFIG, find_saved, fingerprint, load_tokenizer, read_saved
 from artok.tokenizers.base import Tokenizer
 from artok.training.encode import DataOnly, cached_tokens
+from artok.training.extractor import extractor_for, modes_of
 from artok.training.progress import Progress
 
 BATCH = 64
@@ -67,12 +79,14 @@ class Judge:
     def __init__(self, data: DataConfig, extractor: str, device: str, n: int | None, progress: Progress) -> None:
         self.data, self.device, self.progress = data, torch.device(device), progress
         self.train_split, self.test_split = data.open("train"), data.open("test")
-        self.test_images, self.test_labels = held_in_memory(self.test_split, data)
-        self.train_images, self.train_labels = held_in_memory(self.train_split, data)
+        self.test_images, self.test_labels = held_in_memory(self.test_split, data.size)
+        self.train_images, self.train_labels = held_in_memory(self.train_split, data.size)
         self.n = min(n or len(self.test_images), largest(self.train_labels, self.test_labels))
-        training = TrainingImages(self.train_images, self.train_labels, len(self.train_split.classes))
         progress.say(f"measuring with {extractor} features on {self.n:,} images")
-        self.extractor: Extractor = open_extractor(extractor, training, device)
+        known = (self.train_images, self.train_labels)
+        self.extractor: Extractor = extractor_for(extractor, self.train_split, data.size, device, known)
+        predicts = extract(self.extractor, self.test_images[:1])[1] is not None
+        self.modes = modes_of(self.train_split, data.size) if predicts else None
         self._floor: dict[str, float] | None = None
 
     def tokenizer(self, tokenizer: Tokenizer, name: str) -> Results:
@@ -107,6 +121,8 @@ class Judge:
         configs: list[MetricConfig] = [*self.between_sets(), memorisation.Config()]
         if self.extractor.name == "classifier":
             configs.append(consistency.Config())
+        if self.modes is not None:
+            configs.append(modes.Config())
         nats = list(self.likelihoods(pipeline))
         if nats:
             configs.append(likelihood.Config())
@@ -126,7 +142,7 @@ class Judge:
         return [frechet.Config(), kid.Config(subset_size=size), prdc.Config()]
 
     def evaluation(self, configs: Sequence[MetricConfig], layout: TokenLayout) -> Evaluation:
-        subject = Subject(layout=layout, extractor=self.extractor.name)
+        subject = Subject(layout=layout, extractor=self.extractor.name, modes=self.modes)
         return Evaluation([config.build(subject) for config in configs], self.extractor)
 
     def floor(self, layout: TokenLayout) -> dict[str, float]:

@@ -51,6 +51,12 @@ METRICS = {  # by how the name begins; the longest that fits counts
     "density": Explained("Quality", "higher", "How many real neighbourhoods an image lies in, 1 when as real ones do."),
     "recall": Explained("Diversity", "higher", "Share of real images that lie where these do."),
     "coverage": Explained("Diversity", "higher", "Share of real images with one of these among their neighbours."),
+    "modes covered": Explained(
+        "Diversity", "higher", "Of the kinds of image that the data have, those among the samples; the floor is chance."
+    ),
+    "KL of modes": Explained(
+        "Diversity", "lower", "How far the shares of those kinds are from the data's, in nats; the floor is chance."
+    ),
     "class consistency": Explained(
         "Fidelity to the condition",
         "higher",

@@ -30,6 +30,7 @@ from artok.pipeline import Pipeline
 from artok.saved import Facts, Saved
 from artok.tokenizers.base import Tokenizer
 from artok.training.experiment import Experiment
+from artok.training.monitor import Monitor
 
 Item = TypeVar("Item")
 Stream: TypeAlias = collections.abc.Generator[Item, None, None]  # endless, to be closed
@@ -84,6 +85,10 @@ class Task(ABC):
         """Statistics that belong to the weights as they are now, before these are kept; what to log of them."""
         return {}
 
+    def monitor(self) -> dict[str, float]:
+        """How varied what the model makes now is (asked of the main process alone); empty where nobody watches."""
+        return {}
+
     def skipped(self) -> list[str]:
         """The images that could not be read so far, with the reason."""
         return []
@@ -108,7 +113,7 @@ class TokenizerTask(Task):
         self.facts = experiment.facts(train, None)
 
     def training_images(self) -> TrainingImages:
-        images, labels = held_in_memory(self.train_split, self.experiment.data)
+        images, labels = held_in_memory(self.train_split, self.experiment.data.size)
         return TrainingImages(images, labels, len(self.train_split.classes))
 
     def plays(self, player: str, step: int) -> bool:
@@ -211,10 +216,11 @@ class GeneratorTask(Task):
         source: TokenCache | Split,
         held_out: TokenCache,
         device: torch.device,
+        watch: Monitor | None = None,
     ) -> None:
         assert experiment.generator is not None
         self.experiment, self.device, self.facts = experiment, device, facts
-        self.source, self.held_out = source, held_out
+        self.source, self.held_out, self.watch = source, held_out, watch
         self.tokenizer = tokenizer.to(device).eval().requires_grad_(False)
         self.saved_tokenizer = saved_tokenizer
         self.generator: Generator = experiment.generator.build(tokenizer.layout, len(facts.classes)).to(device)
@@ -303,6 +309,9 @@ class GeneratorTask(Task):
         classes = min(10, len(self.facts.classes))
         images = self.pipeline()(list(range(classes)), n=8)
         grid(images, columns=8, scale=max(1, 32 // images.shape[-1])).save(path)
+
+    def monitor(self) -> dict[str, float]:
+        return self.watch(self.pipeline()) if self.watch else {}
 
     def pipeline(self) -> Pipeline:
         """The generator as it is now, with its tokenizer."""

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -48,6 +48,7 @@ EPOCHS, SEEN_AT_LEAST, SEEN_AT_MOST = 30, 38_400, 250_000  # training images, un
 class Config(ExtractorConfig):
     """The classifier and how long it trains."""
 
+    trained: ClassVar[bool] = True
     kind: Literal["classifier"] = "classifier"
     images_seen: int | None = Field(
         None, gt=0, description="training images seen; by default 30 epochs, but 38,400 at least and 250,000 at most"
