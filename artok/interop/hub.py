@@ -15,7 +15,7 @@ from urllib.request import getproxies
 import torch
 
 from artok.errors import ConfigError, RunError
-from artok.interop.importing import Report, Wishes, import_file, sha256
+from artok.interop.importing import Report, Wishes, check_free, import_file, sha256
 from artok.saved import CONFIG
 
 PREFIX = "hub:"
@@ -146,8 +146,7 @@ def import_published(name: str, out: Path, wishes: Wishes, say: Callable[[str], 
     """Fetch `hub:NAME` and import it; a generator's tokenizer is fetched too, and put beside `out`, unless one is
     given."""
     entry = published(name)
-    if (out / CONFIG).exists():
-        raise ConfigError(f"{out} holds a run already; choose another folder with --out")
+    check_free(out)
     path = fetch(name, say)
     tokenizer = wishes.tokenizer
     if tokenizer is None and entry.tokenizer is not None:
