@@ -305,11 +305,17 @@ def test_a_run_is_measured_on_images_of_its_own_size(file: Path, tmp_path: Path)
     import_file(file, tmp_path / "run", Wishes(size=16, overrides=folder))
     section = {"kind": "folder", "root": "photos", "size": 16, "channels": 3}
     assert read_yaml(tmp_path / "run" / "config.yaml")["data"] == section
-    refused(file, tmp_path / "2", Wishes(size=16, overrides=(*folder, "data.size=8")), "data.size=8 does not", ConfigError)
-    refused(file, tmp_path / "3", Wishes(size=16, overrides=("data.kind=fodler",)), "did you mean 'folder'", ConfigError)
+    refused(
+        file, tmp_path / "2", Wishes(size=16, overrides=(*folder, "data.size=8")), "data.size=8 does not", ConfigError
+    )
+    refused(
+        file, tmp_path / "3", Wishes(size=16, overrides=("data.kind=fodler",)), "did you mean 'folder'", ConfigError
+    )
     refused(file, tmp_path / "4", Wishes(size=16, overrides=("data.root=x",)), "unknown key 'data.root'", ConfigError)
     path, run = raster_file(tmp_path)
-    (run / "config.yaml").write_text((run / "config.yaml").read_text() + "data: {kind: folder, root: photos, size: 9}\n")
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text() + "data: {kind: folder, root: photos, size: 9}\n"
+    )
     import_file(path, tmp_path / "gpt", Wishes(tokenizer=str(run), overrides=("generator.heads=2",)))
     assert read_yaml(tmp_path / "gpt" / "config.yaml")["data"] == section  # as its tokenizer's
 

@@ -49,7 +49,8 @@ IMAGENET = {"kind": "hub", "path": "ILSVRC/imagenet-1k"}  # to be measured on, u
 class Report:
     """What an import did.
 
-    unused: published keys that are not part of the model, by reason. strangers: classes that were not loaded.
+    unused: published keys that are not part of the model, by reason. strangers: classes that were not loaded. scale: of
+    a KL autoencoder's latents.
     widened: the half-precision type that was turned into float32, if any. needed: bytes to load the model.
     """
 
@@ -61,6 +62,7 @@ class Report:
     needed: int
     wrapper: str
     strangers: tuple[str, ...]
+    scale: float | None = None
     unused: dict[str, list[str]] = field(default_factory=dict)
     widened: str | None = None
 
@@ -74,6 +76,8 @@ class Report:
         lines += [f"unused, {reason}: {', '.join(keys)}" for reason, keys in self.unused.items()]
         if self.strangers:
             lines.append(f"not loaded, since nothing in a file is executed: {', '.join(self.strangers)}")
+        if self.scale is not None:
+            lines.append(f"generators see its latents times {self.scale:g}, unless --scale says otherwise")
         if self.widened:
             lines.append(f"weights widened from {self.widened} to float32")
         available = available_memory()
@@ -126,12 +130,13 @@ def import_file(
     report = Report(
         family=chosen.name,
         size=found.size,
-        licence=chosen.licence,
+        licence=found.licence or chosen.licence,
         checksum=sha256(checkpoint.path),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         needed=size_in_bytes(module),
         wrapper=checkpoint.wrapper,
         strangers=checkpoint.strangers,
+        scale=scale,
         unused=unused,
         widened=widened(checkpoint, sources),
     )
@@ -141,7 +146,7 @@ def import_file(
         "family": chosen.name,
         "file": path.name,
         "sha256": report.checksum,
-        "licence": chosen.licence,
+        "licence": report.licence,
         "from": chosen.source,
     }
     with new_folder(out) as aside:

@@ -45,7 +45,9 @@ def compare(
             f"({', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''})"
             for what, keys in problems.items()
         ]
-        hint = "; keys that are no part of it can be left out with --ignore" if list(problems.values()) == [extra] else ""
+        hint = (
+            "; keys that are no part of it can be left out with --ignore" if list(problems.values()) == [extra] else ""
+        )
         raise CheckpointError(f"{checkpoint.path} does not fit {family.name}: {'; '.join(parts)}{hint}")
     if checkpoint.others:
         unused["outside the part that was read"] = list(checkpoint.others)

@@ -59,7 +59,9 @@ def read(path: Path, wrapper: str | None = None) -> Checkpoint:
     tensors, place, others = unwrap(content, path, wrapper)
     strange = [key for key, tensor in tensors.items() if not _plain(tensor)]
     if strange:
-        raise CheckpointError(f"{path} holds sparse, quantized or empty tensors, such as {strange[0]}, not plain numbers")
+        raise CheckpointError(
+            f"{path} holds sparse, quantized or empty tensors, such as {strange[0]}, not plain numbers"
+        )
     tensors, prefix, outside = strip(tensors)
     place = ".".join(filter(None, (place, prefix.rstrip("."))))
     return Checkpoint(path, tensors, place, tuple(sorted(found)), (*others, *outside))
