@@ -286,7 +286,7 @@ def test_a_failed_import_leaves_nothing_and_touches_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("artok.interop.importing.write_each", full)
-    with pytest.raises(RunError, match="No space left on device .free some space"):
+    with pytest.raises(RunError, match=r"No space left on device .free some space"):
         import_file(file, tmp_path / "full" / "run", SMALL)
     assert not (tmp_path / "full").exists()
 

@@ -163,7 +163,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "whole.pt")
     for name, tensor in (("sparse", torch.eye(3).to_sparse()), ("meta", torch.zeros(3, device="meta"))):
         torch.save({"layer.weight": tensor}, tmp_path / f"{name}.pt")
-        with pytest.raises(CheckpointError, match="sparse, quantized or empty tensors, such as layer.weight"):
+        with pytest.raises(CheckpointError, match="sparse, quantized or empty tensors, such as layer"):
             read(tmp_path / f"{name}.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match="holds a list"):

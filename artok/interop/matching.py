@@ -76,7 +76,7 @@ def mismatches(
 
 
 def converts(part: Tensor, place: Tensor) -> bool:
-    """Whether a tensor's numbers are of a kind that can stand in a place: no complex ones, nor integers for fractions."""
+    """Whether a tensor's numbers can stand in a place: no complex ones, nor integers for fractions."""
     return part.dtype in DTYPES and part.is_floating_point() == place.is_floating_point()
 
 
