@@ -436,15 +436,49 @@ def test_without_a_network_one_sentence_says_what_to_fetch(monkeypatch: pytest.M
     monkeypatch.setattr(hub, "_reachable", lambda host: False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     said: list[str] = []
-    for name in ("var-d16", "llamagen-b-256", "mar-base", "dit-xl-2-256", "vqgan-f16-16384"):
-        with pytest.raises(RunError, match="by hand") as error:
+    for name in hub.CATALOGUE:
+        with pytest.raises(RunError, match=f"^{name} could not be fetched .there is no network.; .*by hand") as error:
             hub.import_published(f"hub:{name}", tmp_path / "run", Wishes(), said.append)
         assert "\n" not in str(error.value)
         assert hub.CATALOGUE[name].address in str(error.value)
         assert f"--family {hub.CATALOGUE[name].family}" in str(error.value)
+        assert hub.CATALOGUE[name].licence in str(error.value)
+        assert not (tmp_path / "run").exists()
         assert any("licence" in line and name in line for line in said)
+    with pytest.raises(RunError, match="--family var_vqvae --size 512 --out RUN"):
+        hub.fetch("var-d36-512", said.append)
     with pytest.raises(ConfigError, match="did you mean 'var-d16'"):
         hub.published("var-d-16")
+
+
+def test_a_file_of_the_hub_is_held_to_the_checksum_it_is_kept_under(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    entry = hub.replace(hub.CATALOGUE["llamagen-vq-ds16"], family="taming_vqgan", size=16)
+    monkeypatch.setitem(hub.CATALOGUE, "llamagen-vq-ds16", entry)
+    monkeypatch.setattr(hub, "_reachable", lambda host: True)
+    for name, whole in ((hub.sha256(file), True), ("0" * 64, False)):
+        kept = tmp_path / "blobs" / name  # as huggingface_hub keeps a large file
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_bytes(file.read_bytes())
+        link = tmp_path / name / "vq_ds16_c2i.pt"
+        link.parent.mkdir()
+        link.symlink_to(kept)
+
+        def download(repository: str, file_name: str, local_files_only: bool, link: Path = link) -> str:
+            assert (repository, file_name, local_files_only) == (entry.repository, entry.file, False)
+            return str(link)
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+        said: list[str] = []
+        if whole:
+            hub.import_published("hub:llamagen-vq-ds16", tmp_path / "run", Wishes(), said.append)
+            assert said[0] == f"llamagen-vq-ds16: {entry.address}, licence MIT"
+            assert read_yaml(tmp_path / "run" / "config.yaml")["source"]["file"] == "vq_ds16_c2i.pt"
+        else:
+            with pytest.raises(RunError, match=r"is damaged: its sha256 is .*, not 0{64}; delete it"):
+                hub.import_published("hub:llamagen-vq-ds16", tmp_path / "other", Wishes(), said.append)
+            assert not (tmp_path / "other").exists()
 
 
 def test_every_name_has_a_family_and_its_tokenizer() -> None:
