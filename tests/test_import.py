@@ -107,6 +107,24 @@ def test_any_size_of_vqgan_is_recognised(changes: dict[str, Any], tmp_path: Path
         torch.testing.assert_close(tokenizer.decode(tokenizer.encode(images)), built.decode(built.encode(images)))
 
 
+@pytest.mark.parametrize("scales", [[1, 8], [1, 4, 8], [1, 2, 4, 6, 8]])
+def test_convolutions_that_few_scales_leave_idle_are_no_strangers(scales: list[int], tmp_path: Path) -> None:
+    """VAR's files hold four of them, however many of those the scales use."""
+    quantizer = {"kind": "multiscale", "codes": 16, "width": 4, "scales": scales, "phi": 4} | {
+        key: VQ[key] for key in ("update", "revive_below")
+    }
+    built = randomised(tokenizer_config(quantizer, quantizer_kernel=3, groups=1).build((3, 16, 16)))
+    hints = {f"quantize.quant_resi.qresi_ls.{i}.weight": torch.ones(4, 4, 3, 3) for i in range(4)}
+    state = published_state("var_vqvae", built, hints | {"quantize.embedding.weight": torch.empty(16, 4)})
+    torch.save(hints | {key.replace("weight", "bias"): torch.ones(4) for key in hints} | state, tmp_path / "vae.pth")
+    told = ("tokenizer.groups=1", f"tokenizer.quantizer.scales={scales}")
+    import_file(tmp_path / "vae.pth", tmp_path / "run", Wishes(size=16, overrides=told))
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        found = load_tokenizer(tmp_path / "run")[0].encode(images)
+        assert torch.equal(found.values, built.encode(images).values)  # type: ignore[operator]
+
+
 def test_half_precision_is_widened_exactly(file: Path, tmp_path: Path) -> None:
     state = torch.load(file)["state_dict"]
     for dtype in (torch.float16, torch.bfloat16):
