@@ -64,7 +64,7 @@ def _what(saved: Saved, layout: TokenLayout, parameters: int) -> str:
     size = "x".join(map(str, layout.image[1:]))
     return (
         f"An image {role} (kind {part.kind}) of {parameters:,} parameters for images of {size} pixels and "
-        f"{layout.image[0]} channels: {layout}."
+        f"{layout.image[0]} channel{'s' * (layout.image[0] > 1)}: {layout}."
     )
 
 
