@@ -123,7 +123,9 @@ def evaluate(
     run: Run,
     n: Annotated[int | None, typer.Option("-n", min=2, help="images; as many as are held out unless given")] = None,
     extractor: Annotated[str, typer.Option(help="classifier, pixels, inception, or timm:NAME")] = "classifier",
-    overrides: Annotated[list[str] | None, typer.Argument(help="sampling settings on top, as key=value")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="settings on top: sampling as key=value, data as data.key=value")
+    ] = None,
 ) -> None:
     """Measure a tokenizer or a generator on held-out data; results.json beside it."""
     from artok.metrics.results import side_by_side
@@ -245,6 +247,8 @@ def known_failure(error: BaseException) -> str | None:
         return "out of memory; use a smaller batch (or training.accumulate to split it) or a smaller model"
     if isinstance(error, OSError) and error.errno in (28, 122):
         return "no space left on the disk; free some and run the same command again"
+    if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+        return f"{error.filename}: {str(error.strerror).lower()}; choose another place with --out"
     if isinstance(error, PermissionError):
         return f"no permission to use {error.filename}; choose another folder with --out"
     return None

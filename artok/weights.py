@@ -102,9 +102,12 @@ def gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def require_memory(count: int, what: str) -> None:
-    """A RunError that says how much is needed, before anything is loaded, when there is not that much."""
-    available = available_memory()
+def require_memory(count: int, what: str, mapped: bool = False) -> None:
+    """A RunError that says how much is needed, before anything is loaded, when there is not that much.
+
+    mapped: a file that is mapped and read in parts, which takes addresses, where they are limited, and no memory.
+    """
+    available = min(_address_space_left(), default=None) if mapped else available_memory()
     if available is not None and count > available:
         raise RunError(
             f"{what} needs {gigabytes(count)} of memory, and {gigabytes(max(available, 0))} are free here; "

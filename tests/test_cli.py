@@ -66,6 +66,15 @@ MISTAKES = {
     ),
     "unknown extractor": ("evaluate {runs}/vq --extractor eyes", "eyes"),
     "unknown split": ("encode {runs}/vq --split validation", "train or test"),
+    "data of another size": ("evaluate {runs}/vq data.size=8", "was trained on images of (1, 16, 16)"),
+    "data of other classes": (
+        "evaluate {runs}/raster data.kind=folder data.root={runs}/few",
+        "makes images of 10 classes and the data have 2",
+    ),
+    "sampling a tokenizer": ("evaluate {runs}/vq guidance=2", "guidance=2 says nothing to it"),
+    "an export over another run": ("export {runs}/vq --out {runs}/raster", "holds another run"),
+    "an export onto a file": ("export {runs}/vq --format onnx --out {runs}/vq.yaml", "file exists; choose another"),
+    "an import over other files": ("import {runs}/nothing.pt --out {runs}", "holds other files already"),
     "unknown data key": ("encode {runs}/vq sizes=3", "'data.sizes'"),
 }
 
@@ -75,9 +84,12 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     runs: Path, mistake: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (runs / "empty").mkdir(exist_ok=True)
+    for number in range(40):
+        (runs / "few" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), 5 * number).save(runs / "few" / str(number % 2) / f"{number}.png")
     command, words = MISTAKES[mistake]
     code, _, err = artok(monkeypatch, capsys, *command.format(runs=runs).split())
-    assert code == 2, err
+    assert code == (1 if mistake == "an export onto a file" else 2), err
     assert words in err
     assert "Traceback" not in err
     assert err.strip().splitlines()[-1].startswith("artok: ")

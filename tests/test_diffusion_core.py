@@ -23,7 +23,7 @@ from artok.errors import ConfigError
 from artok.sampling.diffusion import Diffusion, DiffusionConfig, starting_noise
 from artok.sampling.schedules import CLEAN, Level, Levels, betas, chain, kept_steps, straight, to_zero_terminal
 from artok.sampling.settings import Sampling
-from artok.sampling.solvers import SOLVERS, Denoised, Options, SolverName, evaluations
+from artok.sampling.solvers import SOLVERS, Denoised, Options, SolverName, ancestral, evaluations
 from artok.sampling.targets import Target, min_snr_weights, to_clean, to_noise, transition, wanted
 
 TARGETS: list[Target] = ["epsilon", "x0", "v", "velocity"]
@@ -331,6 +331,17 @@ def test_temperature_acts_on_the_way_or_on_the_start() -> None:
     assert torch.equal(starting_noise(noise, "ddim", cool), noise / 2)
     assert torch.equal(starting_noise(noise, "ddim", Sampling(temperature=0.5, eta=1.0)), noise)
     assert torch.equal(starting_noise(noise, "heun", cool), noise / 2)
+
+
+def test_fixed_variances_of_a_chain() -> None:
+    """FIXED_LARGE of improved-diffusion: betas, but for the cleanest level, which has the second posterior variance."""
+    levels = DiffusionConfig(schedule="linear", variance="beta").sampling_levels(10)
+    x = torch.zeros(1, 2, 3)
+    steps = [transition(levels[index], levels[index - 1]) for index in range(10)]
+    for index in range(10):
+        _, large = ancestral(Denoised(x, None), x, levels, index, Options(variance="beta"))
+        wanted_large = steps[1].variance if index == 0 else steps[index].added
+        assert float(large.exp().flatten()[0]) == pytest.approx(wanted_large, rel=1e-5)
 
 
 def test_the_clean_end() -> None:

@@ -202,8 +202,14 @@ def test_a_folder_to_share_holds_the_model_and_its_card(tmp_path: Path) -> None:
         "64 tokens",
     ):
         assert words in card
+    to_folder(run, tmp_path / "out")  # again, with newer results
     with pytest.raises(ConfigError, match="is the run itself"):
         to_folder(run, run)
+    other = tokenizer_run(tmp_path / "other", VQ)
+    before = (other / WEIGHTS).read_bytes()
+    with pytest.raises(ConfigError, match="holds another run"):
+        to_folder(run, other)
+    assert (other / WEIGHTS).read_bytes() == before
 
 
 def test_the_card_of_an_import_says_where_it_comes_from(tmp_path: Path) -> None:
@@ -213,8 +219,12 @@ def test_the_card_of_an_import_says_where_it_comes_from(tmp_path: Path) -> None:
     (run / CONFIG).write_text((run / CONFIG).read_text() + text)
     to_folder(run, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    for words in ("license: cc-by-nc-4.0", "- ILSVRC/imagenet-1k", "last.ckpt, sha256 `ab`", "Not measured yet"):
+    for words in ("license: cc-by-nc-4.0", "last.ckpt, sha256 `ab`", "Not measured yet"):
         assert words in card
+    assert "- ILSVRC/imagenet-1k" not in card  # what it is measured on here is not what its makers trained it on
+    assert "Measured here on kind hub, path ILSVRC/imagenet-1k" in card
+    parameters = sum(parameter.numel() for parameter in load_tokenizer(run)[0].parameters())
+    assert f"of {parameters:,} parameters" in card
 
 
 def test_what_is_pushed_can_be_loaded_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

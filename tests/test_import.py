@@ -107,6 +107,24 @@ def test_any_size_of_vqgan_is_recognised(changes: dict[str, Any], tmp_path: Path
         torch.testing.assert_close(tokenizer.decode(tokenizer.encode(images)), built.decode(built.encode(images)))
 
 
+@pytest.mark.parametrize("scales", [[1, 8], [1, 4, 8], [1, 2, 4, 6, 8]])
+def test_convolutions_that_few_scales_leave_idle_are_no_strangers(scales: list[int], tmp_path: Path) -> None:
+    """VAR's files hold four of them, however many of those the scales use."""
+    quantizer = {"kind": "multiscale", "codes": 16, "width": 4, "scales": scales, "phi": 4} | {
+        key: VQ[key] for key in ("update", "revive_below")
+    }
+    built = randomised(tokenizer_config(quantizer, quantizer_kernel=3, groups=1).build((3, 16, 16)))
+    hints = {f"quantize.quant_resi.qresi_ls.{i}.weight": torch.ones(4, 4, 3, 3) for i in range(4)}
+    state = published_state("var_vqvae", built, hints | {"quantize.embedding.weight": torch.empty(16, 4)})
+    torch.save(hints | {key.replace("weight", "bias"): torch.ones(4) for key in hints} | state, tmp_path / "vae.pth")
+    told = ("tokenizer.groups=1", f"tokenizer.quantizer.scales={scales}")
+    import_file(tmp_path / "vae.pth", tmp_path / "run", Wishes(size=16, overrides=told))
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        found = load_tokenizer(tmp_path / "run")[0].encode(images)
+        assert torch.equal(found.values, built.encode(images).values)  # type: ignore[operator]
+
+
 def test_half_precision_is_widened_exactly(file: Path, tmp_path: Path) -> None:
     state = torch.load(file)["state_dict"]
     for dtype in (torch.float16, torch.bfloat16):
@@ -167,13 +185,16 @@ def meta_state(family: str, module: torch.nn.Module, layout: TokenLayout) -> dic
         hints = {"class_emb.weight": torch.empty(1000, width), "fake_latent": torch.empty(1, width)}
     sources = families()[family].sources(module, hints)
     found = shapes(state, sources, hints)
-    reshaped = {  # where the published shape is not artok's
-        "pos_start": (1, 1), "pos_1LC": (1,), "x_embedder.proj.weight": None, "pos_embed.proj.weight": None,
+    reshaped: dict[str, tuple[int, ...]] = {  # where the published shape is not artok's
+        "pos_start": (1, 1)[: 3 - len(found.get("pos_start", ()))], "pos_1LC": (1,),
+        "x_embedder.proj.weight": (), "pos_embed.proj.weight": (),
     }  # fmt: skip
     for name, shape in found.items():
         if name.endswith("scale_mul_1H11"):
             found[name] = (1, shape[0], 1, 1)
-        elif name in reshaped and reshaped[name] is None:
+        elif reshaped.get(name):
+            found[name] = (*reshaped[name], *shape)
+        elif name in reshaped:
             side = module.network.patch  # type: ignore[union-attr]
             found[name] = (shape[0], layout.width, side, side)  # type: ignore[assignment]
     return {name: torch.empty(shape, device="meta") for name, shape in found.items()}
@@ -253,17 +274,68 @@ def test_keys_that_do_not_match_are_refused_and_all_are_reported(file: Path, tmp
     assert {"not part of this model: encoder.strange.weight", "not part of this model: more"} <= set(said)
     import_file(extra, tmp_path / "run", Wishes(size=16, ignore=("encoder.strange.*", "more")))
     missing = changed(file, tmp_path, decoder__norm_out__bias=None)
-    refused(missing, tmp_path / "2", SMALL, r"1 keys missing \(decoder.norm_out.bias\)")
+    refused(missing, tmp_path / "2", SMALL, r"1 key missing \(decoder.norm_out.bias\)")
     shape = changed(file, tmp_path, decoder__norm_out__bias=torch.zeros(5))
-    refused(shape, tmp_path / "3", SMALL, r"1 keys of another shape \(decoder.norm_out.bias \(5,\), not \(8,\)")
+    refused(shape, tmp_path / "3", SMALL, r"1 key of another shape \(decoder.norm_out.bias \(5,\), not \(8,\)")
     swapped = changed(file, tmp_path, quant_conv__bias=torch.zeros(4, dtype=torch.int64))
-    refused(swapped, tmp_path / "4", SMALL, "of another shape")
+    refused(swapped, tmp_path / "4", SMALL, r"1 key of another type of number \(quant_conv.bias int64\)")
 
 
 def test_numbers_that_are_not_finite_are_refused(file: Path, tmp_path: Path) -> None:
     broken = changed(file, tmp_path, post_quant_conv__bias=torch.full((4,), float("nan")))
     refused(broken, tmp_path, SMALL, "post_quant_conv.bias holds values that are not finite")
     assert not list((tmp_path / "run").glob("*"))
+
+
+def test_a_failed_import_leaves_nothing_and_touches_nothing(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = changed(file, tmp_path, post_quant_conv__bias=torch.full((4,), float("nan")))
+    refused(broken, tmp_path / "deep" / "er", SMALL, "not finite")
+    assert not (tmp_path / "deep").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.safetensors").write_text("mine")
+    refused(file, tmp_path, SMALL, "holds other files already", ConfigError)
+    assert (tmp_path / "run" / "model.safetensors").read_text() == "mine"
+    with pytest.raises(ConfigError, match="holds other files already"):
+        import_file(file, tmp_path / "run" / "model.safetensors", SMALL)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("artok.interop.importing.write_each", full)
+    with pytest.raises(RunError, match=r"No space left on device .free some space"):
+        import_file(file, tmp_path / "full" / "run", SMALL)
+    assert not (tmp_path / "full").exists()
+
+
+def test_a_killed_import_can_be_run_again(file: Path, tmp_path: Path) -> None:
+    (tmp_path / ".run.importing").mkdir()
+    (tmp_path / ".run.importing" / "model.safetensors").write_text("half of it")
+    (tmp_path / "run").mkdir()
+    import_file(file, tmp_path / "run", SMALL)
+    assert load_tokenizer(tmp_path / "run")
+    assert not (tmp_path / ".run.importing").exists()
+
+
+def test_a_run_is_measured_on_images_of_its_own_size(file: Path, tmp_path: Path) -> None:
+    folder = ("data.kind=folder", "data.root=photos")
+    import_file(file, tmp_path / "run", Wishes(size=16, overrides=folder))
+    section = {"kind": "folder", "root": "photos", "size": 16, "channels": 3}
+    assert read_yaml(tmp_path / "run" / "config.yaml")["data"] == section
+    refused(
+        file, tmp_path / "2", Wishes(size=16, overrides=(*folder, "data.size=8")), "data.size=8 does not", ConfigError
+    )
+    refused(
+        file, tmp_path / "3", Wishes(size=16, overrides=("data.kind=fodler",)), "did you mean 'folder'", ConfigError
+    )
+    refused(file, tmp_path / "4", Wishes(size=16, overrides=("data.root=x",)), "unknown key 'data.root'", ConfigError)
+    path, run = raster_file(tmp_path)
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text() + "data: {kind: folder, root: photos, size: 9}\n"
+    )
+    import_file(path, tmp_path / "gpt", Wishes(tokenizer=str(run), overrides=("generator.heads=2",)))
+    assert read_yaml(tmp_path / "gpt" / "config.yaml")["data"] == section  # as its tokenizer's
 
 
 def test_what_the_file_does_not_tell_is_asked_for(file: Path, tmp_path: Path) -> None:
@@ -291,6 +363,17 @@ def test_a_tokenizer_of_other_tokens_is_refused(tmp_path: Path) -> None:
         import_file(path, tmp_path / "run", Wishes(tokenizer=str(continuous), overrides=heads))
 
 
+def test_a_generator_says_how_many_positions_it_has(tmp_path: Path) -> None:
+    run = tokenizer_run(tmp_path / "kl", KL)
+    section = {"kind": "mar", "depth": 1, "width": 32, "heads": 2, "head_depth": 1, "head_width": 32, "buffer": 2}
+    layout = load_tokenizer(run)[0].layout
+    built = randomised(generator_config(section).build(layout, 3))
+    hints = {"class_emb.weight": torch.empty(3, 32), "fake_latent": torch.empty(1, 32)}
+    torch.save({"model_ema": published_state("mar", built, hints)}, tmp_path / "mar.pth")
+    larger = Wishes(tokenizer=str(run), size=32, overrides=("generator.heads=2",))
+    refused(tmp_path / "mar.pth", tmp_path, larger, "64 positions of 1x1 tokens, and the tokenizer gives 256 tokens")
+
+
 def test_a_dit_with_another_table_of_positions_is_refused(tmp_path: Path) -> None:
     run = tokenizer_run(tmp_path / "kl", KL)
     layout = load_tokenizer(run)[0].layout
@@ -315,6 +398,17 @@ def test_too_little_memory_is_said_before_loading(file: Path, tmp_path: Path, mo
     monkeypatch.setattr(weights, "available_memory", lambda: 1000)
     with pytest.raises(RunError, match=r"loading .* needs 0\.\d MB of memory, and 0\.0 MB are free here"):
         load_tokenizer(tmp_path / "run")
+
+
+def test_a_file_that_does_not_fit_the_memory_is_refused_before_it_is_read(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(torch.load(file), tmp_path / "legacy.ckpt", _use_new_zipfile_serialization=False)
+    monkeypatch.setattr(weights, "available_memory", lambda: 1000)
+    refused(tmp_path / "legacy.ckpt", tmp_path, SMALL, r"reading .* needs 0\.\d MB of memory, and", RunError)
+    import_file(file, tmp_path / "mapped", SMALL)  # a file that is read in parts needs no memory for its whole
+    monkeypatch.setattr(weights, "_address_space_left", lambda: iter([1000]))
+    refused(file, tmp_path, SMALL, r"reading .* needs 0\.\d MB of memory, and", RunError)
 
 
 PEAK = """
@@ -360,15 +454,49 @@ def test_without_a_network_one_sentence_says_what_to_fetch(monkeypatch: pytest.M
     monkeypatch.setattr(hub, "_reachable", lambda host: False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     said: list[str] = []
-    for name in ("var-d16", "llamagen-b-256", "mar-base", "dit-xl-2-256", "vqgan-f16-16384"):
-        with pytest.raises(RunError, match="by hand") as error:
+    for name in hub.CATALOGUE:
+        with pytest.raises(RunError, match=f"^{name} could not be fetched .there is no network.; .*by hand") as error:
             hub.import_published(f"hub:{name}", tmp_path / "run", Wishes(), said.append)
         assert "\n" not in str(error.value)
         assert hub.CATALOGUE[name].address in str(error.value)
         assert f"--family {hub.CATALOGUE[name].family}" in str(error.value)
+        assert hub.CATALOGUE[name].licence in str(error.value)
+        assert not (tmp_path / "run").exists()
         assert any("licence" in line and name in line for line in said)
+    with pytest.raises(RunError, match="--family var_vqvae --size 512 --out RUN"):
+        hub.fetch("var-d36-512", said.append)
     with pytest.raises(ConfigError, match="did you mean 'var-d16'"):
         hub.published("var-d-16")
+
+
+def test_a_file_of_the_hub_is_held_to_the_checksum_it_is_kept_under(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    entry = hub.replace(hub.CATALOGUE["llamagen-vq-ds16"], family="taming_vqgan", size=16)
+    monkeypatch.setitem(hub.CATALOGUE, "llamagen-vq-ds16", entry)
+    monkeypatch.setattr(hub, "_reachable", lambda host: True)
+    for name, whole in ((hub.sha256(file), True), ("0" * 64, False)):
+        kept = tmp_path / "blobs" / name  # as huggingface_hub keeps a large file
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_bytes(file.read_bytes())
+        link = tmp_path / name / "vq_ds16_c2i.pt"
+        link.parent.mkdir()
+        link.symlink_to(kept)
+
+        def download(repository: str, file_name: str, local_files_only: bool, link: Path = link) -> str:
+            assert (repository, file_name, local_files_only) == (entry.repository, entry.file, False)
+            return str(link)
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+        said: list[str] = []
+        if whole:
+            hub.import_published("hub:llamagen-vq-ds16", tmp_path / "run", Wishes(), said.append)
+            assert said[0] == f"llamagen-vq-ds16: {entry.address}, licence MIT"
+            assert read_yaml(tmp_path / "run" / "config.yaml")["source"]["file"] == "vq_ds16_c2i.pt"
+        else:
+            with pytest.raises(RunError, match=r"is damaged: its sha256 is .*, not 0{64}; delete it"):
+                hub.import_published("hub:llamagen-vq-ds16", tmp_path / "other", Wishes(), said.append)
+            assert not (tmp_path / "other").exists()
 
 
 def test_every_name_has_a_family_and_its_tokenizer() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -115,7 +116,8 @@ def test_a_bare_pickle_is_not_executed(tmp_path: Path) -> None:
     target = tmp_path / "created"
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         (tmp_path / "file.pkl").write_bytes(pickle.dumps(Attack(os.system, f"touch {target}"), protocol))
-        with pytest.raises(CheckpointError, match="no checkpoint"):
+        with warnings.catch_warnings(), pytest.raises(CheckpointError, match="no checkpoint"):
+            warnings.simplefilter("error")  # one sentence, without torch's own
             read(tmp_path / "file.pkl")
     assert not target.exists()
     pickle.loads((tmp_path / "file.pkl").read_bytes())
@@ -156,6 +158,13 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "empty.pt")
     with pytest.raises(CheckpointError, match=r"holds no tensors by name \(its keys: epoch, lr\)"):
         read(tmp_path / "empty.pt")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
+    with pytest.raises(CheckpointError, match=r"whole object \(.*Linear.*where tensors by name \(a state_dict\)"):
+        read(tmp_path / "whole.pt")
+    for name, tensor in (("sparse", torch.eye(3).to_sparse()), ("meta", torch.zeros(3, device="meta"))):
+        torch.save({"layer.weight": tensor}, tmp_path / f"{name}.pt")
+        with pytest.raises(CheckpointError, match="sparse, quantized or empty tensors, such as layer"):
+            read(tmp_path / f"{name}.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match="holds a list"):
         read(tmp_path / "list.pt")

@@ -14,6 +14,10 @@ from artok.saved import CONFIG, Saved, read_saved
 
 RESULTS = "results.json"
 UNSAID = "not stated"
+IDENTIFIERS = {
+    "mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "openrail",
+    "creativeml-openrail-m",
+}  # fmt: skip
 
 
 def model_card(folder: Path, name: str, layout: TokenLayout, parameters: int, licence: str | None) -> str:
@@ -24,7 +28,7 @@ def model_card(folder: Path, name: str, layout: TokenLayout, parameters: int, li
     head = ["---", "library_name: artok", f"license: {_identifier(licence)}"]
     if licence and _identifier(licence) == "other":
         head.append(f"license_name: {json.dumps(licence)}")
-    dataset = _hub_dataset(config)
+    dataset = None if source else _hub_dataset(config)
     head += ["datasets:", f"- {dataset}"] if dataset else []
     head += ["tags:", "- image-generation" if saved.generator else "- image-tokenizer", "- artok", "---"]
     parts = [
@@ -44,10 +48,9 @@ def model_card(folder: Path, name: str, layout: TokenLayout, parameters: int, li
 
 def _identifier(licence: str | None) -> str:
     """The hub's name of a licence."""
-    known = {"mit", "apache-2.0", "cc-by-nc-4.0", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "openrail", "bsd-3-clause"}
     if licence is None:
         return "unknown"
-    return licence.lower() if licence.lower() in known else "other"
+    return licence.lower() if licence.lower() in IDENTIFIERS else "other"
 
 
 def _hub_dataset(config: Mapping[str, Any]) -> str | None:
@@ -61,7 +64,7 @@ def _what(saved: Saved, layout: TokenLayout, parameters: int) -> str:
     size = "x".join(map(str, layout.image[1:]))
     return (
         f"An image {role} (kind {part.kind}) of {parameters:,} parameters for images of {size} pixels and "
-        f"{layout.image[0]} channels: {layout}."
+        f"{layout.image[0]} channel{'s' * (layout.image[0] > 1)}: {layout}."
     )
 
 
@@ -80,12 +83,15 @@ def _use(name: str, saved: Saved) -> str:
 
 
 def _data(config: Mapping[str, Any], saved: Saved) -> str:
+    """What it was trained on; of an imported model its config tells only what it is measured on here."""
     section = config.get("data") or {}
     named = ", ".join(
         f"{key} {section[key]}" for key in ("kind", "path", "root", "size") if section.get(key) is not None
     )
     classes = saved.facts.classes
     said = f"{len(classes)} classes" if classes else "no classes"
+    if config.get("source"):
+        return f"Trained by its makers on what they name (see Origin); {said}. Measured here on {named or UNSAID}."
     return f"{named or UNSAID}; {said}; fingerprint `{saved.facts.data}`."
 
 

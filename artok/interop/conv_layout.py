@@ -69,8 +69,9 @@ def describe_conv(tensors: Mapping[str, Tensor], spelling: Spelling, image: int)
     encoder, decoder = (describe_half(tensors, half, spelling) for half in ("encoder", "decoder"))
     stem = shape_of(tensors, "encoder.conv_in.weight", 4)[0]
     base = gcd(stem, *encoder["widths"], *decoder["widths"])
-    if len(encoder["widths"]) != len(decoder["widths"]) or encoder["middle"] != decoder["middle"]:
-        raise CheckpointError("the encoder and the decoder differ in their levels or in the middle")
+    if len(encoder["widths"]) != len(decoder["widths"]):
+        counts = f"{len(encoder['widths'])} and {len(decoder['widths'])}"
+        raise CheckpointError(f"the encoder and the decoder differ in their levels: {counts}")
     if len(encoder["widths"]) < 2:
         raise CheckpointError("an autoencoder of a single level changes no resolution, and artok has none such")
     section = {
@@ -80,7 +81,7 @@ def describe_conv(tensors: Mapping[str, Tensor], spelling: Spelling, image: int)
         "multipliers": [width // base for width in encoder["widths"]],
         "blocks": encoder["blocks"],
         "attention": attention_sides(encoder["attends"], image),
-        "middle_attention": encoder["middle"],
+        "middle_attention": encoder["middle"] or decoder["middle"],
         "latent": shape_of(tensors, "decoder.conv_in.weight", 4)[1],
         "quantizer_kernel": shape_of(tensors, "quant_conv.weight", 4)[2],
     }

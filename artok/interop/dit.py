@@ -63,7 +63,10 @@ class DitFamily(Family):
         if table is None:
             return
         if table[0].shape != own.shape:
-            raise CheckpointError(f"the model has {table.shape[1]} positions, and the tokenizer gives {len(own)}")
+            raise CheckpointError(
+                f"the model has {table.shape[1]} positions, and the tokenizer gives {len(own)}; "
+                "give the side of the model's images with --size"
+            )
         if not torch.allclose(table[0].float(), own, atol=1e-2 if table.element_size() < 4 else 1e-5):
             raise CheckpointError("pos_embed is not the fixed table of sines and cosines, and artok has no other")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,17 @@ from artok.errors import ConfigError, RunError
 from artok.interop.card import RESULTS, model_card
 from artok.interop.to_diffusers import to_diffusers
 from artok.interop.to_onnx import to_onnx
-from artok.saved import CONFIG, TOKENIZER, WEIGHTS, copy_file, copy_model, find_saved, load_tokenizer, write_text
-from artok.weights import read_shapes
+from artok.saved import (
+    CONFIG,
+    TOKENIZER,
+    copy_file,
+    copy_model,
+    find_saved,
+    load_generator,
+    load_tokenizer,
+    read_saved,
+    write_text,
+)
 
 Format = Literal["safetensors", "hub", "diffusers", "onnx", "npz"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -28,14 +36,17 @@ def to_folder(run: str | Path, out: Path, name: str | None = None, licence: str 
     folder = find_saved(run)
     if out.resolve() == folder.resolve():
         raise ConfigError(f"{out} is the run itself; choose another folder with --out")
+    if (out / CONFIG).exists() and not (out / CARD).exists():
+        raise ConfigError(f"{out} holds another run, not an earlier export; choose another folder with --out")
     copy_model(folder, out)
     if (folder / TOKENIZER / CONFIG).exists():
         copy_model(folder / TOKENIZER, out / TOKENIZER)
     if (folder / RESULTS).exists():
         copy_file(folder / RESULTS, out / RESULTS)
-    layout = load_tokenizer(folder)[0].layout
-    parameters = sum(math.prod(shape) for _, shape in read_shapes(folder / WEIGHTS).values())
-    write_text(out / CARD, model_card(folder, name or folder.resolve().name, layout, parameters, licence))
+    own = load_tokenizer(folder)[0]
+    model = own if read_saved(folder).generator is None else load_generator(folder, own.layout)[0]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    write_text(out / CARD, model_card(folder, name or folder.resolve().name, own.layout, parameters, licence))
     return sorted(path for path in out.rglob("*") if path.is_file())
 
 

@@ -78,7 +78,7 @@ class Found:
 
     section: the `tokenizer:` or `generator:` section; None stands for what they do not tell and the user has to.
     size: in words. image: side of its images. classes: of a generator. sampling: the published settings. scale: what
-    latents are multiplied by before a generator sees them.
+    latents are multiplied by before a generator sees them. licence: where it is not that of the whole family.
     """
 
     section: dict[str, Any]
@@ -87,6 +87,7 @@ class Found:
     classes: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     scale: float | None = None
+    licence: str | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from urllib.request import getproxies
 import torch
 
 from artok.errors import ConfigError, RunError
-from artok.interop.importing import Report, Wishes, import_file, sha256
+from artok.interop.importing import Report, Wishes, check_free, import_file, sha256
 from artok.saved import CONFIG
 
 PREFIX = "hub:"
@@ -64,7 +64,7 @@ def _catalogue() -> dict[str, Published]:
         found[f"var-d{depth}"] = Published(
             "FoundationVision/var", f"var_d{depth}.pth", "MIT", "var_transformer", tokenizer="var-vae"
         )
-    found["var-d36"] = Published(
+    found["var-d36-512"] = found["var-d36"] = Published(
         "FoundationVision/var", "var_d36.pth", "MIT", "var_transformer", tokenizer="var-vae-512"
     )
     for name, side in (("b", 256), ("l", 256), ("b", 384), ("l", 384), ("xl", 384), ("xxl", 384), ("3b", 384)):
@@ -94,6 +94,7 @@ def _catalogue() -> dict[str, Published]:
     elsewhere = {
         "vqgan-f16-1024": ("140747ba53464f49b476", "e38a3aed8c86e8d47436f611325b3a23888cab70a0cc56c13cd84e8d4aab6e71"),
         "vqgan-f16-16384": ("867b05fc8c4841768640", None),
+        "vqgan-gumbel-f8": ("34a747d5765840b5a99d", None),
     }
     for name, (number, checksum) in elsewhere.items():
         url = TAMING.format(number)
@@ -120,25 +121,29 @@ def fetch(name: str, say: Callable[[str], None]) -> Path:
     RunError: it cannot be had; the sentence says which file to fetch by hand and what to call then.
     """
     entry = published(name)
-    say(f"{name}: {entry.address}, licence {entry.licence}" + (f" ({entry.note})" if entry.note else ""))
+    say(
+        f"{name.removeprefix(PREFIX)}: {entry.address}, licence {entry.licence}"
+        + (f" ({entry.note})" if entry.note else "")
+    )
     try:
         path = _download(entry, name)
     except Exception as error:  # the hub client raises many kinds, none of which the user can tell apart
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunError(f"{name} could not be fetched ({reason}); {by_hand(entry)}") from None
+        raise RunError(f"{name.removeprefix(PREFIX)} could not be fetched ({reason}); {by_hand(entry)}") from None
     verify(path, entry, say)
     return path
 
 
 def by_hand(entry: Published) -> str:
     """What to do without a network."""
-    options = f" --size {entry.size}" if entry.size else ""
+    command = f"'artok import FILE --family {entry.family}{f' --size {entry.size}' if entry.size else ''}"
     if entry.tokenizer is None:
-        return f"fetch {entry.address} by hand, then 'artok import FILE --family {entry.family}{options}'"
+        return f"fetch {entry.address} ({entry.licence}) by hand, then {command}'"
     other = published(entry.tokenizer)
     return (
-        f"fetch {entry.address} and its tokenizer {other.address} by hand; then import that, and this with "
-        f"'artok import FILE --family {entry.family}{options} --tokenizer RUN'"
+        f"fetch {entry.address} ({entry.licence}) and its tokenizer {other.address} ({other.licence}) by hand; import "
+        f"that with 'artok import FILE --family {other.family} --size {other.size} --out RUN', then this with "
+        f"{command} --tokenizer RUN'"
     )
 
 
@@ -146,8 +151,7 @@ def import_published(name: str, out: Path, wishes: Wishes, say: Callable[[str], 
     """Fetch `hub:NAME` and import it; a generator's tokenizer is fetched too, and put beside `out`, unless one is
     given."""
     entry = published(name)
-    if (out / CONFIG).exists():
-        raise ConfigError(f"{out} holds a run already; choose another folder with --out")
+    check_free(out)
     path = fetch(name, say)
     tokenizer = wishes.tokenizer
     if tokenizer is None and entry.tokenizer is not None:
@@ -160,10 +164,14 @@ def import_published(name: str, out: Path, wishes: Wishes, say: Callable[[str], 
 
 def _download(entry: Published, name: str) -> Path:
     from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     if entry.repository is not None:
         offline = constants.is_offline_mode() or not _reachable(urlparse(constants.ENDPOINT).netloc)
-        return Path(hf_hub_download(entry.repository, entry.file, local_files_only=offline))
+        try:
+            return Path(hf_hub_download(entry.repository, entry.file, local_files_only=offline))
+        except LocalEntryNotFoundError:
+            raise OSError("there is no network") from None
     path = Path(constants.HF_HUB_CACHE) / "artok" / f"{name.removeprefix(PREFIX)}-{entry.file}"
     if not path.exists():
         if constants.is_offline_mode() or not _reachable(urlparse(entry.url).netloc):

@@ -6,21 +6,24 @@ weights are float32 under artok's own names.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from artok import __version__
-from artok.config import override, read_yaml, validate
-from artok.errors import CheckpointError, ConfigError
+from artok.config import OPEN, Config, Part, of_kind, override, read_yaml, validate
+from artok.errors import CheckpointError, ConfigError, RunError
 from artok.interop.families import Asked, Family, Found, Source, family_of, made, shape_of
+from artok.interop.matching import compare, joined, widened
 from artok.interop.reading import Checkpoint, read
 from artok.layout import TokenLayout
 from artok.saved import (
@@ -37,20 +40,17 @@ from artok.saved import (
     write_aside,
     write_text,
 )
-from artok.weights import DTYPES, available_memory, empty_parameters, gigabytes, size_in_bytes, write_each
+from artok.weights import available_memory, empty_parameters, gigabytes, size_in_bytes, write_each
 
-SHOWN = 6  # keys that a message names
-IMAGENET = {
-    "kind": "hub",
-    "path": "ILSVRC/imagenet-1k",
-}  # what all published models here were trained on, but some VQGANs
+IMAGENET = {"kind": "hub", "path": "ILSVRC/imagenet-1k"}  # to be measured on, unless told otherwise
 
 
 @dataclass
 class Report:
     """What an import did.
 
-    unused: published keys that are not part of the model, by reason. strangers: classes that were not loaded.
+    unused: published keys that are not part of the model, by reason. strangers: classes that were not loaded. scale: of
+    a KL autoencoder's latents.
     widened: the half-precision type that was turned into float32, if any. needed: bytes to load the model.
     """
 
@@ -62,6 +62,7 @@ class Report:
     needed: int
     wrapper: str
     strangers: tuple[str, ...]
+    scale: float | None = None
     unused: dict[str, list[str]] = field(default_factory=dict)
     widened: str | None = None
 
@@ -75,6 +76,8 @@ class Report:
         lines += [f"unused, {reason}: {', '.join(keys)}" for reason, keys in self.unused.items()]
         if self.strangers:
             lines.append(f"not loaded, since nothing in a file is executed: {', '.join(self.strangers)}")
+        if self.scale is not None:
+            lines.append(f"generators see its latents times {self.scale:g}, unless --scale says otherwise")
         if self.widened:
             lines.append(f"weights widened from {self.widened} to float32")
         available = available_memory()
@@ -109,13 +112,15 @@ def import_file(
     CheckpointError or ConfigError: the file is damaged, of another family, or does not fit; nothing is written then.
     """
     wishes = wishes or Wishes()
-    if (out / CONFIG).exists():
-        raise ConfigError(f"{out} holds a run already; choose another folder with --out")
+    check_free(out)
     checkpoint = read(path, wishes.part)
     chosen = family_of(checkpoint.tensors, wishes.family)
     own = frozen_tokenizer(chosen, checkpoint, wishes.tokenizer, wishes.size)
-    layout = None if own is None else cast(Any, own.tokenizer).build(own.facts.image).layout
-    found = chosen.describe(checkpoint.tensors, Asked(wishes.size, layout))
+    layout = None if own is None else own.layout
+    try:
+        found = chosen.describe(checkpoint.tensors, Asked(wishes.size, layout))
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path} is no whole {chosen.name}: {error}") from None
     config = configured(chosen, found, checkpoint, own, wishes.overrides)
     module = built(config, layout)
     scale = found.scale if wishes.scale is None else wishes.scale
@@ -125,12 +130,13 @@ def import_file(
     report = Report(
         family=chosen.name,
         size=found.size,
-        licence=chosen.licence,
+        licence=found.licence or chosen.licence,
         checksum=sha256(checkpoint.path),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         needed=size_in_bytes(module),
         wrapper=checkpoint.wrapper,
         strangers=checkpoint.strangers,
+        scale=scale,
         unused=unused,
         widened=widened(checkpoint, sources),
     )
@@ -140,28 +146,29 @@ def import_file(
         "family": chosen.name,
         "file": path.name,
         "sha256": report.checksum,
-        "licence": chosen.licence,
+        "licence": report.licence,
         "from": chosen.source,
     }
-    write_run(
-        out,
-        config,
-        module,
-        checkpoint.tensors,
-        sources,
-        None if own is None else (tokenizer_folder(str(wishes.tokenizer)), own),
-    )
+    with new_folder(out) as aside:
+        write_run(aside, _run_name(out), config, module, checkpoint.tensors, sources, own)
     return report
 
 
 # ---------------------------------------------------------------------------------------------- config
 
 
+class Measured(Config):
+    """What a run is measured on."""
+
+    data: Annotated[Part, of_kind("data"), OPEN]
+
+
 def configured(
-    family: Family, found: Found, checkpoint: Checkpoint, own: Saved | None, overrides: Sequence[str]
+    family: Family, found: Found, checkpoint: Checkpoint, own: Frozen | None, overrides: Sequence[str]
 ) -> dict[str, Any]:
     """The run's `config.yaml`: what keys and shapes tell, under the user's overrides."""
     facts: dict[str, Any] = {"data": f"published: {checkpoint.path.name}", "version": __version__}
+    data: Mapping[str, Any] = IMAGENET
     if own is None:
         assert found.image is not None
         sections: dict[str, Any] = {"tokenizer": found.section}
@@ -169,16 +176,27 @@ def configured(
         facts |= {"image": [channels, found.image, found.image], "classes": []}
     else:
         sections = {"tokenizer": TOKENIZER, "generator": found.section, "sampling": found.sampling}
-        facts |= {"image": list(own.facts.image), "classes": [str(label) for label in range(found.classes or 0)]}
+        image, data = own.saved.facts.image, own.data
+        facts |= {"image": list(image), "classes": [str(label) for label in range(found.classes or 0)]}
     open_ = [place for place, value in _leaves(sections) if value is None]
-    data = IMAGENET | {"size": facts["image"][-1]}
     config = override({"name": "imported", **sections, "data": data, "facts": facts}, overrides)
     left = [place for place, value in _leaves(config) if value is None and place in open_]
     if left:
         raise ConfigError(
             f"the shapes of {checkpoint.path} ({found.size}) do not tell {' and '.join(left)}; add {left[0]}=VALUE"
         )
-    return config
+    return config | {"data": measured_on(config["data"], config["facts"]["image"])}
+
+
+def measured_on(section: object, image: Sequence[int]) -> dict[str, Any]:
+    """A `data:` section for images (C, H, W) of the model's own size, which it need not repeat."""
+    fitting = {"size": image[-1], "channels": image[0]}
+    given: dict[str, Any] = dict(section) if isinstance(section, Mapping) else {}
+    wrong = [f"data.{key}={given[key]}" for key in fitting if given.get(key, fitting[key]) != fitting[key]]
+    if wrong:
+        raise ConfigError(f"{' and '.join(wrong)} does not fit the model's images of {'x'.join(map(str, image))}")
+    validate(Measured, {"data": given | fitting}, "the data to measure on")
+    return given | fitting
 
 
 def _leaves(section: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
@@ -188,8 +206,22 @@ def _leaves(section: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]
     return found
 
 
-def frozen_tokenizer(family: Family, checkpoint: Checkpoint, name: str | None, size: int | None) -> Saved | None:
-    """The settings of the tokenizer that a generator needs; None for a tokenizer."""
+@dataclass(frozen=True)
+class Frozen:
+    """The tokenizer of a generator: its folder, its settings for the generator's images, and what it is measured on."""
+
+    folder: Path
+    saved: Saved
+    data: Mapping[str, Any]
+
+    @property
+    def layout(self) -> TokenLayout:
+        with empty_parameters():
+            return cast(Any, self.saved.tokenizer).build(self.saved.facts.image).layout
+
+
+def frozen_tokenizer(family: Family, checkpoint: Checkpoint, name: str | None, size: int | None) -> Frozen | None:
+    """The tokenizer that a generator needs; None for a tokenizer."""
     if family.role == "tokenizer":
         if name is not None:
             raise ConfigError(f"{checkpoint.path} is a tokenizer itself ({family.name}); leave --tokenizer out")
@@ -199,7 +231,12 @@ def frozen_tokenizer(family: Family, checkpoint: Checkpoint, name: str | None, s
             f"{checkpoint.path} is a generator ({family.name}), whose run needs the tokenizer that it was trained on: "
             "import that first, then give its run with --tokenizer"
         )
-    return resized(read_saved(tokenizer_folder(name)), size)
+    folder = find_saved(name)
+    if read_saved(folder).generator is not None:
+        folder = folder / TOKENIZER
+    data = read_yaml(folder / CONFIG).get("data") or IMAGENET
+    kept = {key: value for key, value in data.items() if key not in ("size", "resize", "channels")}
+    return Frozen(folder, resized(read_saved(folder), size), kept)
 
 
 def resized(saved: Saved, size: int | None) -> Saved:
@@ -237,127 +274,67 @@ def latent_statistics(module: nn.Module, scale: float | None) -> dict[str, Sourc
     }
 
 
-def tokenizer_folder(name: str) -> Path:
-    folder = find_saved(name)
-    return folder if read_saved(folder).generator is None else folder / TOKENIZER
-
-
-# ---------------------------------------------------------------------------------------------- keys
-
-
-def compare(
-    family: Family,
-    module: nn.Module,
-    checkpoint: Checkpoint,
-    sources: Mapping[str, Source],
-    ignore: Sequence[str],
-    say: Callable[[str], None],
-) -> dict[str, list[str]]:
-    """Hold every key against the module's. Unused keys by the reason why they may be; all others are a
-    CheckpointError, whose full list is said first."""
-    own = module.state_dict()
-    used = {name for source in sources.values() for name in source.names}
-    allowed = dict(family.ignored) | dict.fromkeys(ignore, "as told to ignore")
-    unused: dict[str, list[str]] = {}
-    problems: dict[str, list[str]] = {"not part of this model": [], "missing": [], "of another shape": []}
-    for key in checkpoint.tensors:
-        if key not in used:
-            reason = next((why for pattern, why in allowed.items() if fnmatch.fnmatch(key, pattern)), None)
-            (problems["not part of this model"] if reason is None else unused.setdefault(reason, [])).append(key)
-    for name, place in own.items():
-        source = sources.get(name, Source())
-        missing = [key for key in source.names if key not in checkpoint.tensors]
-        problems["missing"] += missing or ([] if source.names or source.value else [f"the counterpart of {name}"])
-        if source.names and not missing and not fits(source, place, [checkpoint.tensors[key] for key in source.names]):
-            shapes = ", ".join(str(tuple(checkpoint.tensors[key].shape)) for key in source.names)
-            problems["of another shape"].append(f"{' + '.join(source.names)} {shapes}, not {tuple(place.shape)}")
-    if any(problems.values()):
-        for what, keys in problems.items():
-            for key in keys:
-                say(f"{what}: {key}")
-        parts = [
-            f"{len(keys)} keys {what} ({', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''})"
-            for what, keys in problems.items()
-            if keys
-        ]
-        hint = (
-            "; keys that are no part of it can be left out with --ignore"
-            if not any(problems[what] for what in ("missing", "of another shape"))
-            else ""
-        )
-        raise CheckpointError(f"{checkpoint.path} does not fit {family.name}: {'; '.join(parts)}{hint}")
-    if checkpoint.others:
-        unused["outside the part that was read"] = list(checkpoint.others)
-    return unused
-
-
-def fits(source: Source, place: Tensor, parts: Sequence[Tensor]) -> bool:
-    """Whether a source's parts make a tensor of that shape, axes of length 1 aside."""
-    shapes = [torch.empty(part.shape, device="meta") for part in parts]
-    try:
-        joined = _joined(source, shapes)
-    except (RuntimeError, IndexError):
-        return False
-    numbers = all(part.dtype in DTYPES and part.is_floating_point() == place.is_floating_point() for part in parts)
-    return numbers and [side for side in joined.shape if side != 1] == [side for side in place.shape if side != 1]
-
-
-def _joined(source: Source, parts: Sequence[Tensor]) -> Tensor:
-    whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
-    return whole if source.change is None else source.change(whole)
-
-
-def joined(source: Source, tensors: Mapping[str, Tensor], place: Tensor) -> Tensor:
-    """A tensor of artok's from its source; a CheckpointError when it holds infinities or NaN."""
-    if source.value is not None:
-        return source.value().view(place.shape)
-    value = _joined(source, [tensors[name].to(place.dtype) for name in source.names])
-    if not torch.isfinite(value).all():
-        raise CheckpointError(f"{' + '.join(source.names)} holds values that are not finite: the file is damaged")
-    return value.reshape(place.shape)
-
-
-def widened(checkpoint: Checkpoint, sources: Mapping[str, Source]) -> str | None:
-    """The half-precision types among the tensors that are used."""
-    used = {checkpoint.tensors[name].dtype for source in sources.values() for name in source.names}
-    half = sorted(str(dtype).removeprefix("torch.") for dtype in used & {torch.float16, torch.bfloat16})
-    return " and ".join(half) or None
-
-
 # ---------------------------------------------------------------------------------------------- files
 
 
+def check_free(out: Path) -> None:
+    """A ConfigError when there is anything at `out` that an import would mix with or write over."""
+    if (out / CONFIG).exists():
+        raise ConfigError(f"{out} holds a run already; choose another folder with --out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} holds other files already; choose another folder with --out")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, whose files are moved there once all are written; after a failure nothing is left."""
+    missing = [path for path in (out, *out.parents) if not path.exists()]
+    aside = out.resolve().parent / f".{out.resolve().name}.importing"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)  # what a killed import left
+        aside.mkdir(parents=True)
+        yield aside
+        out.mkdir(parents=True, exist_ok=True)
+        for path in sorted(aside.iterdir(), key=lambda path: path.name == CONFIG):  # it makes the folder a run
+            os.replace(path, out / path.name)
+        aside.rmdir()
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        if isinstance(error, OSError):
+            raise RunError(f"could not write {out}: {error.strerror or error}") from None
+        raise
+
+
 def write_run(
-    out: Path,
+    folder: Path,
+    name: str,
     config: dict[str, Any],
     module: nn.Module,
     tensors: Mapping[str, Tensor],
     sources: Mapping[str, Source],
-    tokenizer: tuple[Path, Saved] | None,
+    tokenizer: Frozen | None,
 ) -> None:
-    """The tokenizer of a generator, the weights, and last the config, which makes the folder a run."""
+    """The tokenizer of a generator, the weights and the config."""
     state = module.state_dict()
-    entries = {name: (place.dtype, tuple(place.shape)) for name, place in state.items() if name in sources}
-
-    def write(aside: Path) -> None:
-        try:
-            write_each(aside, entries, lambda name: joined(sources[name], tensors, state[name]))
-        except CheckpointError:
-            aside.unlink()
-            raise
-
-    write_aside(out / WEIGHTS, write)
+    entries = {key: (place.dtype, tuple(place.shape)) for key, place in state.items() if key in sources}
+    write_aside(
+        folder / WEIGHTS,
+        lambda aside: write_each(aside, entries, lambda key: joined(sources[key], tensors, state[key])),
+    )
     if tokenizer is not None:
-        folder, own = tokenizer
-        copy_model(folder, out / TOKENIZER)
-        changed = read_yaml(folder / CONFIG) | own.model_dump(mode="json", include={"tokenizer", "facts"})
-        write_text(out / TOKENIZER / CONFIG, OmegaConf.to_yaml(OmegaConf.create(changed)))
-        config["facts"]["tokenizer"] = fingerprint(load_tokenizer(out / TOKENIZER)[0])
-    complete = validate(Saved, config, str(out)).model_dump(mode="json", exclude_none=False)
+        copy_model(tokenizer.folder, folder / TOKENIZER)
+        saved = tokenizer.saved.model_dump(mode="json", include={"tokenizer", "facts"})
+        changed = read_yaml(tokenizer.folder / CONFIG) | saved
+        write_text(folder / TOKENIZER / CONFIG, OmegaConf.to_yaml(OmegaConf.create(changed)))
+        config["facts"]["tokenizer"] = fingerprint(load_tokenizer(folder / TOKENIZER)[0])
+    complete = validate(Saved, config, "the imported model").model_dump(mode="json", exclude_none=False)
     if tokenizer is None:
         complete.pop("generator")
-    ordered = {"name": _run_name(out)} | complete | {key: config[key] for key in ("data", "source")}
-    write_text(out / CONFIG, OmegaConf.to_yaml(OmegaConf.create(ordered)))
+    ordered = {"name": name} | complete | {key: config[key] for key in ("data", "source")}
+    write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(ordered)))
 
 
 def _run_name(out: Path) -> str:

@@ -75,7 +75,12 @@ class MarFamily(Family):
         if not plain:
             section |= {"decoder_depth": decoder_depth, "decoder_width": decoder_width}
         section["mlp_ratio"] = shape_of(tensors, "encoder_blocks.0.mlp.fc1.weight", 2)[0] / width
-        section["patch"] = _patch(dimension, asked)
+        section["patch"] = patch = _patch(dimension, asked)
+        if asked.layout is not None and asked.layout.length != length * patch**2:
+            raise CheckpointError(
+                f"the model has {length} positions of {patch}x{patch} tokens, and the tokenizer gives {asked.layout}; "
+                "give the side of the model's images with --size"
+            )
         section["diffusion"] = {"schedule": "cosine", "variance": "learned", "steps": 100}
         words = f"MAR-{size}" if size else f"MAR of {depth}+{decoder_depth} layers, width {width}"
         sampling = {"guidance": GUIDANCE.get(size or "", 1.0), "guidance_schedule": "linear"}
@@ -86,12 +91,6 @@ class MarFamily(Family):
         sources = by_own_names(module, NAMES)
         sources["body.class_embedding.weight"] = renamed("class_emb.weight", "fake_latent")
         return sources
-
-    def check(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        assert isinstance(module, Mar)
-        length = tensors["diffusion_pos_embed_learned"].shape[1]
-        if module.length != length:
-            raise CheckpointError(f"the model has {length} positions, and the tokenizer gives {module.length}")
 
 
 def _patch(dimension: int, asked: Asked) -> int:

@@ -22,7 +22,7 @@ class MarKl(Family):
     name = "mar_kl"
     role = "tokenizer"
     source = "https://github.com/LTH14/mar and https://github.com/CompVis/latent-diffusion (arXiv 2112.10752)"
-    licence = "MIT (MAR's); CreativeML OpenRAIL-M (Stable Diffusion's)"
+    licence = "MIT"
     ignored: ClassVar = {"loss.*": "losses of the training", "model_ema.*": "a second, averaged copy"}
 
     def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
@@ -36,7 +36,9 @@ class MarKl(Family):
         section["quantizer"] = {"kind": "gaussian", "width": width}
         stable = (section["downsample"], width) == (8, 4)
         words = f"KL autoencoder f{section['downsample']}, {width} channels"
-        return Found(section, words, image=image, scale=STABLE_DIFFUSION_SCALE if stable else MAR_SCALE)
+        if stable:
+            return Found(section, words, image=image, scale=STABLE_DIFFUSION_SCALE, licence="CreativeML-OpenRAIL-M")
+        return Found(section, words, image=image, scale=MAR_SCALE)
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         assert isinstance(module, ConvTokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from artok.errors import CheckpointError
-from artok.interop.pickles import reading_with_stand_ins
+from artok.interop.pickles import Inert, reading_with_stand_ins
+from artok.weights import require_memory
 
 # Which part of a training checkpoint to take, best first: averaged weights before the raw ones.
 WRAPPERS = ("model_ema", "ema", "trainer", "var_wo_ddp", "state_dict", "model", "module")
@@ -55,6 +57,11 @@ def read(path: Path, wrapper: str | None = None) -> Checkpoint:
     found: set[str] = set()
     content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path, found)
     tensors, place, others = unwrap(content, path, wrapper)
+    strange = [key for key, tensor in tensors.items() if not _plain(tensor)]
+    if strange:
+        raise CheckpointError(
+            f"{path} holds sparse, quantized or empty tensors, such as {strange[0]}, not plain numbers"
+        )
     tensors, prefix, outside = strip(tensors)
     place = ".".join(filter(None, (place, prefix.rstrip("."))))
     return Checkpoint(path, tensors, place, tuple(sorted(found)), (*others, *outside))
@@ -66,7 +73,12 @@ def _is_safetensors(path: Path) -> bool:
     return path.suffix == ".safetensors" or (len(start) == 9 and start[8:] == b"{" and start[:2] != b"PK")
 
 
+def _plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+
+
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    require_memory(path.stat().st_size, f"reading {path}", mapped=True)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
@@ -79,22 +91,35 @@ def _read_torch(path: Path, found: set[str]) -> Mapping[str, Any]:
     mapped = zipfile.is_zipfile(path)
     if mapped:
         _refuse_other_zips(path)
+    require_memory(path.stat().st_size, f"reading {path}", mapped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's on what a failure says in one sentence
+        content = _load(path, mapped, found)
+    if not isinstance(content, Mapping):
+        what = type(content).__name__
+        if isinstance(content, Inert):
+            what = f"whole object ({', '.join(sorted(found)[:3])}), which is not executed,"
+        raise CheckpointError(f"{path} holds a {what} where tensors by name (a state_dict) were expected")
+    return content
+
+
+def _load(path: Path, mapped: bool, found: set[str]) -> Any:
     # A file from elsewhere can fail in any way at all, so every exception means that it cannot be read.
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as plain:
-        if isinstance(plain, MemoryError) or "memory" in str(plain).lower():
-            raise
-        reader = reading_with_stand_ins(found)
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader, mmap=mapped)
-        except Exception as error:
-            if isinstance(error, MemoryError) or "memory" in str(error).lower():
-                raise
-            raise CheckpointError(f"{path} is no checkpoint, or it is truncated ({_first(error)})") from None
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__} where tensors by name were expected")
-    return content
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:
+        _pass_on_lack_of_memory(error)
+    reader = reading_with_stand_ins(found)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader, mmap=mapped)
+    except Exception as error:
+        _pass_on_lack_of_memory(error)
+        raise CheckpointError(f"{path} is no checkpoint, or it is truncated ({_first(error)})") from None
+
+
+def _pass_on_lack_of_memory(error: Exception) -> None:
+    if isinstance(error, MemoryError) or "memory" in str(error).lower():
+        raise error
 
 
 def _refuse_other_zips(path: Path) -> None:
@@ -109,7 +134,8 @@ def _refuse_other_zips(path: Path) -> None:
 def _first(error: Exception) -> str:
     if isinstance(error, EOFError | pickle.UnpicklingError) and not str(error):
         return "it ends too early"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line.split(". ")[0][:160]
 
 
 # ---------------------------------------------------------------------------------------------- wrappers

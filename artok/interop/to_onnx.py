@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def to_onnx(run: str | Path, out: Path) -> list[Path]:
 
 
 def write(module: nn.Module, example: Tensor, given: str, found: str, path: Path) -> None:
-    """One graph, whose first axis is free."""
+    """One graph, whose first axis is free; written aside, so that a full disk leaves no half of one."""
+    aside = path.with_name(f".{path.name}")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -63,7 +65,7 @@ def write(module: nn.Module, example: Tensor, given: str, found: str, path: Path
             torch.onnx.export(
                 module.eval(),
                 (example,),
-                str(path),
+                str(aside),
                 input_names=[given],
                 output_names=[found],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -74,3 +76,7 @@ def write(module: nn.Module, example: Tensor, given: str, found: str, path: Path
             )
         except ModuleNotFoundError as error:
             raise ArtokError(f"exporting to ONNX needs {error.name} installed: pip install onnx onnxscript") from None
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+    os.replace(aside, path)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from artok.errors import CheckpointError
 from artok.generators.var import Var
 from artok.interop.families import Asked, Family, Found, Source, count, renamed, shape_of, with_parameters
 
@@ -36,6 +37,11 @@ class VarTransformer(Family):
         classes, width = shape_of(tensors, "class_emb.weight", 2)
         depth = count(tensors, BLOCK)
         heads = shape_of(tensors, "blocks.0.attn.scale_mul_1H11", 4)[1]
+        length, scales = shape_of(tensors, "pos_1LC", 3)[1], shape_of(tensors, "lvl_embed.weight", 2)[0]
+        if asked.layout is not None and (asked.layout.length, len(asked.layout.grids)) != (length, scales):
+            raise CheckpointError(
+                f"the model has {length} positions in {scales} scales, and the tokenizer gives {asked.layout}"
+            )
         section: dict[str, Any] = {"kind": "var", "depth": depth, "shared_adaln": SHARED in tensors}
         if (heads, width) != (depth, 64 * depth):
             section |= {"heads": heads, "width": width}
@@ -72,6 +78,11 @@ class VarTransformer(Family):
             else:
                 sources[f"{own}.modulation.offset"] = renamed(f"{own}.ada_gss")
         return sources
+
+    def check(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        biased = [key for key, tensor in tensors.items() if key.endswith(".attn.zero_k_bias") and tensor.any()]
+        if biased:
+            raise CheckpointError(f"{biased[0]} is not zero, and artok's keys have no bias")
 
 
 FAMILY = VarTransformer()

@@ -39,7 +39,7 @@ class VarVqvae(Family):
     role = "tokenizer"
     source = "https://github.com/FoundationVision/VAR (Tian et al. 2024, arXiv 2404.02905)"
     licence = "MIT"
-    ignored: ClassVar = {HITS: "usage counted in training"}
+    ignored: ClassVar = {HITS: "usage counted in training", PHI.format(i="*") + ".*": "convolutions that no scale uses"}
 
     def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
         return "encoder.down.0.block.0.conv1.weight" in tensors and PHI.format(i=0) + ".weight" in tensors

@@ -68,7 +68,9 @@ def ancestral(believed: Denoised, x: Tensor, levels: Levels, index: int, options
     low, high = posterior_log_variance(levels, index), math.log(step.added)
     if believed.interpolation is not None:
         return mean, interpolated_log_variance(believed.interpolation, low, high)
-    return mean, torch.full_like(x, high if options.variance == "beta" else low)
+    # At the cleanest level the published code takes the posterior's in either case (Nichol and Dhariwal 2021).
+    fixed = high if options.variance == "beta" and index else low
+    return mean, torch.full_like(x, fixed)
 
 
 def posterior_log_variance(levels: Levels, index: int) -> float:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from artok.config import override, read_yaml, validate
+from artok.config import override, validate
 from artok.data.base import DataConfig, SplitName
 from artok.data.memory import held_in_memory, some
 from artok.data.tokens import evaluation_tokens
@@ -34,9 +34,9 @@ from artok.metrics.floor import class_counts, floor, largest
 from artok.metrics.results import Results
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
-from artok.saved import CONFIG, find_saved, fingerprint, load_tokenizer, read_saved
+from artok.saved import find_saved, fingerprint, load_tokenizer, read_saved
 from artok.tokenizers.base import Tokenizer
-from artok.training.encode import DataOnly, cached_tokens
+from artok.training.encode import cached_tokens, own_data
 from artok.training.extractor import extractor_for, modes_of
 from artok.training.progress import Progress
 
@@ -49,23 +49,31 @@ def evaluate(
 ) -> Results:
     """Measure a run on the held-out images of its data and write `results.json` beside it.
 
-    n: images, all held-out ones unless given. changes: sampling settings as key=value. Errors as in loading, and an
-    ArtokError when n is larger than what a floor can be measured for.
+    n: images, all held-out ones unless given. changes: sampling settings as key=value, and settings of the data as
+    data.key=value. Errors as in loading, a ConfigError when the data do not fit the model, and an ArtokError when n is
+    larger than what a floor can be measured for.
     """
     folder = find_saved(name)
     saved = read_saved(folder)
-    section = read_yaml(folder / CONFIG).get("data")
-    if section is None:
-        raise ConfigError(f"{folder / CONFIG} names no data to measure on; add its 'data' section")
-    data = validate(DataOnly, {"data": section}, str(folder / CONFIG)).data
+    of_data = [change for change in changes if change.startswith("data.")]
+    of_sampling = [change for change in changes if change not in of_data]
+    data = own_data(folder, saved.facts.image, of_data)
+    if saved.generator is None and of_sampling:
+        raise ConfigError(f"{folder} is a tokenizer, which samples nothing: {of_sampling[0]} says nothing to it")
+    sampling = validate(Sampling, override(saved.sampling.model_dump(), of_sampling), "sampling")
     judge = Judge(data, extractor, device, n, progress)
     if saved.generator is None:
         tokenizer, _ = load_tokenizer(folder)
         results = judge.tokenizer(tokenizer.to(device), folder.name)
     else:
+        classes = judge.train_split.classes
+        if len(classes) != len(saved.facts.classes):
+            raise ConfigError(
+                f"{folder} makes images of {len(saved.facts.classes)} classes and the data have {len(classes)}; "
+                "name the data that it was made for with data.key=value"
+            )
         pipeline = Pipeline.from_pretrained(folder, device)
-        own = pipeline.sampling.model_dump()
-        results = judge.generator(pipeline, folder.name, validate(Sampling, override(own, changes), "sampling"))
+        results = judge.generator(pipeline, folder.name, sampling)
     results.save(folder / RESULTS)
     return results
 

@@ -89,6 +89,24 @@ class DataOnly(Section):
     data: Annotated[DataConfig, of_kind("data"), OPEN]
 
 
+def own_data(folder: Path, image: tuple[int, ...], changes: Sequence[str]) -> DataConfig:
+    """The data that a run names, with changes as data.key=value on top; a ConfigError when their images are not of
+    the model's size (C, H, W)."""
+    section = read_yaml(folder / CONFIG).get("data")
+    if section is None and not changes:
+        raise ConfigError(f"{folder / CONFIG} names no data to measure on; add its 'data' section")
+    changed = override({"data": section or {}}, changes)["data"]
+    if isinstance(changed, dict):  # another kind starts without the size of the first
+        changed = {"size": image[-1], "channels": image[0]} | changed
+    data = validate(DataOnly, {"data": changed}, str(folder / CONFIG)).data
+    given = (data.channels, data.size, data.size)
+    if given != tuple(image):
+        raise ConfigError(
+            f"{folder} was trained on images of {tuple(image)} (channels, height, width), but data gives {given}"
+        )
+    return data
+
+
 def encode_command(
     name: str, changes: Sequence[str], split: str, copies: int, folder: Path | None
 ) -> tuple[Path, TokenCache]:
@@ -96,13 +114,7 @@ def encode_command(
     tokenizer, _ = load_tokenizer(name)
     if split not in ("train", "test"):
         raise ConfigError(f"split must be train or test, not {split!r}")
-    section = override(read_yaml(find_saved(name) / CONFIG).get("data", {}), changes)
-    data = validate(DataOnly, {"data": section}, "data").data
-    if (data.channels, data.size, data.size) != tokenizer.layout.image:
-        raise ConfigError(
-            f"the tokenizer was trained on images of {tokenizer.layout.image} (channels, height, width), but data "
-            f"gives {(data.channels, data.size, data.size)}"
-        )
+    data = own_data(find_saved(name), tokenizer.layout.image, [f"data.{change}" for change in changes])
     opened = data.open(cast(SplitName, split))
     mark = fingerprint(tokenizer)
     folder = folder or Path("tokens") / f"{Path(name).name}-{split}"

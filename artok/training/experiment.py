@@ -20,6 +20,8 @@ from artok.saved import Facts
 from artok.tokenizers.base import TokenizerConfig
 from artok.training.settings import Training
 
+WRITTEN = ("facts", "source")  # sections that artok adds to a run's config.yaml
+
 
 class CachedTokens(Config):
     """The `tokens:` section: where a generator's training tokens come from.
@@ -52,8 +54,8 @@ class Experiment(Config):
     @model_validator(mode="before")
     @classmethod
     def _without_facts(cls, section: object) -> object:
-        """A run's own config.yaml, with the facts that its training wrote there, is a config too."""
-        return {k: v for k, v in section.items() if k != "facts"} if isinstance(section, dict) else section
+        """A run's own config.yaml, with the facts that its training or import wrote there, is a config too."""
+        return {k: v for k, v in section.items() if k not in WRITTEN} if isinstance(section, dict) else section
 
     @model_validator(mode="after")
     def _one_job(self) -> Experiment:

@@ -184,6 +184,8 @@ def check_same_run(experiment: Experiment, folder: Path) -> None:
             raise CheckpointError(f"{folder} has checkpoints but no {CONFIG}; start anew with --fresh")
         return
     before, now = read_yaml(folder / CONFIG), experiment.model_dump(mode="json")
+    if "source" in before:
+        raise CheckpointError(f"{folder} holds imported weights, which no training goes on from; choose another folder")
     changed = [line for line in differences(before, now) if line.split(":")[0] not in {f"training.{k}" for k in FREE}]
     if changed:
         raise CheckpointError(

@@ -279,9 +279,8 @@ def dit(fixture: Fixture) -> dict[str, Tensor]:
         "t_embed_freq": sinusoids(io["t"], io["t_embed_freq"].shape[1]),
         "t_embed": network.time(io["t"]),
         "tokens_in": network.tokens(sequence(io["x"])),
-        "train_mse": terms["mse"],
-        "train_vb": terms["vb"],
-        "train_loss": terms["mse"] + terms["vb"],
+        "train_loss": torch.stack(list(terms.values())).sum(0),
+        **{f"train_{name}": value for name, value in terms.items()},  # no vb where the variance is not learned
     }  # fmt: skip
 
 
@@ -289,7 +288,7 @@ def dit_network(fixture: Fixture, built: LatentDiffusion) -> dict[str, Tensor]:
     io, network = fixture.io, built.network
     x, null = sequence(io["x"]), torch.full_like(io["y"], built.classes)
     guided = Guided(built, Condition(io["y"]), Sampling(guidance=fixture.about["cfg_scale"]), 1)(x, io["t"])
-    without, acted = network(x, io["t"], null), built.config.guided_channels
+    without, acted = network(x, io["t"], null), built.config.guided_channels or built.layout.width
     other = torch.cat([guided[..., :acted], without[..., acted:]], dim=-1)
     return {"out": network(x, io["t"], io["y"]), "out_null": without, "out_cfg": torch.cat([guided, other])}
 
@@ -307,6 +306,7 @@ SPACING = {"ddpm": "spread", "ddim": "stride"}
 def dit_chains(fixture: Fixture, built: LatentDiffusion) -> dict[str, Tensor]:
     io, labels = fixture.io, Condition(fixture.io["y"])
     noises, start = sequence(io["step_noise"]), sequence(io["z"])
+    own = built.diffusion.options(Sampling())
     found = {}
 
     def run(predict: Callable[[Tensor, Tensor], Tensor], solver: str, options: Options) -> list[tuple[Tensor, Tensor]]:
@@ -316,7 +316,7 @@ def dit_chains(fixture: Fixture, built: LatentDiffusion) -> dict[str, Tensor]:
     for name, (solver, clip, options) in CHAINS.items():
         spaced(built, spacing=SPACING[solver], clip=clip)
         guided = Guided(built, labels, Sampling(guidance=fixture.about["cfg_scale"]), len(noises))
-        states = run(guided, solver, options)
+        states = run(guided, solver, replace(options, variance=own.variance))
         found[f"{name}_traj"] = torch.stack([x for x, _ in states])
         found[f"{name}_final"] = states[-1][0]
         found[f"{name}_pred_x0_first"] = states[0][1]
@@ -326,7 +326,7 @@ def dit_chains(fixture: Fixture, built: LatentDiffusion) -> dict[str, Tensor]:
 
     for solver, spacing in SPACING.items():
         levels = spaced(built, spacing=spacing, clip=None).sampling_levels(len(noises))
-        alone = each_step(built.diffusion, network, sequence(io["x"]), noises, levels, solver, Options())
+        alone = each_step(built.diffusion, network, sequence(io["x"]), noises, levels, solver, own)
         found |= {f"{solver}_step_{name}": value for name, value in alone.items()}
     spaced(built, spacing="spread")
     found["ddpm_nocfg_final"] = from_the_entrance(built, labels, [start, *noises])
