@@ -80,9 +80,9 @@ class Sweep(Config):
     title: str = ""
     intro: str = ""
     tokenizer: str
-    tokenizer_settings: dict[str, Any] = {}
+    tokenizer_settings: dict[str, Any] = Field({})
     generator: str | None = None
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field({})
     budget: Budget | None = Field(None, description="of each generator; the images of its config unless given")
     grid: dict[str, list[Any]] = Field(min_length=1)
     impossible: Literal["refuse", "skip"] = "refuse"
