@@ -66,7 +66,8 @@ class Sweep(Config):
     """A whole sweep.
 
     tokenizer: the config whose settings vary; tokenizer_settings: sections on top of it. generator: the config of what
-    is trained on each cell's tokens, with `settings` on top; without one, tokenizers alone are compared.
+    is trained on each cell's tokens, on the tokenizer's data with its own augmentation, with `settings` on top; without
+    one, tokenizers alone are compared.
     grid: axis to its entries. An axis such as `tokenizer.quantizer.codes` is that setting of the tokenizer's config,
     and its entries are values. Any other name is free, and its entries are sections of settings that go together, such
     as {label: f8, tokenizer: {downsample: 8, multipliers: [1, 2, 2, 4]}}; without a label, the first value names it.
@@ -313,15 +314,11 @@ class _Builder:
     ) -> tuple[Experiment, float]:
         """The generator's experiment within the budget, and its FLOPs an image."""
         assert self.generator is not None and self.study.generator is not None
-        own = {"name": f"{title}-generator", "tokenizer": str(tokenizer), "seed": seed}
+        data = {**first.data.model_dump(mode="json"), "augment": self.generator.get("data", {}).get("augment", {})}
+        own = {"name": f"{title}-generator", "tokenizer": str(tokenizer), "seed": seed, "data": data}
         experiment = validate(Experiment, resolve(self.generator | own), self.study.generator)
         if experiment.generator is None:
             raise ConfigError(f"{self.study.generator} has no generator")
-        if experiment.image != first.image:
-            raise ConfigError(
-                f"{self.study.generator} has images of {experiment.image} (channels, height, width), "
-                f"{self.study.tokenizer} of {first.image}"
-            )
         check_layout(experiment.generator, layout)
         key = repr((layout, experiment.generator))
         if key not in self.counted:
