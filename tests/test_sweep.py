@@ -203,7 +203,7 @@ def test_its_page_holds_everything_and_needs_nothing(swept: Path) -> None:
     assert "Tiny &lt;sweep&gt;" in page
     for words in ("downsampling 4, codes 16", "downsampling f8, codes 16", "larger than the data can fill"):
         assert words in page
-    for words in ("rFD[classifier], 10% replaced", "bits/dim (rate)", "latency, ms", "memory, MB", "PSNR, dB"):
+    for words in ("rFD[classifier], 10% replaced", "bits/dim (rate)", "latency, ms", "memory, MB an image", "PSNR, dB"):
         assert words in page
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert "<script" not in page

@@ -122,14 +122,15 @@ def measure_tokenizer(study: Sweep, judge: Judge, folder: Path) -> tuple[Results
 
 
 def memory(pipeline: Pipeline, sampling: Sampling) -> float:
-    """Peak megabytes while a batch of images is made."""
+    """Megabytes for each image of a batch at the peak of making it, above what is in use before."""
 
     @torch.inference_mode()
     def make() -> None:
         *_, tokens = pipeline.steps(pipeline.condition([0], BATCH), sampling)
         pipeline.decode(tokens)
 
-    return cost.peak_memory(make, pipeline.device) / 2**20
+    before = cost.peak_memory(lambda: None, pipeline.device)
+    return max(0, cost.peak_memory(make, pipeline.device) - before) / BATCH / 2**20
 
 
 def training_times(trial: Trial) -> Iterator[tuple[str, float]]:
