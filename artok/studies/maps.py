@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from artok.metrics.results import number
 from artok.studies.curves import COLOURS, HEIGHT, INK, LOOK, ROW, WIDTH, drawn, literal, new_axes
@@ -63,8 +63,10 @@ def heat_map(
         bar.solids.set_edgecolor("face")  # no gaps between its colours in browsers
         bar.outline.set_visible(False)
         if logarithmic:
-            bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            bar.ax.yaxis.set_minor_formatter(NullFormatter())
+            ticks = [low, math.sqrt(low * high), high]
+            bar.ax.yaxis.set_minor_locator(NullLocator())
+            bar.ax.yaxis.set_major_locator(FixedLocator(ticks))
+            bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _said(value)))
         cells = "; ".join(
             f"{rows.labels[row]} and {columns.labels[column]}: {_said(values[row][column])}"
             for row, column in np.ndindex(field.shape)

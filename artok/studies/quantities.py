@@ -74,13 +74,7 @@ LATENCY = Quantity(
 )
 SPEED = Quantity("images a second", "generator", "images a second", "higher", "", "Throughput at batch 64.", timed=True)
 MEMORY = Quantity(
-    "memory",
-    "generator",
-    "",
-    "lower",
-    "MB",
-    "Peak of the process while making 64 images (GPU: of tensors).",
-    timed=True,
+    "memory", "generator", "", "lower", "MB an image", "At the peak of making 64 images, above that before.", timed=True
 )
 GENERATOR_TIME = Quantity(
     "generator training", "generator", "", "", "core-seconds", "Processor time of the training loop.", timed=True

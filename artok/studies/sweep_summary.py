@@ -168,17 +168,18 @@ def _robustness(findings: Findings) -> Iterator[str]:
         return
     plain = _known(findings, reconstruction_distance(study.evaluation.extractor))
     changed = _known(findings, perturbed_distance(study.evaluation.extractor, share))
-    rises = {name: changed[name] - plain[name] for name in changed if name in plain}
-    if len(rises) < 2:
+    factors = {name: changed[name] / plain[name] for name in changed if plain.get(name, 0) > 0}
+    if len(factors) < 2:
         return
-    least, most = min(rises, key=lambda name: rises[name]), max(rises, key=lambda name: rises[name])
+    least, most = min(factors, key=lambda name: factors[name]), max(factors, key=lambda name: factors[name])
 
     def rise(name: str) -> str:
-        return f"{findings.outcome(name).cell.title} ({short(plain[name])} to {short(changed[name])})"
+        change = f"{factors[name] - 1:+.0%}".replace("-", "−")
+        return f"{findings.outcome(name).cell.title} ({change}, from {short(plain[name])} to {short(changed[name])})"
 
     yield (
-        f"With {100 * share:.3g}% of the codes replaced by near neighbours, the distance of reconstructions rises most "
-        f"for {rise(most)} and least for {rise(least)}."
+        f"With {100 * share:.3g}% of the codes replaced by near neighbours, the distance of reconstructions grows "
+        f"most, in proportion, for {rise(most)} and least for {rise(least)}."
     )
 
 
