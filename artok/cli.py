@@ -229,11 +229,15 @@ def sweep(
 
     wanted = load_sweep(study, overrides or [])
     folder = out or Path("runs") / wanted.name
-    if cell is None:
-        typer.echo(f"open {run(wanted, folder, device(), fresh)} in a browser")
-        return
-    planned = plan(wanted, folder, only=cell)
-    if not run_cell(planned, planned.cells[0], device()):
+    try:
+        if cell is None:
+            typer.echo(f"open {run(wanted, folder, device(), fresh)} in a browser")
+            return
+        planned = plan(wanted, folder, only=cell)
+        finished = run_cell(planned, planned.cells[0], device())
+    except KeyboardInterrupt:
+        finished = False
+    if not finished:
         typer.echo(f"stopped and saved; the same command goes on with {folder}", err=True)
         raise typer.Exit(130)
 

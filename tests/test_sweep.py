@@ -272,11 +272,41 @@ def test_other_settings_are_refused_and_other_measures_measured_again(swept: Pat
         sweep(changed, swept / "out", "cpu")
 
 
+def test_an_interruption_says_how_to_go_on(
+    swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("artok.studies.sweep.run_jobs", stopped)
+    monkeypatch.setattr(sys, "argv", ["artok", "sweep", str(swept / "out" / STUDY), "--out", str(swept / "out")])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
 def test_one_cell_can_be_asked_for(swept: Path) -> None:
     wanted = load_sweep(str(swept / "out" / STUDY), [])
     assert [cell.name for cell in plan(wanted, swept / "out", only="downsampling-4_codes-16").cells]
     with pytest.raises(ArtokError, match="no cell nothing; it has downsampling-4_codes-16"):
         plan(wanted, swept / "out", only="nothing")
+
+
+def test_latent_channels_and_tokenizers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("artok.studies.sweep.run_jobs", in_this_process)
+    quantizers = [{"kind": "gaussian", "width": width} for width in (2, 4)]
+    entries = [{"label": str(each["width"]), "tokenizer": {"quantizer": each}} for each in quantizers]
+    grid = {"latent channels": entries}
+    page = sweep(study(tmp_path, grid=grid, generator=None, budget=None), tmp_path / "out", "cpu").read_text()
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    for cell, width in zip(results["cells"], (2, 4), strict=True):
+        assert cell["layout"]["width"] == width
+        assert {"PSNR", "rFD[classifier]", "tokens"} <= set(cell["values"])
+        assert not {"bits", "perplexity", "FD[classifier]", "rFD[classifier], 10% replaced"} & set(cell["values"])
+    assert set(results["fronts"]) == {"rFD[classifier] against tokens"}
+    assert "latent channels 2" in page
+    assert "entropy," not in page
 
 
 # ---------------------------------------------------------------------------------------------- findings and plots
