@@ -30,7 +30,7 @@ from artok.metrics import (
 from artok.metrics.base import MetricConfig, Seen, Subject
 from artok.metrics.evaluate import Evaluation
 from artok.metrics.features import Extractor, extract
-from artok.metrics.floor import class_counts, floor, largest
+from artok.metrics.floor import class_counts, floor, largest, stratified
 from artok.metrics.results import Results
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
@@ -157,9 +157,10 @@ class Judge:
         """The distances of as many training images to the held-out ones."""
         if self._floor is None:
             metrics = self.evaluation(self.between_sets(), layout).metrics
-            train, _ = extract(self.extractor, self.train_images)
+            rows = stratified(self.train_labels, self.test_labels, self.n)  # the features of no others are wanted
+            train, _ = extract(self.extractor, self.train_images[rows])
             test, _ = extract(self.extractor, self.test_images)
-            self._floor = floor(metrics, train, self.train_labels, test, self.test_labels, self.n)
+            self._floor = floor(metrics, train, self.train_labels[rows], test, self.test_labels, self.n)
         return self._floor
 
     def samples(self, pipeline: Pipeline, sampling: Sampling) -> Iterator[Seen]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -26,9 +26,12 @@ class Job:
     after: tuple[str, ...] = ()
 
 
-def run_jobs(jobs: Sequence[Job], workers: int) -> dict[str, float]:
+def run_jobs(
+    jobs: Sequence[Job], workers: int, done: Callable[[Mapping[str, float]], None] | None = None
+) -> dict[str, float]:
     """Run every job, at most `workers` at a time, the earlier in the list first; wall seconds of each.
 
+    done: told the seconds of those that are done, the last one last, whenever one ends.
     Each job is a process of one thread: two such processes use two cores where two threads of one wait for each other.
     RunError: a job failed; the others are told to save and stop. KeyboardInterrupt: the user stopped them.
     """
@@ -49,6 +52,8 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> dict[str, float]:
                 if process.returncode:
                     _stop(running)
                     _fail(name, process.returncode)
+                if done is not None:
+                    done(seconds)
     return seconds
 
 
