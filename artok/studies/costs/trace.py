@@ -66,16 +66,21 @@ class Costs:
         return Costs(self.works + other.works)
 
 
+Like = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # shape, stride and dtype of a tensor
+
+
 class Trace(TorchDispatchMode):
     """Counts the operators that run inside, and the bytes of the tensors that they make while these are alive.
 
     live, peak: bytes now, and the most at any time. What existed before is not among them.
+    aside, peak_with_aside: bytes that were set aside, such as gradients, and the most of both together.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.works: Counter[Work] = Counter()
-        self.live = self.peak = 0
+        self.live = self.peak = self.aside = self.peak_with_aside = 0
+        self._quiet = False
         self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
 
     def take(self) -> Costs:
@@ -96,10 +101,22 @@ class Trace(TorchDispatchMode):
             outer.update(inner)
             self.works, self.peak = outer, max(peak, self.peak)
 
-    def repeat(self, works: Counter[Work], added: int) -> None:
-        """Count again what was counted `apart`."""
+    def repeat(self, works: Counter[Work], added: int, like: Like) -> Tensor:
+        """Count again what was counted `apart`, and give a result like the one it had."""
         self.works.update(works)
         self.peak = max(self.peak, self.live + added)
+        self._quiet = True
+        shape, stride, dtype = like
+        result = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        self._quiet = False
+        self.hold(result)
+        return result
+
+    def set_aside(self, tensor: Tensor) -> None:
+        """Count a tensor no longer as alive but by itself, for good."""
+        _, size = self._alive.pop(tensor.untyped_storage()._cdata)
+        self.live -= size
+        self.aside += size
 
     def hold(self, tensor: Tensor) -> None:
         """Count a tensor's storage as alive until it is freed."""
@@ -109,16 +126,19 @@ class Trace(TorchDispatchMode):
             return
 
         def freed(_: object) -> None:
-            self._alive.pop(key, None)
-            self.live -= size
+            if self._alive.pop(key, None) is not None:
+                self.live -= size
 
         self._alive[key] = (weakref.ref(storage, freed), size)
         self.live += size
         self.peak = max(self.peak, self.live)
+        self.peak_with_aside = max(self.peak_with_aside, self.live + self.aside)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if self._quiet:
+            return out
         outputs = list(_tensors(out))
         inputs = [*_tensors(args), *_tensors(kwargs.values())]
         known = {tensor.untyped_storage()._cdata for tensor in inputs}
@@ -134,7 +154,7 @@ def _work(func: Any, args: Any, kwargs: Any, out: Any, inputs: list[Tensor], fre
     formula = flop_registry.get(func._overloadpacket)
     flops = int(formula(*args, **kwargs, out_val=out)) if formula else 0
     written = sum(map(_size, fresh))
-    if not fresh and not func._schema.is_mutable:
+    if (not fresh and not func._schema.is_mutable) or name.startswith("empty"):
         moved = 0
     elif name in READS_A_PART:
         moved = 2 * written + sum(map(_size, inputs[1:]))
