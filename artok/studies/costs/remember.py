@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from artok.nn.attention import KVCache
 from artok.studies.costs.trace import Like, Trace, Work
+
+METHODS = ("forward", "sample")  # a diffusion head draws its tokens in many steps
 
 Known = dict[Hashable, tuple[Counter[Work], int, Like]]
 
@@ -24,47 +26,53 @@ def remembered(model: nn.Module, trace: Trace) -> Iterator[list[int]]:
     For tensors on the meta device and without gradients. Gives the bytes of the largest KV cache that was used.
     """
     known: Known = {}
+    numbers: dict[Hashable, int] = {}
     cache = [0]
     modules = [module for module in model.modules() if module is not model and any(True for _ in module.parameters())]
     for module in modules:
-        module.forward = _Remembered(module, known, trace, cache)
+        structure = (type(module), str(module), _shapes(module), _settings(module))
+        number = numbers.setdefault(structure, len(numbers))  # a tuple so long is hashed once and not at each call
+        for name in METHODS:
+            if hasattr(module, name):
+                setattr(module, name, _Remembered(getattr(module, name), (number, name), known, trace, cache))
     try:
         yield cache
     finally:
         for module in modules:
-            del module.forward
+            for name in METHODS:
+                vars(module).pop(name, None)
 
 
 class _Remembered:
-    """The forward of one module."""
+    """A method of a module. name: the same for all modules of the same structure."""
 
-    def __init__(self, module: nn.Module, known: Known, trace: Trace, cache: list[int]) -> None:
-        self.forward, self.known, self.trace, self.cache = module.forward, known, trace, cache
-        self.names = list(inspect.signature(module.forward).parameters)
-        self.structure = (type(module), str(module), _shapes(module), _settings(module))
+    def __init__(self, method: Callable[..., Any], name: Hashable, known: Known, trace: Trace, cache: list[int]) -> None:
+        self.method, self.name, self.known, self.trace, self.cache = method, name, known, trace, cache
+        self.parameters = list(inspect.signature(method).parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(self.names, args, strict=False)) | kwargs
+        given = dict(zip(self.parameters, args, strict=False)) | kwargs
         for value in given.values():
             if isinstance(value, KVCache):
                 self.cache[0] = max(self.cache[0], value.keys.nbytes + value.values.nbytes)
         # a layer's number only says where in the cache it writes
-        key = (self.structure, tuple((name, _kind(value)) for name, value in given.items() if name != "layer"))
+        key = (self.name, tuple((name, _kind(value)) for name, value in given.items() if name != "layer"))
         if key in self.known:
             return self.trace.repeat(*self.known[key])
         with self.trace.apart() as (works, added):
-            result = self.forward(*args, **kwargs)
+            result = self.method(*args, **kwargs)
         if isinstance(result, Tensor):
             self.known[key] = (works, added[0], _like(result))
         return result
 
 
 def _kind(value: Any) -> Hashable:
+    """What of an argument decides the cost; of floats, nothing."""
     if isinstance(value, Tensor):
         return _like(value)
     if isinstance(value, KVCache):
         return (tuple(value.keys.shape), value.keys.dtype, value.filled)
-    return value
+    return float if isinstance(value, float) else value
 
 
 def _like(tensor: Tensor) -> Like:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +81,7 @@ class Trace(TorchDispatchMode):
         self.works: Counter[Work] = Counter()
         self.live = self.peak = self.aside = self.peak_with_aside = 0
         self._quiet = False
+        self._known: dict[Hashable, tuple[Like, Work]] = {}
         self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
 
     def take(self) -> Costs:
@@ -136,17 +137,36 @@ class Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
         if self._quiet:
+            return func(*args, **kwargs)
+        key = (func, _kind(args), _kind(tuple(kwargs.items())))
+        if key in self._known:  # torch takes milliseconds to work out the shapes of some operators
+            (shape, stride, dtype), work = self._known[key]
+            self.works[work] += 1
+            out = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+            self.hold(out)
             return out
-        outputs = list(_tensors(out))
+        out = func(*args, **kwargs)
         inputs = [*_tensors(args), *_tensors(kwargs.values())]
         known = {tensor.untyped_storage()._cdata for tensor in inputs}
-        fresh = [tensor for tensor in outputs if tensor.untyped_storage()._cdata not in known]
-        self.works[_work(func, args, kwargs, out, inputs, fresh)] += 1
+        fresh = [tensor for tensor in _tensors(out) if tensor.untyped_storage()._cdata not in known]
+        work = _work(func, args, kwargs, out, inputs, fresh)
+        self.works[work] += 1
         for tensor in fresh:
             self.hold(tensor)
+        if fresh and isinstance(out, Tensor) and out.is_meta and not func._schema.is_mutable:
+            self._known[key] = ((tuple(out.shape), out.stride(), out.dtype), work)
         return out
+
+
+def _kind(value: Any) -> Hashable:
+    """What of an argument decides the work and the shape of the result."""
+    if isinstance(value, Tensor):
+        whole = value.untyped_storage().nbytes()
+        return (tuple(value.shape), value.stride(), value.dtype, value.device.type, whole)
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_kind, value))
+    return float if isinstance(value, float) else value
 
 
 def _work(func: Any, args: Any, kwargs: Any, out: Any, inputs: list[Tensor], fresh: list[Tensor]) -> Work:
