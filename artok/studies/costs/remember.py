@@ -46,7 +46,9 @@ def remembered(model: nn.Module, trace: Trace) -> Iterator[list[int]]:
 class _Remembered:
     """A method of a module. name: the same for all modules of the same structure."""
 
-    def __init__(self, method: Callable[..., Any], name: Hashable, known: Known, trace: Trace, cache: list[int]) -> None:
+    def __init__(
+        self, method: Callable[..., Any], name: Hashable, known: Known, trace: Trace, cache: list[int]
+    ) -> None:
         self.method, self.name, self.known, self.trace, self.cache = method, name, known, trace, cache
         self.parameters = list(inspect.signature(method).parameters)
 
