@@ -74,7 +74,8 @@ def sample(
     design.generator.check(sampling)
     passes = sample_tokens(design.generator, design.tokenizer, sampling, batch, chip, dtype)
     with torch.no_grad(), Trace() as trace, Emulation(chip):
-        design.tokenizer.decode(blank_tokens(design.layout, batch))
+        if design.tokenizer is not None:
+            design.tokenizer.decode(blank_tokens(design.layout, batch))
     return Sampled(passes, trace.take(), max(passes.peak, trace.peak))
 
 

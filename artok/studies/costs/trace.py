@@ -114,10 +114,11 @@ class Trace(TorchDispatchMode):
         return result
 
     def set_aside(self, tensor: Tensor) -> None:
-        """Count a tensor no longer as alive but by itself, for good."""
-        _, size = self._alive.pop(tensor.untyped_storage()._cdata)
-        self.live -= size
-        self.aside += size
+        """Count a tensor no longer as alive but by itself, for good; once, where several share their memory."""
+        found = self._alive.pop(tensor.untyped_storage()._cdata, None)
+        if found is not None:
+            self.live -= found[1]
+            self.aside += found[1]
 
     def hold(self, tensor: Tensor) -> None:
         """Count a tensor's storage as alive until it is freed."""

@@ -94,7 +94,7 @@ def generator_losses(design: Design, batch: int) -> dict[str, Tensor]:
     """As `GeneratorTask.losses` computes them."""
     assert design.generator is not None
     tokens = blank_tokens(design.layout, batch)
-    if design.experiment.tokens.online:
+    if design.experiment.tokens.online and design.tokenizer is not None:
         with torch.no_grad():
             tokens = design.tokenizer.encode(torch.empty(batch, *design.layout.image, device=META))
     noise = Noise(0, torch.empty(batch, dtype=torch.int64, device=META))
@@ -105,6 +105,7 @@ def generator_losses(design: Design, batch: int) -> dict[str, Tensor]:
 
 def tokenizer_losses(design: Design, batch: int) -> dict[str, Tensor]:
     """As `TokenizerTask.losses` computes them."""
+    assert design.tokenizer is not None
     images = torch.empty(batch, *design.layout.image, device=META)
     result = design.tokenizer(images)
     losses = dict(result.losses)
