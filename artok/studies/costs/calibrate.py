@@ -41,7 +41,8 @@ WEIGHTS = ((128, 1), (512, 1), (512, 4), (512, 16), (512, 64))  # side and numbe
 ROWS = 4  # that they are multiplied with: few, so that reading takes the time
 NUMBERS = (2**10, 2**14, 2**18, 2**22)  # of pointwise operators
 CONVOLUTIONS = ((1, 8, 4), (1, 24, 16), (1, 64, 16), (16, 64, 16))  # images, channels, side
-SECONDS = 0.15  # spent on each point
+ATTENTION = ((1, 16), (16, 16), (64, 64), (256, 256))  # queries and keys of a head
+SECONDS = 0.08  # spent on each point
 
 
 class Calibration(Config):
@@ -57,10 +58,11 @@ class Calibration(Config):
     operator: float
     view: float
     convolutions: Points
+    batched: Points
 
     def device(self) -> Device:
         source = f"measured here by 'artok plan --calibrate', {self.threads} thread{'s' * (self.threads > 1)}"
-        names = ("memory", "products", "reading", "pointwise", "operator", "view", "convolutions")
+        names = ("memory", "products", "reading", "pointwise", "operator", "view", "convolutions", "batched")
         return replace(CORE, source=source, **{name: getattr(self, name) for name in names})
 
 
@@ -80,12 +82,12 @@ def this_cpu() -> Device:
 
 
 def calibrate(progress: Progress) -> Path:
-    """Measure this machine, in about 15 seconds, and keep the figures in the user's cache."""
+    """Measure this machine, in about 10 seconds, and keep the figures in the user's cache."""
     progress.say(f"measuring {processor()}, {torch.get_num_threads()} threads")
     with torch.inference_mode():
         products = {name: product_rates(dtype) for name, dtype in DTYPES.items() if name != "fp16"}
         measured = replace(
-            CORE, memory=memory(), operator=0.0, view=0.0, convolutions=convolution_rates(),
+            CORE, memory=memory(), operator=0.0, view=0.0, convolutions=convolution_rates(), batched=batched_rates(),
             products=products | {"fp16": products["bf16"]}, reading=reading_rates(products["fp32"]),
             pointwise=pointwise_rates(),
         )  # fmt: skip
@@ -94,7 +96,7 @@ def calibrate(progress: Progress) -> Path:
         processor=processor(), threads=torch.get_num_threads(), torch=torch.__version__, memory=measured.memory,
         products={name: tuple(curve) for name, curve in measured.products.items()},
         reading=tuple(measured.reading), pointwise=tuple(measured.pointwise), operator=operator, view=view,
-        convolutions=tuple(measured.convolutions),
+        convolutions=tuple(measured.convolutions), batched=tuple(measured.batched),
     )  # fmt: skip
     write_config(place(), calibration)
     return place()
@@ -157,6 +159,15 @@ def convolution_rates() -> Points:
         flops = 2.0 * batch * channels**2 * 9 * side**2
         points.append((flops, flops / beside_launch(lambda x=x, weight=weight: F.conv2d(x, weight, padding=1))))
     return tuple(points)
+
+
+def batched_rates() -> Points:
+    points = []
+    for queries, keys in ATTENTION:
+        q, k = torch.randn(256, queries, 32), torch.randn(256, keys, 32).transpose(1, 2)
+        flops, moved = 2.0 * 256 * queries * keys * 32, 4.0 * 256 * (32 * (queries + keys) + queries * keys)
+        points.append((flops / moved, flops / beside_launch(lambda q=q, k=k: torch.bmm(q, k))))
+    return tuple(sorted(points))
 
 
 def product_rates(dtype: torch.dtype) -> Points:

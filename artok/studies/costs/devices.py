@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class Device:
     overlaps: bool
     source: str
     convolutions: Curve = ()
+    batched: Curve = ()
 
     def seconds(self, work: Work, resident: float = 0.0) -> float:
         """Of one operator, in a computation whose weights take `resident` bytes."""
@@ -53,6 +55,8 @@ class Device:
         curve = self.products[PRECISIONS.get(work.dtype, "fp32")]
         if self.convolutions and work.name.startswith("convolution") and work.dtype == torch.float32:
             return self.operator + work.flops / at(self.convolutions, work.flops)
+        if self.batched and work.name == "bmm":
+            return self.operator + work.flops / at(self.batched, work.flops / work.bytes)
         parts = (work.flops / at(curve, work.flops), work.bytes / at(self.reading, resident))
         return self.operator + (max(parts) if self.overlaps else sum(parts))
 
@@ -65,7 +69,7 @@ def at(curve: Curve, size: float) -> float:
         return curve[-1][1]
     right = bisect([point for point, _ in curve], size)
     (low, before), (high, after) = curve[right - 1], curve[right]
-    return before * (after / before) ** (torch.tensor(size / low).log() / torch.tensor(high / low).log()).item()
+    return before * (after / before) ** (math.log(size / low) / math.log(high / low))
 
 
 # ---------------------------------------------------------------------------------------------- published figures
