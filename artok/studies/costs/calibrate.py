@@ -145,11 +145,13 @@ def timings(call: Callable[[], object], seconds: float) -> list[float]:
 def beside_launch(call: Callable[[], object], seconds: float = SECONDS) -> float:
     """Seconds of an operator's work, without those that any operator takes."""
     taken = fastest(call, seconds)
-    return max(taken - fastest(launch, SECONDS / 10), taken / 10)
+    return max(taken - launch(), taken / 10)
 
 
-def launch(numbers: Tensor = torch.zeros(4, 4)) -> Tensor:
-    return numbers + numbers
+def launch() -> float:
+    """Seconds of an operator on a few numbers."""
+    x = torch.zeros(4, 4)
+    return fastest(lambda: x + x, SECONDS / 10)
 
 
 def convolution_rates() -> Points:
@@ -190,7 +192,7 @@ def reading_rates(products: Curve) -> Points:
             for matrix in matrices:
                 F.linear(x, matrix)
 
-        taken = fastest(read) / count - fastest(launch, SECONDS / 10)
+        taken = fastest(read) / count - launch()
         points.append((size * count, size / max(taken - flops / products[-1][1], taken / 10)))
     return tuple(points)
 

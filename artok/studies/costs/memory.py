@@ -6,8 +6,8 @@ All in float32 but for the activations, whose precision is autocast's:
     FSDP   (weights + gradients + 2 AdamW moments + EMA) / devices + 2 x (weights + gradients of the largest block)
            + activations
 
-The buckets are DistributedDataParallel's, as large as the gradients; one device needs none. FSDP gathers one block while
-it computes the one before. A frozen tokenizer lies whole on every device.
+The buckets are DistributedDataParallel's, as large as the gradients; one device needs none. FSDP gathers one block
+while it computes the one before. A frozen tokenizer lies whole on every device.
 """
 
 from __future__ import annotations

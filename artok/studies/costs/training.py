@@ -45,7 +45,7 @@ class Step:
     """costs: of the forward and the backward pass.
 
     Bytes, none with the weights: saved: what lives between the two passes. activations: the most at any time without
-    the gradients. gradients: of all weights. peak: the most at any time of both, since gradients come as activations go.
+    the gradients. gradients: of all weights. peak: the most of both at any time; gradients come as activations go.
     """
 
     costs: Costs
