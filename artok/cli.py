@@ -244,6 +244,47 @@ def sweep(
         raise typer.Exit(130)
 
 
+@app.command()
+def plan(
+    config: Annotated[str | None, typer.Argument(help="a config to plan; or give its numbers as options")] = None,
+    overrides: Overrides = None,
+    size: Annotated[int, typer.Option(min=1, help="side of the images")] = 256,
+    downsample: Annotated[int, typer.Option(min=1, help="image side over side of the token grid")] = 16,
+    codes: Annotated[int, typer.Option(min=2, help="in the codebook")] = 16384,
+    scales: Annotated[
+        str, typer.Option(help="sides of VAR's grids, as 1,2,4; published or doubling unless given")
+    ] = "",
+    frames: Annotated[int, typer.Option(min=1, help="of a video")] = 1,
+    frame_downsample: Annotated[int, typer.Option(min=1, help="frames over time steps of tokens")] = 1,
+    family: Annotated[str, typer.Option(help="raster, var, maskgit, mar or diffusion")] = "raster",
+    depth: Annotated[int, typer.Option(min=1, help="layers of the transformer")] = 12,
+    width: Annotated[int | None, typer.Option(min=1, help="64 a layer unless given")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="of training")] = 256,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; as the config has it unless given")] = None,
+    device: Annotated[str, typer.Option(help="H100, H200, A100, L4, RTX 4090 or cpu")] = "H100",
+    sample_batch: Annotated[int, typer.Option(min=1, help="images at a time, for throughput")] = 64,
+    window: Annotated[int, typer.Option(min=1, help="video: side of local attention, in tokens")] = 16,
+    neighbours: Annotated[int, typer.Option(min=0, help="video: frames before and after that it sees")] = 1,
+    key_frames: Annotated[int, typer.Option(min=0, help="video: frames that all tokens see")] = 1,
+    chunk: Annotated[int, typer.Option(min=1, help="video: frames of tokens generated at once")] = 5,
+    overlap: Annotated[int, typer.Option(min=0, help="video: frames that chunks share")] = 1,
+    all_families: Annotated[bool, typer.Option("--all-families", help="every family at this size")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="measure this CPU first, for --device cpu")] = False,
+    json: Annotated[bool, typer.Option("--json", help="for programs: bytes, seconds, FLOPs")] = False,
+) -> None:
+    """What a design costs before it is trained: tokens, parameters, FLOPs, memory, time, and the devices it fits on."""
+    from artok.studies.plan import Asked
+    from artok.studies.plan_command import calibrated, planned, wished
+
+    if calibrate:
+        typer.echo(calibrated(), err=True)
+        if config is None and device.lower() != "cpu":
+            return
+    asked = Asked(device, precision, sample_batch, window, neighbours, key_frames, chunk, overlap)
+    wish = wished(size, downsample, codes, scales, frames, frame_downsample, family, depth, width, batch)
+    typer.echo(planned(config, overrides or [], wish, asked, all_families, json))
+
+
 def device() -> str:
     import torch
 

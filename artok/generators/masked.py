@@ -116,8 +116,10 @@ def masked_flags(order_BN: Tensor, counts_B: Tensor) -> Tensor:
 
 
 def picked(values: Tensor, flags_BN: Tensor, expected: float) -> Tensor:
-    """values (B, N, ...) where flagged, (R, ...). On the meta device, where flags have no numbers, R is `expected` times
-    B N, the share that training flags on average."""
+    """values (B, N, ...) where flagged, (R, ...).
+
+    On the meta device flags have no numbers, and R is `expected` of B N, the share that training flags on average.
+    """
     if flags_BN.is_meta:
         return values.flatten(0, 1)[: max(1, round(expected * flags_BN.numel()))]
     return values[flags_BN]

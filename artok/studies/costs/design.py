@@ -24,20 +24,22 @@ UNKNOWN = 1000
 
 @dataclass(frozen=True)
 class Design:
-    """An experiment's modules without numbers. classes: as many as its labels, which the embeddings depend on."""
+    """An experiment's modules without numbers. classes: as many as its labels, which the embeddings depend on.
+
+    tokenizer: None where only its layout is known (video, for which artok has none yet).
+    """
 
     experiment: Experiment
-    tokenizer: Tokenizer
+    layout: TokenLayout
+    tokenizer: Tokenizer | None
     generator: Generator | None
     classes: int
 
     @property
-    def layout(self) -> TokenLayout:
-        return self.tokenizer.layout
-
-    @property
     def trained(self) -> nn.Module:
-        return self.tokenizer if self.generator is None else self.generator
+        model = self.generator or self.tokenizer
+        assert model is not None
+        return model
 
 
 def build(experiment: Experiment, classes: int | None = None) -> Design:
@@ -59,7 +61,16 @@ def build(experiment: Experiment, classes: int | None = None) -> Design:
         generator.to("meta")
         generator.check(experiment.sampling)
         tokenizer.eval().requires_grad_(False)
-    return Design(experiment, tokenizer, generator, classes)
+    return Design(experiment, tokenizer.layout, tokenizer, generator, classes)
+
+
+def on_layout(experiment: Experiment, layout: TokenLayout, classes: int) -> Design:
+    """The design of a generator on tokens of a layout, whatever tokenizer gives them."""
+    assert experiment.generator is not None
+    check_layout(experiment.generator, layout)
+    with torch.device("meta"):
+        generator = experiment.generator.build(layout, classes)
+    return Design(experiment, layout, None, generator.to("meta"), classes)
 
 
 def tokenizer_section(experiment: Experiment) -> TokenizerConfig:

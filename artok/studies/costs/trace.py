@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,16 +66,22 @@ class Costs:
         return Costs(self.works + other.works)
 
 
+Like = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # shape, stride and dtype of a tensor
+
+
 class Trace(TorchDispatchMode):
     """Counts the operators that run inside, and the bytes of the tensors that they make while these are alive.
 
     live, peak: bytes now, and the most at any time. What existed before is not among them.
+    aside, peak_with_aside: bytes that were set aside, such as gradients, and the most of both together.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.works: Counter[Work] = Counter()
-        self.live = self.peak = 0
+        self.live = self.peak = self.aside = self.peak_with_aside = 0
+        self._quiet = False
+        self._known: dict[Hashable, tuple[Like, Work]] = {}
         self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
 
     def take(self) -> Costs:
@@ -96,10 +102,23 @@ class Trace(TorchDispatchMode):
             outer.update(inner)
             self.works, self.peak = outer, max(peak, self.peak)
 
-    def repeat(self, works: Counter[Work], added: int) -> None:
-        """Count again what was counted `apart`."""
+    def repeat(self, works: Counter[Work], added: int, like: Like) -> Tensor:
+        """Count again what was counted `apart`, and give a result like the one it had."""
         self.works.update(works)
         self.peak = max(self.peak, self.live + added)
+        self._quiet = True
+        shape, stride, dtype = like
+        result = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        self._quiet = False
+        self.hold(result)
+        return result
+
+    def set_aside(self, tensor: Tensor) -> None:
+        """Count a tensor no longer as alive but by itself, for good; once, where several share their memory."""
+        found = self._alive.pop(tensor.untyped_storage()._cdata, None)
+        if found is not None:
+            self.live -= found[1]
+            self.aside += found[1]
 
     def hold(self, tensor: Tensor) -> None:
         """Count a tensor's storage as alive until it is freed."""
@@ -109,24 +128,46 @@ class Trace(TorchDispatchMode):
             return
 
         def freed(_: object) -> None:
-            self._alive.pop(key, None)
-            self.live -= size
+            if self._alive.pop(key, None) is not None:
+                self.live -= size
 
         self._alive[key] = (weakref.ref(storage, freed), size)
         self.live += size
         self.peak = max(self.peak, self.live)
+        self.peak_with_aside = max(self.peak_with_aside, self.live + self.aside)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._quiet:
+            return func(*args, **kwargs)
+        key = (func, _kind(args), _kind(tuple(kwargs.items())))
+        if key in self._known:  # torch takes milliseconds to work out the shapes of some operators
+            (shape, stride, dtype), work = self._known[key]
+            self.works[work] += 1
+            out = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+            self.hold(out)
+            return out
         out = func(*args, **kwargs)
-        outputs = list(_tensors(out))
         inputs = [*_tensors(args), *_tensors(kwargs.values())]
         known = {tensor.untyped_storage()._cdata for tensor in inputs}
-        fresh = [tensor for tensor in outputs if tensor.untyped_storage()._cdata not in known]
-        self.works[_work(func, args, kwargs, out, inputs, fresh)] += 1
+        fresh = [tensor for tensor in _tensors(out) if tensor.untyped_storage()._cdata not in known]
+        work = _work(func, args, kwargs, out, inputs, fresh)
+        self.works[work] += 1
         for tensor in fresh:
             self.hold(tensor)
+        if fresh and isinstance(out, Tensor) and out.is_meta and not func._schema.is_mutable:
+            self._known[key] = ((tuple(out.shape), out.stride(), out.dtype), work)
         return out
+
+
+def _kind(value: Any) -> Hashable:
+    """What of an argument decides the work and the shape of the result."""
+    if isinstance(value, Tensor):
+        whole = value.untyped_storage().nbytes()
+        return (tuple(value.shape), value.stride(), value.dtype, value.device.type, whole)
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_kind, value))
+    return float if isinstance(value, float) else value
 
 
 def _work(func: Any, args: Any, kwargs: Any, out: Any, inputs: list[Tensor], fresh: list[Tensor]) -> Work:
@@ -134,7 +175,7 @@ def _work(func: Any, args: Any, kwargs: Any, out: Any, inputs: list[Tensor], fre
     formula = flop_registry.get(func._overloadpacket)
     flops = int(formula(*args, **kwargs, out_val=out)) if formula else 0
     written = sum(map(_size, fresh))
-    if not fresh and not func._schema.is_mutable:
+    if (not fresh and not func._schema.is_mutable) or name.startswith("empty"):
         moved = 0
     elif name in READS_A_PART:
         moved = 2 * written + sum(map(_size, inputs[1:]))

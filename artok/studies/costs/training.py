@@ -42,11 +42,16 @@ def training_flops(experiment: Experiment, classes: int | None = None, chip: Chi
 
 @dataclass(frozen=True)
 class Step:
-    """costs: of the forward and the backward pass. saved: bytes that live between them, which are the activations.
-    peak: the most bytes at any time, gradients included and weights not."""
+    """costs: of the forward and the backward pass.
+
+    Bytes, none with the weights: saved: what lives between the two passes. activations: the most at any time without
+    the gradients. gradients: of all weights. peak: the most of both at any time; gradients come as activations go.
+    """
 
     costs: Costs
     saved: int
+    activations: int
+    gradients: int
     peak: int
 
 
@@ -59,14 +64,23 @@ def training_step(design: Design, batch: int, chip: Chip = "cpu", dtype: torch.d
     if design.experiment.training.recompute and not set_recompute(model, True):
         raise ConfigError("training.recompute is on, but nothing in this model offers it; switch it off")
     model.zero_grad(set_to_none=True)
+
+    def accumulated(weight: Tensor) -> None:
+        assert weight.grad is not None
+        trace.set_aside(weight.grad)
+
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    hooks = [weight.register_post_accumulate_grad_hook(accumulated) for weight in trained]
     with Trace() as trace, Emulation(chip, dtype) as emulation:  # in the backward pass too, which may recompute
         losses = generator_losses(design, batch) if design.generator else tokenizer_losses(design, batch)
         emulation.end_forward()
         total = reduce(torch.add, losses.values())
         saved = trace.live
         backward(total)
+    for hook in hooks:
+        hook.remove()
     model.zero_grad(set_to_none=True)
-    return Step(trace.take(), saved, trace.peak)
+    return Step(trace.take(), saved, trace.peak, trace.aside, trace.peak_with_aside)
 
 
 def backward(loss: Tensor) -> None:
@@ -80,7 +94,7 @@ def generator_losses(design: Design, batch: int) -> dict[str, Tensor]:
     """As `GeneratorTask.losses` computes them."""
     assert design.generator is not None
     tokens = blank_tokens(design.layout, batch)
-    if design.experiment.tokens.online:
+    if design.experiment.tokens.online and design.tokenizer is not None:
         with torch.no_grad():
             tokens = design.tokenizer.encode(torch.empty(batch, *design.layout.image, device=META))
     noise = Noise(0, torch.empty(batch, dtype=torch.int64, device=META))
@@ -91,6 +105,7 @@ def generator_losses(design: Design, batch: int) -> dict[str, Tensor]:
 
 def tokenizer_losses(design: Design, batch: int) -> dict[str, Tensor]:
     """As `TokenizerTask.losses` computes them."""
+    assert design.tokenizer is not None
     images = torch.empty(batch, *design.layout.image, device=META)
     result = design.tokenizer(images)
     losses = dict(result.losses)

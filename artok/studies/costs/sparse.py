@@ -1,0 +1,81 @@
+"""What attention over a video's tokens costs in full, and what sparse patterns reduce it to: counts of query-key pairs.
+
+A video's grid is (frames, rows, columns) of tokens. FLOPs of a layer are 4 width pairs: queries by keys, and weights by
+values, a multiply-add counted as two. Bytes are those of the scores, heads times pairs, were they ever held at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from artok.errors import ConfigError
+
+HALF = 2  # bytes of a bfloat16 number
+
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """tokens: of the whole video. pairs: of a query and a key that it sees, in one layer. held: tokens whose keys and
+    values have to be there at once."""
+
+    name: str
+    tokens: int
+    pairs: int
+    held: int
+
+    def flops(self, depth: int, width: int) -> float:
+        """Of the scores and the mixing in a forward pass through all layers."""
+        return 4.0 * depth * width * self.pairs
+
+    def score_bytes(self, heads: int) -> float:
+        """Of one layer's scores in half precision, held at once."""
+        return float(HALF * heads * self.pairs)
+
+    def cache_bytes(self, depth: int, width: int) -> float:
+        """Of keys and values in half precision."""
+        return 2.0 * HALF * depth * width * self.held
+
+
+def full(grid: Grid) -> Pattern:
+    """Every token sees every token."""
+    tokens = math.prod(grid)
+    return Pattern("full attention", tokens, tokens**2, tokens)
+
+
+def local(grid: Grid, window: int, neighbours: int, key_frames: int) -> Pattern:
+    """A token sees a window of `window` x `window` tokens around it in its own frame and in as many as `neighbours`
+    frames before and after, and all tokens of `key_frames` frames.
+
+    Pairs: frames x rows x columns x (window^2 (1 + 2 neighbours) + key_frames x rows x columns), as in the middle of
+    the video. ConfigError: the video has fewer tokens or frames than that.
+    """
+    frames, rows, columns = grid
+    if window > min(rows, columns):
+        raise ConfigError(f"a window of {window} is larger than a frame of {rows}x{columns} tokens")
+    if 1 + 2 * neighbours > frames or key_frames > frames:
+        raise ConfigError(f"{1 + 2 * neighbours} neighbouring and {key_frames} key frames are more than {frames}")
+    seen = window**2 * (1 + 2 * neighbours) + key_frames * rows * columns
+    tokens = math.prod(grid)
+    held = min(frames, 1 + 2 * neighbours + key_frames) * rows * columns
+    text = f"local {window}x{window}, {neighbours} frames before and after, {key_frames} key frames"
+    return Pattern(text, tokens, tokens * min(seen, tokens), held)
+
+
+def chunks(grid: Grid, chunk: int, overlap: int) -> Pattern:
+    """Full attention within chunks of `chunk` frames, each of which begins with the last `overlap` of the one before.
+
+    Chunks: ceil((frames - overlap) / (chunk - overlap)); pairs: chunks x (chunk x rows x columns)^2. ConfigError: the
+    overlap leaves nothing new in a chunk.
+    """
+    frames, rows, columns = grid
+    chunk = min(chunk, frames)
+    if overlap >= chunk:
+        raise ConfigError(f"an overlap of {overlap} frames leaves nothing new in a chunk of {chunk}")
+    count = math.ceil((frames - overlap) / (chunk - overlap))
+    inside = chunk * rows * columns
+    return Pattern(
+        f"{count} chunks of {chunk} frames, {overlap} overlapping", math.prod(grid), count * inside**2, inside
+    )

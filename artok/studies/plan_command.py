@@ -1,0 +1,57 @@
+"""What `artok plan` was asked for, from its arguments to the text it prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from artok.errors import ConfigError
+from artok.studies.costs.calibrate import calibrate, place
+from artok.studies.costs.devices import DTYPES
+from artok.studies.costs.families import Wish
+from artok.studies.plan import Asked, all_families, families_of_config, plan_config, plan_wish
+from artok.studies.plan_text import families_text, text
+from artok.training.progress import Progress
+
+
+def calibrated() -> str:
+    """Measure this machine; where the figures are."""
+    calibrate(Progress("calibrate"))
+    return f"measured; the figures are in {place()}"
+
+
+def wished(
+    size: int,
+    downsample: int,
+    codes: int,
+    scales: str,
+    frames: int,
+    frame_downsample: int,
+    family: str,
+    depth: int,
+    width: int | None,
+    batch: int,
+) -> Wish:
+    """The numbers of a design. ConfigError: they do not fit together."""
+    try:
+        sides = tuple(int(side) for side in scales.split(",")) if scales else None
+    except ValueError:
+        raise ConfigError(f"scales must be whole numbers separated by commas, got {scales!r}") from None
+    return Wish(
+        size=size, downsample=downsample, codes=codes, scales=sides, frames=frames, frame_downsample=frame_downsample,
+        family={"dit": "diffusion"}.get(family, family), depth=depth, width=width, batch=batch,
+    )  # fmt: skip
+
+
+def planned(
+    config: str | None, overrides: Sequence[str], wish: Wish, asked: Asked, every_family: bool, as_json: bool
+) -> str:
+    """The text of one plan, or of all families side by side."""
+    if asked.precision is not None and asked.precision not in DTYPES:
+        raise ConfigError(f"there is no precision {asked.precision!r}; there are: {', '.join(DTYPES)}")
+    if every_family:
+        plans = families_of_config(config, overrides, asked) if config else all_families(wish, asked)
+        return json.dumps([asdict(plan) for plan in plans], indent=2) if as_json else families_text(plans)
+    plan = plan_config(config, overrides, asked) if config else plan_wish(wish, asked)
+    return json.dumps(asdict(plan), indent=2) if as_json else text(plan)
