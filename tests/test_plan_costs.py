@@ -8,17 +8,21 @@ import sys
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from models import IMAGE, TOKENIZERS
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from artok.config import load, validate
 from artok.generators.base import Generator
 from artok.layout import Condition, TokenLayout, Tokens
-from artok.losses.base import Loss
+from artok.losses.base import Loss, Setting
 from artok.metrics import cost
+from artok.metrics.extractors import classifier
 from artok.noise import Noise
 from artok.saved import check_layout
 from artok.studies.costs import design, memory, training
@@ -28,6 +32,8 @@ from artok.tokenizers.base import Tokenizer
 from artok.training.ema import Ema
 from artok.training.experiment import Experiment
 from artok.training.loop import make_optimizer
+from artok.training.progress import Progress
+from artok.training.run import build_task, make_accelerator
 
 GENERATORS = ("raster", "var", "mar", "mar-causal", "maskgit", "dit", "dit-codes", "unet-pixels")
 TOKENIZER_CONFIGS = ("vq", "msvq", "kl")
@@ -60,7 +66,7 @@ def real_losses(experiment: Experiment, tokenizer: Tokenizer, generator: Generat
     result = tokenizer(images)
     losses = dict(result.losses)
     for config in experiment.losses:
-        comparison = config.build(experiment.image)
+        comparison = config.build(Setting(experiment.image, torch.device("cpu"), None))
         assert isinstance(comparison, Loss)
         losses |= comparison(result.images, images)
     return reduce(torch.add, losses.values())
@@ -78,6 +84,46 @@ def test_parameters_and_training_flops_are_those_of_the_real_modules(name: str) 
     assert parameters(experiment) == cost.parameters(model)
     measured = cost.flops(lambda: real_losses(experiment, tokenizer, generator, batch).backward()) / batch
     assert training_flops(smaller(experiment, batch)) == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["gan", "gan-wgan-gp", "vqgan"])
+def test_a_critics_turns_are_counted_as_training_takes_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the task itself, whose players take turns as in the training loop."""
+    experiment = smaller(load(Experiment, f"digits/{name}"), BATCH)
+    if name == "vqgan":  # what a classifier costs does not depend on what it has learned
+        monkeypatch.setattr(classifier, "SEEN_AT_LEAST", 256)
+        monkeypatch.setattr(classifier, "EPOCHS", 1)
+    task = build_task(experiment, tmp_path, make_accelerator(experiment, tmp_path), Progress("test", quiet=True))
+    seen, turns = experiment.training.images - BATCH, experiment.generator.critic.turns if experiment.generator else 1  # type: ignore[attr-defined]
+    batch = next(task.batches(0, 0, 1))
+
+    def turn(player: str) -> None:
+        for name, module in task.players.items():
+            for weight in module.parameters():
+                weight.requires_grad_(name == player)
+        losses = task.losses(task.players, player, batch, seen).losses
+        torch.stack(list(losses.values())).sum().backward()
+
+    counted = []
+    for player in ("model", "critic"):
+        with Counting() as counter:
+            turn(player)
+        counted.append(counter.flops)
+    assert training_flops(experiment) == pytest.approx((counted[0] / turns + counted[1]) / BATCH, rel=0.01)
+
+
+class Counting(TorchDispatchMode):
+    """torch's own formulas, without the hooks on modules that FlopCounterMode has: R1 differentiates within a pass."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        self.flops += formula(*args, **(kwargs or {}), out_val=out) if formula else 0
+        return out
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

@@ -86,6 +86,5 @@ class Adversarial(AdversarialLoss):
 
 def gradient(loss: Tensor, weight: Tensor) -> Tensor:
     """Of a loss by one weight, flat and float32; the graph is kept for the training pass."""
-    with torch.autocast(weight.device.type, enabled=False):
-        (found,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    (found,) = torch.autograd.grad(loss, weight, retain_graph=True)
     return found.detach().float().flatten()

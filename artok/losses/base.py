@@ -20,12 +20,12 @@ class Setting:
     """What a loss is built for.
 
     image: (channels, *size). training: the training split in memory, for a loss that learns from it first; called only
-    by such a loss, since it reads every image.
+    by such a loss, since it reads every image. None where only shapes are wanted, on the meta device.
     """
 
     image: tuple[int, ...]
     device: torch.device
-    training: Callable[[], TrainingImages]
+    training: Callable[[], TrainingImages] | None
 
 
 class Loss(nn.Module, ABC):

@@ -5,9 +5,9 @@ al. 2018).
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from artok.errors import CheckpointError, ConfigError
 from artok.losses.base import Loss, LossConfig, Setting
-from artok.metrics.features import parse
+from artok.metrics.features import Maps, parse
 
 LPIPS = "lpips"
 
@@ -46,14 +46,23 @@ class Config(LossConfig):
         return self
 
     def build(self, setting: Setting) -> Perceptual:
+        if setting.training is None:
+            return Perceptual(self, self.shapes(setting.image))
         if self.features == LPIPS:
             return Perceptual(self, open_lpips(self.weights))
         extractor = parse(self.features)
-        if extractor.kind == "classifier":
+        if extractor.trained:
             extractor = extractor.model_copy(update={"seed": self.seed})
-        training = setting.training() if extractor.kind == "classifier" else None
+        training = setting.training() if extractor.trained else None
         network = extractor.build(training, setting.device, None)
         return Perceptual(self, FeatureDistance(network.maps, self.layers))
+
+    def shapes(self, image: tuple[int, ...]) -> nn.Module:
+        """The network with no weights, to count what it costs."""
+        if self.features == LPIPS:
+            return Lpips(import_lpips().LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False))
+        extractor = parse(self.features)
+        return FeatureDistance(extractor.blank_maps(image), self.layers)
 
     @classmethod
     def tiny(cls) -> Config:
@@ -65,9 +74,7 @@ class FeatureDistance(nn.Module):
     eq. 1 with all channels weighted alike).
     """
 
-    def __init__(
-        self, maps: Callable[[Tensor, Sequence[int] | None], list[Tensor]], layers: Sequence[int] | None
-    ) -> None:
+    def __init__(self, maps: Maps, layers: Sequence[int] | None) -> None:
         super().__init__()
         self.maps, self.layers = maps, layers
 
@@ -106,12 +113,17 @@ class Lpips(nn.Module):
         return self.network(x, y).flatten()
 
 
-def open_lpips(weights: Path | None) -> Lpips:
-    """LPIPS with VGG16. ConfigError: the package is missing. CheckpointError: VGG16's weights cannot be had."""
+def import_lpips() -> Any:
     try:
         import lpips  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
         raise ConfigError("features lpips need its package: pip install artok[lpips]; or use classifier") from None
+    return lpips
+
+
+def open_lpips(weights: Path | None) -> Lpips:
+    """LPIPS with VGG16. ConfigError: the package is missing. CheckpointError: VGG16's weights cannot be had."""
+    lpips = import_lpips()
     try:
         network = lpips.LPIPS(net="vgg", pnet_rand=weights is not None, verbose=False)
     except Exception as error:  # whatever a download may raise

@@ -15,10 +15,10 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from artok.config import Part, find, validate
 from artok.errors import ArtokError
 
 ROOM = "metrics.extractors"
+
+Maps: TypeAlias = Callable[[Tensor, Sequence[int] | None], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,10 @@ class ExtractorConfig(Part, ABC):
         training: what to train on, for a kind that trains; an ArtokError when it is None there. cache: directory of
         trained and downloaded weights; None means `cache_directory()`.
         """
+
+    def blank_maps(self, image: tuple[int, ...]) -> Maps:
+        """`Extractor.maps` of images of (channels, height, width) with weights that mean nothing, to count its cost."""
+        raise ArtokError(f"the extractor {self.kind!r} gives no maps to train on; use classifier or timm:NAME")
 
 
 def parse(spec: str) -> ExtractorConfig:

@@ -24,6 +24,8 @@ CLASSES = 0.8  # fewer of the classes than this are covered,
 TOLD_APART = 0.9  # if the features recognise at least so many of the classes in real images
 COVERAGE = 0.25  # coverage is below this share of what real images reach
 OF_BEST = 0.5  # coverage is below this share of the run's best so far
+RECALL = 0.25  # recall is below this share of what real images reach,
+CROWDED = 0.6  # while samples lie so much closer to one another than real images: a few shapes, made over and over
 PRECISION = 0.25  # below this share of what real images reach, samples are not few of the data's kinds but none of them
 GROWN = 0.5  # share of the training before which little coverage, few classes or no likeness is just a beginning
 
@@ -145,6 +147,13 @@ def _at(monitors: Sequence[Event], wanted: int) -> tuple[str, str] | None:
         return COLLAPSED, (
             f"samples cover {coverage:.0%} of real images, where other real ones cover {floor:.0%} "
             f"(rule: under {COVERAGE:.0%} of that)"
+        )
+    recall, ratio = last["recall"], last["neighbour_ratio"]
+    if grown and recall < RECALL * last["recall_floor"] and ratio < CROWDED:
+        return COLLAPSED, (
+            f"{recall:.0%} of real images lie where samples do, and {last['recall_floor']:.0%} where other real ones do, "
+            f"and samples are {ratio:.2f} times as far from one another as real images (rule: under {RECALL:.0%} of that "
+            f"and under {CROWDED:g} times)"
         )
     classes = last.get("classes_covered", 1.0)
     if grown and classes < CLASSES and last["classes_covered_floor"] >= TOLD_APART:

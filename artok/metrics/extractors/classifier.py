@@ -33,6 +33,7 @@ from artok.errors import ArtokError
 from artok.metrics.features import (
     Extractor,
     ExtractorConfig,
+    Maps,
     TrainingImages,
     cache_directory,
     weights_fingerprint,
@@ -77,6 +78,10 @@ class Config(ExtractorConfig):
                     _save(network, path, key)
         return Classifier(network, shape, torch.device(device))
 
+    def blank_maps(self, image: tuple[int, ...]) -> Maps:
+        network = Network(image[0], max(image[1:]), classes=2).eval().requires_grad_(False)
+        return lambda images, layers: chosen(network.maps(shrunk(images)), layers)
+
 
 class Classifier(Extractor):
     """The trained network, in evaluation mode and float32."""
@@ -98,11 +103,14 @@ class Classifier(Extractor):
 
     def maps(self, images: Tensor, layers: Sequence[int] | None) -> list[Tensor]:
         """Layer 0 is the stem's, each next one a block's."""
-        found = self._network.maps(shrunk(images))
-        outside = [layer for layer in layers or () if not 0 <= layer < len(found)]
-        if outside:
-            raise ArtokError(f"the classifier has layers 0 to {len(found) - 1}, and no {outside[0]}")
-        return found if layers is None else [found[layer] for layer in layers]
+        return chosen(self._network.maps(shrunk(images)), layers)
+
+
+def chosen(maps: list[Tensor], layers: Sequence[int] | None) -> list[Tensor]:
+    outside = [layer for layer in layers or () if not 0 <= layer < len(maps)]
+    if outside:
+        raise ArtokError(f"the classifier has layers 0 to {len(maps) - 1}, and no {outside[0]}")
+    return maps if layers is None else [maps[layer] for layer in layers]
 
 
 # ---------------------------------------------------------------------------------------------- network

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from artok.metrics.features import Extractor, ExtractorConfig, TrainingImages, weights_fingerprint
+from artok.metrics.features import Extractor, ExtractorConfig, Maps, TrainingImages, weights_fingerprint
 from artok.nn.backbone import Backbone, open_backbone
 
 
@@ -22,6 +22,9 @@ class Config(ExtractorConfig):
 
     def build(self, training: TrainingImages | None, device: torch.device | str, cache: Path | None) -> TimmFeatures:
         return TimmFeatures(self.model, open_backbone(self.model, self.weights), torch.device(device))
+
+    def blank_maps(self, image: tuple[int, ...]) -> Maps:
+        return open_backbone(self.model, None, random=True).maps
 
 
 class TimmFeatures(Extractor):

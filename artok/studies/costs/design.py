@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from artok.adversarial.critic import Critic
 from artok.config import SHIPPED, load
 from artok.data.base import DataConfig
 from artok.data.hub import Config as HubConfig
 from artok.errors import ConfigError
-from artok.generators.base import Generator
+from artok.generators.base import AdversarialGenerator, Generator
 from artok.layout import TokenLayout
+from artok.losses.base import AdversarialLoss, Loss, Setting
 from artok.saved import CONFIG, TOKENIZER, check_layout, read_saved
 from artok.tokenizers.base import Tokenizer, TokenizerConfig
 from artok.training.experiment import Experiment
@@ -26,7 +28,8 @@ UNKNOWN = 1000
 class Design:
     """An experiment's modules without numbers. classes: as many as its labels, which the embeddings depend on.
 
-    tokenizer: None where only its layout is known (video, for which artok has none yet).
+    tokenizer: None where only its layout is known (video, for which artok has none yet). comparisons: a tokenizer's
+    losses on reconstructions.
     """
 
     experiment: Experiment
@@ -34,6 +37,14 @@ class Design:
     tokenizer: Tokenizer | None
     generator: Generator | None
     classes: int
+    comparisons: tuple[Loss | AdversarialLoss, ...] = ()
+
+    @property
+    def critic(self) -> Critic | None:
+        """The second player of adversarial training."""
+        if isinstance(self.generator, AdversarialGenerator):
+            return self.generator.opponent
+        return next((loss.critic for loss in self.comparisons if isinstance(loss, AdversarialLoss)), None)
 
     @property
     def trained(self) -> nn.Module:
@@ -52,16 +63,27 @@ def build(experiment: Experiment, classes: int | None = None) -> Design:
         classes = 0 if experiment.generator is None else count_classes(experiment.data)
     with torch.device("meta"):
         tokenizer = section.build(experiment.image)
-        generator = None
+        generator, critic = None, None
         if experiment.generator is not None:
             check_layout(experiment.generator, tokenizer.layout)
             generator = experiment.generator.build(tokenizer.layout, classes)
+            critic = experiment.generator.build_critic(tokenizer.layout, classes)
     tokenizer.to("meta")  # tables that are computed on the CPU whatever the device
     if generator is not None:
         generator.to("meta")
         generator.check(experiment.sampling)
         tokenizer.eval().requires_grad_(False)
-    return Design(experiment, tokenizer.layout, tokenizer, generator, classes)
+    if isinstance(generator, AdversarialGenerator) and critic is not None:
+        generator.face(critic.to("meta"))
+    compared = () if generator else comparisons(experiment)
+    return Design(experiment, tokenizer.layout, tokenizer, generator, classes, compared)
+
+
+def comparisons(experiment: Experiment) -> tuple[Loss | AdversarialLoss, ...]:
+    """A tokenizer's losses on reconstructions, on the meta device."""
+    setting = Setting(experiment.image, torch.device("meta"), None)
+    with torch.device("meta"):
+        return tuple(loss.build(setting).to("meta") for loss in experiment.losses)
 
 
 def on_layout(experiment: Experiment, layout: TokenLayout, classes: int) -> Design:

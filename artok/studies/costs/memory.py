@@ -45,7 +45,10 @@ def state_bytes(design: Design) -> float:
     training = design.experiment.training
     copies = 3 + (training.ema is not None)
     buffers = size_in_bytes(design.trained) - NUMBER * parameters(design.trained)
-    return float(copies * NUMBER * parameters(design.trained, trained_only=True) + max(buffers, 0))
+    found = copies * NUMBER * parameters(design.trained, trained_only=True) + max(buffers, 0)
+    if design.critic is not None:
+        found += size_in_bytes(design.critic) + 2 * NUMBER * parameters(design.critic, trained_only=True)
+    return float(found)
 
 
 def frozen_bytes(design: Design) -> float:

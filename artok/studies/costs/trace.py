@@ -62,6 +62,10 @@ class Costs:
         """Kernels, views left out."""
         return int(self.total(lambda work: work.bytes > 0))
 
+    def share(self, part: float) -> Costs:
+        """Of work that is done in a part of the steps."""
+        return self if part == 1 else Costs(Counter({work: count * part for work, count in self.works.items()}))  # type: ignore[dict-item]
+
     def __add__(self, other: Costs) -> Costs:
         return Costs(self.works + other.works)
 

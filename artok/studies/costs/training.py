@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from artok.adversarial.critic import Critic
 from artok.errors import ConfigError
+from artok.generators.base import AdversarialGenerator
 from artok.layout import Condition, TokenLayout, Tokens
-from artok.losses.base import Loss
+from artok.losses.base import AdversarialLoss, Loss, Moment
 from artok.metrics import cost
 from artok.nn.recompute import set_recompute
 from artok.noise import Noise
@@ -56,13 +60,45 @@ class Step:
 
 
 def training_step(design: Design, batch: int, chip: Chip = "cpu", dtype: torch.dtype = torch.float32) -> Step:
-    """One process's step on `batch` images. dtype: of matrix products, as under autocast."""
-    model = design.trained.train()
-    for part in model.modules():
+    """One process's step on `batch` images, of a critic too where there is one. dtype: of matrix products, as under
+    autocast."""
+    for part in design.trained.train().modules():
         if isinstance(part, Quantizer):
             part.eval()  # what keeps a codebook alive depends on its numbers; it multiplies no matrices
-    if design.experiment.training.recompute and not set_recompute(model, True):
+    if design.experiment.training.recompute and not set_recompute(design.trained, True):
         raise ConfigError("training.recompute is on, but nothing in this model offers it; switch it off")
+    losses = generator_losses if design.generator else tokenizer_losses
+    critic = design.critic
+    with frozen(critic or nn.Module()):
+        step = turn(design.trained, lambda: losses(design, batch), chip, dtype)
+    if critic is None:
+        return step
+    with frozen(design.trained):
+        other = turn(critic, lambda: critic_losses(design, critic, batch), chip, dtype)
+    return Step(
+        step.costs.share(1 / critic.config.turns) + other.costs,
+        max(step.saved, other.saved),
+        max(step.activations, other.activations),
+        max(step.gradients, other.gradients),
+        max(step.peak, other.peak),
+    )
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Without gradients for a player whose turn it is not."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
+
+
+def turn(model: nn.Module, losses: Callable[[], dict[str, Tensor]], chip: Chip, dtype: torch.dtype) -> Step:
+    """One player's forward and backward pass."""
     model.zero_grad(set_to_none=True)
 
     def accumulated(weight: Tensor) -> None:
@@ -72,9 +108,8 @@ def training_step(design: Design, batch: int, chip: Chip = "cpu", dtype: torch.d
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     hooks = [weight.register_post_accumulate_grad_hook(accumulated) for weight in trained]
     with Trace() as trace, Emulation(chip, dtype) as emulation:  # in the backward pass too, which may recompute
-        losses = generator_losses(design, batch) if design.generator else tokenizer_losses(design, batch)
+        total = reduce(torch.add, losses().values())
         emulation.end_forward()
-        total = reduce(torch.add, losses.values())
         saved = trace.live
         backward(total)
     for hook in hooks:
@@ -97,10 +132,10 @@ def generator_losses(design: Design, batch: int) -> dict[str, Tensor]:
     if design.experiment.tokens.online and design.tokenizer is not None:
         with torch.no_grad():
             tokens = design.tokenizer.encode(torch.empty(batch, *design.layout.image, device=META))
-    noise = Noise(0, torch.empty(batch, dtype=torch.int64, device=META))
-    drop = noise.uniform() < design.experiment.generator.label_dropout  # type: ignore[union-attr]
+    random = noise(batch)
+    drop = random.uniform() < design.experiment.generator.label_dropout  # type: ignore[union-attr]
     condition = Condition(torch.empty(batch, dtype=torch.int64, device=META)).dropped(drop, design.classes)
-    return dict(design.generator(tokens, condition, noise, design.tokenizer))
+    return dict(design.generator(tokens, condition, random, design.tokenizer))
 
 
 def tokenizer_losses(design: Design, batch: int) -> dict[str, Tensor]:
@@ -108,13 +143,33 @@ def tokenizer_losses(design: Design, batch: int) -> dict[str, Tensor]:
     assert design.tokenizer is not None
     images = torch.empty(batch, *design.layout.image, device=META)
     result = design.tokenizer(images)
-    losses = dict(result.losses)
-    for config in design.experiment.losses:
-        with META:
-            comparison = config.build(design.layout.image)
-        assert isinstance(comparison, Loss)
-        losses |= comparison(result.images.float(), images)
-    return losses
+    losses, compared = dict(result.losses), dict[str, Tensor]()
+    for comparison in design.comparisons:
+        if isinstance(comparison, Loss):
+            compared |= comparison(result.images.float(), images)
+    others = reduce(torch.add, compared.values())
+    for comparison in design.comparisons:
+        if isinstance(comparison, AdversarialLoss):
+            moment = Moment(design.experiment.training.images, noise(batch), others, design.tokenizer.last_layer())
+            losses |= comparison(result.images.float(), images, moment)[0]
+    return losses | compared
+
+
+def critic_losses(design: Design, critic: Critic, batch: int) -> dict[str, Tensor]:
+    """As the critic's turn in either task computes them, on images that are made already or made by the generator."""
+    labels = None
+    real = fake = torch.empty(batch, *design.layout.image, device=META)
+    if isinstance(design.generator, AdversarialGenerator):
+        labels = torch.empty(batch, dtype=torch.int64, device=META)
+        with torch.no_grad():
+            fake = design.generator.made(Condition(labels), noise(batch))
+        real = design.generator.pictures(blank_tokens(design.layout, batch))
+    verdict = critic(real, fake, labels, noise(batch), 0, 0.0)
+    return dict(verdict.losses)
+
+
+def noise(batch: int) -> Noise:
+    return Noise(0, torch.empty(batch, dtype=torch.int64, device=META))
 
 
 def blank_tokens(layout: TokenLayout, batch: int) -> Tokens:
