@@ -294,6 +294,14 @@ def test_verdicts_follow_the_figures(runs: Path, values: dict[str, float], sente
     assert sentence in summary.about_generator(run)
 
 
+def test_modes_are_told_beside_what_chance_would_give(runs: Path) -> None:
+    counted = replace(generator_results("raster"), measurements=(entry("modes covered", 412.0, 417.12),))
+    run = replace(open_runs([runs / "raster"])[0], results=counted)
+    text = summary.about_generator(run)
+    assert "540 samples show 412 kinds of image, where so many independent draws of the data would show 417.1." in text
+    assert explain("KL of modes").better == "lower"
+
+
 def test_the_best_is_marked_only_where_it_can_be_told() -> None:
     one, two = generator_results("one", nearest=3.6), generator_results("two", distance=1.2, nearest=1.5)
     table = figures([one, two], same_tokens=False)

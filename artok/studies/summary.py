@@ -149,6 +149,12 @@ def _coverage(run: Run) -> Iterator[str]:
     if entry is not None:
         floor = f" (other real images: {entry.floor:.1%})" if entry.floor is not None else ""
         yield f"They cover {entry.value:.1%} of the held-out images{floor}."
+    kinds = measured(run.results, "modes covered")
+    if kinds is not None and kinds.floor is not None:
+        yield (
+            f"{kinds.n:,} samples show {kinds.value:,.0f} kinds of image, where so many independent draws of the data "
+            f"would show {kinds.floor:,.1f}."
+        )
 
 
 def _memorisation(run: Run) -> Iterator[str]:

@@ -234,7 +234,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if values:
             self.record("monitor", values)
-            self.progress.show(self.seen, values, "samples")
+            shown = {name: value for name, value in values.items() if not name.endswith("_floor")}
+            self.progress.show(self.seen, shown, "samples")
             self.judge()
 
     def judge(self, finished: bool | None = None) -> None:
