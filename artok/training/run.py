@@ -41,11 +41,8 @@ from artok.training.settings import settle_precision
 from artok.training.tasks import GeneratorTask, Task, TokenizerTask
 
 # Settings that do not change what is computed: they may differ between a run and its resumption.
-FREE = {"log_every", "validate_every", "validate_images", "preview_every", "checkpoint_every", "keep", "trackers"} | {
-    "monitor_images",
-    "monitor_every",
-    "monitor_features",
-}
+FREE = {f"{what}_every" for what in ("log", "validate", "preview", "monitor", "checkpoint")}
+FREE |= {"validate_images", "monitor_images", "monitor_features", "keep", "trackers"}
 
 
 def train(experiment: Experiment, folder: Path, fresh: bool = False) -> bool:
@@ -149,6 +146,8 @@ def make_monitor(
     if images < FEWEST:
         progress.say(f"no monitor of collapse: it needs {FEWEST} images of the model, held out and to train on")
         return None
+    if train_split.sequential:  # one reader each
+        train_split = data.open("train")
     labels = source.labels if isinstance(source, TokenCache) else None
     splits = train_split, data.open("test"), labels, held_out.labels
     return Monitor(training.monitor_features, images, *splits, data.size, device)
