@@ -7,13 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import torch
 from models import generator_experiment, tokenizer_experiment
+from PIL import Image
+from pyarrow import parquet
+from test_transforms import encoded
 from torch import Tensor, nn
 
 from artok.config import validate
-from artok.data import digits
+from artok.data import digits, hub
+from artok.data.base import Split
+from artok.data.splits import MemorySplit
 from artok.errors import ConfigError, RunError
 from artok.generators.base import Generator
 from artok.generators.raster import Raster
@@ -280,6 +286,29 @@ def test_a_generator_of_a_few_images_has_collapsed(kept: int) -> None:
 
 def test_other_features_see_the_same() -> None:
     assert watched(1, "classifier")["coverage"] < 0.1 < 0.7 < watched(None, "classifier")["coverage"]
+
+
+def monitor_of(train_split: Split, test_split: Split, labels: Tensor | None, images: int) -> Monitor:
+    return Monitor("pixels", images, train_split, test_split, labels, labels, 8, torch.device("cpu"))
+
+
+def test_real_images_are_compared_with_as_many_of_each_class() -> None:
+    labels = (torch.arange(100) >= 90).long()  # ten of the second
+    split = MemorySplit(torch.arange(100).to(torch.uint8).expand(1, 8, 8, 100).permute(3, 0, 1, 2), labels, "ab", "")
+    assert torch.bincount(monitor_of(split, split, labels, 20).real_labels).tolist() == [10, 10]
+    assert torch.bincount(monitor_of(split, split, labels, 40).real_labels).tolist() == [20, 10]  # all there are
+    assert len(monitor_of(split, split, None, 40).real_labels) == 40  # whatever they are
+
+
+def test_of_a_stream_the_first_images_are_taken(tmp_path: Path) -> None:
+    images = [{"bytes": encoded(Image.new("RGB", (8, 8), (i, i, i))), "path": None} for i in range(60)]
+    columns = {"img": images, "label": [i % 2 for i in range(60)]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    data = hub.Config(files=str(tmp_path / "a.parquet"), size=8, streaming=True, classes=["a", "b"], holdout=0.5)
+    train_split, test_split = data.open("train"), data.open("test")
+    expected = data.open("test").read(range(10)).images.float().mean((1, 2, 3)) / 127.5 - 1
+    known = monitor_of(train_split, test_split, torch.zeros(len(test_split), dtype=torch.int64), 10)
+    torch.testing.assert_close(known.real.mean(1), expected)
 
 
 def test_a_monitor_leaves_random_numbers_as_they_are() -> None:
