@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -329,12 +330,42 @@ def tokenizer_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+JUDGED = ("monitor", "warning", "end")
+
+
+def constant(self: Raster, condition: Condition, *_: object) -> Iterator[Tokens]:
+    yield Tokens(torch.zeros(len(condition), *self.layout.value_shape(), dtype=torch.int64), self.layout)
+
+
+@pytest.mark.parametrize("stop", [32, 96])
+def test_a_resumed_run_is_judged_as_an_uninterrupted_one(
+    tokenizer_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """Stopped before the first warning, and after it: it is given once, when it was due."""
+    monkeypatch.setattr(Raster, "steps", constant)
+    experiment = generator_experiment(str(tokenizer_run))
+    assert train(experiment, tmp_path / "whole")
+    step = Trainer.step
+
+    def until(self: Trainer, batch: Any, meter: Any) -> None:
+        step(self, batch, meter)
+        if self.seen + self.training.batch == stop:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", until)
+        assert train(experiment, tmp_path / "stopped") is False
+    assert train(experiment, tmp_path / "stopped")
+    logs = []
+    for name in ("whole", "stopped"):
+        events = [event for event in read_log(tmp_path / name / "log.jsonl") if event["event"] in JUDGED]
+        logs.append([{key: value for key, value in event.items() if key != "time"} for event in events])
+    assert logs[0] == logs[1] and [event["event"] for event in logs[0]].count("warning") == 1
+
+
 def test_a_run_that_collapses_says_so(
     tokenizer_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def constant(self: Raster, condition: Condition, *_: object) -> Iterator[Tokens]:
-        yield Tokens(torch.zeros(len(condition), *self.layout.value_shape(), dtype=torch.int64), self.layout)
-
     monkeypatch.setattr(Raster, "steps", constant)
     assert train(generator_experiment(str(tokenizer_run)), tmp_path)
     events = read_log(tmp_path / "log.jsonl")
