@@ -60,7 +60,8 @@ def heat_map(
             axes.text(column + 0.5, row + 0.5, text + star, ha="center", va="center", color=ink, fontsize=8.5)
         _label(axes, rows, columns)
         bar = figure.colorbar(mesh, ax=axes, label=literal(unit) if unit else None, fraction=0.08, pad=0.03)
-        bar.solids.set_edgecolor("face")  # no gaps between its colours in browsers
+        if bar.solids is not None:
+            bar.solids.set_edgecolor("face")  # no gaps between its colours in browsers
         bar.outline.set_visible(False)
         if logarithmic:
             ticks = [low, math.sqrt(low * high), high]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -37,7 +38,7 @@ def near_codes(codec: Codec, count: int, device: torch.device | str = "cpu") -> 
 def _vectors(codec: Codec, vocab: int, positions: slice, level: int, device: torch.device | str) -> Tensor:
     """What each code, set at all positions of a scale, adds in the middle of the latent, (V, D) float64."""
     layout = codec.layout
-    middle = tuple(side // 2 for side in layout.grid)
+    middle = sum(side // 2 * math.prod(layout.grid[axis + 1 :]) for axis, side in enumerate(layout.grid))
     known = None
     if len(layout.grids) > 1:
         known = torch.zeros(layout.length, dtype=torch.bool, device=device)
@@ -47,15 +48,12 @@ def _vectors(codec: Codec, vocab: int, positions: slice, level: int, device: tor
         values = torch.zeros(len(codes), *layout.value_shape(), dtype=torch.int64, device=device)
         values[:, positions, level] = codes[:, None]
         latents = codec.embed(Tokens(values, layout, None if known is None else known.expand(len(codes), -1)))
-        parts.append(latents[(slice(None), slice(None), *middle)].double())
+        parts.append(latents.flatten(2)[:, :, middle].double())
     return torch.cat(parts)
 
 
 def _rows(layout: TokenLayout) -> int:
-    latent = layout.width
-    for side in layout.grid:
-        latent *= side
-    return max(1, ELEMENTS // latent)
+    return max(1, ELEMENTS // (layout.width * math.prod(layout.grid)))
 
 
 def _nearest_others(vectors: Tensor, count: int) -> Tensor:
