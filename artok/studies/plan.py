@@ -133,8 +133,9 @@ def plan_wish(wish: Wish, asked: Asked) -> Plan:
 
 
 def all_families(wish: Wish, asked: Asked) -> list[Plan]:
-    """The plan of every family at the same images, downsampling, layers and width."""
-    return [plan_wish(replace(wish, family=family), asked) for family in FAMILIES]
+    """The plan of every family at the same images, downsampling, layers and width; over video, of all but VAR."""
+    families = [family for family in FAMILIES if wish.frames == 1 or family != "var"]
+    return [plan_wish(replace(wish, family=family), asked) for family in families]
 
 
 def families_of_config(name: str, overrides: Sequence[str], asked: Asked) -> list[Plan]:
