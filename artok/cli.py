@@ -274,13 +274,13 @@ def plan(
 ) -> None:
     """What a design costs before it is trained: tokens, parameters, FLOPs, memory, time, and the devices it fits on."""
     from artok.studies.plan import Asked
-    from artok.studies.plan_command import calibrated, planned, wished
+    from artok.studies.plan_command import calibrated, known, planned, wished
 
     if calibrate:
         typer.echo(calibrated(), err=True)
         if config is None and device.lower() != "cpu":
             return
-    asked = Asked(device, precision, sample_batch, window, neighbours, key_frames, chunk, overlap)
+    asked = Asked(device, known(precision), sample_batch, window, neighbours, key_frames, chunk, overlap)
     wish = wished(size, downsample, codes, scales, frames, frame_downsample, family, depth, width, batch)
     typer.echo(planned(config, overrides or [], wish, asked, all_families, json))
 

@@ -95,7 +95,7 @@ def test_all_families_at_one_size() -> None:
     lengths = {plan.family: plan.tokens.length for plan in plans}
     assert lengths == {"raster": 64, "var": 1 + 4 + 16 + 64, "maskgit": 64, "mar": 64, "diffusion": 64}
     caches = {plan.family: plan.sampling.cache for plan in plans if plan.sampling}
-    assert caches["raster"] == 2 * 2 * 64 * 64 * 4  # keys and values, layers, tokens, width, bytes
+    assert caches["raster"] == 2 * 2 * 64 * 64 * 2  # keys and values, layers, tokens, width, bytes in bfloat16
     assert caches["mar"] == caches["maskgit"] == caches["diffusion"] == 0
     assert all(plan.family in families_text(plans) for plan in plans)
 

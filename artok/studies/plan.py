@@ -13,7 +13,7 @@ from artok.metrics.cost import parameters
 from artok.sampling.settings import Sampling
 from artok.studies.costs.calibrate import this_cpu
 from artok.studies.costs.design import Design, build
-from artok.studies.costs.devices import DTYPES, Device, Precision, published
+from artok.studies.costs.devices import DTYPES, PRECISIONS, Device, Precision, published
 from artok.studies.costs.families import FAMILIES, Wish, design_of, transformer, wish_of
 from artok.studies.costs.memory import Need, needs, training_bytes
 from artok.studies.costs.sampling import Sampled, sample
@@ -78,6 +78,7 @@ class SamplingPlan:
     """flops, cache: of one image, guidance and decoding included. latency: seconds to one image. rate: images a second
     at `batch`. memory: bytes at `batch`, with the weights."""
 
+    precision: str
     passes: int
     flops: float
     attention_share: float
@@ -125,13 +126,16 @@ def plan_config(name: str, overrides: Sequence[str], asked: Asked) -> Plan:
 
 
 def plan_wish(wish: Wish, asked: Asked) -> Plan:
-    """The plan of a few numbers."""
+    """The plan of a few numbers, which a GPU computes in bfloat16 unless told."""
+    if asked.precision is None and asked.device.lower() != "cpu":
+        asked = replace(asked, precision="bf16")
     return plan(design_of(wish), asked)
 
 
 def all_families(wish: Wish, asked: Asked) -> list[Plan]:
-    """The plan of every family at the same images, downsampling, layers and width."""
-    return [plan_wish(replace(wish, family=family), asked) for family in FAMILIES]
+    """The plan of every family at the same images, downsampling, layers and width; over video, of all but VAR."""
+    families = [family for family in FAMILIES if wish.frames == 1 or family != "var"]
+    return [plan_wish(replace(wish, family=family), asked) for family in families]
 
 
 def families_of_config(name: str, overrides: Sequence[str], asked: Asked) -> list[Plan]:
@@ -212,6 +216,7 @@ def sampling_plan(design: Design, device: Device, asked: Asked) -> SamplingPlan:
     weights = sum(size_in_bytes(model) for model in (design.generator, design.tokenizer) if model is not None)
     assert design.generator is not None
     return SamplingPlan(
+        precision=PRECISIONS[getattr(torch, sampling.dtype)],
         passes=design.generator.passes(sampling),
         flops=one.flops,
         attention_share=one.total(lambda work: work.flops if work.attention else 0) / one.flops,
@@ -224,8 +229,7 @@ def sampling_plan(design: Design, device: Device, asked: Asked) -> SamplingPlan:
 
 
 def counted(design: Design, sampling: Sampling, batch: int, device: Device) -> Sampled:
-    names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-    return sample(design, sampling, batch, device.chip, DTYPES[names[sampling.dtype]])  # type: ignore[index]
+    return sample(design, sampling, batch, device.chip, getattr(torch, sampling.dtype))
 
 
 def attention_plan(design: Design, device: Device, asked: Asked) -> tuple[AttentionPlan, ...]:

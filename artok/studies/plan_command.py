@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from artok.errors import ConfigError
 from artok.studies.costs.calibrate import calibrate, place
-from artok.studies.costs.devices import DTYPES
+from artok.studies.costs.devices import DTYPES, Precision
 from artok.studies.costs.families import Wish
 from artok.studies.plan import Asked, all_families, families_of_config, plan_config, plan_wish
 from artok.studies.plan_text import families_text, text
@@ -44,12 +44,20 @@ def wished(
     )  # fmt: skip
 
 
+def known(precision: str | None) -> Precision | None:
+    """A precision by its name. ConfigError: it is none."""
+    if precision is None:
+        return None
+    found = next((name for name in DTYPES if name == precision), None)
+    if found is None:
+        raise ConfigError(f"there is no precision {precision!r}; there are: {', '.join(DTYPES)}")
+    return found
+
+
 def planned(
     config: str | None, overrides: Sequence[str], wish: Wish, asked: Asked, every_family: bool, as_json: bool
 ) -> str:
     """The text of one plan, or of all families side by side."""
-    if asked.precision is not None and asked.precision not in DTYPES:
-        raise ConfigError(f"there is no precision {asked.precision!r}; there are: {', '.join(DTYPES)}")
     if every_family:
         plans = families_of_config(config, overrides, asked) if config else all_families(wish, asked)
         return json.dumps([asdict(plan) for plan in plans], indent=2) if as_json else families_text(plans)

@@ -51,7 +51,7 @@ def text(plan: Plan) -> str:
     parts.append(memory_text(plan))
     if plan.attention:
         parts.append(attention_text(plan))
-    parts.append(f"{plan.device}: {plan.source}. Times leave out communication between devices and loading of data.")
+    parts.append(f"{plan.device}: {plan.source}.\nTimes leave out communication between devices and loading of data.")
     return "\n\n".join(parts)
 
 
@@ -95,7 +95,7 @@ def sampling_text(plan: Plan) -> str:
         ("latency at batch 1", duration(sampling.latency)),
         (f"throughput at batch {sampling.batch}", f"{sampling.rate:.3g} images a second, {size(sampling.memory)}"),
     ]
-    return titled(f"Sampling on one {plan.device}, with guidance and decoding as the config has them", rows)
+    return titled(f"Sampling in {sampling.precision} on one {plan.device}, guidance and decoding included", rows)
 
 
 def memory_text(plan: Plan) -> str:

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -159,7 +160,7 @@ def convolution_rates() -> Points:
     for batch, channels, side in CONVOLUTIONS:
         x, weight = torch.randn(batch, channels, side, side), torch.randn(channels, channels, 3, 3)
         flops = 2.0 * batch * channels**2 * 9 * side**2
-        points.append((flops, flops / beside_launch(lambda x=x, weight=weight: F.conv2d(x, weight, padding=1))))
+        points.append((flops, flops / beside_launch(partial(F.conv2d, x, weight, padding=1))))
     return tuple(points)
 
 
@@ -168,7 +169,7 @@ def batched_rates() -> Points:
     for queries, keys in ATTENTION:
         q, k = torch.randn(256, queries, 32), torch.randn(256, keys, 32).transpose(1, 2)
         flops, moved = 2.0 * 256 * queries * keys * 32, 4.0 * 256 * (32 * (queries + keys) + queries * keys)
-        points.append((flops / moved, flops / beside_launch(lambda q=q, k=k: torch.bmm(q, k))))
+        points.append((flops / moved, flops / beside_launch(partial(torch.bmm, q, k))))
     return tuple(sorted(points))
 
 
@@ -177,7 +178,7 @@ def product_rates(dtype: torch.dtype) -> Points:
     for side in SIDES:
         a, b = torch.randn(side, side, dtype=dtype), torch.randn(side, side, dtype=dtype)
         flops = 2.0 * side**3
-        points.append((flops, flops / beside_launch(lambda a=a, b=b: torch.mm(a, b))))
+        points.append((flops, flops / beside_launch(partial(torch.mm, a, b))))
     return tuple(points)
 
 
@@ -203,10 +204,10 @@ def pointwise_rates() -> Points:
     for numbers in NUMBERS:
         x = torch.randn(numbers // 64, 64)
         calls: list[tuple[float, Callable[[], object]]] = [
-            (3, lambda x=x: x + x),
-            (2, lambda x=x: F.gelu(x)),
-            (2, lambda x=x: x.softmax(-1)),
-            (2, lambda x=x: F.layer_norm(x, (64,))),
+            (3, partial(torch.add, x, x)),
+            (2, partial(F.gelu, x)),
+            (2, partial(torch.softmax, x, -1)),
+            (2, partial(F.layer_norm, x, (64,))),
         ]
         moved = sum(share for share, _ in calls) * 4.0 * numbers
         points.append((moved / len(calls), moved / sum(beside_launch(call, SECONDS / 4) for _, call in calls)))
