@@ -39,7 +39,10 @@ from artok.training.settings import settle_precision
 from artok.training.tasks import GeneratorTask, Task, TokenizerTask
 
 # Settings that do not change what is computed: they may differ between a run and its resumption.
-FREE = {"log_every", "validate_every", "validate_images", "preview_every", "checkpoint_every", "keep", "trackers"}
+FREE = {
+    *("log_every", "validate_every", "validate_images", "preview_every", "checkpoint_every", "keep", "weights_every"),
+    "trackers",
+}
 
 
 def train(experiment: Experiment, folder: Path, fresh: bool = False) -> bool:

@@ -48,7 +48,7 @@ class Training(Config):
 
     images: images seen in all. batch: images of one optimizer step, over all processes and accumulation together.
     ema: decay of the averaged weights at each step, or null for none; a share of the steps so far warms it up.
-    The intervals (log, validate, preview, checkpoint) are in images too.
+    The intervals (log, validate, preview, checkpoint, weights) are in images too.
     """
 
     images: int = Field(gt=0)
@@ -66,6 +66,7 @@ class Training(Config):
     preview_every: int = Field(20_000, ge=1)
     checkpoint_every: int = Field(20_000, ge=1)
     keep: int = Field(2, ge=1, description="checkpoints kept")
+    weights_every: int | None = Field(None, ge=1, description="keeps the weights of that moment, to be measured later")
     trackers: tuple[str, ...] = Field((), description="tensorboard, wandb, ...: what accelerate knows")
 
     @model_validator(mode="after")
