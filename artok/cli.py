@@ -214,6 +214,30 @@ def demo(
     typer.echo(f"open {page} in a browser")
 
 
+@app.command()
+def sweep(
+    study: Annotated[str, typer.Argument(help="a YAML file, or a shipped study such as digits-sweep")],
+    overrides: Overrides = None,
+    out: Out = None,
+    cell: Annotated[str | None, typer.Option(help="train and measure this cell alone, with no page")] = None,
+    fresh: Annotated[bool, typer.Option(help="discard what the folder holds")] = False,
+) -> None:
+    """A grid over a tokenizer's settings, each with a generator at the same compute: figures, fronts, one page."""
+    from artok.studies.grid import load_sweep, plan
+    from artok.studies.sweep import run_cell
+    from artok.studies.sweep import sweep as run
+
+    wanted = load_sweep(study, overrides or [])
+    folder = out or Path("runs") / wanted.name
+    if cell is None:
+        typer.echo(f"open {run(wanted, folder, device(), fresh)} in a browser")
+        return
+    planned = plan(wanted, folder, only=cell)
+    if not run_cell(planned, planned.cells[0], device()):
+        typer.echo(f"stopped and saved; the same command goes on with {folder}", err=True)
+        raise typer.Exit(130)
+
+
 def device() -> str:
     import torch
 

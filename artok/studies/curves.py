@@ -128,7 +128,7 @@ def _panel(quantity: str, curves: Sequence[Curve]) -> Picture:
     title, unit = TITLES.get(quantity, (quantity.replace("_", " ").capitalize(), quantity.replace("_", " ")))
     with matplotlib.rc_context(LOOK):
         handles = _legend(curves)
-        figure, axes = _axes(title, unit, len(handles))
+        figure, axes = new_axes(title, unit, len(handles))
         for curve in curves:
             images, values = zip(*curve.points, strict=True)
             mark = MARKS[curve.source] or ("." if len(images) < 3 else "")
@@ -142,7 +142,7 @@ def _panel(quantity: str, curves: Sequence[Curve]) -> Picture:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
         figure.legend(handles=handles, loc="outside lower left")
         ends = "; ".join(f"{curve.name} on {curve.source} ends at {curve.points[-1][1]:.4g}" for curve in curves)
-        return _drawn(figure, f"{title} ({unit}) against images seen: {ends}")
+        return drawn(figure, f"{title} ({unit}) against images seen: {ends}")
 
 
 def _legend(curves: Sequence[Curve]) -> list[Line2D]:
@@ -157,7 +157,7 @@ def _legend(curves: Sequence[Curve]) -> list[Line2D]:
 
 
 def _sample(label: str, colour: str, source: str) -> Line2D:
-    return Line2D([], [], color=colour, linestyle=LINES[source], marker=MARKS[source], label=_literal(label))
+    return Line2D([], [], color=colour, linestyle=LINES[source], marker=MARKS[source], label=literal(label))
 
 
 def _colour(curve: Curve) -> str:
@@ -169,7 +169,7 @@ def codebook_plot(counts: Tensor, images: int, name: str) -> Picture:
     shares = (counts.sort(descending=True).values.double() / counts.sum()).tolist()
     used = sum(share > 0 for share in shares)
     with matplotlib.rc_context(LOOK):
-        figure, axes = _axes("Use of the codebook", "share of all tokens", 2)
+        figure, axes = new_axes("Use of the codebook", "share of all tokens", 2)
         axes.fill_between(range(len(shares)), shares, step="mid", color=COLOURS[0], alpha=0.35, linewidth=0)
         axes.step(
             range(len(shares)), shares, where="mid", color=COLOURS[0], label=f"codes in {images:,} held-out images"
@@ -180,10 +180,10 @@ def codebook_plot(counts: Tensor, images: int, name: str) -> Picture:
         axes.set_xlabel("code, the most frequent first")
         figure.legend(loc="outside lower left")
         text = f"Use of the codebook of {name}: {used} of {len(shares)} codes in {images:,} held-out images"
-        return _drawn(figure, f"{text}; the most frequent has {shares[0]:.2%} of the tokens")
+        return drawn(figure, f"{text}; the most frequent has {shares[0]:.2%} of the tokens")
 
 
-def _axes(title: str, unit: str, entries: int) -> tuple[Figure, Axes]:
+def new_axes(title: str, unit: str, entries: int) -> tuple[Figure, Axes]:
     """A figure with room for so many lines of a legend below its axes. Not through pyplot: nothing global is left."""
     figure = Figure(figsize=(WIDTH, HEIGHT + ROW * entries), layout="constrained")
     axes = figure.subplots()
@@ -193,14 +193,14 @@ def _axes(title: str, unit: str, entries: int) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _drawn(figure: Figure, alt: str) -> Picture:
+def drawn(figure: Figure, alt: str) -> Picture:
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue().replace(INK, "currentColor").replace("<defs>", f"{STYLE}<defs>", 1)
     return svg(text, alt, round(figure.get_figwidth() * 96), round(figure.get_figheight() * 96))
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """A name as it stands: matplotlib would read $ as mathematics, and hide a label that starts with _."""
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from artok import __version__
 from artok.errors import ArtokError
@@ -118,15 +118,7 @@ def render(
     """The page's HTML."""
     runs, known = [*tokenizers, *generators], RealImages()
     side = gallery.SIDE if len(generators) < 2 else gallery.NARROW
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.globals |= {"number": number}
-    return environment.get_template(TEMPLATE).render(
+    return template(TEMPLATE).render(
         title=title,
         intro=intro,
         tokenizers=[tokenizer_part(run, known, device) for run in tokenizers],
@@ -139,6 +131,19 @@ def render(
         facts={**facts(runs), **notes},
         seed=gallery.SEED,
     )
+
+
+def template(name: str) -> Template:
+    """A page's template, from the file of that name here."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.globals |= {"number": number}
+    return environment.get_template(name)
 
 
 def tokenizer_part(run: Run, known: RealImages, device: str) -> TokenizerPart:
