@@ -238,6 +238,29 @@ def sweep(
         raise typer.Exit(130)
 
 
+@app.command()
+def compare(
+    study: Annotated[str, typer.Argument(help="a YAML file, or a shipped study such as digits-quick")],
+    overrides: Overrides = None,
+    out: Out = None,
+    measure: Annotated[str | None, typer.Option(hidden=True, help="this contestant alone, once it is trained")] = None,
+    fresh: Annotated[bool, typer.Option(help="discard what the folder holds")] = False,
+) -> None:
+    """Contestants at one budget and over seeds, or finished runs: figures with their spread, a guide, one page."""
+    from artok.studies.compare import compare as run
+    from artok.studies.compare import run_part
+    from artok.studies.study import load_study
+
+    wanted = load_study(study, overrides or [])
+    folder = out or Path("runs") / wanted.name
+    if measure is not None:
+        run_part(wanted, folder, measure, device())
+        return
+    page = run(wanted, folder, device(), fresh)
+    if page is not None:
+        typer.echo(f"open {page} in a browser")
+
+
 def device() -> str:
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -80,6 +81,13 @@ class Run:
         reports = [index for index, event in enumerate(self.log) if event["event"] == "train"]
         spans = zip(starts, [*starts[1:], len(self.log)], strict=True)
         return [max(inside) for low, high in spans if (inside := [index for index in reports if low < index < high])]
+
+
+def diverged(log: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether training ended since a loss was no finite number."""
+    last = next((event for event in reversed(log) if event["event"] == "train"), {})
+    losses = [value for name, value in last.items() if name.endswith("_loss")]
+    return any(not math.isfinite(value) for value in losses)
 
 
 def step_seconds(log: Sequence[Mapping[str, Any]]) -> tuple[int, float]:

@@ -1,0 +1,257 @@
+"""What a study found: every contestant with its seeds, written as results.json, as a table of all values, as a page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from artok import __version__
+from artok.errors import ConfigError
+from artok.metrics.results import Results, side_by_side
+from artok.saved import WEIGHTS, write_json, write_text
+from artok.studies.budget import Meter, meter
+from artok.studies.entries import Entry, Plan
+from artok.studies.finished import LOG, Run, diverged, open_run
+from artok.studies.measure import Cell, Marks, cells_of, read_cell, tokenizers_of
+from artok.studies.pareto import Value
+from artok.studies.stability import Stability, judge
+from artok.studies.tables import explain
+from artok.studies.timing import Times, time_all
+from artok.training.log import read_log
+from artok.training.progress import Progress
+
+FORMAT = 1  # of results.json
+RESULTS, TABLE, PAGE = "results.json", "results.csv", "report.html"
+
+Measured = list[tuple[Cell, Results]]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """entry: as planned. runs: by seed, those that can be shown. stability: by seed, of all that were trained.
+
+    final: one for each run that can be measured. course, grid, own: further cells, in their order. meter: what its
+    training took of every budget, None for finished runs. tokenizer: name of its tokenizer among those measured.
+    """
+
+    entry: Entry
+    runs: Mapping[int, Run]
+    final: Measured
+    course: Measured
+    grid: Measured
+    own: Measured
+    stability: Mapping[int, Stability]
+    times: Times
+    meter: Meter | None
+    tokenizer: str | None
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def first(self) -> Run:
+        return next(iter(self.runs.values()))
+
+    def value(self, metric: str) -> Value | None:
+        """Mean and spread of a metric over the seeds; None when it was not measured."""
+        found = [entry.value for _, results in self.final for entry in results.measurements if entry.name == metric]
+        return Value.of(found) if found else None
+
+    @property
+    def pooled(self) -> Results:
+        """The results of all seeds as one: each value is the mean."""
+        _, first = self.final[0]
+        means = []
+        for entry in first.measurements:
+            value = self.value(entry.name)
+            assert value is not None
+            means.append(replace(entry, value=value.mean))
+        return replace(first, name=self.name, measurements=tuple(means))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """tokenizers: name to results."""
+
+    plan: Plan
+    contestants: list[Contestant]
+    tokenizers: Mapping[str, Results]
+    folders: Mapping[str, Path]
+
+
+def conclude(plan: Plan, device: str, progress: Progress) -> Path:
+    """Write results.json, results.csv and the page of a study all of whose cells are measured."""
+    from artok.studies.compare_report import write_page
+
+    outcome = gather(plan, time_all(plan, device, progress))
+    write_json(plan.folder / RESULTS, as_json(outcome))
+    write_text(plan.folder / TABLE, as_csv(outcome))
+    return write_page(plan.folder / PAGE, outcome, device)
+
+
+def gather(plan: Plan, times: Mapping[str, Times]) -> Outcome:
+    """Everything that was measured; an ArtokError when results cannot stand side by side."""
+    marks = Marks(plan)
+    folders = tokenizers_of(plan)
+    tokenizers = {name: _read(plan, cells_of(plan, f"tokenizer:{name}")[0], marks) for name in folders}
+    speeds = {}
+    contestants = []
+    for entry in plan.entries:
+        found = [(cell, _read(plan, cell, marks)) for cell in cells_of(plan, entry.name)]
+        final = [pair for pair in found if pair[0].kind == "final"]
+        if not final:
+            continue
+        runs = {cell.seed: open_run(cell.folder, entry.name, results) for cell, results in final}
+        kinds = {kind: [pair for pair in found if pair[0].kind in kind.split()] for kind in ("images", "steps guidance")}
+        contestants.append(
+            Contestant(
+                entry=entry,
+                runs=runs,
+                final=final,
+                course=kinds["images"],
+                grid=kinds["steps guidance"],
+                own=[pair for pair in found if pair[0].kind == "own"],
+                stability=dict(_stability(plan, entry, dict((cell.seed, results) for cell, results in final))),
+                times=times[entry.name],
+                meter=meter(plan, entry, speeds),
+                tokenizer=_tokenizer_of(entry, folders),
+            )
+        )
+    side_by_side([contestant.pooled for contestant in contestants])
+    return Outcome(plan, contestants, tokenizers, folders)
+
+
+def _read(plan: Plan, cell: Cell, marks: Marks) -> Results:
+    results = read_cell(plan, cell, marks)
+    if results is None:
+        raise ConfigError(f"{cell.place(plan.folder)} is missing or of other weights; run the study again")
+    return results
+
+
+def _tokenizer_of(entry: Entry, folders: Mapping[str, Path]) -> str | None:
+    own = set(entry.tokenizers.values()) | {run / "tokenizer" for run in entry.runs.values()}
+    return next((name for name, folder in folders.items() if folder in own), None)
+
+
+def _stability(plan: Plan, entry: Entry, results: Mapping[int, Results]) -> Iterator[tuple[int, Stability]]:
+    for seed in plan.study.seeds:
+        log = read_log(entry.runs[seed] / LOG)
+        if log:
+            every = entry.trainings[seed].experiment.training.log_every if seed in entry.trainings else 1
+            yield seed, judge(log, every, results.get(seed))
+
+
+# ---------------------------------------------------------------------------------------------- results.json
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    """Plain values. What depends on the machine and its load is under `times`, at whatever depth."""
+    study = outcome.plan.study
+    first = outcome.contestants[0].final[0][1].measurements[0]
+    return {
+        "format": FORMAT,
+        "artok": __version__,
+        "study": study.name,
+        "budget": study.budget.model_dump(mode="json") if study.budget else None,
+        "seeds": list(study.seeds),
+        "extractor": {"name": study.evaluation.extractor, "fingerprint": first.fingerprint},
+        "n": first.n,
+        "contestants": {each.name: _contestant(outcome, each) for each in outcome.contestants},
+        "tokenizers": {name: _measures([results]) for name, results in outcome.tokenizers.items()},
+    }
+
+
+def _contestant(outcome: Outcome, one: Contestant) -> dict[str, Any]:
+    study = outcome.plan.study
+    return {
+        "did": one.entry.did,
+        "given": one.entry.given,
+        "tokenizer": one.tokenizer,
+        "layout": one.entry.layout.to_dict(),
+        "training": None if one.meter is None else {**_budgets(one.meter), "seeds": list(one.runs)},
+        "measures": _measures([results for _, results in one.final]),
+        "cost": dict(one.pooled.cost),
+        "course": [{"images": cell.at, **_cell(cell, results)} for cell, results in one.course],
+        "grid": [{cell.kind: cell.at, **_cell(cell, results)} for cell, results in one.grid],
+        "stability": {
+            str(seed): {"spikes": each.spikes, "diverged": each.diverged, "collapsed": each.collapsed}
+            for seed, each in one.stability.items()
+        },
+        "times": {
+            "latency_ms": list(one.times.latency),
+            "images_per_second": {str(batch): value for batch, value in one.times.throughput.items()},
+            "memory_mb_per_image": one.times.memory,
+            "latency_ms_by_steps": {str(steps): value for steps, value in one.times.steps.items()},
+            "training_core_seconds": {
+                str(seed): run.spent.core_seconds for seed, run in one.runs.items() if run.spent is not None
+            },
+            "speed": one.meter.speed if one.meter is not None else None,
+            "seeds": len(study.seeds),
+        },
+    }
+
+
+def _budgets(meter: Meter) -> dict[str, float]:
+    return {
+        "images": meter.images,
+        "parameters": meter.parameters,
+        "flops": meter.flops_an_image * meter.images,
+    }
+
+
+def _cell(cell: Cell, results: Results) -> dict[str, Any]:
+    return {"seed": cell.seed, "values": {entry.name: entry.value for entry in results.measurements}}
+
+
+def _measures(results: Sequence[Results]) -> dict[str, Any]:
+    """Each metric with its values, mean, spread and what they were computed from."""
+    found: dict[str, Any] = {}
+    for entry in results[0].measurements:
+        values = [each.value for result in results for each in result.measurements if each.name == entry.name]
+        value = Value.of(values)
+        found[entry.name] = {
+            "values": values,
+            "mean": value.mean,
+            "spread": value.spread if value.seeds > 1 else None,
+            "floor": entry.floor,
+            "n": entry.n,
+            "better": explain(entry.name).better,
+        }
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- results.csv
+
+COLUMNS = ("contestant", "what", "at", "seed", "metric", "value", "n", "depends_on_machine")
+
+
+def as_csv(outcome: Outcome) -> str:
+    """One row a value: final ones, those on the way, those of the grid, costs and times."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for one in outcome.contestants:
+        for cell, results in [*one.final, *one.course, *one.grid, *one.own]:
+            at = "" if cell.at is None else f"{cell.at:g}"
+            for entry in results.measurements:
+                writer.writerow((one.name, cell.kind, at, cell.seed, entry.name, entry.value, entry.n, 0))
+        for name, value in one.pooled.cost.items():
+            writer.writerow((one.name, "cost", "", "", name, value, "", 0))
+        for round_, value in enumerate(one.times.latency):
+            writer.writerow((one.name, "times", round_, "", "latency at batch 1 (ms)", value, 1, 1))
+        for batch, value in one.times.throughput.items():
+            writer.writerow((one.name, "times", batch, "", "images a second", value, batch, 1))
+        for steps, value in one.times.steps.items():
+            writer.writerow((one.name, "times", steps, "", "latency by steps (ms)", value, 1, 1))
+        writer.writerow((one.name, "times", "", "", "memory an image (MB)", one.times.memory, "", 1))
+    for name, results in outcome.tokenizers.items():
+        for entry in results.measurements:
+            writer.writerow((name, "tokenizer", "", "", entry.name, entry.value, entry.n, 0))
+    return stream.getvalue()
+
+
