@@ -223,8 +223,8 @@ def sweep(
     fresh: Annotated[bool, typer.Option(help="discard what the folder holds")] = False,
 ) -> None:
     """A grid over a tokenizer's settings, each with a generator at the same compute: figures, fronts, one page."""
+    from artok.studies.cells import run_cell
     from artok.studies.grid import load_sweep, plan
-    from artok.studies.sweep import run_cell
     from artok.studies.sweep import sweep as run
 
     wanted = load_sweep(study, overrides or [])

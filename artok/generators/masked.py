@@ -113,3 +113,16 @@ def still_masked(length: int, steps: int, step: int, now: int) -> int:
 def masked_flags(order_BN: Tensor, counts_B: Tensor) -> Tensor:
     """(B, N) bool: whether a position is among the first counts of the order."""
     return order_BN.argsort(1) < counts_B[:, None]
+
+
+def picked(values: Tensor, flags_BN: Tensor, expected: float) -> Tensor:
+    """values (B, N, ...) where flagged, (R, ...). On the meta device, where flags have no numbers, R is `expected` times
+    B N, the share that training flags on average."""
+    if flags_BN.is_meta:
+        return values.flatten(0, 1)[: max(1, round(expected * flags_BN.numel()))]
+    return values[flags_BN]
+
+
+def evenly_spread(count: int = 1000) -> Tensor:
+    """(count,) numbers in the middle of equal parts of [0, 1], to average a function of a uniform number over."""
+    return (torch.arange(count, device="cpu") + 0.5) / count

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from artok.errors import ConfigError
 from artok.generators.base import Generator, GeneratorConfig
-from artok.generators.masked import MaskedTransformer, masked_flags, still_masked
+from artok.generators.masked import MaskedTransformer, evenly_spread, masked_flags, picked, still_masked
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.vit import EPS, initialise_linear
 from artok.noise import Noise
@@ -101,14 +102,25 @@ class MaskedCodes(Generator):
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         codes, length = tokens.values[..., 0], self.layout.length
         order = noise.permutation(length)
-        # the share cos(pi/2 u), as many as sampling leaves masked on its way (section 3.2)
-        counts = (torch.cos(math.pi / 2 * noise.uniform()) * length).ceil().long().clamp(1, length)
+        counts = self.masked_counts(noise.uniform())
         z = self.body(self.embedding(codes), condition.labels, order, counts, room=length - 1)
         masked = masked_flags(order, counts)
-        logits = self.head(z[masked]).float()
-        nats = F.cross_entropy(logits, codes[masked], reduction="none", label_smoothing=self.config.smoothing)
-        weights = (1 / (counts * len(tokens)))[:, None].expand_as(masked)[masked]
+        logits = self.head(picked(z, masked, self.expected)).float()
+        targets = picked(codes, masked, self.expected)
+        nats = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.config.smoothing)
+        weights = picked((1 / (counts * len(tokens)))[:, None].expand_as(masked), masked, self.expected)
         return {"masked_nll": (nats * weights).sum()}
+
+    @cached_property
+    def expected(self) -> float:
+        """The share of tokens masked in training, on average."""
+        return float(self.masked_counts(evenly_spread()).double().mean()) / self.layout.length
+
+    def masked_counts(self, uniform: Tensor) -> Tensor:
+        """How many tokens of each image are masked, (B,) int64 from uniform (B,): the share cos(pi/2 u), as many as
+        sampling leaves masked on its way (section 3.2)."""
+        length = self.layout.length
+        return (torch.cos(math.pi / 2 * uniform) * length).ceil().long().clamp(1, length)
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
         batch, length, total = len(condition), self.layout.length, self.passes(sampling)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import accumulate, chain
@@ -56,7 +57,7 @@ class Quantizer(nn.Module, ABC):
         self.input_channels = input_channels or width
 
     def forward(self, latents: Tensor) -> Quantized:
-        with torch.autocast(latents.device.type, enabled=False):
+        with full_precision(latents.device):
             return self.quantize(latents.float())
 
     def lookup(self, values: Tensor, known: Tensor | None = None) -> Tensor:
@@ -64,7 +65,7 @@ class Quantizer(nn.Module, ABC):
 
         known: (B, N) bool. An undecided position is a zero vector, and what its scale adds is zero over its area.
         """
-        with torch.autocast(values.device.type, enabled=False):
+        with full_precision(values.device):
             if known is None:
                 return self.dequantize(values)
             parts = self.dequantize_scales(torch.where(known[..., None], values, 0), known)
@@ -76,7 +77,7 @@ class Quantizer(nn.Module, ABC):
 
     def prefixes(self, values: Tensor) -> list[Tensor]:
         """Vectors (B, D, *grid) of the first 1, 2, ... scales; the last is `lookup`."""
-        with torch.autocast(values.device.type, enabled=False):
+        with full_precision(values.device):
             return self.dequantize_prefixes(values)
 
     def codebook(self) -> Tensor:
@@ -124,6 +125,11 @@ class QuantizerConfig(Part, ABC):
     @abstractmethod
     def tiny(cls) -> QuantizerConfig:
         """The smallest sensible setting, which the contract tests run."""
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """float32 inside, whatever the autocast around it; the meta device has none to leave."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def to_sequence(latents: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 from vector_quantize_pytorch import FSQ
@@ -44,7 +45,8 @@ class FiniteScalarQuantizer(Quantizer):
 
     def __init__(self, grid: tuple[int, ...], levels: list[int]) -> None:
         super().__init__((grid,), len(levels), math.prod(levels))
-        self.state = FSQ(levels)
+        with torch.device("cpu"):  # the library computes with its levels, which the meta device cannot
+            self.state = FSQ(levels)
 
     def quantize(self, latents: Tensor) -> Quantized:
         vectors, codes = self.state(to_sequence(latents))

@@ -12,8 +12,8 @@ from artok.images import from_uint8, to_uint8
 from artok.layout import Tokens
 from artok.metrics import frechet
 from artok.metrics.base import Seen, Subject
-from artok.metrics.codebook import Config as CodebookConfig
 from artok.metrics.codebook import CodebookUsage
+from artok.metrics.codebook import Config as CodebookConfig
 from artok.metrics.features import extract
 from artok.metrics.results import Measurement
 from artok.noise import Noise

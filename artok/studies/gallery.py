@@ -111,7 +111,7 @@ def show_tokenizer(run: Run, real: Real, device: str = "cpu") -> TokenizerGaller
     """Up to eight held-out images, one a class as far as there are classes, through the tokenizer."""
     tokenizer = load_tokenizer(run.folder)[0].to(device)
     layout = tokenizer.layout
-    originals, names = _one_each(real)
+    originals, names = one_each(real)
     tokens = tokenizer.encode(from_uint8(originals).to(device))
     decoded = to_uint8(tokenizer.decode(tokens)).cpu()
     difference = ((decoded.short() - originals.short()) / 2 + 128).clamp(0, 255).to(torch.uint8)
@@ -133,7 +133,7 @@ def show_tokenizer(run: Run, real: Real, device: str = "cpu") -> TokenizerGaller
     return TokenizerGallery(layout, names, rows, codes)
 
 
-def _one_each(real: Real) -> tuple[Tensor, list[str]]:
+def one_each(real: Real) -> tuple[Tensor, list[str]]:
     """Eight images: the first of every class, then the second of every class, and so on."""
     order = [(place, row) for place in range(EACH) for row in range(len(real.rows)) if place < len(real.rows[row])]
     chosen = sorted(order[:EACH], key=lambda pair: pair[1])

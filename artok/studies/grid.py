@@ -16,11 +16,10 @@ from pydantic import Field, field_validator, model_validator
 from artok.config import SHIPPED, Config, load, locate, merge, read_yaml, resolve, validate
 from artok.data.base import Augment, Split
 from artok.errors import ArtokError, ConfigError
-from artok.layout import Condition, TokenLayout, Tokens
-from artok.metrics import cost
-from artok.noise import Noise
+from artok.layout import TokenLayout
 from artok.saved import check_layout
-from artok.training.experiment import Experiment, check_codebook
+from artok.studies.costs.training import training_flops
+from artok.training.experiment import CachedTokens, Experiment, check_codebook
 
 SECTIONS = tuple(Experiment.model_fields)  # a key of the grid that begins with one of them is a setting
 ROOM = "studies"  # among the shipped configs
@@ -80,9 +79,9 @@ class Sweep(Config):
     title: str = ""
     intro: str = ""
     tokenizer: str
-    tokenizer_settings: dict[str, Any] = {}
+    tokenizer_settings: dict[str, Any] = Field({})
     generator: str | None = None
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field({})
     budget: Budget | None = Field(None, description="of each generator; the images of its config unless given")
     grid: dict[str, list[Any]] = Field(min_length=1)
     impossible: Literal["refuse", "skip"] = "refuse"
@@ -326,27 +325,13 @@ class _Builder:
         check_layout(experiment.generator, layout)
         key = repr((layout, experiment.generator))
         if key not in self.counted:
-            self.counted[key] = training_flops(experiment, first, layout, classes)
+            # the generator's own work: of cached tokens, whatever its config says
+            alone = {"tokenizer": first.tokenizer, "tokens": CachedTokens()}
+            self.counted[key] = training_flops(experiment.model_copy(update=alone), classes)
         return fitted(experiment, self.study.budget, self.counted[key]), self.counted[key]
 
 
 # ---------------------------------------------------------------------------------------------- the budget
-
-
-def training_flops(experiment: Experiment, tokenizer: Experiment, layout: TokenLayout, classes: int) -> float:
-    """Floating-point operations of a generator's forward and backward pass of one image, as counted in one."""
-    assert experiment.generator is not None and not isinstance(tokenizer.tokenizer, str)
-    generator = experiment.generator.build(layout, classes)
-    generator.check(experiment.sampling)
-    codec = tokenizer.tokenizer.build(tokenizer.image).eval().requires_grad_(False)
-    values = torch.zeros(1, *layout.value_shape(), dtype=torch.int64 if layout.discrete else torch.float32)
-    sample = torch.zeros(1, dtype=torch.int64)
-
-    def step() -> None:
-        losses = generator(Tokens(values, layout), Condition(sample), Noise(0, sample), codec)
-        torch.stack(list(losses.values())).sum().backward()
-
-    return float(cost.flops(step))
 
 
 def fitted(experiment: Experiment, budget: Budget | None, flops: float) -> Experiment:

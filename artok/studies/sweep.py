@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from artok.config import dump
 from artok.errors import CheckpointError
-from artok.metrics import cost
-from artok.metrics.results import Results
-from artok.noise import fold
-from artok.pipeline import Pipeline
-from artok.sampling.settings import Sampling
-from artok.saved import WEIGHTS, load_tokenizer, write_json, write_text
-from artok.studies.codes import CodeStudy, examine
-from artok.studies.evaluate import BATCH, RESULTS, Judge
-from artok.studies.finished import Run, open_runs
-from artok.studies.grid import GENERATOR, TOKENIZER, Cell, Plan, Sweep, Trial, plan
+from artok.saved import write_text
+from artok.studies.cells import is_measured, parts, read_record
+from artok.studies.grid import Plan, Sweep, plan
 from artok.studies.jobs import Job, run_jobs
-from artok.studies.quantities import (
-    FLOPS,
-    GENERATOR_TIME,
-    IMAGES,
-    MEMORY,
-    TOKENIZER_TIME,
-    Side,
-    quantities,
-    values_of,
-)
-from artok.training.experiment import Experiment
+from artok.studies.sweep_report import write_sweep
 from artok.training.log import duration
 from artok.training.progress import Progress
-from artok.training.run import check_same_run, train
+from artok.training.run import check_same_run
 
-STUDY, RECORD = "study.yaml", "cell.json"
+STUDY = "study.yaml"
 MOST_WORKERS = 4
-FORMAT = 1  # of cell.json
 
 
 def sweep(study: Sweep, folder: Path, device: str, fresh: bool = False) -> Path:
@@ -52,8 +29,6 @@ def sweep(study: Sweep, folder: Path, device: str, fresh: bool = False) -> Path:
     What the folder holds of the same settings is kept, so a study that was stopped goes on. fresh: discard it.
     ConfigError: the study is impossible, before anything is trained. CheckpointError: the folder holds other settings.
     """
-    from artok.studies.sweep_report import write_sweep  # after training, as it draws
-
     planned = plan(study, folder)
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
@@ -85,124 +60,10 @@ def default_workers(device: str) -> int:
 
 def check_started(planned: Plan) -> None:
     """A CheckpointError when a cell's folder holds a training of other settings, before any is trained."""
-    for cell in planned.cells:
-        for trial in cell.trials:
-            for experiment, place in parts(trial):
-                try:
-                    check_same_run(experiment, place)
-                except CheckpointError as error:
-                    raise CheckpointError(f"{error}".replace("--fresh", "'artok sweep ... --fresh'")) from None
-
-
-def parts(trial: Trial) -> Iterator[tuple[Experiment, Path]]:
-    """What is trained, in this order, and where."""
-    yield trial.tokenizer, trial.folder / TOKENIZER
-    if trial.generator is not None:
-        yield trial.generator, trial.folder / GENERATOR
-
-
-# ---------------------------------------------------------------------------------------------- one cell
-
-
-@dataclass(frozen=True)
-class Record:
-    """What was measured of one trial. positions: entropy of the codes at each position, (N, K) nested lists in bits;
-    empty for continuous tokens."""
-
-    cell: str
-    seed: int
-    values: Mapping[str, float]
-    positions: Sequence[Sequence[float]]
-
-
-def run_cell(planned: Plan, cell: Cell, device: str) -> bool:
-    """Train what is missing of a cell and measure it. Whether it is finished; False after Ctrl-C or SIGTERM."""
-    for trial in cell.trials:
-        if is_measured(planned, trial):
-            continue
-        for experiment, place in parts(trial):
-            check_same_run(experiment, place)
-            if not (place / WEIGHTS).exists() and not train(experiment, place):
-                return False
-        record = measure(planned.study, cell, trial, device)
-        content = {"format": FORMAT, "settings": settings_mark(planned.study, trial), **vars(record)}
-        write_json(trial.folder / RECORD, content)
-    return True
-
-
-def settings_mark(study: Sweep, trial: Trial) -> str:
-    """Changes with whatever decides a trial's figures."""
-    measured = [dump(study.evaluation), dump(study.robustness)]
-    return f"{fold(*measured, *(dump(experiment) for experiment, _ in parts(trial))):016x}"
-
-
-def is_measured(planned: Plan, trial: Trial) -> bool:
-    """Whether the trial's record is there and of these settings."""
     try:
-        content = json.loads((trial.folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return content.get("format") == FORMAT and content.get("settings") == settings_mark(planned.study, trial)
-
-
-def read_record(trial: Trial) -> Record:
-    content = json.loads((trial.folder / RECORD).read_text(encoding="utf-8"))
-    return Record(content["cell"], content["seed"], content["values"], content["positions"])
-
-
-def measure(study: Sweep, cell: Cell, trial: Trial, device: str) -> Record:
-    """All figures of a trained trial; its runs get a results.json each, as from `artok evaluate`."""
-    wanted, progress = study.evaluation, Progress(f"{cell.name}, measured")
-    judge = Judge(trial.tokenizer.data, wanted.extractor, device, wanted.n, progress)
-    results, codes = measure_tokenizer(study, judge, trial.folder / TOKENIZER)
-    found: dict[Side, Results] = {"tokenizer": results}
-    own: dict[str, float] = {}
-    if trial.generator is not None and cell.flops is not None:
-        pipeline = Pipeline.from_pretrained(trial.folder / GENERATOR, device)
-        found["generator"] = judge.generator(pipeline, GENERATOR, trial.generator.sampling)
-        found["generator"].save(trial.folder / GENERATOR / RESULTS)
-        images = trial.generator.training.images
-        own |= {IMAGES.name: images, FLOPS.name: images * cell.flops / 1e12}
-        own |= {MEMORY.name: memory(pipeline, trial.generator.sampling)}
-    own |= dict(training_times(trial))
-    values = dict(values_of(quantities(wanted.extractor, study.robustness.shares), found, own))
-    return Record(cell.name, trial.seed, values, codes.positions.tolist() if codes else [])
-
-
-def measure_tokenizer(study: Sweep, judge: Judge, folder: Path) -> tuple[Results, CodeStudy | None]:
-    """What a tokenizer loses, and where it has codes, what replacing some of them does."""
-    tokenizer = load_tokenizer(folder)[0].to(judge.device)
-    results, codes = judge.tokenizer(tokenizer, TOKENIZER), None
-    if tokenizer.layout.discrete:
-        codes = examine(judge, tokenizer, study.robustness.shares, study.robustness.neighbours)
-        results = replace(results, measurements=(*results.measurements, *codes.perturbed))
-    results.save(folder / RESULTS)
-    return results, codes
-
-
-def memory(pipeline: Pipeline, sampling: Sampling) -> float:
-    """Peak megabytes while a batch of images is made."""
-
-    @torch.inference_mode()
-    def make() -> None:
-        *_, tokens = pipeline.steps(pipeline.condition([0], BATCH), sampling)
-        pipeline.decode(tokens)
-
-    return cost.peak_memory(make, pipeline.device) / 2**20
-
-
-def training_times(trial: Trial) -> Iterator[tuple[str, float]]:
-    """Core-seconds of the training loops, where the log has them."""
-    for name, run in zip((TOKENIZER_TIME.name, GENERATOR_TIME.name), runs_of(trial), strict=False):
-        if run.spent is not None and run.spent.device == "cpu":
-            yield name, run.spent.core_seconds
-
-
-def runs_of(trial: Trial) -> list[Run]:
-    """The trial's measured runs."""
-    return open_runs([place for _, place in parts(trial)])
-
-
-def as_json(record: Record) -> dict[str, Any]:
-    """The record's figures for results.json."""
-    return {"cell": record.cell, "seed": record.seed, "values": dict(record.values), "positions": record.positions}
+        for cell in planned.cells:
+            for trial in cell.trials:
+                for experiment, place in parts(trial):
+                    check_same_run(experiment, place)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}".replace("--fresh", "'artok sweep ... --fresh'")) from None

@@ -1,0 +1,1 @@
+"""What a design costs, counted on the meta device: shapes without numbers."""

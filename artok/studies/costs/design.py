@@ -1,0 +1,92 @@
+"""The real modules of an experiment, built on the meta device: their shapes and no numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from artok.config import SHIPPED, load
+from artok.data.base import DataConfig
+from artok.data.hub import Config as HubConfig
+from artok.errors import ConfigError
+from artok.generators.base import Generator
+from artok.layout import TokenLayout
+from artok.saved import CONFIG, TOKENIZER, check_layout, read_saved
+from artok.tokenizers.base import Tokenizer, TokenizerConfig
+from artok.training.experiment import Experiment
+
+PUBLISHED = {"ilsvrc/imagenet-1k": 1000, "uoft-cs/cifar10": 10, "uoft-cs/cifar100": 100}  # classes, by hub name
+UNKNOWN = 1000
+
+
+@dataclass(frozen=True)
+class Design:
+    """An experiment's modules without numbers. classes: as many as its labels, which the embeddings depend on."""
+
+    experiment: Experiment
+    tokenizer: Tokenizer
+    generator: Generator | None
+    classes: int
+
+    @property
+    def layout(self) -> TokenLayout:
+        return self.tokenizer.layout
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.tokenizer if self.generator is None else self.generator
+
+
+def build(experiment: Experiment, classes: int | None = None) -> Design:
+    """The design of an experiment, nothing of which needs to exist yet.
+
+    classes: as many as the data have unless given. ConfigError, LayoutError: as training it would raise.
+    """
+    section = tokenizer_section(experiment)
+    if classes is None:
+        classes = 0 if experiment.generator is None else count_classes(experiment.data)
+    with torch.device("meta"):
+        tokenizer = section.build(experiment.image)
+        generator = None
+        if experiment.generator is not None:
+            check_layout(experiment.generator, tokenizer.layout)
+            generator = experiment.generator.build(tokenizer.layout, classes)
+    tokenizer.to("meta")  # tables that are computed on the CPU whatever the device
+    if generator is not None:
+        generator.to("meta")
+        generator.check(experiment.sampling)
+        tokenizer.eval().requires_grad_(False)
+    return Design(experiment, tokenizer, generator, classes)
+
+
+def tokenizer_section(experiment: Experiment) -> TokenizerConfig:
+    """What describes the tokenizer: the experiment itself, the run that it names, or the shipped config of that run."""
+    if not isinstance(experiment.tokenizer, str):
+        return experiment.tokenizer
+    folder = Path(experiment.tokenizer)
+    for place in (folder / TOKENIZER, folder):
+        if (place / CONFIG).exists():
+            saved = read_saved(place)
+            if saved.generator is None and not isinstance(saved.tokenizer, str):
+                return saved.tokenizer
+    for root in SHIPPED:
+        for path in sorted(root.rglob("*.yaml")):
+            if "-".join(path.relative_to(root).with_suffix("").parts) == folder.name:
+                other = load(Experiment, str(path))
+                if not isinstance(other.tokenizer, str):
+                    return other.tokenizer
+    raise ConfigError(
+        f"the tokenizer {experiment.tokenizer} is neither a run here nor the name of a shipped config; train it first, "
+        "or describe it in a section 'tokenizer'"
+    )
+
+
+def count_classes(data: DataConfig) -> int:
+    """How many classes the data have, without fetching them; 1,000 where that cannot be known."""
+    if isinstance(data, HubConfig):
+        known = PUBLISHED.get((data.path or "").lower(), UNKNOWN)
+        return len(data.classes) if data.classes else known
+    return len(data.open("train").classes)
