@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from artok.config import validate
 from artok.errors import ConfigError
-from artok.layout import Condition, TokenLayout, Tokens
 from artok.metrics import cost
 from artok.metrics.results import number
-from artok.noise import Noise
-from artok.studies.entries import Entry, Plan, build_tokenizer
+from artok.studies.costs.training import training_flops
+from artok.studies.entries import Entry, Plan, tokenizer_section
 from artok.studies.finished import step_seconds
 from artok.studies.sizing import size_text, sized
+from artok.studies.study import Budget
 from artok.training.experiment import Experiment
 
-COUNTED = 16  # images of the training step whose operations are counted: masks differ from image to image
 UNITS = {"parameters": "parameters", "flops": "training FLOPs", "images": "images", "seconds": "seconds of training"}
 INTERVALS = ("log_every", "validate_every", "preview_every", "checkpoint_every")
 
@@ -72,7 +73,7 @@ def _rate(plan: Plan, entry: Entry, experiment: Experiment, kind: str, speeds: M
     if kind == "images":
         return 1.0
     if kind == "flops":
-        return training_flops(experiment, plan, entry.classes)
+        return _flops(experiment, plan, entry.classes)
     return 1 / speeds[entry.name] if entry.name in speeds else None
 
 
@@ -112,30 +113,10 @@ def _lasting(name: str, experiment: Experiment, wanted: float, tolerance: float)
 # ---------------------------------------------------------------------------------------------- what training takes
 
 
-def training_flops(experiment: Experiment, plan: Plan, classes: int) -> float:
-    """Floating-point operations of training on one image, forward and backward, counted on one small batch.
-
-    A multiply-add counts as two. What the generator borrows from its tokenizer is part of it; the tokenizer's own
-    training and the encoding of the images are not.
-    """
-    assert experiment.generator is not None
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(experiment, plan.tokenizers).eval().requires_grad_(False)
-    generator = experiment.generator.build(tokenizer.layout, classes)
-    batch = min(COUNTED, experiment.training.batch)
-    tokens, condition = _some_tokens(tokenizer.layout, batch), Condition(torch.arange(batch) % classes)
-    noise = Noise(0, torch.arange(batch))
-
-    def step() -> None:
-        losses = generator(tokens, condition, noise, tokenizer)
-        torch.stack(list(losses.values())).sum().backward()
-
-    return cost.flops(step) / batch
-
-
-def _some_tokens(layout: TokenLayout, batch: int) -> Tokens:
-    shape = (batch, *layout.value_shape())
-    return Tokens(torch.randn(shape) if layout.vocab is None else torch.randint(0, layout.vocab, shape), layout)
+def _flops(experiment: Experiment, plan: Plan, classes: int) -> float:
+    """Floating-point operations of training on one image. The tokenizer need not be trained yet."""
+    section = tokenizer_section(experiment, plan.tokenizers)[0]
+    return training_flops(experiment.model_copy(update={"tokenizer": section}), classes)
 
 
 def meter(plan: Plan, entry: Entry, speeds: Mapping[str, float]) -> Meter | None:
@@ -147,13 +128,22 @@ def meter(plan: Plan, entry: Entry, speeds: Mapping[str, float]) -> Meter | None
     with torch.device("meta"):
         parameters = cost.parameters(experiment.generator.build(entry.layout, entry.classes))
     steps = experiment.training.steps()
-    flops = training_flops(experiment, plan, entry.classes)
+    flops = _flops(experiment, plan, entry.classes)
     return Meter(parameters, flops, steps * experiment.training.batch, speeds.get(entry.name))
 
 
 # ---------------------------------------------------------------------------------------------- speed
 
+SPEEDS = "speeds.json"
 PROBED = 48  # steps of a short training, of which the first quarter is not counted
+
+
+def known_speeds(budget: Budget | None, folder: Path) -> dict[str, float]:
+    """Images a second of each contestant, as the budget gives them or as the study in a folder found them before."""
+    found: dict[str, float] = {}
+    if (folder / SPEEDS).exists():
+        found = json.loads((folder / SPEEDS).read_text(encoding="utf-8"))
+    return found | dict(budget.speeds if budget else {})
 
 
 def probe_of(entry: Entry, seed: int) -> Experiment:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -16,7 +15,7 @@ import torch
 from artok.config import dump, validate
 from artok.errors import ConfigError, RunError
 from artok.saved import WEIGHTS, write_json, write_text
-from artok.studies.budget import match, probe_of, speed
+from artok.studies.budget import SPEEDS, known_speeds, match, probe_of, speed
 from artok.studies.entries import Plan, Planned, check_started, settle
 from artok.studies.finished import LOG, diverged
 from artok.studies.jobs import Job, run_jobs
@@ -27,7 +26,7 @@ from artok.training.experiment import Experiment
 from artok.training.log import duration, read_log
 from artok.training.progress import Progress
 
-STUDY, SPEEDS = "study.yaml", "speeds.json"
+STUDY = "study.yaml"
 MOST_WORKERS = 4
 
 
@@ -55,7 +54,7 @@ def compare(study: Study, folder: Path, device: str, fresh: bool = False) -> Pat
     progress.say(f"{len(plan.entries)} contestants, {len(jobs)} jobs, into {folder}")
     conduct(jobs, workers_of(study, launcher, device), progress)
     check_trained(plan)
-    from artok.studies.outcome import conclude  # after training, as it draws
+    from artok.studies.contest import conclude  # after training, as it draws
 
     return conclude(plan, device, progress)
 
@@ -63,9 +62,9 @@ def compare(study: Study, folder: Path, device: str, fresh: bool = False) -> Pat
 def prepare(study: Study, folder: Path) -> Plan:
     """The study settled and matched to its budget as far as that is known, checked against what the folder holds."""
     plan = settle(study, folder)
-    match(plan, known_speeds(study, folder))
+    match(plan, known_speeds(study.budget, folder))
     keep_course(plan)
-    if not study.budget or study.budget.kind != "seconds" or known_speeds(study, folder):
+    if not study.budget or study.budget.kind != "seconds" or known_speeds(study.budget, folder):
         check_started(plan)
     return plan
 
@@ -174,20 +173,12 @@ def check_trained(plan: Plan) -> None:
 # ---------------------------------------------------------------------------------------------- speeds
 
 
-def known_speeds(study: Study, folder: Path) -> dict[str, float]:
-    """Images a second of each contestant, as the study gives them or as it found them before."""
-    found: dict[str, float] = {}
-    if (folder / SPEEDS).exists():
-        found = json.loads((folder / SPEEDS).read_text(encoding="utf-8"))
-    return found | dict(study.budget.speeds if study.budget else {})
-
-
 def with_speeds(plan: Plan, launcher: tuple[str, ...], device: str, progress: Progress) -> Plan:
     """The plan of a budget of seconds, once the speed of every contestant is known.
 
     Speeds are measured one after another on trained tokenizers, by a short training each, and kept.
     """
-    speeds = known_speeds(plan.study, plan.folder)
+    speeds = known_speeds(plan.study.budget, plan.folder)
     unknown = [entry for entry in plan.entries if entry.trainings and entry.name not in speeds]
     if not unknown:
         return plan

@@ -163,11 +163,15 @@ def _place(experiment: Experiment, folder: Path, name: str, seeded: bool, known:
 
 def layout_of(experiment: Experiment, tokenizers: Mapping[str, Planned]) -> TokenLayout:
     """The tokens that a generator's experiment models, whether its tokenizer is trained already or not."""
-    return build_tokenizer(experiment, tokenizers, "meta").layout
+    section, image = tokenizer_section(experiment, tokenizers)
+    with torch.device("meta"):
+        return section.build(image).layout
 
 
-def build_tokenizer(experiment: Experiment, tokenizers: Mapping[str, Planned], device: str = "cpu") -> Tokenizer:
-    """The tokenizer of a generator's experiment with fresh weights, for its shape and cost."""
+def tokenizer_section(
+    experiment: Experiment, tokenizers: Mapping[str, Planned]
+) -> tuple[TokenizerConfig, tuple[int, ...]]:
+    """What describes the tokenizer of a generator's experiment, and (channels, *size) of its images."""
     section, image = experiment.tokenizer, experiment.image
     if isinstance(section, str):
         planned = tokenizers.get(Path(section).name)
@@ -178,8 +182,7 @@ def build_tokenizer(experiment: Experiment, tokenizers: Mapping[str, Planned], d
             saved = read_saved(place / TOKENIZER if (place / TOKENIZER).exists() else place)
             section, image = saved.tokenizer, saved.facts.image
     assert isinstance(section, TokenizerConfig)
-    with torch.device(device):
-        return section.build(image)
+    return section, image
 
 
 # ---------------------------------------------------------------------------------------------- finished runs

@@ -12,14 +12,15 @@ from typing import Any
 from artok import __version__
 from artok.errors import ConfigError
 from artok.metrics.results import Results, side_by_side
-from artok.saved import WEIGHTS, write_json, write_text
-from artok.studies.budget import Meter, meter
+from artok.saved import TOKENIZER, write_json, write_text
+from artok.studies.budget import Meter, known_speeds, meter
 from artok.studies.entries import Entry, Plan
-from artok.studies.finished import LOG, Run, diverged, open_run
+from artok.studies.finished import LOG, Run, open_run
 from artok.studies.measure import Cell, Marks, cells_of, read_cell, tokenizers_of
 from artok.studies.pareto import Value
 from artok.studies.stability import Stability, judge
-from artok.studies.tables import explain
+from artok.studies.summary import DISTANCE
+from artok.studies.tables import explain, measured
 from artok.studies.timing import Times, time_all
 from artok.training.log import read_log
 from artok.training.progress import Progress
@@ -63,6 +64,50 @@ class Contestant:
         return Value.of(found) if found else None
 
     @property
+    def values(self) -> dict[str, Value]:
+        """Every metric, mean and spread."""
+        names = [entry.name for entry in self.final[0][1].measurements]
+        return {name: value for name in names if (value := self.value(name)) is not None}
+
+    @property
+    def distance(self) -> str:
+        """The name of its Fréchet distance."""
+        found = measured(self.final[0][1], *DISTANCE)
+        assert found is not None
+        return found.name
+
+    @property
+    def latency(self) -> Value:
+        """Milliseconds to one image; the spread is that of the timings."""
+        return Value.of(self.times.latency)
+
+    @property
+    def tokens(self) -> int:
+        """Places in its sequence, several codes at a place counted each."""
+        return self.entry.layout.length * self.entry.layout.codes
+
+    @property
+    def core_seconds(self) -> Value | None:
+        """Of training, over the seeds; None where there is no log of a processor's time."""
+        spent = [run.spent for run in self.runs.values() if run.spent is not None]
+        found = [each.core_seconds for each in spent if each.device == "cpu" and each.core_seconds]
+        return Value.of(found) if found else None
+
+    @property
+    def table(self) -> Results:
+        """The means with all costs, as they stand in the table of figures."""
+        batch, throughput = self.times.best
+        exact = dict(self.pooled.cost)
+        costs: dict[str, float] = {"tokens an image": self.tokens, **exact}
+        if self.meter is not None:
+            costs |= {"images trained on": self.meter.images}
+            costs |= {"training TFLOPs": self.meter.flops_an_image * self.meter.images / 1e12}
+        if self.core_seconds is not None:
+            costs |= {"training core-seconds": self.core_seconds.mean}
+        costs |= {"latency at batch 1 (ms)": self.latency.mean, "images a second": throughput, "best batch": batch}
+        return replace(self.pooled, cost=costs | {"peak memory an image (MB)": self.times.memory})
+
+    @property
     def pooled(self) -> Results:
         """The results of all seeds as one: each value is the mean."""
         _, first = self.final[0]
@@ -98,9 +143,8 @@ def gather(plan: Plan, times: Mapping[str, Times]) -> Outcome:
     """Everything that was measured; an ArtokError when results cannot stand side by side."""
     marks = Marks(plan)
     folders = tokenizers_of(plan)
-    tokenizers = {name: _read(plan, cells_of(plan, f"tokenizer:{name}")[0], marks) for name in folders}
-    speeds = {}
-    contestants = []
+    tokenizers = {name: _read(plan, cells_of(plan, f"{TOKENIZER}:{name}")[0], marks) for name in folders}
+    speeds, contestants = known_speeds(plan.study.budget, plan.folder), []
     for entry in plan.entries:
         found = [(cell, _read(plan, cell, marks)) for cell in cells_of(plan, entry.name)]
         final = [pair for pair in found if pair[0].kind == "final"]
@@ -134,7 +178,7 @@ def _read(plan: Plan, cell: Cell, marks: Marks) -> Results:
 
 
 def _tokenizer_of(entry: Entry, folders: Mapping[str, Path]) -> str | None:
-    own = set(entry.tokenizers.values()) | {run / "tokenizer" for run in entry.runs.values()}
+    own = set(entry.tokenizers.values()) | {run / TOKENIZER for run in entry.runs.values()}
     return next((name for name, folder in folders.items() if folder in own), None)
 
 
@@ -175,7 +219,7 @@ def _contestant(outcome: Outcome, one: Contestant) -> dict[str, Any]:
         "layout": one.entry.layout.to_dict(),
         "training": None if one.meter is None else {**_budgets(one.meter), "seeds": list(one.runs)},
         "measures": _measures([results for _, results in one.final]),
-        "cost": dict(one.pooled.cost),
+        "cost": {"tokens an image": one.tokens, **one.pooled.cost},
         "course": [{"images": cell.at, **_cell(cell, results)} for cell, results in one.course],
         "grid": [{cell.kind: cell.at, **_cell(cell, results)} for cell, results in one.grid],
         "stability": {
