@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -111,8 +111,9 @@ def workers_of(study: Study, launcher: Sequence[str], device: str) -> int:
 
 def jobs_of(plan: Plan, launcher: tuple[str, ...]) -> list[Job]:
     """Everything that is not done: trainings, and each contestant's measurements once its last run is trained."""
-    jobs = [training_job(plan, planned, launcher) for planned in plan.trainings() if not is_done(planned)]
-    training = {job.name for job in jobs}
+    wanted = [planned for planned in plan.trainings() if not is_done(planned)]
+    training = {planned.name for planned in wanted}
+    jobs = [training_job(plan, planned, launcher, training) for planned in wanted]
     marks, measuring = Marks(plan), []
     for owner in owners(plan):
         after = tuple(name for name in needed(plan, owner) if name in training)
@@ -131,12 +132,13 @@ def needed(plan: Plan, owner: str) -> list[str]:
     return [planned.name for planned in entry.trainings.values()]
 
 
-def training_job(plan: Plan, planned: Planned, launcher: tuple[str, ...]) -> Job:
-    """`artok train` on the settled config, which is written beside the study."""
+def training_job(plan: Plan, planned: Planned, launcher: tuple[str, ...], others: Collection[str] = ()) -> Job:
+    """`artok train` on the settled config, which is written beside the study. others: trainings to be done, too."""
     config = plan.folder / "configs" / f"{planned.name.removeprefix('train ').replace(' ', '-')}.yaml"
     write_text(config, dump(planned.experiment))
     arguments = ("train", str(config), "--out", str(planned.folder))
-    return Job(planned.name, arguments, planned.after, launcher, may_fail=planned.experiment.generator is not None)
+    after = tuple(name for name in planned.after if name in others)
+    return Job(planned.name, arguments, after, launcher, may_fail=planned.experiment.generator is not None)
 
 
 def is_done(planned: Planned) -> bool:

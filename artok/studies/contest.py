@@ -16,7 +16,7 @@ from artok.saved import TOKENIZER, write_json, write_text
 from artok.studies.budget import Meter, known_speeds, meter
 from artok.studies.entries import Entry, Plan
 from artok.studies.finished import LOG, Run, open_run
-from artok.studies.measure import Cell, Marks, cells_of, read_cell, tokenizers_of
+from artok.studies.measure import Cell, Marks, built, cells_of, read_cell, tokenizers_of
 from artok.studies.pareto import Value
 from artok.studies.stability import Stability, judge
 from artok.studies.summary import DISTANCE
@@ -80,6 +80,14 @@ class Contestant:
     def latency(self) -> Value:
         """Milliseconds to one image; the spread is that of the timings."""
         return Value.of(self.times.latency)
+
+    @property
+    def passes(self) -> dict[int, int]:
+        """Network passes by sampling steps, for those in the grid."""
+        config = self.first.saved.generator
+        assert config is not None
+        generator = built(self.entry, config)
+        return {int(cell.at): generator.passes(cell.sampling) for cell, _ in self.grid if cell.kind == "steps" and cell.at}
 
     @property
     def tokens(self) -> int:
