@@ -162,5 +162,3 @@ def speed(log: Sequence[Mapping[str, Any]]) -> float:
     if not seconds:
         raise ConfigError("the short training that measures the speed has no step to count")
     return images / seconds
-
-

@@ -168,8 +168,8 @@ def check_trained(plan: Plan) -> None:
         if not is_done(planned):
             raise RunError(f"{planned.name} failed, as said above; the same command goes on with what is done")
     for entry in plan.entries:
-        if not any((folder / WEIGHTS).exists() for folder in entry.runs.values()):
-            raise RunError(f"every training of {entry.name} diverged before its first checkpoint; lower its rate")
+        if entry.trainings and all(diverged(read_log(folder / LOG)) for folder in entry.runs.values()):
+            raise RunError(f"every training of {entry.name} diverged; lower its rate, or leave it out of the study")
 
 
 # ---------------------------------------------------------------------------------------------- speeds

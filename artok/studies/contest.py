@@ -87,7 +87,9 @@ class Contestant:
         config = self.first.saved.generator
         assert config is not None
         generator = built(self.entry, config)
-        return {int(cell.at): generator.passes(cell.sampling) for cell, _ in self.grid if cell.kind == "steps" and cell.at}
+        return {
+            int(cell.at): generator.passes(cell.sampling) for cell, _ in self.grid if cell.kind == "steps" and cell.at
+        }
 
     @property
     def tokens(self) -> int:
@@ -158,8 +160,10 @@ def gather(plan: Plan, times: Mapping[str, Times]) -> Outcome:
         final = [pair for pair in found if pair[0].kind == "final"]
         if not final:
             continue
-        runs = {cell.seed: open_run(cell.folder, entry.name, results) for cell, results in final}
-        kinds = {kind: [pair for pair in found if pair[0].kind in kind.split()] for kind in ("images", "steps guidance")}
+        runs = {cell.seed: _run(plan, cell, results) for cell, results in final}
+        kinds = {
+            kind: [pair for pair in found if pair[0].kind in kind.split()] for kind in ("images", "steps guidance")
+        }
         contestants.append(
             Contestant(
                 entry=entry,
@@ -176,6 +180,13 @@ def gather(plan: Plan, times: Mapping[str, Times]) -> Outcome:
         )
     side_by_side([contestant.pooled for contestant in contestants])
     return Outcome(plan, contestants, tokenizers, folders)
+
+
+def _run(plan: Plan, cell: Cell, results: Results) -> Run:
+    """A contestant's run; one that was trained elsewhere and names no data is shown beside the study's."""
+    run = open_run(cell.folder, cell.owner, results)
+    own = run.config if run.config.get("data") else {**run.config, "data": plan.data.model_dump(mode="json")}
+    return replace(run, config=own)
 
 
 def _read(plan: Plan, cell: Cell, marks: Marks) -> Results:
@@ -305,5 +316,3 @@ def as_csv(outcome: Outcome) -> str:
         for entry in results.measurements:
             writer.writerow((name, "tokenizer", "", "", entry.name, entry.value, entry.n, 0))
     return stream.getvalue()
-
-

@@ -16,8 +16,18 @@ from artok.data.transforms import plain
 from artok.errors import ConfigError
 from artok.images import from_uint8, to_uint8
 from artok.layout import Condition, TokenLayout
-from artok.metrics import classes, codebook, consistency, cost, frechet, kid, likelihood, memorisation, prdc
-from artok.metrics import reconstruction
+from artok.metrics import (
+    classes,
+    codebook,
+    consistency,
+    cost,
+    frechet,
+    kid,
+    likelihood,
+    memorisation,
+    prdc,
+    reconstruction,
+)
 from artok.metrics.base import MetricConfig, Seen, Subject
 from artok.metrics.evaluate import Evaluation
 from artok.metrics.features import Extractor, TrainingImages, extract, open_extractor

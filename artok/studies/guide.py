@@ -139,10 +139,14 @@ def _data_size(
     text = f"Distance of samples to the nearest training image over that of held-out images: {shares}. "
     if not free:
         closest = rank(values, "higher")
-        return Choice(constraint.question, closest.best, text + "All of them learn images by heart with so few of them.")
+        return Choice(
+            constraint.question, closest.best, text + "All of them learn images by heart with so few of them."
+        )
     finest = rank(free, "lower")
-    verdict = f"{joined(copying)} learn{'s' if len(copying) == 1 else ''} images by heart. " if copying else (
-        "None shows signs of images learned by heart, so quality decides: "
+    verdict = (
+        f"{joined(copying)} learn{'s' if len(copying) == 1 else ''} images by heart. "
+        if copying
+        else ("None shows signs of images learned by heart, so quality decides: ")
     )
     return Choice(constraint.question, finest.best, text + verdict + _sentence(free, finest, distance, ""))
 
@@ -175,7 +179,11 @@ def _lead(best: float, other: float) -> str:
         return ""
     factor = high / low
     way = "more" if other > best else "less"
-    return f", {factor:.2g} times as {'much' if other > best else 'little'}" if factor >= 2 else f", {factor - 1:.0%} {way}"
+    return (
+        f", {factor:.2g} times as {'much' if other > best else 'little'}"
+        if factor >= 2
+        else f", {factor - 1:.0%} {way}"
+    )
 
 
 def _price(winners: Sequence[str], quality: Mapping[str, Value], best: Ranking, distance: str) -> str:
@@ -205,5 +213,3 @@ def _front(points: Sequence[tuple[float, float, str]]) -> Iterator[tuple[float, 
         if quality < lowest * 0.95:  # less than that is no step worth waiting for
             lowest = quality
             yield time, quality, name
-
-

@@ -26,7 +26,9 @@ from artok.sampling.settings import Sampling
 from artok.saved import CONFIG, TOKENIZER, WEIGHTS, load_tokenizer, read_saved, write_json
 from artok.studies.entries import Entry, Plan
 from artok.studies.evaluate import Judge
+from artok.studies.finished import LOG, diverged
 from artok.tokenizers.base import TokenizerConfig
+from artok.training.log import read_log
 from artok.training.loop import MOMENTS
 from artok.training.progress import Progress
 from artok.weights import read_weights
@@ -105,7 +107,7 @@ def cells_of(plan: Plan, owner: str) -> list[Cell]:
 def _of_seed(plan: Plan, entry: Entry, seed: int) -> Iterator[Cell]:
     """In the order in which they are wanted."""
     study, folder = plan.study, entry.runs[seed]
-    if not (folder / WEIGHTS).exists():  # a training that diverged
+    if not (folder / WEIGHTS).exists() or diverged(read_log(folder / LOG)):
         return
     saved = read_saved(folder)
     assert saved.generator is not None

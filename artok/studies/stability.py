@@ -36,27 +36,51 @@ class Stability:
 
 
 Points = list[tuple[int, float]]
+Event = Mapping[str, Any]
 
 
-def losses(log: Sequence[Mapping[str, Any]], every: int) -> Points:
-    """Mean training loss against images seen, a point for each interval of the log.
+def merged(log: Sequence[Event], every: int) -> list[Event]:
+    """The log with intervals of training that a stop and a resumption cut in two put together again.
 
-    every: images of an interval. One that a stop and a resumption cut in two is put together again.
+    every: images of an interval. Means are weighted by images, so the result is that of a training without a stop.
     """
-    found: dict[int, list[tuple[int, int, float]]] = {}
-    before = 0
+    found: list[Event] = []
+    before, weight = 0, 0
     for event in log:
-        if event["event"] == "train" and "model_loss" in event:
-            images = int(event["images"])
-            interval = -(-images // every)
-            found.setdefault(interval, []).append((images, images - before, float(event["model_loss"])))
-            before = images
-    points = []
-    for parts in found.values():
-        weight = sum(count for _, count, _ in parts)
-        value = parts[0][2] if len(parts) == 1 or not weight else sum(c * value for _, c, value in parts) / weight
-        points.append((parts[-1][0], value))
-    return points
+        if event["event"] != "train":
+            if event["event"] not in ("stop", "resume"):
+                found.append(event)
+            continue
+        images = int(event["images"])
+        count, cut = images - before, before % every and images - before < every
+        if cut and found and (last := _last_report(found)) is not None and before // every == (images - 1) // every:
+            found[last] = _together(found[last], weight, event, count)
+            weight += count
+        else:
+            found.append(event)
+            weight = count
+        before = images
+    return found
+
+
+def _last_report(events: Sequence[Event]) -> int | None:
+    return next((index for index in range(len(events) - 1, -1, -1) if events[index]["event"] == "train"), None)
+
+
+def _together(one: Event, many: int, other: Event, more: int) -> Event:
+    """Two parts of an interval as one, at the place of the later."""
+    shared = [key for key, value in one.items() if isinstance(value, float) and isinstance(other.get(key), float)]
+    means = {key: (many * one[key] + more * other[key]) / max(many + more, 1) for key in shared if key != "time"}
+    return {**other, **means}
+
+
+def losses(log: Sequence[Event], every: int) -> Points:
+    """Mean training loss against images seen, a point for each interval of the log."""
+    return [
+        (int(event["images"]), float(event["model_loss"]))
+        for event in merged(log, every)
+        if event["event"] == "train" and "model_loss" in event
+    ]
 
 
 def spikes(points: Points) -> list[tuple[int, float]]:
@@ -78,7 +102,7 @@ def spikes(points: Points) -> list[tuple[int, float]]:
     return found
 
 
-def judge(log: Sequence[Mapping[str, Any]], every: int, results: Results | None) -> Stability:
+def judge(log: Sequence[Event], every: int, results: Results | None) -> Stability:
     """The rules applied to a run; without results only to its log."""
     points = losses(log, every)
     opposed = any("critic_loss" in event for event in log)

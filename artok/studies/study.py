@@ -153,7 +153,9 @@ class Study(Config):
                 raise ValueError(f"the contestants {other} and {name} are the same")
             many = len(contestant.run)
             if many > 1 and many != len(self.seeds):
-                raise ValueError(f"{name} names {many} runs for {len(self.seeds)} seeds; give one, or one for each seed")
+                raise ValueError(
+                    f"{name} names {many} runs for {len(self.seeds)} seeds; give one, or one for each seed"
+                )
         return self
 
 

@@ -166,4 +166,8 @@ def _course(contestants: Sequence[Contestant], distance: str, floor: float | Non
             values = [_named(results, distance) for cell, results in one.final if cell.seed in seeds]
             points[float(last)] = Value.of([value for value in values if value is not None])
         traces.append(Trace(one.name, index, sorted(points.items())))
-    return plot("Quality as training goes", "images seen", f"{distance}, lower is better", traces, floor) if traces else None
+    return (
+        plot("Quality as training goes", "images seen", f"{distance}, lower is better", traces, floor)
+        if traces
+        else None
+    )
