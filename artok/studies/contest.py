@@ -87,9 +87,8 @@ class Contestant:
         config = self.first.saved.generator
         assert config is not None
         generator = built(self.entry, config)
-        return {
-            int(cell.at): generator.passes(cell.sampling) for cell, _ in self.grid if cell.kind == "steps" and cell.at
-        }
+        steps = [cell for cell, _ in self.grid if cell.kind == "steps"]
+        return {int(cell.at or 0): generator.passes(cell.sampling) for cell in steps}
 
     @property
     def tokens(self) -> int:
@@ -161,18 +160,15 @@ def gather(plan: Plan, times: Mapping[str, Times]) -> Outcome:
         if not final:
             continue
         runs = {cell.seed: _run(plan, cell, results) for cell, results in final}
-        kinds = {
-            kind: [pair for pair in found if pair[0].kind in kind.split()] for kind in ("images", "steps guidance")
-        }
         contestants.append(
             Contestant(
                 entry=entry,
                 runs=runs,
                 final=final,
-                course=kinds["images"],
-                grid=kinds["steps guidance"],
+                course=[pair for pair in found if pair[0].kind == "images"],
+                grid=[pair for pair in found if pair[0].kind in ("steps", "guidance")],
                 own=[pair for pair in found if pair[0].kind == "own"],
-                stability=dict(_stability(plan, entry, dict((cell.seed, results) for cell, results in final))),
+                stability=dict(_stability(plan, entry, {cell.seed: results for cell, results in final})),
                 times=times[entry.name],
                 meter=meter(plan, entry, speeds),
                 tokenizer=_tokenizer_of(entry, folders),

@@ -1,4 +1,4 @@
-"""From a study to what has to be done: experiments with their folders, every mistake found before anything is trained."""
+"""From a study to what has to be done: experiments with their folders, every mistake found before any training."""
 
 from __future__ import annotations
 
@@ -270,5 +270,5 @@ def check_started(plan: Plan) -> None:
     for planned in plan.trainings():
         try:
             check_same_run(planned.experiment, planned.folder)
-        except CheckpointError as error:
+        except CheckpointError as error:  # noqa: PERF203
             raise CheckpointError(f"{error}".replace("--fresh", "'artok compare ... --fresh'")) from None

@@ -85,7 +85,8 @@ class Run:
 
 def diverged(log: Sequence[Mapping[str, Any]]) -> bool:
     """Whether training ended since a loss was no finite number."""
-    last = next((event for event in reversed(log) if event["event"] == "train"), {})
+    reports = [event for event in log if event["event"] == "train"]
+    last = reports[-1] if reports else {}
     losses = [value for name, value in last.items() if name.endswith("_loss")]
     return any(not math.isfinite(value) for value in losses)
 

@@ -73,7 +73,7 @@ def owners(plan: Plan) -> list[str]:
 
 
 def tokenizers_of(plan: Plan) -> dict[str, Path]:
-    """Every tokenizer that has weights, once, by a name of its own: its first contestant's, where it came with a run."""
+    """Every tokenizer that has weights, once, by a name of its own: that of its contestant, where it came with a run."""
     found: dict[str, Path] = {name: planned.folder for name, planned in plan.tokenizers.items()}
     marks: dict[str, str] = {}
     for entry in plan.entries:
@@ -156,7 +156,7 @@ def steps_of(generator: Generator, sampling: Sampling, wanted: tuple[int, ...]) 
             changed = sampling.model_copy(update={"steps": steps})
             generator.check(changed)
             passes[steps] = generator.passes(changed)
-        except ArtokError:
+        except ArtokError:  # noqa: PERF203
             continue
     return list(passes) if len(set(passes.values())) > 1 else []
 

@@ -38,7 +38,8 @@ class Dial:
     def of(cls, config: GeneratorConfig) -> Dial:
         """ConfigError: the family has no such dial, or the config names a published size."""
         inside = getattr(config, "network", None)
-        part, section = (config, None) if inside is None else (inside, "network")
+        part: Any = config if inside is None else inside
+        section = None if inside is None else "network"
         if getattr(part, "size", None):
             raise ConfigError(
                 f"generator {config.kind} names the published size {part.size}, which a budget of parameters cannot "

@@ -29,8 +29,8 @@ class Contestant(Config):
 
     tokenizer: str | None = None
     generator: str | None = None
-    settings: dict[str, Any] = {}
-    tokenizer_settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field({})
+    tokenizer_settings: dict[str, Any] = Field({})
     run: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
 
     @model_validator(mode="after")
@@ -58,7 +58,7 @@ class Budget(Config):
     kind: Literal["parameters", "flops", "images", "seconds"]
     amount: float = Field(gt=0)
     tolerance: float = Field(0.05, gt=0, le=0.5)
-    speeds: dict[str, float] = {}
+    speeds: dict[str, float] = Field({})
 
     @model_validator(mode="after")
     def _speeds_fit(self) -> Budget:
@@ -128,8 +128,8 @@ class Study(Config):
     intro: str = ""
     contestants: dict[Annotated[str, Field(pattern=NAME)], Contestant] = Field(min_length=1)
     data: Annotated[DataConfig | None, of_kind("data"), OPEN] = None
-    settings: dict[str, Any] = {}
-    tokenizer_settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field({})
+    tokenizer_settings: dict[str, Any] = Field({})
     budget: Budget | None = None
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     tokenizer_seeds: bool = False
@@ -153,9 +153,7 @@ class Study(Config):
                 raise ValueError(f"the contestants {other} and {name} are the same")
             many = len(contestant.run)
             if many > 1 and many != len(self.seeds):
-                raise ValueError(
-                    f"{name} names {many} runs for {len(self.seeds)} seeds; give one, or one for each seed"
-                )
+                raise ValueError(f"{name} names {many} runs for {len(self.seeds)} seeds; give one, or one a seed")
         return self
 
 

@@ -1,10 +1,11 @@
-"""What a contestant's sampling takes on this machine: latency, throughput, memory; one after another, never in company."""
+"""What a contestant's sampling takes on this machine: latency, throughput, memory; one contestant after another."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -98,8 +99,8 @@ def _throughputs(
     """By batch, from the smallest on; a batch that does not fit the memory ends it."""
     for batch in batches:
         try:
-            yield batch, cost.throughput(lambda batch=batch: make(pipeline, sampling, batch), batch, device)
-        except torch.cuda.OutOfMemoryError:
+            yield batch, cost.throughput(partial(make, pipeline, sampling, batch), batch, device)
+        except torch.cuda.OutOfMemoryError:  # noqa: PERF203
             if batch == batches[0]:
                 raise
             return
