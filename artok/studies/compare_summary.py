@@ -99,9 +99,9 @@ def hedges(outcome: Outcome) -> list[str]:
     seeds = len(outcome.plan.study.seeds)
     if seeds > 1:
         first = (
-            f"± is the standard deviation over {seeds} seeds. A difference counts where Welch's test on the seeds "
-            "gives it less than 5% by chance; with few seeds only large ones do, and of many comparisons some pass by "
-            "luck."
+            f"± is the standard deviation over {seeds} seeds. A difference counts where seeds alone would make one as "
+            "large less than 5% of the time (Fisher's test, the noise of all contestants taken together); of many "
+            "comparisons some pass by luck."
         )
     else:
         first = "With one seed each nothing is known of the noise: differences of a few percent may be chance."

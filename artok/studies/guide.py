@@ -8,7 +8,7 @@ from typing import Literal
 
 from artok.metrics.results import number
 from artok.studies.pareto import Value
-from artok.studies.spread import known_apart, shown
+from artok.studies.spread import Noise, shown
 from artok.studies.summary import LEANING, joined
 
 Better = Literal["higher", "lower"]
@@ -72,10 +72,11 @@ class Ranking:
 
 
 def rank(values: Mapping[str, Value], better: Better) -> Ranking:
-    """Who is ahead, with Welch's test on the seeds."""
+    """Who is ahead, and who cannot be told apart from that."""
     order = sorted(values, key=lambda name: values[name].mean, reverse=better == "higher")
     top = values[order[0]]
-    differs = {name: known_apart(values[name], top) for name in order[1:]}
+    noise = Noise.of(values, better)
+    differs = {name: noise.apart(values[name], top) for name in order[1:]}
     best = [order[0], *(name for name in order[1:] if differs[name] is False)]
     unsure = [name for name in order[1:] if differs[name] is None]
     others = [name for name in order[1:] if name not in best]

@@ -1,8 +1,13 @@
-"""Whether two means over seeds differ by more than the seeds do: Welch's test (1947)."""
+"""Whether means over seeds differ by more than the seeds do: Fisher's least significant difference (1935)."""
 
 from __future__ import annotations
 
-from scipy.stats import ttest_ind_from_stats
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from scipy.stats import t as student
 
 from artok.metrics.results import number
 from artok.studies.pareto import Value
@@ -10,29 +15,38 @@ from artok.studies.pareto import Value
 CHANCE = 0.05  # a difference counts when seeds alone would make one as large less often than this
 
 
-def apart(one: Value, other: Value) -> bool:
-    """Whether two values differ beyond the noise of their seeds.
+@dataclass(frozen=True)
+class Noise:
+    """What seeds do to a figure, estimated from all contestants together: each has only a few seeds.
 
-    Values without any spread, such as counts, differ when they are not equal. With a single seed on either side
-    nothing is known of the noise, and no difference counts unless both are exact.
+    deviation: of one seed; of its logarithm where `relative`. degrees: of freedom of that estimate.
     """
-    if one.mean == other.mean:
-        return False
-    if min(one.seeds, other.seeds) < 2:
-        return False
-    if not one.spread and not other.spread:
-        return True
-    found = ttest_ind_from_stats(
-        one.mean, one.spread, one.seeds, other.mean, other.spread, other.seeds, equal_var=False
-    )
-    return bool(found.pvalue < CHANCE)
 
+    deviation: float
+    degrees: int
+    relative: bool
 
-def known_apart(one: Value, other: Value) -> bool | None:
-    """`apart`, or None where a single seed says nothing of the noise."""
-    if min(one.seeds, other.seeds) < 2 and one.mean != other.mean:
-        return None
-    return apart(one, other)
+    @classmethod
+    def of(cls, values: Mapping[str, Value], better: Literal["higher", "lower", ""]) -> Noise:
+        """Distances, times and other positive figures of which less is better vary in proportion to their size, so
+        their logarithms are compared; shares as they are."""
+        relative = better == "lower" and all(value.mean > 0 for value in values.values())
+        squares, degrees = 0.0, 0
+        for value in values.values():
+            scale = value.mean if relative else 1.0
+            squares += (value.seeds - 1) * (value.spread / scale) ** 2
+            degrees += value.seeds - 1
+        return cls(math.sqrt(squares / degrees) if degrees else 0.0, degrees, relative)
+
+    def apart(self, one: Value, other: Value) -> bool | None:
+        """Whether two means differ beyond the noise; None where single seeds say nothing of it."""
+        if one.mean == other.mean:
+            return False
+        if not self.degrees:
+            return None
+        gap = abs(math.log(one.mean / other.mean) if self.relative else one.mean - other.mean)
+        error = self.deviation * math.sqrt(1 / one.seeds + 1 / other.seeds)
+        return bool(gap > student.ppf(1 - CHANCE / 2, self.degrees) * error)
 
 
 def shown(value: Value, unit: str = "") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from artok.layout import TokenLayout
-from artok.metrics.results import Measurement
+from artok.metrics.results import Measurement, number
 from artok.studies.finished import Run
 from artok.studies.tables import measured
 from artok.training.log import duration
@@ -113,7 +113,7 @@ def _distance(entry: Measurement) -> str:
     if times > APART:
         verdict = "far from held-out images"
     return (
-        f"{verdict}: {entry.name} {_short(entry.value)}, {times:.2g} times the floor of {_short(entry.floor)} "
+        f"{verdict}: {entry.name} {_short(entry.value)}, {number(float(f'{times:.2g}'))} times the floor of {_short(entry.floor)} "
         "between real and real"
     )
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from artok.metrics.results import Measurement, Results, side_by_side
 from artok.studies.pareto import Value
-from artok.studies.spread import apart
+from artok.studies.spread import Noise
 
 Better = Literal["higher", "lower", "at the floor", ""]
 
@@ -138,7 +138,7 @@ def figures(
         ranked = same_tokens or about.group != "Likelihood"
         means = [_value(result, name) for result in results]
         best = _best(means, about.better, _floor(results, name), ranked)
-        best = _alike(best, [each.get(name) for each in several])
+        best = _alike(best, [each.get(name) for each in several], about.better)
         texts = [
             f"{text} ± {each[name].spread:.2g}" if name in each and each[name].spread else text
             for text, each in zip(texts, several, strict=True)
@@ -178,10 +178,14 @@ def _best(values: Sequence[float | None], better: Better, floor: float | None, r
     return {column for column, value in known.items() if merit(value) == top}
 
 
-def _alike(best: set[int], values: Sequence[Value | None]) -> set[int]:
+def _alike(best: set[int], values: Sequence[Value | None], better: Better) -> set[int]:
     """The best columns with those that seeds alone may set apart from them; none where that is all of them."""
     top = next((values[column] for column in best), None)
     if top is None:
         return best
-    alike = {column for column, value in enumerate(values) if value is not None and not apart(value, top)}
+    known = {column: value for column, value in enumerate(values) if value is not None}
+    noise = Noise.of(
+        {str(column): value for column, value in known.items()}, "lower" if better == "lower" else "higher"
+    )
+    alike = {column for column, value in known.items() if noise.apart(value, top) is False}
     return set() if len(alike) == len(values) else best | alike

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from artok.metrics.results import Results, number
 from artok.studies.contest import Contestant, Measured
@@ -57,10 +58,19 @@ def plot(title: str, across: str, up: str, traces: Sequence[Trace], floor: float
 def _scale(axis: object, set_scale: Callable[[str], None], values: Sequence[float]) -> None:
     if min(values) > 0 and max(values) > WIDE * min(values):
         set_scale("log")
-        axis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
+        axis.set_major_locator(FixedLocator(round_numbers(min(values), max(values))))  # type: ignore[attr-defined]
+        axis.set_minor_locator(NullLocator())  # type: ignore[attr-defined]
     else:
         axis.set_major_locator(MaxNLocator(5))  # type: ignore[attr-defined]
     axis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))  # type: ignore[attr-defined]
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10, ... around a range, at most six of them."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    inside = [value for value in found if low / 1.5 <= value <= high * 1.5]
+    return inside[:: math.ceil(len(inside) / 6)]
 
 
 def _legend(traces: Sequence[Trace], floor: float | None) -> list[Line2D]:
