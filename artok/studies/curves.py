@@ -150,8 +150,9 @@ def _panel(quantity: str, curves: Sequence[Curve]) -> Picture:
 
 def _legend(curves: Sequence[Curve]) -> list[Line2D]:
     """A line for each curve; for many, a line for each run and one for each source of images."""
-    if len(curves) <= 3:
-        return [_sample(f"{curve.name}, {curve.source}", _colour(curve), curve.source) for curve in curves]
+    different = {(curve.name, curve.source): curve for curve in curves}
+    if len(different) <= 3:
+        return [_sample(", ".join(key), _colour(curve), curve.source) for key, curve in different.items()]
     runs = {curve.name: _colour(curve) for curve in curves}
     sources = list(dict.fromkeys(curve.source for curve in curves))
     only = sources[0] if len(sources) == 1 else BATCHES

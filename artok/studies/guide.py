@@ -179,12 +179,10 @@ def _lead(best: float, other: float) -> str:
     if low <= 0:
         return ""
     factor = high / low
-    way = "more" if other > best else "less"
-    return (
-        f", {factor:.2g} times as {'much' if other > best else 'little'}"
-        if factor >= 2
-        else f", {factor - 1:.0%} {way}"
-    )
+    if factor < 2:
+        return f", {factor - 1:.0%} more" if other > best else f", {1 - low / high:.0%} less"
+    times = number(float(f"{factor:.2g}"))
+    return f", {times} times as much" if other > best else f", {times} times less"
 
 
 def _price(winners: Sequence[str], quality: Mapping[str, Value], best: Ranking, distance: str) -> str:

@@ -73,7 +73,7 @@ def owners(plan: Plan) -> list[str]:
 
 
 def tokenizers_of(plan: Plan) -> dict[str, Path]:
-    """Every tokenizer that has weights, once, by a name of its own: that of its contestant, where it came with a run."""
+    """Every tokenizer that has weights, once; one that came with a run has the name of that contestant."""
     found: dict[str, Path] = {name: planned.folder for name, planned in plan.tokenizers.items()}
     marks: dict[str, str] = {}
     for entry in plan.entries:
