@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from test_report import Tags
 from artok.config import dump, load, merge, validate
 from artok.errors import ArtokError, CheckpointError, ConfigError, LayoutError
 from artok.metrics import cost
+from artok.metrics.extractors import classifier
 from artok.saved import WEIGHTS, read_saved, write_text
 from artok.studies import compare as conductor
+from artok.studies import compare_report
 from artok.studies.budget import match, meter, speed
 from artok.studies.compare import compare, jobs_of, launcher_of, prepare, run_part, workers_of
 from artok.studies.contest import PAGE, RESULTS, TABLE
@@ -98,6 +100,21 @@ class Workers:
         return seconds
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_extractor() -> Iterator[None]:
+    """A classifier that is trained for a moment: any features do to tell one result from another."""
+    with pytest.MonkeyPatch.context() as patch:
+        fully = classifier.train
+        patch.setattr(classifier, "train", lambda training, steps, **rest: fully(training, steps=6, **rest))
+        yield
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one page is as good as none: drawing it takes longer than all else."""
+    monkeypatch.setattr(compare_report, "render", lambda outcome, device: outcome.contestants[-1].entry.did)
+
+
 @pytest.fixture(scope="module")
 def finished(root: Path) -> Path:
     """The tiny study, trained and measured without a stop."""
@@ -161,7 +178,7 @@ def test_the_page_is_whole_and_describes_its_pictures(finished: Path) -> None:
 
 
 def test_a_stopped_study_goes_on_and_ends_as_one_that_was_not(
-    root: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, finished: Path, no_page: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = root / "stopped"
     first = Workers(most=4)
@@ -179,7 +196,9 @@ def test_a_stopped_study_goes_on_and_ends_as_one_that_was_not(
     assert without_times(results(folder)) == without_times(results(finished))
 
 
-def test_a_finished_study_has_nothing_left_to_do(root: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_study_has_nothing_left_to_do(
+    root: Path, finished: Path, no_page: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert jobs_of(prepare(study(root), finished), ()) == []
     cell = finished / "cells" / "contestants" / "raster" / "seed0" / "guidance-2.json"
     before = cell.read_text()
@@ -197,7 +216,7 @@ def test_other_settings_in_the_same_folder_are_refused(root: Path, finished: Pat
 
 
 def test_finished_runs_are_compared_without_training(
-    root: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, finished: Path, no_page: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds = [str(finished / "trained" / "raster" / f"seed{seed}") for seed in (0, 1)]
     runs = {"mine": {"run": seeds}, "other": {"run": str(finished / "trained" / "maskgit" / "seed0")}}
@@ -219,7 +238,7 @@ def test_finished_runs_are_compared_without_training(
 
 
 @pytest.mark.parametrize(
-    ("kind", "amount"), [("parameters", 3_000), ("parameters", 100_000), ("flops", 2e9), ("images", 5_000)]
+    ("kind", "amount"), [("parameters", 12_000), ("parameters", 100_000), ("flops", 2e9), ("images", 5_000)]
 )
 def test_every_contestant_meets_the_budget(root: Path, tmp_path: Path, kind: str, amount: float) -> None:
     small = {"settings": {"training": {"batch": 8}}}
@@ -227,7 +246,7 @@ def test_every_contestant_meets_the_budget(root: Path, tmp_path: Path, kind: str
     for entry in plan.entries:
         found = meter(plan, entry, {})
         assert found is not None and found.spent(kind) == pytest.approx(amount, rel=0.05)
-        assert f"{amount / 1:,.0f}" in entry.did or "budget" in entry.did or "became" in entry.did
+        assert "budget" in entry.did or "became" in entry.did
         one = entry.trainings[0].experiment
         assert one.generator is not None
         with torch.device("meta"):

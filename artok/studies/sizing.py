@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from artok.layout import TokenLayout
 from artok.metrics import cost
 
 GRAIN = 4  # widths are multiples of it, so that positions and rotations have their pairs
-LEAN = 1.6  # the factor by which a head may be wider or narrower than in the config
+LEAN = (1.6, 4.0)  # the factor by which a head may be wider or narrower than in the config; the second if need be
 FURTHER = 4.0  # the widest that a depth is tried at, over the width that the target suggests
 PROPORTIONAL = ("head_width", "decoder_width", "hidden")  # widths beside the main one, which follow it where given
 
@@ -26,13 +26,16 @@ PROPORTIONAL = ("head_width", "decoder_width", "hidden")  # widths beside the ma
 class Dial:
     """Where a family's size is set: `depth`, `width` and `heads` of its section or of its `network`.
 
-    depth and heads are None for a network that has none, such as a U-Net, whose width alone is turned.
+    depth and heads are None for a network that has none, such as a U-Net, whose width alone is turned; where a network
+    has several `widths`, the largest leads and the others follow in proportion. lean: the factor
+    by which heads may be wider or narrower.
     """
 
     section: str | None
     depth: int | None
     width: int
     heads: int | None
+    lean: float = LEAN[0]
 
     @classmethod
     def of(cls, config: GeneratorConfig) -> Dial:
@@ -46,30 +49,38 @@ class Dial:
                 "change; give size: null with depth, width and heads, or another budget"
             )
         depth, heads = getattr(part, "depth", None), getattr(part, "heads", None)
-        width = getattr(part, "width", None) or (64 * depth if depth else None)
+        width = getattr(part, "width", None) or (
+            64 * depth if depth else max(getattr(part, "widths", ()), default=None)
+        )
         if not isinstance(width, int):
             raise ConfigError(f"generator {config.kind} has no width to turn; match another budget than parameters")
         return cls(section, depth, width, (heads or depth) if "heads" in type(part).model_fields else None)
 
     def fits(self, width: int) -> bool:
         """Whether the width can be shared out among heads like the config's."""
-        return self.heads is None or heads_for(width, self.width / self.heads) is not None
+        return self.heads is None or heads_for(width, self.width / self.heads, self.lean) is not None
+
+    def scaled(self, old: int, width: int) -> int:
+        """Another width of the config, in proportion."""
+        return max(GRAIN, GRAIN * round(old * width / self.width / GRAIN))
 
     def turned(self, config: GeneratorConfig, depth: int | None, width: int) -> GeneratorConfig | None:
         """The config at another size, or None when it cannot be that wide."""
         part = config if self.section is None else getattr(config, self.section)
         changes: dict[str, Any] = {"width": width}
+        if "widths" in type(part).model_fields:
+            changes = {"widths": tuple(self.scaled(each, width) for each in part.widths)}
         if depth is not None:
             changes["depth"] = depth
         if self.heads is not None:
-            heads = heads_for(width, self.width / self.heads)
+            heads = heads_for(width, self.width / self.heads, self.lean)
             if heads is None:
                 return None
             changes["heads"] = heads
         for name in PROPORTIONAL:
             old = getattr(part, name, None)
             if old is not None:
-                changes[name] = max(GRAIN, GRAIN * round(old * width / self.width / GRAIN))
+                changes[name] = self.scaled(old, width)
         section = part.model_dump() | changes
         whole = section if self.section is None else config.model_dump() | {self.section: section}
         try:
@@ -79,12 +90,12 @@ class Dial:
 
 
 @cache
-def heads_for(width: int, head_width: float) -> int | None:
-    """The number of heads of an even width nearest to `head_width`, or None when the nearest is far from it."""
+def heads_for(width: int, head_width: float, lean: float) -> int | None:
+    """The number of heads of an even width nearest to `head_width`, or None when that is off by more than `lean`."""
     fitting = [heads for heads in range(1, width + 1) if width % (2 * heads) == 0]
     off = {heads: abs(math.log(width / heads / head_width)) for heads in fitting}
     best = min(off, key=lambda heads: (off[heads], heads), default=None)
-    return best if best is not None and off[best] <= math.log(LEAN) else None
+    return best if best is not None and off[best] <= math.log(lean) else None
 
 
 def count(config: GeneratorConfig, layout: TokenLayout, classes: int) -> int | None:
@@ -94,6 +105,15 @@ def count(config: GeneratorConfig, layout: TokenLayout, classes: int) -> int | N
             return cost.parameters(config.build(layout, classes))
     except (ConfigError, ValueError, AssertionError):
         return None
+
+
+@dataclass(frozen=True)
+class Size:
+    """skew: logarithm of how much wider for its depth it is than the config."""
+
+    config: GeneratorConfig
+    parameters: int
+    skew: float
 
 
 def sized(
@@ -109,23 +129,22 @@ def sized(
         return config, own
     dial = Dial.of(config)
     scale = (target / own) ** (1 / 3 if dial.depth else 1 / 2) if own else 1.0
-    best: tuple[float, GeneratorConfig, int] | None = None
-    nearest: tuple[float, int] | None = None
-    for depth in _depths(dial, scale):
-        found = _at_depth(dial, config, depth, scale, target, lambda candidate: count(candidate, layout, classes))
-        for width, candidate, parameters in found:
-            error = abs(parameters / target - 1)
-            if nearest is None or error < nearest[0]:
-                nearest = error, parameters
-            if error <= tolerance:
-                skew = 0.0 if depth is None or dial.depth is None else math.log(width / depth / dial.width * dial.depth)
-                score = abs(skew) + error
-                if best is None or score < best[0]:
-                    best = score, candidate, parameters
-    if best is not None:
-        return best[1], best[2]
-    near = f"; the nearest has {nearest[1]:,}" if nearest else ""
-    raise ConfigError(f"generator {config.kind} has no size within {tolerance:.0%} of {target:,.0f} parameters{near}")
+    near: list[int] = []
+    for lean in LEAN:
+        found = [
+            each
+            for depth in _depths(dial, scale)
+            for each in _at_depth(
+                replace(dial, lean=lean), config, depth, scale, target, lambda it: count(it, layout, classes)
+            )
+        ]
+        fitting = [each for each in found if abs(each.parameters / target - 1) <= tolerance]
+        if fitting:
+            best = min(fitting, key=lambda each: abs(each.skew) + abs(each.parameters / target - 1))
+            return best.config, best.parameters
+        near += [each.parameters for each in found]
+    told = f"; the nearest has {min(near, key=lambda each: abs(each - target)):,}" if near else ""
+    raise ConfigError(f"generator {config.kind} has no size within {tolerance:.0%} of {target:,.0f} parameters{told}")
 
 
 def _depths(dial: Dial, scale: float) -> list[int | None]:
@@ -143,12 +162,13 @@ def _at_depth(
     scale: float,
     target: float,
     parameters: Callable[[GeneratorConfig], int | None],
-) -> Iterator[tuple[int, GeneratorConfig, int]]:
+) -> Iterator[Size]:
     """The widths on both sides of the target at one depth, by bisection."""
     most = max(2 * GRAIN, int(dial.width * max(scale, 1.0) * FURTHER))
     widths = [width for width in range(GRAIN, most, GRAIN) if dial.fits(width)]
     low, high = 0, len(widths)
-    known: dict[int, tuple[int, GeneratorConfig, int]] = {}
+    known: dict[int, Size] = {}
+    ratio = dial.width * (depth or 1) / (dial.depth or 1) if dial.depth else float(dial.width)
 
     def look(index: int) -> int:
         """Parameters at a width; where it cannot be built, those of the next wider one that can."""
@@ -156,7 +176,7 @@ def _at_depth(
             candidate = dial.turned(config, depth, widths[index])
             found = None if candidate is None else parameters(candidate)
             if candidate is not None and found is not None:
-                known[index] = widths[index], candidate, found
+                known[index] = Size(candidate, found, math.log(widths[index] / ratio))
                 return found
             index += 1
         return int(2 * target)
