@@ -122,7 +122,7 @@ def reconstruct(
 def evaluate(
     run: Run,
     n: Annotated[int | None, typer.Option("-n", min=2, help="images; as many as are held out unless given")] = None,
-    extractor: Annotated[str, typer.Option(help="classifier, inception, or timm:NAME")] = "classifier",
+    extractor: Annotated[str, typer.Option(help="classifier, pixels, inception, or timm:NAME")] = "classifier",
     overrides: Annotated[list[str] | None, typer.Argument(help="sampling settings on top, as key=value")] = None,
 ) -> None:
     """Measure a tokenizer or a generator on held-out data; results.json beside it."""

@@ -44,6 +44,7 @@ TOKENIZER: dict[str, Any] = {
         "validate_every": 64,
         "preview_every": 64,
         "checkpoint_every": 64,
+        "monitor_images": 32,
     },
 }
 GENERATOR: dict[str, Any] = merge(

@@ -15,9 +15,10 @@ from pyarrow import parquet
 from test_transforms import encoded, paint, values
 
 from artok import config
-from artok.data import digits, folder, hub, shapes
+from artok.data import digits, folder, hub, shapes, stacked
 from artok.data.base import DataConfig, SplitName
 from artok.data.holdout import share, stratified
+from artok.data.splits import MemorySplit
 from artok.data.streaming import StreamSplit
 from artok.errors import ConfigError, DataError
 from artok.images import from_uint8
@@ -185,6 +186,48 @@ def test_a_shape_depends_on_seed_split_and_index_alone() -> None:
 def test_grey_shapes_are_refused() -> None:
     with pytest.raises(ConfigError, match="must be 3"):
         config.validate(shapes.Config, {"channels": 1}, "x.yaml")
+
+
+# ---------------------------------------------------------------------------------------------- stacked
+
+
+def test_channels_of_a_stack_are_images_of_the_same_split() -> None:
+    for name in get_args(SplitName):
+        split, single = stacked.Config(size=8).open(name), digits.Config(size=8).open(name)
+        indices = [0, 5, 1_999, 123_456]  # beyond its nominal length too
+        images, drawn = split.read(indices).images, split.drawn(indices)
+        assert split.classes == ("all",) and images.shape == (4, 3, 8, 8)
+        assert torch.equal(images, single.images[drawn.flatten(), 0].reshape(4, 3, 8, 8))
+        assert split.single is not None and split.single.fingerprint == single.fingerprint
+
+
+def test_stacks_have_every_mode_and_depend_on_seed_and_index_alone() -> None:
+    split = stacked.Config(size=8).open("train")
+    assert isinstance(split.single, MemorySplit)
+    labels = split.single.labels[split.drawn(range(20_000))]
+    modes = labels @ torch.tensor([100, 10, 1])
+    assert len(modes.unique()) == 1_000
+    assert len(split.drawn(range(2_000)).unique(dim=0)) > 1_995  # 1,257 images to the third power
+    assert torch.equal(split.drawn([7, 9])[1], split.drawn([9])[0])
+    assert not torch.equal(split.drawn([7]), stacked.Config(size=8, seed=1).open("train").drawn([7]))
+
+
+def test_what_cannot_be_stacked_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="channels must be 3"):
+        config.validate(stacked.Config, {"channels": 1}, "x.yaml")
+    with pytest.raises(ConfigError, match=r"source: .*must be 3, since the shapes"):
+        config.validate(stacked.Config, {"source": {"kind": "shapes"}}, "x.yaml")
+    path = table(tmp_path / "a.parquet", {"label": [i % 3 for i in range(30)]})
+    source = {"kind": "hub", "files": path, "size": 8, "streaming": True, "classes": ["a", "b", "c"]}
+    with pytest.raises(DataError, match="streamed cannot be stacked"):
+        config.validate(stacked.Config, {"size": 8, "source": source}, "x.yaml").open("train")
+
+
+def test_any_labelled_images_can_be_stacked(tmp_path: Path) -> None:
+    source = {**folder.Config.tiny(tmp_path).model_dump(), "channels": 3}
+    split = config.validate(stacked.Config, {"size": 12, "source": source}, "x.yaml").open("test")
+    assert split.read([3]).images.shape == (1, 3, 12, 12)
+    assert split.single is not None and split.single.shape == (1, 12, 12)
 
 
 # ---------------------------------------------------------------------------------------------- folder

@@ -13,12 +13,13 @@ ALLOWED = {
     "quantizers": LEAVES | {"nn"},
     "tokenizers": LEAVES | {"nn", "quantizers"},
     "sampling": LEAVES | {"nn"},
-    "generators": LEAVES | {"nn", "sampling"},
-    "losses": LEAVES | {"nn"},
+    "adversarial": LEAVES | {"nn"},
+    "generators": LEAVES | {"nn", "sampling", "adversarial"},
     "data": LEAVES,
-    "metrics": LEAVES,
+    "metrics": LEAVES | {"nn"},
+    "losses": LEAVES | {"nn", "adversarial", "metrics"},
 }
-MODELS = LEAVES | {"nn", "quantizers", "tokenizers", "sampling", "generators"}
+MODELS = LEAVES | {"nn", "quantizers", "tokenizers", "sampling", "adversarial", "generators"}
 ALLOWED["saved"] = MODELS
 ALLOWED["pipeline"] = MODELS | {"saved"}
 ALLOWED["training"] = MODELS | {"saved", "pipeline", "losses", "data", "metrics"}

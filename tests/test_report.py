@@ -20,7 +20,7 @@ from artok.errors import ArtokError, CheckpointError
 from artok.layout import TokenLayout, Tokens
 from artok.metrics.results import Measurement, Results
 from artok.studies import gallery, summary
-from artok.studies.curves import HELD_OUT, PLAIN, series
+from artok.studies.curves import HELD_OUT, PLAIN, SAMPLES, series
 from artok.studies.finished import distinct_names, open_runs
 from artok.studies.pictures import animation, strip, thin
 from artok.studies.provenance import from_shipped
@@ -90,6 +90,14 @@ def page(runs: Path) -> str:
     notes = {"budget": "a <moment>"}
     path = write_report(runs / "out" / "report.html", "Title & all", "One <i>intro</i>.", [runs / "vq"], folders, notes)
     return path.read_text(encoding="utf-8")
+
+
+SEEN = {"event": "monitor", "time": 1.0, "samples": 32, "precision": 0.9, "recall": 0.7, "coverage": 0.8}
+FLOORS = {"precision_floor": 0.9, "recall_floor": 0.9, "coverage_floor": 0.9}
+MONITORS = [
+    {**SEEN, **FLOORS, "images": 32, "distinct": 1.0},
+    {**SEEN, **FLOORS, "images": 64, "distinct": 0.01, "coverage": 0.02, "recall": 0.1},
+]
 
 
 # ---------------------------------------------------------------------------------------------- the page
@@ -251,6 +259,24 @@ def test_curves_tell_the_sources_of_images_apart() -> None:
     assert {quantity for quantity, _ in found} == {"nll", "l2"}
 
 
+def test_curves_show_what_the_monitor_saw() -> None:
+    found = series(MONITORS)
+    assert found == {("coverage", SAMPLES): [(32, 0.8), (64, 0.02)], ("recall", SAMPLES): [(32, 0.7), (64, 0.1)]}
+
+
+def test_a_run_that_broke_is_named_beside_its_figures(runs: Path, tmp_path: Path) -> None:
+    broken = copied(runs, "deeper", tmp_path / "broken")
+    with (broken / "log.jsonl").open("a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in MONITORS)
+    page = write_report(tmp_path / "page.html", "T", "I", [], [runs / "raster", broken]).read_text(encoding="utf-8")
+    assert page.count('<span class="alarm">collapsed</span>') == 3  # in the summary, over its samples, over its column
+    assert len(re.findall(r"broken <span class=\"alarm\">collapsed</span>", page)) == 3
+    text = " ".join(Tags(page).text.split())
+    assert "Collapsed, from 64 images on: only 1% of 32 samples are distinct" in text
+    assert "Real images covered by samples" in page
+    assert summary.alarm(open_runs([runs / "raster"])[0]) == ""
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -266,6 +292,14 @@ def test_curves_tell_the_sources_of_images_apart() -> None:
 def test_verdicts_follow_the_figures(runs: Path, values: dict[str, float], sentence: str) -> None:
     run = replace(open_runs([runs / "raster"])[0], results=generator_results("raster", **values))
     assert sentence in summary.about_generator(run)
+
+
+def test_modes_are_told_beside_what_chance_would_give(runs: Path) -> None:
+    counted = replace(generator_results("raster"), measurements=(entry("modes covered", 412.0, 417.12),))
+    run = replace(open_runs([runs / "raster"])[0], results=counted)
+    text = summary.about_generator(run)
+    assert "540 samples show 412 kinds of image, where so many independent draws of the data would show 417.1." in text
+    assert explain("KL of modes").better == "lower"
 
 
 def test_the_best_is_marked_only_where_it_can_be_told() -> None:

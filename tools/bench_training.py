@@ -16,10 +16,9 @@ import torch
 
 from artok.config import load
 from artok.data.loader import Loader
-from artok.losses.base import Loss
-from artok.tokenizers.base import Tokenizer
 from artok.training.experiment import Experiment
 from artok.training.loop import make_optimizer
+from artok.training.tasks import TokenizerTask
 
 
 class Step:
@@ -29,23 +28,26 @@ class Step:
         assert not isinstance(experiment.tokenizer, str), "a tokenizer's config is wanted"
         torch.manual_seed(0)
         self.experiment, self.dtype, self.device = experiment, dtype, device
-        self.tokenizer: Tokenizer = experiment.tokenizer.build(experiment.image).to(device)
-        self.losses: list[Loss] = [loss.build(experiment.image).to(device) for loss in experiment.losses]
-        self.optimizer = make_optimizer(self.tokenizer, experiment.training.optimizer)
-        self.loader = Loader(experiment.data.open("train"), experiment.data, experiment.training.batch, 0)
+        train = experiment.data.open("train")
+        self.task = TokenizerTask(experiment, train, experiment.data.open("test"), device)
+        self.optimizers = {
+            name: make_optimizer(player, experiment.training.optimizer) for name, player in self.task.players.items()
+        }
+        self.loader = Loader(train, experiment.data, experiment.training.batch, 0)
         self.loading: list[float] = []
         self.computing: list[float] = []
 
     def run(self) -> None:
         began = time.perf_counter()
-        images = next(self.loader).images.to(self.device)
+        batch = next(self.loader)
         loaded = time.perf_counter()
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            result = self.tokenizer(images)
-        compared = [value for loss in self.losses for value in loss(result.images.float(), images).values()]
-        torch.stack([*compared, *result.losses.values()]).sum().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for player, optimizer in self.optimizers.items():
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                step = self.task.losses(self.task.players, player, batch, self.experiment.training.images)
+            torch.stack(list(step.losses.values())).sum().backward()
+            optimizer.step()
+            for module in self.task.players.values():
+                module.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self.loading.append(loaded - began)

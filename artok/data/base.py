@@ -37,6 +37,7 @@ class Split(ABC):
     decodes: reading opens and decodes files, so that reading ahead pays.
     sequential: indices are positions in an endless stream, to be read in ascending order; each pass over the split
     comes in an order of its own.
+    single: where each channel is an image of its own, the labelled images that the channels are drawn from.
     """
 
     shape: tuple[int, int, int]
@@ -46,6 +47,7 @@ class Split(ABC):
     enlarged: set[int]
     decodes: bool = False
     sequential: bool = False
+    single: Split | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...

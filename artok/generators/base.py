@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pydantic import Field
 from torch import Tensor, nn
 
+from artok.adversarial.critic import Critic
 from artok.config import Part
 from artok.errors import ConfigError
 from artok.layout import Codec, Condition, TokenLayout, Tokens
@@ -50,6 +51,33 @@ class Generator(nn.Module, ABC):
         raise ConfigError(f"{type(self).__name__} does not say how many passes it takes")
 
 
+class AdversarialGenerator(Generator, ABC):
+    """A generator that has a loss only against a critic, which trains beside it."""
+
+    def __init__(self, layout: TokenLayout, classes: int) -> None:
+        super().__init__(layout, classes)
+        self._opponent: tuple[Critic, ...] = ()  # not a submodule: its weights are not this model's
+
+    @property
+    def opponent(self) -> Critic:
+        """The critic that `face` named; a ConfigError before that."""
+        if not self._opponent:
+            raise ConfigError(f"{type(self).__name__} has a loss only against its critic; give it one with `face`")
+        return self._opponent[0]
+
+    def face(self, critic: Critic) -> None:
+        """Train against this critic from now on."""
+        self._opponent = (critic,)
+
+    @abstractmethod
+    def made(self, condition: Condition, noise: Noise) -> Tensor:
+        """What the critic is shown as made, (B, D, *grid)."""
+
+    @abstractmethod
+    def pictures(self, tokens: Tokens) -> Tensor:
+        """What the critic is shown as real, (B, D, *grid)."""
+
+
 class GeneratorConfig(Part, ABC):
     """The `generator:` section."""
 
@@ -62,6 +90,10 @@ class GeneratorConfig(Part, ABC):
     @abstractmethod
     def build(self, layout: TokenLayout, classes: int) -> Generator:
         """The generator, with fresh weights. The layout has passed `refuse`."""
+
+    def build_critic(self, layout: TokenLayout, classes: int) -> Critic | None:
+        """The opponent of an AdversarialGenerator, with fresh weights; None for all others."""
+        return None
 
     @classmethod
     @abstractmethod

@@ -1,36 +1,83 @@
-"""What compares images with their reconstructions while a tokenizer is trained.
-
-A perceptual loss is one more file here. An adversarial one adds a player with an optimizer of its own, through
-`critic`: the training loop gives every player its turn.
-"""
+"""What compares images with their reconstructions while a tokenizer is trained."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from artok.adversarial.critic import Critic
 from artok.config import Part
+from artok.metrics.features import TrainingImages
+from artok.noise import Noise
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a loss is built for.
+
+    image: (channels, *size). training: the training split in memory, for a loss that learns from it first; called only
+    by such a loss, since it reads every image.
+    """
+
+    image: tuple[int, ...]
+    device: torch.device
+    training: Callable[[], TrainingImages]
 
 
 class Loss(nn.Module, ABC):
     """A comparison of reconstructions with images, both (B, C, H, W) in [-1, 1]."""
-
-    critic: nn.Module | None = None
 
     @abstractmethod
     def forward(self, reconstructions: Tensor, images: Tensor) -> dict[str, Tensor]:
         """Weighted scalars by name, whose sum joins the training loss."""
 
 
+@dataclass(frozen=True)
+class Moment:
+    """Where in training a batch stands.
+
+    seen: images before it. noise: its own random numbers. others: what else is minimised of the reconstruction, a
+    scalar. last_layer: the weight that makes the reconstruction, to compare gradients at.
+    """
+
+    seen: int
+    noise: Noise
+    others: Tensor
+    last_layer: nn.Parameter | None
+
+
+class AdversarialLoss(nn.Module, ABC):
+    """A loss with a critic of its own, which is trained beside the tokenizer."""
+
+    critic: Critic
+
+    @abstractmethod
+    def starts(self, batch: int) -> int:
+        """The step, of `batch` images each, from which the critic trains."""
+
+    @abstractmethod
+    def forward(
+        self, reconstructions: Tensor, images: Tensor, moment: Moment
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weighted scalars that join the training loss, and scalars for the log; none of both before it has a say."""
+
+    @abstractmethod
+    def settle(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """At the end of a step: what its parts left to be averaged, over the processes by `mean`."""
+
+
 class LossConfig(Part, ABC):
     """One entry of the `losses:` list."""
 
     @abstractmethod
-    def build(self, image: tuple[int, ...]) -> Loss:
-        """The loss for images of (channels, *size)."""
+    def build(self, setting: Setting) -> Loss | AdversarialLoss:
+        """The loss; a ConfigError when it does not fit the images."""
 
     @classmethod
     @abstractmethod
     def tiny(cls) -> LossConfig:
-        """The smallest sensible setting, which the contract tests run."""
+        """The smallest sensible setting, which the contract tests run on images of (3, 16, 16)."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from artok.losses.base import Loss, LossConfig
+from artok.losses.base import Loss, LossConfig, Setting
 
 
 class Config(LossConfig):
@@ -24,7 +24,7 @@ class Config(LossConfig):
             raise ValueError("give l1 or l2 a weight above 0")
         return self
 
-    def build(self, image: tuple[int, ...]) -> PixelLoss:
+    def build(self, setting: Setting) -> PixelLoss:
         return PixelLoss(self)
 
     @classmethod

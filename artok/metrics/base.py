@@ -17,7 +17,7 @@ from artok.config import Part
 from artok.errors import ArtokError
 from artok.layout import TokenLayout
 
-HELD_OUT = " (held-out)"  # ends the name of a value measured on held-out real images instead of the model's
+HELD_OUT = " (held-out)"  # ends the name of a value that held-out real images have, or would have, in the model's place
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,14 @@ class Subject:
     """What is being measured, known before the first batch.
 
     layout: of the tokens, for metrics of codes and likelihoods. extractor: its name, which names what is computed from
-    its features. seed: for metrics that draw subsets.
+    its features. seed: for metrics that draw subsets. modes: (M,) float64 probabilities of the data's modes, where they
+    are known and are the extractor's classes.
     """
 
     layout: TokenLayout | None = None
     extractor: str | None = None
     seed: int = 0
+    modes: Tensor | None = None
 
     def require_layout(self, metric: str) -> TokenLayout:
         if self.layout is None:

@@ -1,6 +1,7 @@
 """Feature extractors: what a metric looks at images through, found by name.
 
     classifier            a small CNN, trained on the training split and cached          FD[classifier]
+    pixels                the pixels, of 8x8 means; nothing is trained                   FD[pixels]
     inception             torch-fidelity's Inception, as the published FID needs         FID
     timm:NAME             a timm backbone, its weights from the hub                      FD[timm:NAME]
     timm:NAME@FILE        the same with weights from a file (`inception@FILE` likewise)
@@ -14,9 +15,10 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -77,9 +79,21 @@ class Extractor(ABC):
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features (B, D) float32 of images (B, C, H, W) uint8 with C 1 or 3, and logits (B, classes) or None."""
 
+    def maps(self, images: Tensor, layers: Sequence[int] | None) -> list[Tensor]:
+        """Feature maps (B, C, h, w) of layers, or of all, of images in [-1, 1]; gradients pass through to the images.
+
+        An ArtokError from an extractor that has none to give.
+        """
+        raise ArtokError(f"the extractor {self.name!r} gives no maps to train on; use classifier or timm:NAME")
+
 
 class ExtractorConfig(Part, ABC):
-    """The `extractor:` section; `kind` is a file in `artok/metrics/extractors`."""
+    """The `extractor:` section; `kind` is a file in `artok/metrics/extractors`.
+
+    trained: whether it is trained on the training images, which others do without.
+    """
+
+    trained: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, training: TrainingImages | None, device: torch.device | str, cache: Path | None) -> Extractor:

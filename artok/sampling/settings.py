@@ -25,6 +25,7 @@ class Sampling(Config):
     guidance_power: float = Field(1.0, gt=0, description="bends the cosine schedule")
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     temperature: float = Field(1.0, ge=0, description="0 takes the most likely token")
+    truncation: float | None = Field(None, gt=0, description="largest number in a GAN's latents")
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0, le=1)
     steps: int | None = Field(None, ge=1, description="for families that choose their number of steps")

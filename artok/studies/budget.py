@@ -12,8 +12,11 @@ import torch
 
 from artok.config import validate
 from artok.errors import ConfigError
+from artok.generators.base import AdversarialGenerator
+from artok.layout import Condition, Tokens
 from artok.metrics import cost
 from artok.metrics.results import number
+from artok.noise import Noise
 from artok.studies.costs.training import training_flops
 from artok.studies.entries import Entry, Plan, tokenizer_section
 from artok.studies.finished import step_seconds
@@ -22,7 +25,7 @@ from artok.studies.study import Budget
 from artok.training.experiment import Experiment
 
 UNITS = {"parameters": "parameters", "flops": "training FLOPs", "images": "images", "seconds": "seconds of training"}
-INTERVALS = ("log_every", "validate_every", "preview_every", "checkpoint_every")
+INTERVALS = ("log_every", "validate_every", "preview_every", "checkpoint_every", "monitor_every")
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def _rate(plan: Plan, entry: Entry, experiment: Experiment, kind: str, speeds: M
     if kind == "images":
         return 1.0
     if kind == "flops":
-        return _flops(experiment, plan, entry.classes)
+        return _flops(experiment, plan, entry)
     return 1 / speeds[entry.name] if entry.name in speeds else None
 
 
@@ -104,7 +107,8 @@ def _lasting(name: str, experiment: Experiment, wanted: float, tolerance: float)
     share = images / training.images
     section = training.model_dump()
     for key in INTERVALS:
-        section[key] = max(training.batch, round(section[key] * share))
+        if section[key] is not None:
+            section[key] = max(training.batch, round(section[key] * share))
     for player in ("optimizer", "critic"):
         section[player] |= {"warmup": round(section[player]["warmup"] * share)}
     return {"training": section | {"images": images}}, f"{training.images:,} images became {images:,}"
@@ -113,10 +117,49 @@ def _lasting(name: str, experiment: Experiment, wanted: float, tolerance: float)
 # ---------------------------------------------------------------------------------------------- what training takes
 
 
-def _flops(experiment: Experiment, plan: Plan, classes: int) -> float:
+def _flops(experiment: Experiment, plan: Plan, entry: Entry) -> float:
     """Floating-point operations of training on one image. The tokenizer need not be trained yet."""
     section = tokenizer_section(experiment, plan.tokenizers)[0]
-    return training_flops(experiment.model_copy(update={"tokenizer": section}), classes)
+    found = _against_a_critic(experiment, entry)
+    return (
+        training_flops(experiment.model_copy(update={"tokenizer": section}), entry.classes) if found is None else found
+    )
+
+
+def _against_a_critic(experiment: Experiment, entry: Entry) -> float | None:
+    """The same for a generator with an opponent, whose training is part of it; None for all others.
+
+    Counted on a small batch with real numbers: penalties differentiate twice, and are due only every so many steps.
+    """
+    assert experiment.generator is not None
+    critic = experiment.generator.build_critic(entry.layout, entry.classes)
+    if critic is None:
+        return None
+    generator = experiment.generator.build(entry.layout, entry.classes)
+    assert isinstance(generator, AdversarialGenerator)
+    generator.face(critic)
+    samples = torch.arange(PAIRED)
+    tokens = Tokens(torch.randn(PAIRED, *entry.layout.value_shape()), entry.layout)
+    condition, noise = Condition(samples % entry.classes), Noise(0, samples)
+
+    def turn(step: int) -> None:
+        """The critic's, without making the images."""
+        fake = torch.randn_like(generator.pictures(tokens))
+        losses = critic(generator.pictures(tokens), fake, condition.labels, noise, step, 0.0).losses
+        torch.stack(list(losses.values())).sum().backward()
+
+    def own() -> None:
+        torch.stack(list(generator(tokens, condition, noise, None).values())).sum().backward()
+
+    def made() -> None:
+        with torch.no_grad():
+            generator.made(condition, noise)
+
+    due, plain = cost.flops(lambda: turn(0)), cost.flops(lambda: turn(1))
+    every = critic.config.penalty_every
+    critics = (due + (every - 1) * plain) / every if every > 1 else due
+    critic.requires_grad_(False)
+    return (critics + cost.flops(made) + cost.flops(own) / critic.config.turns) / PAIRED
 
 
 def meter(plan: Plan, entry: Entry, speeds: Mapping[str, float]) -> Meter | None:
@@ -128,13 +171,14 @@ def meter(plan: Plan, entry: Entry, speeds: Mapping[str, float]) -> Meter | None
     with torch.device("meta"):
         parameters = cost.parameters(experiment.generator.build(entry.layout, entry.classes))
     steps = experiment.training.steps()
-    flops = _flops(experiment, plan, entry.classes)
+    flops = _flops(experiment, plan, entry)
     return Meter(parameters, flops, steps * experiment.training.batch, speeds.get(entry.name))
 
 
 # ---------------------------------------------------------------------------------------------- speed
 
 SPEEDS = "speeds.json"
+PAIRED = 8  # images, real and made, of the step that is counted of two opponents
 PROBED = 48  # steps of a short training, of which the first quarter is not counted
 
 
@@ -152,7 +196,13 @@ def probe_of(entry: Entry, seed: int) -> Experiment:
     batch = experiment.training.batch
     never = PROBED * batch + 1
     section = experiment.training.model_dump() | dict.fromkeys(INTERVALS, never)
-    section |= {"images": PROBED * batch, "log_every": PROBED * batch // 8, "validate_images": 1, "trackers": ()}
+    section |= {
+        "images": PROBED * batch,
+        "log_every": PROBED * batch // 8,
+        "validate_images": 1,
+        "monitor_images": 0,
+        "trackers": (),
+    }
     return validate(Experiment, experiment.model_dump() | {"training": section}, entry.name)
 
 

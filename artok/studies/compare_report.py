@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,15 +29,16 @@ from artok.studies.report import (
     tokenizer_part,
 )
 from artok.studies.spread import shown
-from artok.studies.stability import RULES, merged
+from artok.studies.summary import BROKEN, joined
 from artok.studies.tables import Figures, figures
+from artok.studies.unbroken import log_interval, unbroken
 
 TEMPLATE = "compare.html.jinja"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """How a contestant was made. course: of training, in words; went: by the rules of stability."""
+    """How a contestant was made. did: to meet the budget. went: by the rules of health."""
 
     name: str
     did: str
@@ -73,7 +75,8 @@ def render(outcome: Outcome, device: str) -> str:
         seed=gallery.SEED,
         curves=curves(contestants),
         trained=[trained(one) for one in contestants],
-        rules=RULES,
+        findings=[text for one in contestants for text in findings(one)],
+        alarms={one.name: text for one in contestants if (text := alarm(one))},
         tables=tables(outcome),
         facts=facts([run for one in contestants for run in one.runs.values()]) | budget_facts(outcome),
         command=f"artok compare study.yaml --out {shlex.quote(str(outcome.plan.folder))}",
@@ -104,7 +107,7 @@ def curves(contestants: Sequence[Contestant]) -> list[Picture]:
     for number, one in enumerate(contestants):
         for folder, run in {run.folder: run for run in one.runs.values()}.items():
             if run.log and folder == run.folder:
-                runs.append(replace(run, log=merged(run.log, int(run.config["training"]["log_every"]))))
+                runs.append(replace(run, log=unbroken(run.log, log_interval(folder))))
                 numbers.append(number)
     return learning_curves(runs, numbers)
 
@@ -124,16 +127,24 @@ def trained(one: Contestant) -> Trained:
 
 
 def went(one: Contestant) -> str:
-    """steady, or what was not."""
-    if not one.stability:
+    """healthy, or how many of the runs were not, and what they were."""
+    if not one.findings:
         return "trained elsewhere"
-    counts = {
-        "with a spike": sum(bool(each.spikes) for each in one.stability.values()),
-        "diverged": sum(each.diverged for each in one.stability.values()),
-        "collapsed": sum(each.collapsed for each in one.stability.values()),
-    }
-    said = [f"{count} of {len(one.stability)} {what}" for what, count in counts.items() if count]
-    return ", ".join(said) or "steady"
+    counts = Counter(finding.kind for found in one.findings.values() for finding in found)
+    return ", ".join(f"{count} of {len(one.findings)} {kind}" for kind, count in counts.items()) or "healthy"
+
+
+def findings(one: Contestant) -> Iterator[str]:
+    """What is wrong with each run, with the rule that says so."""
+    for seed, found in one.findings.items():
+        for finding in found:
+            yield f"{one.name}, seed {seed}: {finding.kind} from {finding.since:,} images on: {finding.text}."
+
+
+def alarm(one: Contestant) -> str:
+    """What must stand beside every figure: that runs broke, and how."""
+    kinds = {finding.kind for found in one.findings.values() for finding in found} & set(BROKEN)
+    return joined(sorted(kinds))
 
 
 def tables(outcome: Outcome) -> list[tuple[str, Figures]]:

@@ -64,7 +64,7 @@ def _either(words: Sequence[str]) -> str:
 def about(one: Contestant) -> str:
     """A paragraph on one contestant, its means, then how training went."""
     run = replace(one.first, results=one.pooled)
-    return " ".join([summary.about_generator(run), *_spread(one), *_stability(one)])
+    return " ".join([summary.about_generator(run), *_spread(one), *_health(one)])
 
 
 def _spread(one: Contestant) -> Iterator[str]:
@@ -80,18 +80,13 @@ def _range(one: Contestant) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def _stability(one: Contestant) -> Iterator[str]:
-    spikes = {seed: each.spikes for seed, each in one.stability.items() if each.spikes}
-    if spikes:
-        places = [
-            f"seed {seed} after {joined([f'{images:,}' for images, _ in s])} images" for seed, s in spikes.items()
-        ]
-        yield f"Its loss spiked: {joined(places)}."
-    for seed, each in one.stability.items():
-        if each.diverged:
-            yield f"Seed {seed} diverged" + (" and is left out." if seed not in one.runs else ".")
-        if each.collapsed:
-            yield f"Seed {seed} collapsed."
+def _health(one: Contestant) -> Iterator[str]:
+    """What went wrong with the seeds beyond the first, whose own paragraph says it."""
+    for seed, found in one.findings.items():
+        if seed not in one.runs:
+            yield f"Seed {seed} diverged and is left out."
+        elif found and one.runs[seed] is not one.first:
+            yield f"Seed {seed}: {joined([finding.kind for finding in found])}."
 
 
 def hedges(outcome: Outcome) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from artok.studies.entries import Entry, Plan
 from artok.studies.finished import LOG, Run, open_run
 from artok.studies.measure import Cell, Marks, built, cells_of, read_cell, tokenizers_of
 from artok.studies.pareto import Value
-from artok.studies.stability import Stability, judge
 from artok.studies.summary import DISTANCE
 from artok.studies.tables import explain, measured
 from artok.studies.timing import Times, time_all
+from artok.studies.unbroken import log_interval, unbroken
+from artok.training.health import Finding, diagnose
 from artok.training.log import read_log
 from artok.training.progress import Progress
 
@@ -33,7 +34,7 @@ Measured = list[tuple[Cell, Results]]
 
 @dataclass(frozen=True)
 class Contestant:
-    """entry: as planned. runs: by seed, those that can be shown. stability: by seed, of all that were trained.
+    """entry: as planned. runs: by seed, those that can be shown. findings: by seed, what the log says is wrong.
 
     final: one for each run that can be measured. course, grid, own: further cells, in their order. meter: what its
     training took of every budget, None for finished runs. tokenizer: name of its tokenizer among those measured.
@@ -45,7 +46,7 @@ class Contestant:
     course: Measured
     grid: Measured
     own: Measured
-    stability: Mapping[int, Stability]
+    findings: Mapping[int, list[Finding]]
     times: Times
     meter: Meter | None
     tokenizer: str | None
@@ -168,7 +169,7 @@ def gather(plan: Plan, times: Mapping[str, Times]) -> Outcome:
                 course=[pair for pair in found if pair[0].kind == "images"],
                 grid=[pair for pair in found if pair[0].kind in ("steps", "guidance")],
                 own=[pair for pair in found if pair[0].kind == "own"],
-                stability=dict(_stability(plan, entry, {cell.seed: results for cell, results in final})),
+                findings=dict(_findings(plan, entry)),
                 times=times[entry.name],
                 meter=meter(plan, entry, speeds),
                 tokenizer=_tokenizer_of(entry, folders),
@@ -197,12 +198,12 @@ def _tokenizer_of(entry: Entry, folders: Mapping[str, Path]) -> str | None:
     return next((name for name, folder in folders.items() if folder in own), None)
 
 
-def _stability(plan: Plan, entry: Entry, results: Mapping[int, Results]) -> Iterator[tuple[int, Stability]]:
+def _findings(plan: Plan, entry: Entry) -> Iterator[tuple[int, list[Finding]]]:
+    """Of every seed that has a log."""
     for seed in plan.study.seeds:
         log = read_log(entry.runs[seed] / LOG)
         if log:
-            every = entry.trainings[seed].experiment.training.log_every if seed in entry.trainings else 1
-            yield seed, judge(log, every, results.get(seed))
+            yield seed, diagnose(unbroken(log, log_interval(entry.runs[seed])))
 
 
 # ---------------------------------------------------------------------------------------------- results.json
@@ -237,10 +238,7 @@ def _contestant(outcome: Outcome, one: Contestant) -> dict[str, Any]:
         "cost": {"tokens an image": one.tokens, **one.pooled.cost},
         "course": [{"images": cell.at, **_cell(cell, results)} for cell, results in one.course],
         "grid": [{cell.kind: cell.at, **_cell(cell, results)} for cell, results in one.grid],
-        "stability": {
-            str(seed): {"spikes": each.spikes, "diverged": each.diverged, "collapsed": each.collapsed}
-            for seed, each in one.stability.items()
-        },
+        "health": {str(seed): [asdict(finding) for finding in found] for seed, found in one.findings.items()},
         "times": {
             "latency_ms": list(one.times.latency),
             "images_per_second": {str(batch): value for batch, value in one.times.throughput.items()},

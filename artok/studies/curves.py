@@ -45,6 +45,8 @@ TITLES = {  # quantity: title and unit; a quantity that is not here goes by its 
     "psnr": ("Reconstruction, held out", "PSNR, dB"),
     "l1": ("Absolute error", "mean, pixels in [-1, 1]"),
     "l2": ("Squared error", "mean, pixels in [-1, 1]"),
+    "coverage": ("Real images covered by samples", "coverage"),
+    "recall": ("Real images within reach of samples", "recall"),
     "perplexity": ("Codes in effective use", "perplexity"),
 }
 # Not shown: settings, and what perplexity says already.
@@ -59,9 +61,10 @@ BOOKKEEPING = (
     "codes used",
     "code entropy",
 )
-BATCHES, HELD_OUT, PLAIN = "training batches", "held-out images", "training images, unchanged"
-LINES: dict[str, Any] = {BATCHES: "-", HELD_OUT: "--", PLAIN: ":"}
-MARKS = {BATCHES: "", HELD_OUT: "o", PLAIN: "s"}
+MONITORED = ("coverage", "recall")  # of what a monitor logs: the others hardly move as long as all is well
+BATCHES, HELD_OUT, PLAIN, SAMPLES = "training batches", "held-out images", "training images, unchanged", "samples"
+LINES: dict[str, Any] = {BATCHES: "-", HELD_OUT: "--", PLAIN: ":", SAMPLES: "-."}
+MARKS = {BATCHES: "", HELD_OUT: "o", PLAIN: "s", SAMPLES: "D"}
 
 Points = list[tuple[int, float]]
 
@@ -109,6 +112,8 @@ def series(log: Sequence[Mapping[str, object]]) -> dict[tuple[str, str], Points]
                 named.append(("loss", BATCHES, "model_loss"))
         elif event["event"] == "validation":
             named = [(*_validated(key), key) for key in numbers if _shown(key)]
+        elif event["event"] == "monitor":
+            named = [(key, SAMPLES, key) for key in MONITORED if key in numbers]
         else:
             continue
         for quantity, source, key in named:
@@ -137,7 +142,9 @@ def _panel(quantity: str, curves: Sequence[Curve]) -> Picture:
             mark = MARKS[curve.source] or ("." if len(images) < 3 else "")
             axes.plot(images, values, LINES[curve.source], marker=mark, color=_colour(curve))
         every = [value for curve in curves for _, value in curve.points]
-        if min(every) > 0 and max(every) > 10 * min(every):
+        if all(curve.source == SAMPLES for curve in curves):
+            axes.set_ylim(0, 1.02)  # shares
+        elif min(every) > 0 and max(every) > 10 * min(every):
             axes.set_yscale("log")
         axes.set_xlim(left=0)
         axes.set_xlabel("images seen")

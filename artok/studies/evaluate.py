@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from artok.config import override, read_yaml, validate
-from artok.data.base import DataConfig, Split, SplitName
+from artok.data.base import DataConfig, SplitName
+from artok.data.memory import held_in_memory, some
 from artok.data.tokens import evaluation_tokens
-from artok.data.transforms import plain
 from artok.errors import ConfigError
 from artok.images import from_uint8, to_uint8
 from artok.layout import Condition, TokenLayout
@@ -25,24 +25,24 @@ from artok.metrics import (
     kid,
     likelihood,
     memorisation,
+    modes,
     prdc,
     reconstruction,
 )
 from artok.metrics.base import MetricConfig, Seen, Subject
 from artok.metrics.evaluate import Evaluation
-from artok.metrics.features import Extractor, TrainingImages, extract, open_extractor
+from artok.metrics.features import Extractor, extract
 from artok.metrics.floor import class_counts, floor, largest
 from artok.metrics.results import Results
-from artok.noise import Noise
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
 from artok.saved import CONFIG, find_saved, fingerprint, load_tokenizer, read_saved
 from artok.tokenizers.base import Tokenizer
 from artok.training.encode import DataOnly, cached_tokens
+from artok.training.extractor import extractor_for, modes_of
 from artok.training.progress import Progress
 
 BATCH = 64
-MOST_IMAGES, MOST_BYTES = 50_000, 2**30  # of a split that the judge looks at
 RESULTS = "results.json"
 
 
@@ -81,12 +81,14 @@ class Judge:
     def __init__(self, data: DataConfig, extractor: str, device: str, n: int | None, progress: Progress) -> None:
         self.data, self.device, self.progress = data, torch.device(device), progress
         self.train_split, self.test_split = data.open("train"), data.open("test")
-        self.test_images, self.test_labels = held_in_memory(self.test_split, data)
-        self.train_images, self.train_labels = held_in_memory(self.train_split, data)
+        self.test_images, self.test_labels = held_in_memory(self.test_split, data.size)
+        self.train_images, self.train_labels = held_in_memory(self.train_split, data.size)
         self.n = min(n or len(self.test_images), largest(self.train_labels, self.test_labels))
-        training = TrainingImages(self.train_images, self.train_labels, len(self.train_split.classes))
         progress.say(f"measuring with {extractor} features on {self.n:,} images")
-        self.extractor: Extractor = open_extractor(extractor, training, device)
+        known = (self.train_images, self.train_labels)
+        self.extractor: Extractor = extractor_for(extractor, self.train_split, data.size, device, known)
+        predicts = extract(self.extractor, self.test_images[:1])[1] is not None
+        self.modes = modes_of(self.train_split, data.size) if predicts else None
         self._floor: dict[str, float] | None = None
 
     def of(self, n: int | None) -> Judge:
@@ -162,11 +164,15 @@ class Judge:
 
     def of_samples(self) -> list[MetricConfig]:
         """And where the extractor tells classes apart, whether they are those asked for, and all of them."""
-        known: list[MetricConfig] = [consistency.Config(), classes.Config()]
-        return self.between_sets() + (known if self.extractor.name == "classifier" else [])
+        configs = self.between_sets()
+        if self.extractor.name == "classifier":
+            configs += [consistency.Config(), classes.Config()]
+        if self.modes is not None:
+            configs.append(modes.Config())
+        return configs
 
     def evaluation(self, configs: Sequence[MetricConfig], layout: TokenLayout) -> Evaluation:
-        subject = Subject(layout=layout, extractor=self.extractor.name)
+        subject = Subject(layout=layout, extractor=self.extractor.name, modes=self.modes)
         return Evaluation([config.build(subject) for config in configs], self.extractor)
 
     def floor(self, layout: TokenLayout) -> dict[str, float]:
@@ -202,24 +208,6 @@ class Judge:
                 if nats is None:
                     return
                 yield Seen(log_likelihood=nats.cpu()) if held_out else Seen(train_log_likelihood=nats.cpu())
-
-
-def held_in_memory(split: Split, data: DataConfig) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) uint8 and labels (N,) of a split as a model sees them without augmentation.
-
-    All of them, or a random part of what would take more than 1 GiB.
-    """
-    most = min(MOST_IMAGES, MOST_BYTES // (data.channels * data.size**2))
-    parts = [split.read(rows.tolist()) for rows in some(len(split), most).split(256)]
-    images = [to_uint8(plain(part.images, data.size)) for part in parts]
-    return torch.cat(images), torch.cat([part.labels for part in parts])
-
-
-def some(count: int, most: int) -> Tensor:
-    """Indices below `count`, ascending: all, or a random `most` of them, always the same ones."""
-    if most >= count:
-        return torch.arange(count)
-    return Noise(0, torch.zeros(1, dtype=torch.int64)).permutation(count)[0, :most].sort().values
 
 
 def generation_work(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:

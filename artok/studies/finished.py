@@ -16,6 +16,7 @@ from artok.metrics.results import Results
 from artok.saved import CONFIG, Saved, find_saved, read_saved
 from artok.studies.evaluate import RESULTS
 from artok.training.encode import DataOnly
+from artok.training.health import Finding, diagnose
 from artok.training.log import read_log
 
 LOG = "log.jsonl"
@@ -75,6 +76,11 @@ class Run:
         processes = begun.get("processes", 1)
         cores = processes * sum(self.log[end].get("core_seconds", 0.0) for end in self._last_reports(starts))
         return Spent(images, wanted, seconds, cores, processes, begun.get("device", "cpu"))
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What its log says is wrong; empty for a healthy run, and without a log."""
+        return diagnose(self.log)
 
     def _last_reports(self, starts: Sequence[int]) -> list[int]:
         """Where each start's last report of training stands."""

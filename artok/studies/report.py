@@ -130,6 +130,7 @@ def render(
         sources=[Source(run, cost(run), commands(run), config_text(run)) for run in runs],
         facts={**facts(runs), **notes},
         seed=gallery.SEED,
+        alarms={run.name: text for run in runs if (text := summary.alarm(run))},
     )
 
 

@@ -66,7 +66,7 @@ class Dial:
 
     def turned(self, config: GeneratorConfig, depth: int | None, width: int) -> GeneratorConfig | None:
         """The config at another size, or None when it cannot be that wide."""
-        part = config if self.section is None else getattr(config, self.section)
+        part: Any = config if self.section is None else getattr(config, self.section)
         changes: dict[str, Any] = {"width": width}
         if "widths" in type(part).model_fields:
             changes = {"widths": tuple(self.scaled(each, width) for each in part.widths)}

@@ -8,12 +8,14 @@ from artok.layout import TokenLayout
 from artok.metrics.results import Measurement, number
 from artok.studies.finished import Run
 from artok.studies.tables import measured
+from artok.training.health import COLLAPSED, DIVERGED, UNLIKE
 from artok.training.log import duration
 
 DISTANCE = ("FD[", "FID")
 REAL = 1.25  # a distance up to so many times its floor is that of real images, as far as so few images can tell
 CLOSE, APART = 2.5, 8.0  # up to so many times the floor it is close; a distance beyond the second is far
 COPIED, LEANING = 0.7, 0.85  # shares of held-out images' distance to the training images: memorised; more than is due
+BROKEN = (DIVERGED, COLLAPSED, UNLIKE)  # findings that no figure of a run can be read without
 GAP = 0.1  # the share of its held-out nats a token by which training tokens may be easier
 
 
@@ -24,13 +26,14 @@ def joined(words: Sequence[str]) -> str:
 
 def about_tokenizer(run: Run, layout: TokenLayout) -> str:
     """A paragraph on one tokenizer."""
-    return " ".join([*_training(run), _tokens(layout), *_reconstruction(run), *_codebook(run)])
+    return " ".join([*_training(run), *_health(run), _tokens(layout), *_reconstruction(run), *_codebook(run)])
 
 
 def about_generator(run: Run) -> str:
     """A paragraph on one generator."""
     rules: tuple[Callable[[Run], Iterator[str]], ...] = (
         _training,
+        _health,
         _quality,
         _consistency,
         _coverage,
@@ -38,6 +41,11 @@ def about_generator(run: Run) -> str:
         _likelihood,
     )
     return " ".join(sentence for rule in rules for sentence in rule(run))
+
+
+def alarm(run: Run) -> str:
+    """What a reader must know beside every figure of a run, in a word or two: that it broke. Empty for any other."""
+    return joined([finding.kind for finding in run.findings if finding.kind in BROKEN])
 
 
 def comparison(runs: Sequence[Run]) -> str:
@@ -76,6 +84,11 @@ def _training(run: Run) -> Iterator[str]:
     yield text.removeprefix(", ")
     if not spent.finished:
         yield f"Its training stopped short of {spent.wanted:,} images, so these figures are not its last."
+
+
+def _health(run: Run) -> Iterator[str]:
+    for finding in run.findings:
+        yield f"{finding.kind.capitalize()}, from {finding.since:,} images on: {finding.text}."
 
 
 def _tokens(layout: TokenLayout) -> str:
@@ -137,6 +150,12 @@ def _coverage(run: Run) -> Iterator[str]:
     if entry is not None:
         floor = f" (other real images: {entry.floor:.1%})" if entry.floor is not None else ""
         yield f"They cover {entry.value:.1%} of the held-out images{floor}."
+    kinds = measured(run.results, "modes covered")
+    if kinds is not None and kinds.floor is not None:
+        yield (
+            f"{kinds.n:,} samples show {kinds.value:,.0f} kinds of image, where so many independent draws of the data "
+            f"would show {kinds.floor:,.1f}."
+        )
 
 
 def _memorisation(run: Run) -> Iterator[str]:

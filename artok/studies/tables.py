@@ -54,6 +54,12 @@ METRICS = {  # by how the name begins; the longest that fits counts
     "recall": Explained("Diversity", "higher", "Share of real images that lie where these do."),
     "coverage": Explained("Diversity", "higher", "Share of real images with one of these among their neighbours."),
     "classes covered": Explained("Diversity", "higher", "Share of classes that the classifier finds often enough."),
+    "modes covered": Explained(
+        "Diversity", "higher", "Of the kinds of image that the data have, those among the samples; the floor is chance."
+    ),
+    "KL of modes": Explained(
+        "Diversity", "lower", "How far the shares of those kinds are from the data's, in nats; the floor is chance."
+    ),
     "class consistency": Explained(
         "Fidelity to the condition",
         "higher",

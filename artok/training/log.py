@@ -17,17 +17,20 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 class Log:
-    """Appends events to `log.jsonl`. Events later than `seen` images belong to a run that was cut off: they go."""
+    """Appends events to `log.jsonl`. Events later than `seen` images belong to a run that was cut off: they go.
+
+    events: all that the file holds.
+    """
 
     def __init__(self, path: Path, seen: int) -> None:
         self.path = path
-        kept = [event for event in read_log(path) if event["images"] <= seen]
-        write_text(path, "".join(json.dumps(event) + "\n" for event in kept))
+        self.events = [event for event in read_log(path) if event["images"] <= seen]
+        write_text(path, "".join(json.dumps(event) + "\n" for event in self.events))
 
     def write(self, event: str, images: int, values: dict[str, Any]) -> None:
-        line = json.dumps({"event": event, "images": images, "time": round(time.time(), 3), **values})
+        self.events.append({"event": event, "images": images, "time": round(time.time(), 3), **values})
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(json.dumps(self.events[-1]) + "\n")
 
 
 def duration(seconds: float) -> str:

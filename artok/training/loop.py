@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from artok.noise import fold
 from artok.saved import WEIGHTS, whole_state, write_weights
 from artok.training import checkpoints
 from artok.training.ema import Ema
+from artok.training.health import diagnose, verdict
 from artok.training.interrupt import Interrupt, interruptible
 from artok.training.log import Log
 from artok.training.progress import Progress
@@ -104,7 +105,8 @@ class Trainer:
             self.log = Log(self.folder / "log.jsonl", self.seen)
         self.began = time.process_time()
         machine = {"device": str(self.accelerator.device), "threads": torch.get_num_threads()}
-        self.record("resume" if newest else "start", {"processes": self.accelerator.num_processes, **machine})
+        scope = {"processes": self.accelerator.num_processes, "wanted": self.training.images}
+        self.record("resume" if newest else "start", scope | machine)
         world = self.accelerator.process_index, self.accelerator.num_processes
         with (
             closing(self.task.batches(self.seen, *world)) as batches,
@@ -112,7 +114,7 @@ class Trainer:
             self.progress.over(self.seen, self.training.images),
         ):
             finished = self.loop(batches, interrupt)
-        self.record("end" if finished else "stop", {})
+        self.judge(finished)
         return finished
 
     def loop(self, batches: Iterator[Any], interrupt: Interrupt) -> bool:
@@ -130,6 +132,9 @@ class Trainer:
                 self.report(meter)
             if last or crossed(before, self.seen, training.validate_every):
                 self.validate()
+                self.judge()
+            if last or crossed(before, self.seen, training.monitor_every or training.validate_every):
+                self.monitor()
             if last or crossed(before, self.seen, training.preview_every):
                 self.preview()
             if training.weights_every and not last and crossed(before, self.seen, training.weights_every):
@@ -145,9 +150,12 @@ class Trainer:
         return True
 
     def step(self, batch: Any, meter: Meter) -> None:
-        """One turn of each player on one batch."""
+        """One turn on a batch for each player whose turn it is."""
         parts = self.task.split(batch, self.training.accumulate)
+        turn = self.seen // self.training.batch
         for player, module in self.modules.items():
+            if not self.task.plays(player, turn):
+                continue
             optimizer, settings = self.optimizers[player], self.settings(player)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate_at(self.seen, self.training.images)
@@ -155,18 +163,24 @@ class Trainer:
                 for index, part in enumerate(parts):
                     last = index == len(parts) - 1
                     with nullcontext() if last else self.accelerator.no_sync(module):
-                        step: Step = self.task.losses(self.modules, player, part, self.seen)
+                        with self.accelerator.autocast():
+                            step: Step = self.task.losses(self.modules, player, part, self.seen)
                         total = torch.stack(list(step.losses.values())).sum()
                         self.accelerator.backward(total / len(parts))
                     meter.add({**step.losses, **step.monitors, f"{player}_loss": total}, 1 / len(parts))
-                if settings.clip:
-                    norm = self.accelerator.clip_grad_norm_(module.parameters(), settings.clip)
-                    if norm is not None:
-                        meter.add({f"{player}_gradient_norm": norm}, 1.0)
+                # a bound of infinity changes no gradient: it only measures
+                norm = self.accelerator.clip_grad_norm_(module.parameters(), settings.clip or math.inf)
+                if norm is not None:
+                    meter.add({f"{player}_gradient_norm": norm}, 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-        if self.ema:
-            self.ema.update(self.seen // self.training.batch)
+            if player == "model" and self.ema:
+                self.ema.update(turn)
+        self.task.settle(self.mean_over_processes)
+
+    def mean_over_processes(self, value: Tensor) -> Tensor:
+        mean: Tensor = self.accelerator.reduce(value, "mean")
+        return mean
 
     @contextmanager
     def only(self, player: str) -> Iterator[None]:
@@ -201,6 +215,7 @@ class Trainer:
             self.progress.skipped(skipped[self.skipped :])
             self.skipped = len(skipped)
         if bad:
+            self.judge()
             newest = checkpoints.latest(self.folder / "checkpoints")
             kept = f"the last good checkpoint is {newest}" if newest else "there was no checkpoint yet"
             raise RunError(
@@ -225,6 +240,29 @@ class Trainer:
             values = self.task.validate()
         self.record("validation", values)
         self.progress.show(self.seen, values, "held out")
+
+    def monitor(self) -> None:
+        with self.shared_weights():
+            values = self.task.monitor() if self.accelerator.is_main_process else {}
+        self.accelerator.wait_for_everyone()
+        if values:
+            self.record("monitor", values)
+            shown = {name: value for name, value in values.items() if not name.endswith("_floor")}
+            self.progress.show(self.seen, shown, "samples")
+            self.judge()
+
+    def judge(self, finished: bool | None = None) -> None:
+        """A warning when the log first shows that something is wrong; at the end of a call, what it shows by then."""
+        findings = diagnose(self.log.events) if self.accelerator.is_main_process else []
+        known = [event["kind"] for event in self.log.events if event["event"] == "warning"] if findings else []
+        for finding in findings:
+            if finding.kind not in known:
+                self.record("warning", asdict(finding))
+                self.progress.say(f"{self.progress.name} {self.seen:>9,} images, {finding.kind}: {finding.text}")
+        if finished is not None:
+            self.record("end" if finished else "stop", {"health": verdict(findings)})
+        if finished:
+            self.progress.say(f"{self.folder}: {verdict(findings)}")
 
     def preview(self) -> None:
         with self.shared_weights():

@@ -12,6 +12,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
 from artok.config import read_yaml
+from artok.data.base import Split
 from artok.data.tokens import TokenCache
 from artok.errors import CheckpointError, ConfigError
 from artok.saved import (
@@ -34,15 +35,14 @@ from artok.training import checkpoints
 from artok.training.encode import cached_tokens
 from artok.training.experiment import Experiment, check_codebook
 from artok.training.loop import Trainer
+from artok.training.monitor import FEWEST, Monitor
 from artok.training.progress import Progress
 from artok.training.settings import settle_precision
 from artok.training.tasks import GeneratorTask, Task, TokenizerTask
 
 # Settings that do not change what is computed: they may differ between a run and its resumption.
-FREE = {
-    *("log_every", "validate_every", "validate_images", "preview_every", "checkpoint_every", "keep", "weights_every"),
-    "trackers",
-}
+FREE = {f"{what}_every" for what in ("log", "validate", "preview", "monitor", "checkpoint", "weights")}
+FREE |= {"validate_images", "monitor_images", "monitor_features", "keep", "trackers"}
 
 
 def train(experiment: Experiment, folder: Path, fresh: bool = False) -> bool:
@@ -125,8 +125,32 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
     facts = experiment.facts(train_split, mark)
     if isinstance(source, TokenCache) and source.index.classes != facts.classes:
         raise ConfigError(f"the cached tokens have the classes {source.index.classes}, the data {facts.classes}")
+    watch = None
+    if accelerator.is_main_process and experiment.training.monitor_images:
+        watch = make_monitor(experiment, train_split, source, held_out, device, progress)
     torch.manual_seed(experiment.seed)
-    return GeneratorTask(experiment, tokenizer, saved, facts, source, held_out, device)
+    return GeneratorTask(experiment, tokenizer, saved, facts, source, held_out, device, watch)
+
+
+def make_monitor(
+    experiment: Experiment,
+    train_split: Split,
+    source: TokenCache | Split,
+    held_out: TokenCache,
+    device: torch.device,
+    progress: Progress,
+) -> Monitor | None:
+    """What watches a generator's variety, or None where there are too few images to tell anything."""
+    training, data = experiment.training, experiment.data
+    images = min(training.monitor_images, len(train_split), len(held_out))
+    if images < FEWEST:
+        progress.say(f"no monitor of collapse: it needs {FEWEST} images of the model, held out and to train on")
+        return None
+    if train_split.sequential:  # one reader each
+        train_split = data.open("train")
+    labels = source.labels if isinstance(source, TokenCache) else None
+    splits = train_split, data.open("test"), labels, held_out.labels
+    return Monitor(training.monitor_features, images, *splits, data.size, device)
 
 
 def frozen_tokenizer(experiment: Experiment) -> tuple[Tokenizer, Saved]:

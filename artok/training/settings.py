@@ -6,10 +6,11 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from artok.config import Config
 from artok.errors import ConfigError
+from artok.metrics.features import parse
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -48,7 +49,7 @@ class Training(Config):
 
     images: images seen in all. batch: images of one optimizer step, over all processes and accumulation together.
     ema: decay of the averaged weights at each step, or null for none; a share of the steps so far warms it up.
-    The intervals (log, validate, preview, checkpoint, weights) are in images too.
+    The intervals (log, validate, preview, monitor, checkpoint, weights) are in images too.
     """
 
     images: int = Field(gt=0)
@@ -64,10 +65,24 @@ class Training(Config):
     validate_every: int = Field(10_000, ge=1)
     validate_images: int = Field(1_000, ge=1, description="held-out images of a validation")
     preview_every: int = Field(20_000, ge=1)
+    monitor_images: int = Field(200, ge=0, description="samples by which a generator's variety is watched; 0 for none")
+    monitor_every: int | None = Field(None, ge=1, description="validate_every unless given")
+    monitor_features: str = Field(
+        "pixels", description="what they are compared through: an extractor such as classifier"
+    )
     checkpoint_every: int = Field(20_000, ge=1)
     keep: int = Field(2, ge=1, description="checkpoints kept")
     weights_every: int | None = Field(None, ge=1, description="keeps the weights of that moment, to be measured later")
     trackers: tuple[str, ...] = Field((), description="tensorboard, wandb, ...: what accelerate knows")
+
+    @field_validator("monitor_features")
+    @classmethod
+    def _extractor_exists(cls, spec: str) -> str:
+        try:
+            parse(spec)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return spec
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Training:

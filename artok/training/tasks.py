@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections.abc
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -14,19 +15,22 @@ from torch import Tensor, nn
 
 from artok.data.base import Split
 from artok.data.loader import Batch, Loader, evaluation_batches
+from artok.data.memory import held_in_memory
 from artok.data.tokens import TokenBatch, TokenCache, TokenLoader, evaluation_tokens
-from artok.generators.base import Generator
+from artok.generators.base import AdversarialGenerator, Generator
 from artok.images import grid, to_uint8
 from artok.layout import Condition
-from artok.losses.base import Loss
+from artok.losses.base import AdversarialLoss, Loss, Moment, Setting
 from artok.metrics.base import Seen, Subject
 from artok.metrics.codebook import Config as CodebookConfig
+from artok.metrics.features import TrainingImages
 from artok.metrics.reconstruction import psnr
 from artok.noise import Noise, fold
 from artok.pipeline import Pipeline
 from artok.saved import Facts, Saved
 from artok.tokenizers.base import Tokenizer
 from artok.training.experiment import Experiment
+from artok.training.monitor import Monitor
 
 Item = TypeVar("Item")
 Stream: TypeAlias = collections.abc.Generator[Item, None, None]  # endless, to be closed
@@ -57,6 +61,14 @@ class Task(ABC):
     def losses(self, modules: Mapping[str, nn.Module], player: str, batch: Any, seen: int) -> Step:
         """A player's losses on a local batch. `modules` are the players as wrapped for training."""
 
+    def plays(self, player: str, step: int) -> bool:
+        """Whether a player has a turn at this step, counted from 0."""
+        return True
+
+    def settle(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """At the end of a step: bring up to date what a critic keeps of its scores. mean: over all processes."""
+        return
+
     @abstractmethod
     def validate(self) -> dict[str, float]:
         """Figures on held-out data, with the weights as they are now."""
@@ -73,6 +85,10 @@ class Task(ABC):
         """Statistics that belong to the weights as they are now, before these are kept; what to log of them."""
         return {}
 
+    def monitor(self) -> dict[str, float]:
+        """How varied what the model makes now is (asked of the main process alone); empty where nobody watches."""
+        return {}
+
     def skipped(self) -> list[str]:
         """The images that could not be read so far, with the reason."""
         return []
@@ -86,9 +102,30 @@ class TokenizerTask(Task):
         self.experiment, self.device = experiment, device
         self.train_split, self.test_split = train, test
         self.tokenizer: Tokenizer = experiment.tokenizer.build(experiment.image).to(device)
-        self.comparisons = nn.ModuleList(loss.build(experiment.image) for loss in experiment.losses).to(device)
+        setting = Setting(experiment.image, device, self.training_images)
+        built = [loss.build(setting).to(device) for loss in experiment.losses]
+        self.comparisons = [loss for loss in built if isinstance(loss, Loss)]
+        self.adversary = next((loss for loss in built if isinstance(loss, AdversarialLoss)), None)
         self.players = {"model": self.tokenizer}
+        if self.adversary is not None:
+            self.players["critic"] = self.adversary.critic
+        self.made: deque[Tensor] = deque()  # the model's turn leaves them to the critic's, which follows
         self.facts = experiment.facts(train, None)
+
+    def training_images(self) -> TrainingImages:
+        images, labels = held_in_memory(self.train_split, self.experiment.data.size)
+        return TrainingImages(images, labels, len(self.train_split.classes))
+
+    def plays(self, player: str, step: int) -> bool:
+        return player == "model" or self.adversary is None or step >= self._critic_from()
+
+    def _critic_from(self) -> int:
+        assert self.adversary is not None
+        return self.adversary.starts(self.experiment.training.batch)
+
+    def settle(self, mean: Callable[[Tensor], Tensor]) -> None:
+        if self.adversary is not None:
+            self.adversary.settle(mean)
 
     def batches(self, start: int, rank: int, world: int) -> Stream[Batch]:
         batch, seed = self.experiment.training.batch, self.experiment.seed
@@ -101,12 +138,33 @@ class TokenizerTask(Task):
 
     def losses(self, modules: Mapping[str, nn.Module], player: str, batch: Batch, seen: int) -> Step:
         images = batch.images.to(self.device, non_blocking=True)
+        if player == "critic":
+            return self._critic_losses(modules["critic"], images, batch.positions, seen)
         result = modules["model"](images)
-        losses = dict(result.losses)
+        reconstructions = result.images.float()
+        losses, monitors = dict(result.losses), dict(result.monitors)
+        compared: dict[str, Tensor] = {}
         for comparison in self.comparisons:
-            assert isinstance(comparison, Loss)
-            losses |= comparison(result.images.float(), images)
-        return Step(losses, result.monitors)
+            compared |= comparison(reconstructions, images)
+        if self.adversary is not None:
+            noise = Noise(fold("adversary", self.experiment.seed), batch.positions.to(self.device))
+            others = torch.stack(list(compared.values())).sum() if compared else reconstructions.sum() * 0
+            moment = Moment(seen, noise, others, self.tokenizer.last_layer())
+            against, told = self.adversary(reconstructions, images, moment)
+            losses |= against
+            monitors |= told
+            if self.plays("critic", seen // self.experiment.training.batch):
+                self.made.append(reconstructions.detach())
+        with torch.no_grad():
+            errors = ((reconstructions.clamp(-1, 1) - images) / 2).square().mean((1, 2, 3))
+            monitors["psnr"] = -10 * errors.clamp(min=1e-10).log10().mean()
+        return Step(losses | compared, monitors)
+
+    def _critic_losses(self, critic: nn.Module, images: Tensor, positions: Tensor, seen: int) -> Step:
+        noise = Noise(fold("critic", self.experiment.seed), positions.to(self.device))
+        step = seen // self.experiment.training.batch
+        verdict = critic(images, self.made.popleft(), None, noise, step, seen / self.experiment.training.images)
+        return Step(verdict.losses, verdict.monitors)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -158,16 +216,32 @@ class GeneratorTask(Task):
         source: TokenCache | Split,
         held_out: TokenCache,
         device: torch.device,
+        watch: Monitor | None = None,
     ) -> None:
         assert experiment.generator is not None
         self.experiment, self.device, self.facts = experiment, device, facts
-        self.source, self.held_out = source, held_out
+        self.source, self.held_out, self.watch = source, held_out, watch
         self.tokenizer = tokenizer.to(device).eval().requires_grad_(False)
         self.saved_tokenizer = saved_tokenizer
         self.generator: Generator = experiment.generator.build(tokenizer.layout, len(facts.classes)).to(device)
         self.generator.check(experiment.sampling)
         self.label_dropout = experiment.generator.label_dropout
         self.players = {"model": self.generator}
+        self.critic = experiment.generator.build_critic(tokenizer.layout, len(facts.classes))
+        if self.critic is not None:
+            assert isinstance(self.generator, AdversarialGenerator)
+            self.generator.face(self.critic.to(device))
+            self.players["critic"] = self.critic
+
+    def plays(self, player: str, step: int) -> bool:
+        if self.critic is None or player == "critic":
+            return True
+        turns = self.critic.config.turns
+        return step % turns == turns - 1
+
+    def settle(self, mean: Callable[[Tensor], Tensor]) -> None:
+        if self.critic is not None:
+            self.critic.settle(mean)
 
     def batches(self, start: int, rank: int, world: int) -> Stream[TokenBatch]:
         batch, seed = self.experiment.training.batch, self.experiment.seed
@@ -187,9 +261,22 @@ class GeneratorTask(Task):
 
     def losses(self, modules: Mapping[str, nn.Module], player: str, batch: TokenBatch, seen: int) -> Step:
         batch = batch.to(self.device)
+        if player == "critic":
+            return self._critic_losses(modules["critic"], batch, seen)
         noise = Noise(fold("training", self.experiment.seed), batch.positions)
         condition = Condition(batch.labels).dropped(noise.uniform() < self.label_dropout, self.generator.classes)
         return Step(modules["model"](batch.tokens, condition, noise, self.tokenizer))
+
+    def _critic_losses(self, critic: nn.Module, batch: TokenBatch, seen: int) -> Step:
+        assert isinstance(self.generator, AdversarialGenerator)
+        noise = Noise(fold("critic", self.experiment.seed), batch.positions)
+        condition = Condition(batch.labels)
+        with torch.no_grad():
+            fake = self.generator.made(condition, noise)
+        real = self.generator.pictures(batch.tokens)
+        step, share = seen // self.experiment.training.batch, seen / self.experiment.training.images
+        verdict = critic(real, fake, condition.labels, noise, step, share)
+        return Step(verdict.losses, verdict.monitors)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -222,6 +309,9 @@ class GeneratorTask(Task):
         classes = min(10, len(self.facts.classes))
         images = self.pipeline()(list(range(classes)), n=8)
         grid(images, columns=8, scale=max(1, 32 // images.shape[-1])).save(path)
+
+    def monitor(self) -> dict[str, float]:
+        return self.watch(self.pipeline()) if self.watch else {}
 
     def pipeline(self) -> Pipeline:
         """The generator as it is now, with its tokenizer."""

@@ -16,10 +16,10 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from filelock import FileLock
@@ -43,11 +43,13 @@ DIM = 64
 LARGEST = 64  # pixels; larger images are reduced to this first
 VARIANCE = 4.0  # of a feature on the training split, on average
 BATCH = 128
+EPOCHS, SEEN_AT_LEAST, SEEN_AT_MOST = 30, 38_400, 250_000  # training images, unless told
 
 
 class Config(ExtractorConfig):
     """The classifier and how long it trains."""
 
+    trained: ClassVar[bool] = True
     kind: Literal["classifier"] = "classifier"
     images_seen: int | None = Field(
         None, gt=0, description="training images seen; by default 30 epochs, but 38,400 at least and 250,000 at most"
@@ -61,7 +63,7 @@ class Config(ExtractorConfig):
         if training.classes < 2:
             raise ArtokError("the extractor 'classifier' needs at least 2 classes; use inception or timm:NAME")
         shape = tuple(training.images.shape[1:])
-        seen = self.images_seen or min(250_000, max(38_400, 30 * len(training.images)))
+        seen = self.images_seen or min(SEEN_AT_MOST, max(SEEN_AT_LEAST, EPOCHS * len(training.images)))
         key = f"v{VERSION}-{shape[0]}x{shape[1]}x{shape[2]}-{training.classes}-{seen}-{self.seed}"
         path = (cache or cache_directory()) / f"classifier-{training.fingerprint}-{key}.safetensors"
         with torch.device("meta"):  # neither time nor random numbers for weights that the cache holds
@@ -93,6 +95,14 @@ class Classifier(Extractor):
             )
         features, logits = self._network(reduce(images))
         return (features - self._network.centre) * self._network.scale, logits
+
+    def maps(self, images: Tensor, layers: Sequence[int] | None) -> list[Tensor]:
+        """Layer 0 is the stem's, each next one a block's."""
+        found = self._network.maps(shrunk(images))
+        outside = [layer for layer in layers or () if not 0 <= layer < len(found)]
+        if outside:
+            raise ArtokError(f"the classifier has layers 0 to {len(found) - 1}, and no {outside[0]}")
+        return found if layers is None else [found[layer] for layer in layers]
 
 
 # ---------------------------------------------------------------------------------------------- network
@@ -140,15 +150,26 @@ class Network(nn.Module):
         self.centre: Tensor
         self.scale: Tensor
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What the stem and each block give, (B, C, h, w)."""
+        found = [functional.relu(self.norm(self.stem(images)))]
+        for block in self.blocks:
+            found.append(block(found[-1]))
+        return found
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.blocks(functional.relu(self.norm(self.stem(images)))).float().mean((2, 3))
+        features = self.maps(images)[-1].float().mean((2, 3))
         return features, self.head(features)
 
 
 def reduce(images: Tensor) -> Tensor:
-    """uint8 (B, C, H, W) to float32 in [-1, 1], the longer side at most 64 (antialiased bilinear)."""
-    pixels = images.to(torch.float32) / 127.5 - 1
-    height, width = images.shape[2:]
+    """uint8 (B, C, H, W) to float32 in [-1, 1], the longer side at most 64."""
+    return shrunk(images.to(torch.float32) / 127.5 - 1)
+
+
+def shrunk(pixels: Tensor) -> Tensor:
+    """The longer side at most 64 (antialiased bilinear)."""
+    height, width = pixels.shape[2:]
     shrink = LARGEST / max(height, width)
     if shrink >= 1:
         return pixels

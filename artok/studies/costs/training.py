@@ -10,8 +10,9 @@ from torch import Tensor
 
 from artok.errors import ConfigError
 from artok.layout import Condition, TokenLayout, Tokens
-from artok.losses.base import Loss
+from artok.losses.base import Loss, Setting
 from artok.metrics import cost
+from artok.metrics.features import TrainingImages
 from artok.nn.recompute import set_recompute
 from artok.noise import Noise
 from artok.quantizers.base import Quantizer
@@ -96,10 +97,15 @@ def tokenizer_losses(design: Design, batch: int) -> dict[str, Tensor]:
     losses = dict(result.losses)
     for config in design.experiment.losses:
         with META:
-            comparison = config.build(design.layout.image)
-        assert isinstance(comparison, Loss)
+            comparison = config.build(Setting(design.layout.image, META, _no_images))
+        if not isinstance(comparison, Loss):
+            raise ConfigError(f"what the loss {config.kind} costs is not counted, since its critic trains beside it")
         losses |= comparison(result.images.float(), images)
     return losses
+
+
+def _no_images() -> TrainingImages:
+    raise ConfigError("what a loss costs that learns from the training images first is not counted")
 
 
 def blank_tokens(layout: TokenLayout, batch: int) -> Tokens:

@@ -1,0 +1,1 @@
+"""Networks that score how real images look; one file a kind."""

@@ -1,0 +1,68 @@
+"""R3GAN's discriminator: grouped residual blocks, no normalisation (Huang et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from artok.adversarial.discriminators.base import Discriminator, DiscriminatorConfig
+from artok.nn.blur import halved
+from artok.nn.r3 import GroupedBlock, base_grid, scaled_, widened
+
+
+class Config(DiscriminatorConfig):
+    """kind: residual. widths: channels of each resolution, coarsest first, so that it mirrors the generator's.
+
+    As published for CIFAR-10: widths 768 four times, blocks 2, groups 96, embedding the latter's 768.
+    """
+
+    kind: Literal["residual"] = "residual"
+    widths: tuple[int, ...] = Field(min_length=1)
+    blocks: int = Field(2, ge=1, description="residual blocks a resolution")
+    groups: int = Field(1, ge=1)
+    embedding: int = Field(64, ge=1, description="width of the space in which images meet labels")
+
+    def build(self, image: tuple[int, ...], classes: int) -> ResidualDiscriminator:
+        return ResidualDiscriminator(self, image, classes)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(widths=(8, 8, 8), blocks=1, groups=2, embedding=8)
+
+
+class ResidualDiscriminator(Discriminator):
+    """Scores (B,): <features(image), embedding(label)>, or a linear map of the features where there are no labels."""
+
+    def __init__(self, config: Config, image: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        widths = config.widths[::-1]  # in running order, finest first
+        in_all = len(widths) * config.blocks
+        self.start = scaled_(nn.Conv2d(image[0], widths[0], 1, bias=False), 1.0)
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(GroupedBlock(width, config.groups, in_all) for _ in range(config.blocks)))
+            for width in widths
+        )
+        self.transitions = nn.ModuleList(widened(a, b) for a, b in pairwise(widths))
+        last, base = widths[-1], base_grid(image[1:], len(widths))
+        self.basis = nn.Parameter(torch.randn(last, *base) / math.sqrt(base[0] * base[1]))
+        self.features = scaled_(nn.Linear(last, config.embedding if classes else 1, bias=False), 1.0)
+        self.embedding = nn.Embedding(classes, config.embedding) if classes else None
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding.weight, 0.0, 1 / math.sqrt(config.embedding))
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        x = self.start(images)
+        for index, stage in enumerate(self.stages):
+            x = stage(x)
+            if index < len(self.transitions):
+                x = self.transitions[index](halved(x))
+        features_BD = self.features((x * self.basis).sum((2, 3)))
+        if self.embedding is None:
+            return features_BD[:, 0]
+        assert labels is not None
+        return (features_BD * self.embedding(labels)).sum(1)

@@ -1,0 +1,100 @@
+"""The GAN baseline: a whole image from one random vector in one pass (Goodfellow et al. 2014).
+
+On the pixel tokenizer it makes pixels; on a KL autoencoder its latents. The modern recipe is R3GAN's (Huang et al.
+2024: relativistic pairing with R1 and R2, networks without normalisation); DCGAN, hinge with spectral normalisation and
+WGAN-GP are settings of the same parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from artok.adversarial.critic import Critic, CriticConfig
+from artok.adversarial.discriminators import residual as residual_discriminator
+from artok.config import OPEN, of_kind
+from artok.generators.base import AdversarialGenerator, GeneratorConfig
+from artok.generators.gan_networks import residual
+from artok.generators.gan_networks.base import GanNetworkConfig
+from artok.layout import Codec, Condition, TokenLayout, Tokens
+from artok.noise import Noise
+from artok.sampling.settings import Sampling
+
+
+class Config(GeneratorConfig):
+    """kind: gan. latent: numbers that it makes an image from. network: a file in `artok/generators/gan_networks`.
+
+    critic: its opponent, which is trained beside it and never saved with it.
+    """
+
+    kind: Literal["gan"] = "gan"
+    latent: int = Field(64, ge=1)
+    network: Annotated[GanNetworkConfig, of_kind("generators.gan_networks"), OPEN]
+    critic: CriticConfig
+    label_dropout: float = Field(0.0, ge=0, le=0, description="a GAN has no unconditional half to guide with")
+
+    def refuse(self, layout: TokenLayout) -> str | None:
+        if layout.discrete or len(layout.grids) != 1:
+            return "needs a single grid of continuous tokens, such as those of tokenizer kind pixels"
+        return self.network.refuse(layout.grid)
+
+    def build(self, layout: TokenLayout, classes: int) -> Gan:
+        return Gan(self, layout, classes)
+
+    def build_critic(self, layout: TokenLayout, classes: int) -> Critic:
+        return self.critic.build((layout.width, *layout.grid), classes)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        critic = CriticConfig(
+            discriminator=residual_discriminator.Config(widths=(16, 16, 16), blocks=1, groups=2, embedding=8),
+            game="relativistic",
+            r1=0.1,
+            r2=0.1,
+        )
+        return cls(latent=8, network=residual.Config.tiny(), critic=critic)
+
+
+class Gan(AdversarialGenerator):
+    """image = network(z, label), z standard normal."""
+
+    def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
+        super().__init__(layout, classes)
+        self.config = config
+        self.network = config.network.build(config.latent, layout.grid, layout.width, classes)
+
+    def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
+        """The opponent's view of as many made images."""
+        fake = self.made(condition, noise)
+        return {"adversarial": self.opponent.opposing(self.pictures(tokens), fake, condition.labels, noise)}
+
+    def made(self, condition: Condition, noise: Noise) -> Tensor:
+        return self.network(noise.normal(self.config.latent), condition.labels)
+
+    def pictures(self, tokens: Tokens) -> Tensor:
+        return tokens.values.transpose(1, 2).unflatten(2, self.layout.grid)
+
+    def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
+        """One pass. temperature scales the latents, truncation cuts their tails off."""
+        latents = truncated_normal(noise, self.config.latent, sampling.truncation)
+        made = self.network(latents * sampling.temperature, condition.labels)
+        yield Tokens(made.float().flatten(2).transpose(1, 2), self.layout)
+
+    def passes(self, sampling: Sampling) -> int:
+        return 1
+
+
+def truncated_normal(noise: Noise, count: int, limit: float | None) -> Tensor:
+    """(B, count) standard normal numbers, none beyond +- `limit` (truncation: Brock et al. 2019, section 3.1).
+
+    Drawn through the inverse of the truncated distribution, so that a limit changes numbers and never their count.
+    """
+    if limit is None:
+        return noise.normal(count)
+    tail = torch.special.ndtr(torch.tensor(-limit, dtype=torch.float64))
+    uniform = noise.uniform(count).double()
+    return torch.special.ndtri(tail + uniform * (1 - 2 * tail)).clamp(-limit, limit).float()

@@ -1,0 +1,60 @@
+"""DCGAN's generator (Radford et al. 2016): transposed convolutions, batch normalisation, ReLU, tanh."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from artok.generators.gan_networks.base import GanNetwork, GanNetworkConfig, refuse_halving
+from artok.nn.r3 import base_grid
+
+
+class Config(GanNetworkConfig):
+    """kind: dcgan. widths: channels of each resolution before the last, coarsest first, which has none of its own.
+
+    As published for 64x64: widths 1024, 512, 256, 128 from 4x4 on, the label aside.
+    """
+
+    kind: Literal["dcgan"] = "dcgan"
+    widths: tuple[int, ...] = Field(min_length=1)
+    embedding: int = Field(32, ge=1, description="numbers that a label adds to the latent")
+
+    def refuse(self, grid: tuple[int, ...]) -> str | None:
+        return refuse_halving(grid, len(self.widths))
+
+    def build(self, latent: int, grid: tuple[int, ...], width: int, classes: int) -> DcganNetwork:
+        return DcganNetwork(self, latent, grid, width, classes)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(widths=(16, 16), embedding=8)
+
+
+class DcganNetwork(GanNetwork):
+    """Ends in tanh, so that it fits tokens in [-1, 1]: pixels."""
+
+    def __init__(self, config: Config, latent: int, grid: tuple[int, ...], width: int, classes: int) -> None:
+        super().__init__()
+        widths = [*config.widths, width]
+        self.base = base_grid(grid, len(widths))
+        self.embedding = nn.Embedding(classes, config.embedding)
+        self.start = nn.Linear(latent + config.embedding, widths[0] * self.base[0] * self.base[1], bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in widths[:-1])
+        self.convolutions = nn.ModuleList(
+            nn.ConvTranspose2d(a, b, 4, 2, 1, bias=index == len(widths) - 2)  # a norm has a shift of its own
+            for index, (a, b) in enumerate(pairwise(widths))
+        )
+        for module in (self.start, *self.convolutions):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+
+    def forward(self, latents_BZ: Tensor, labels_B: Tensor) -> Tensor:
+        told = torch.cat([latents_BZ, self.embedding(labels_B)], dim=1)
+        x = self.start(told).unflatten(1, (-1, *self.base))
+        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+            x = convolution(F.relu(norm(x)))
+        return torch.tanh(x)

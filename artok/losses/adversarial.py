@@ -1,0 +1,91 @@
+"""The adversarial loss of VQGAN: a critic that tells reconstructions from images (Esser et al. 2021, eq. 5 to 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from artok.adversarial.critic import CriticConfig
+from artok.adversarial.discriminators import patch
+from artok.losses.base import AdversarialLoss, LossConfig, Moment, Setting
+
+TINY = 1e-4
+LARGEST = 1e4
+
+
+class Config(LossConfig):
+    """kind: adversarial.
+
+    weight: of the loss (.8 taming on ImageNet, .75 LDM's VQ, .5 LDM's KL and LlamaGen). adaptive: times |gradient of
+    the other reconstruction losses| / |gradient of this one| at the decoder's last layer, at most 1e4, as published.
+    start: images before the critic begins to learn. warmup: images for which it then learns alone. ramp: images over
+    which the weight then rises from 0. A critic that joins at once and unprepared wrecks the reconstruction.
+    """
+
+    kind: Literal["adversarial"] = "adversarial"
+    weight: float = Field(0.5, gt=0)
+    adaptive: bool = True
+    start: int = Field(0, ge=0)
+    warmup: int = Field(0, ge=0)
+    ramp: int = Field(0, ge=0)
+    critic: CriticConfig
+
+    def build(self, setting: Setting) -> Adversarial:
+        return Adversarial(self, setting.image)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(critic=CriticConfig(discriminator=patch.Config.tiny()))
+
+
+class Adversarial(AdversarialLoss):
+    """The adaptive factor is measured at one step, over all its parts and processes, and used at the next.
+
+    So it does not depend on how a batch is split, where the published code measures each process's share by itself.
+    """
+
+    def __init__(self, config: Config, image: tuple[int, ...]) -> None:
+        super().__init__()
+        self.config = config
+        self.critic = config.critic.build(image, classes=0)
+        self.critic.register_buffer("factor", torch.zeros(()) if config.adaptive else torch.ones(()))
+        self._gradients: list[Tensor] = []  # (2, numbers of the last layer) of each part: of the others, of this one
+
+    def starts(self, batch: int) -> int:
+        return -(-self.config.start // batch)
+
+    def share(self, seen: int) -> float:
+        """Of the weight, after so many images."""
+        after = seen - self.config.start - self.config.warmup
+        return 1.0 if after >= self.config.ramp else max(after, 0) / self.config.ramp
+
+    def forward(
+        self, reconstructions: Tensor, images: Tensor, moment: Moment
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if moment.seen < self.config.start + self.config.warmup:
+            return {}, {}
+        loss = self.critic.opposing(images, reconstructions, None, moment.noise)
+        if self.config.adaptive and moment.last_layer is not None and loss.requires_grad:
+            pair = [gradient(part, moment.last_layer) for part in (moment.others, loss)]
+            self._gradients.append(torch.stack(pair))
+        factor = self.critic.get_buffer("factor").clone()
+        weight = self.config.weight * self.share(moment.seen) * factor
+        return {"adversarial": weight * loss}, {"adversarial_factor": factor, "adversarial_unweighted": loss.detach()}
+
+    def settle(self, mean: Callable[[Tensor], Tensor]) -> None:
+        self.critic.settle(mean)
+        if self._gradients:
+            others, own = mean(torch.stack(self._gradients).mean(0)).norm(dim=1)
+            self.critic.get_buffer("factor").copy_((others / (own + TINY)).clamp(0, LARGEST))
+            self._gradients = []
+
+
+def gradient(loss: Tensor, weight: Tensor) -> Tensor:
+    """Of a loss by one weight, flat and float32; the graph is kept for the training pass."""
+    with torch.autocast(weight.device.type, enabled=False):
+        (found,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    return found.detach().float().flatten()

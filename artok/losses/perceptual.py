@@ -1,0 +1,136 @@
+"""Perceptual losses: the distance of images in the features of a trained network (Johnson et al. 2016; LPIPS, Zhang et
+al. 2018).
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from artok.errors import CheckpointError, ConfigError
+from artok.losses.base import Loss, LossConfig, Setting
+from artok.metrics.features import parse
+
+LPIPS = "lpips"
+
+
+class Config(LossConfig):
+    """kind: perceptual. weight: of the distance.
+
+    features: "lpips" (VGG16 with LPIPS's learned weights, `pip install artok[lpips]`), "classifier" (artok's own,
+    trained on the training split, offline), or timm:NAME or timm:NAME@FILE, any timm backbone. layers: of the
+    classifier or backbone, as it numbers them; all unless given. weights: for lpips, a local file of torchvision's
+    VGG16, which is downloaded otherwise. seed: of the classifier; any but 0, which is the judge that evaluates: a
+    tokenizer must not be trained on its own examiner.
+    """
+
+    kind: Literal["perceptual"] = "perceptual"
+    features: str = "classifier"
+    weight: float = Field(1.0, gt=0)
+    layers: tuple[int, ...] | None = Field(None, min_length=1)
+    weights: Path | None = None
+    seed: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _options_belong_to_their_features(self) -> Config:
+        if self.features == LPIPS and self.layers is not None:
+            raise ValueError("the layers of lpips are part of it; leave layers out")
+        if self.features != LPIPS and self.weights is not None:
+            raise ValueError("weights are for features lpips; name those of a backbone as timm:NAME@FILE")
+        return self
+
+    def build(self, setting: Setting) -> Perceptual:
+        if self.features == LPIPS:
+            return Perceptual(self, open_lpips(self.weights))
+        extractor = parse(self.features)
+        if extractor.kind == "classifier":
+            extractor = extractor.model_copy(update={"seed": self.seed})
+        training = setting.training() if extractor.kind == "classifier" else None
+        network = extractor.build(training, setting.device, None)
+        return Perceptual(self, FeatureDistance(network.maps, self.layers))
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(weight=0.1)
+
+
+class FeatureDistance(nn.Module):
+    """Mean over layers and places of |f(x) - f(y)|^2, each f a place's features scaled to length 1 (Zhang et al. 2018,
+    eq. 1 with all channels weighted alike).
+    """
+
+    def __init__(
+        self, maps: Callable[[Tensor, Sequence[int] | None], list[Tensor]], layers: Sequence[int] | None
+    ) -> None:
+        super().__init__()
+        self.maps, self.layers = maps, layers
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """(B,)."""
+        pairs = zip(self.maps(x, self.layers), self.maps(y, self.layers), strict=True)
+        distances = [(unit(a.float()) - unit(b.float())).square().sum(1).flatten(1).mean(1) for a, b in pairs]
+        return torch.stack(distances).mean(0)
+
+
+def unit(features: Tensor) -> Tensor:
+    return features / features.norm(dim=1, keepdim=True).clamp(min=1e-6)
+
+
+class Perceptual(Loss):
+    """weight times the mean distance of reconstructions and images."""
+
+    def __init__(self, config: Config, distance: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.distance = distance.requires_grad_(False).eval()
+
+    def forward(self, reconstructions: Tensor, images: Tensor) -> dict[str, Tensor]:
+        return {"perceptual": self.config.weight * self.distance(reconstructions, images).mean()}
+
+
+class Lpips(nn.Module):
+    """LPIPS 0.1 of the package of its authors, of images in [-1, 1]; grey is repeated."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x, y = (images.expand(-1, 3, -1, -1) for images in (x, y))
+        return self.network(x, y).flatten()
+
+
+def open_lpips(weights: Path | None) -> Lpips:
+    """LPIPS with VGG16. ConfigError: the package is missing. CheckpointError: VGG16's weights cannot be had."""
+    try:
+        import lpips  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        raise ConfigError("features lpips need its package: pip install artok[lpips]; or use classifier") from None
+    try:
+        network = lpips.LPIPS(net="vgg", pnet_rand=weights is not None, verbose=False)
+    except Exception as error:  # whatever a download may raise
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"the weights of VGG16 could not be downloaded: {reason}; give torchvision's file as 'weights'"
+        ) from None
+    if weights is not None:
+        fill_vgg(network.net, weights)
+    return Lpips(network)
+
+
+def fill_vgg(network: nn.Module, path: Path) -> None:
+    """Bring torchvision's VGG16 into LPIPS's slices of it, whose layers keep their numbers."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path} with the weights of VGG16")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict({name: state[f"features.{name.split('.', 1)[1]}"] for name in network.state_dict()})
+    except (RuntimeError, KeyError, TypeError, pickle.UnpicklingError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} does not hold torchvision's VGG16: {reason}") from None

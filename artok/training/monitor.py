@@ -1,0 +1,81 @@
+"""Whether a generator in training still makes the whole variety of its data, by a few samples now and then.
+
+A Monitor draws no global random number and its samples have a fixed seed, so a run with it is the run without it, and
+a resumed run logs what an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from artok.data.base import Split
+from artok.data.memory import held_in_memory, some
+from artok.images import to_uint8
+from artok.layout import Condition
+from artok.metrics.features import extract
+from artok.metrics.variety import NEIGHBOURS, variety
+from artok.noise import Noise, fold
+from artok.pipeline import Pipeline
+from artok.training.extractor import extractor_for
+
+BATCH = 100
+FEWEST = 2 * NEIGHBOURS  # images on each side below which nothing can be told
+
+
+class Monitor:
+    """values = monitor(pipeline), at any time in training.
+
+    The real images are read and looked at once, when it is made.
+    """
+
+    def __init__(
+        self,
+        extractor: str,
+        images: int,
+        train: Split,
+        test: Split,
+        train_labels: Tensor | None,
+        test_labels: Tensor | None,
+        size: int,
+        device: torch.device,
+    ) -> None:
+        """images: how many to sample, and to compare with of either split; at least `FEWEST`.
+
+        *_labels: (N,) of all images of a split where they are known without reading them, so that the real images have
+        as many of each class as the samples do. size: of the images. Errors as from `extractor_for`.
+        """
+        self.images, self.classes, self.device = images, len(train.classes), device
+        self.extractor = extractor_for(extractor, train, size, device)
+        known = []
+        for split, labels in ((train, train_labels), (test, test_labels)):
+            pixels, own = held_in_memory(split, size, self._rows(split, labels))
+            known.append((extract(self.extractor, pixels)[0], own))
+        (self.train, self.train_labels), (self.real, self.real_labels) = known
+
+    def _rows(self, split: Split, labels: Tensor | None) -> Tensor:
+        """Which real images to look at: of each class as many as are sampled, or what there is of a rarer one."""
+        if split.sequential:  # far rows of a stream would be read for nothing but to be skipped
+            return torch.arange(self.images)
+        if labels is None:
+            return some(len(split), self.images)
+        order = Noise(fold("monitor"), torch.zeros(1, dtype=torch.int64)).permutation(len(labels))[0]
+        wanted = torch.bincount(self._shared_out(), minlength=self.classes)
+        rows = [order[labels[order] == label][:count] for label, count in enumerate(wanted.tolist()) if count]
+        return torch.cat(rows).sort().values
+
+    def _shared_out(self) -> Tensor:
+        """The classes of the samples, (images,) int64: as many of each as can be, ascending."""
+        return torch.arange(self.images) * self.classes // self.images
+
+    def __call__(self, pipeline: Pipeline) -> dict[str, float]:
+        """The values of `artok.metrics.variety.variety` for samples under the pipeline's own settings."""
+        labels, features = self._shared_out(), []
+        for start in range(0, self.images, BATCH):
+            condition = Condition(labels[start : start + BATCH].to(self.device))
+            *_, tokens = pipeline.steps(condition, pipeline.sampling, first=start)
+            features.append(extract(self.extractor, to_uint8(pipeline.decode(tokens)))[0])
+        fake = torch.cat(features)
+        return {"samples": len(fake)} | variety(
+            self.real, self.train, fake, self.real_labels, self.train_labels, labels
+        )
