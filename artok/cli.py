@@ -202,16 +202,16 @@ def export_samples(run: str, out: Path, n: int, batch: int, overrides: list[str]
 def demo(
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/demo"),
     families: Annotated[
-        str, typer.Option(help="raster, var, maskgit, mar, dit, separated by commas; raster and var unless given")
+        str, typer.Option(help="raster, var, maskgit, mar, dit, gan, separated by commas; all unless given")
     ] = "",
     fresh: Annotated[bool, typer.Option(help="discard what the folder holds")] = False,
 ) -> None:
     """The whole pipeline on real digits in a few minutes: train, generate, measure, and a page to look at."""
-    from artok.studies.demo import FAMILIES
     from artok.studies.demo import demo as show
 
-    page = show(out, tuple(filter(None, families.replace(" ", "").split(","))) or FAMILIES, fresh)
-    typer.echo(f"open {page} in a browser")
+    page = show(out, tuple(filter(None, families.replace(" ", "").split(","))), device(), fresh)
+    if page is not None:
+        typer.echo(f"open {page} in a browser")
 
 
 @app.command()

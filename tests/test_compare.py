@@ -240,7 +240,7 @@ def test_finished_runs_are_compared_without_training(
 
 
 @pytest.mark.parametrize(
-    ("kind", "amount"), [("parameters", 20_000), ("parameters", 100_000), ("flops", 2e9), ("images", 5_000)]
+    ("kind", "amount"), [("parameters", 60_000), ("parameters", 100_000), ("flops", 2e9), ("images", 5_000)]
 )
 def test_every_contestant_meets_the_budget(root: Path, tmp_path: Path, kind: str, amount: float) -> None:
     small = {"settings": {"training": {"batch": 8}}}
