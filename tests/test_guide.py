@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,9 +48,21 @@ def test_a_difference_within_the_noise_is_called_so() -> None:
 
 
 def test_single_seeds_leave_the_noise_unknown() -> None:
-    found = choice([candidate("a", [1.0]), candidate("b", [1.1])], "Nothing")
-    assert found.winners == ("a",)
-    assert "one seed says nothing of the noise" in found.text
+    found = choice([candidate("a", [1.0]), candidate("b", [1.1]), candidate("c", [2.0])], "Nothing")
+    assert found.winners == ("a", "b")
+    assert "with one seed too close to tell from b (1.1); c follows with 2" in found.text
+    assert "not beyond doubt" in found.text
+
+
+def test_what_is_broken_is_no_choice() -> None:
+    collapsed = replace(candidate("quick", [9.0, 9.1, 8.9], latency=[2.0, 2.1, 1.9]), broken="collapsed")
+    sound = candidate("sound", [1.0, 1.1, 0.9], latency=[80.0, 82.0, 78.0])
+    found = guide([collapsed, sound], None, NAME)
+    assert all(each.winners == ("sound",) for each in found)
+    assert "Left out of this guide: quick (collapsed)." in found[0].text
+    assert {each.question.partition(":")[0] for each in found} == {"Nothing but quality", "Latency"}
+    both = guide([collapsed, replace(sound, broken="collapsed")], None, NAME)
+    assert both[1].winners == ("quick",)
 
 
 def test_a_constraint_names_its_price_in_quality() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from artok.studies.contest import Contestant, Outcome
 from artok.studies.guide import Candidate, Choice
 from artok.studies.pareto import Value
 from artok.studies.study import Budget, Study
-from artok.studies.summary import joined
+from artok.studies.summary import BROKEN, joined
 from artok.studies.tables import measured
 
 NEAREST = "nearest training image"
@@ -130,7 +131,13 @@ def candidate(one: Contestant) -> Candidate:
     if one.meter is not None:
         known["training"] = Value(one.meter.flops_an_image * one.meter.images / 1e12, 0.0, max(seeds, 2))
     values = {key: value for key, value in known.items() if value is not None}
-    return Candidate(one.name, quality, values, dict(_options(one)))
+    return Candidate(one.name, quality, values, dict(_options(one)), broken(one))
+
+
+def broken(one: Contestant) -> str:
+    """What most of its runs suffer from, of what no figure can be read without; empty for a sound contestant."""
+    kinds = Counter(kind for found in one.findings.values() for kind in {each.kind for each in found} & set(BROKEN))
+    return joined([kind for kind, count in kinds.items() if count > len(one.findings) / 2])
 
 
 def _likeness(one: Contestant) -> Value | None:

@@ -12,6 +12,7 @@ from artok.studies.spread import Noise, shown
 from artok.studies.summary import LEANING, joined
 
 Better = Literal["higher", "lower"]
+BY_EYE = 0.15  # with one seed a lead counts from this share on: another seed changes a Fréchet distance by about that
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,14 @@ class Candidate:
     """A contestant as the guide sees it; None and what is missing in `values` were not measured.
 
     quality: Fréchet distance. values: of constraints, by their key below. options: latency in milliseconds and distance
-    of other sampling settings, by what they are called.
+    of other sampling settings, by what they are called. broken: what its training logs say is wrong with its samples.
     """
 
     name: str
     quality: Value
     values: Mapping[str, Value]
     options: Mapping[str, tuple[float, float]]
+    broken: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Ranking:
-    """best: the highest or lowest mean, then all that are not known to differ from it. others: the rest, in order.
+    """best: the highest or lowest mean, then all that cannot be told apart from it. others: the rest, in order.
 
-    sure: False where single seeds leave the noise unknown.
+    sure: False where single seeds leave the noise unknown, so that a rule of thumb stands in for it.
     """
 
     best: tuple[str, ...]
@@ -77,8 +79,11 @@ def rank(values: Mapping[str, Value], better: Better) -> Ranking:
     top = values[order[0]]
     noise = Noise.of(values, better)
     differs = {name: noise.apart(values[name], top) for name in order[1:]}
-    best = [order[0], *(name for name in order[1:] if differs[name] is False)]
     unsure = [name for name in order[1:] if differs[name] is None]
+    for name in unsure:
+        low, high = sorted((values[name].mean, top.mean))
+        differs[name] = low <= 0 or high / low - 1 > BY_EYE
+    best = [order[0], *(name for name in order[1:] if not differs[name])]
     others = [name for name in order[1:] if name not in best]
     return Ranking(tuple(best), tuple(others), not unsure)
 
@@ -86,14 +91,21 @@ def rank(values: Mapping[str, Value], better: Better) -> Ranking:
 def guide(candidates: Sequence[Candidate], same_budget: str | None, distance: str) -> list[Choice]:
     """A choice for quality alone, then one for each constraint that was measured.
 
+    Whoever is broken is no choice, as long as someone is not.
     same_budget: the kind of the study's budget. distance: name of the Fréchet distance.
     """
+    sound = [each for each in candidates if not each.broken]
+    lost = [f"{each.name} ({each.broken})" for each in candidates if each.broken] if sound else []
+    candidates = sound or candidates
     quality = {each.name: each.quality for each in candidates}
     best = rank(quality, "lower")
-    choices = [Choice("Nothing but quality", best.best, _sentence(quality, best, distance, ""))]
+    text = _sentence(quality, best, distance, "")
+    if lost:
+        text += f" Left out of this guide: {joined(lost)}."
+    choices = [Choice("Nothing but quality", best.best, text)]
     for constraint in CONSTRAINTS:
         values = {each.name: each.values[constraint.key] for each in candidates if constraint.key in each.values}
-        if len(values) > 1:
+        if len(values) > 1 or (lost and values):
             choices.append(_choice(constraint, values, quality, best, same_budget, distance))
     options = _ladder(candidates, distance)
     return [
@@ -162,14 +174,15 @@ def _sentence(values: Mapping[str, Value], ranking: Ranking, measure: str, unit:
     if len(ranking.best) > 1:
         rivals = joined([f"{name} ({shown(values[name], unit)})" for name in ranking.best[1:]])
         equal = all(values[name].mean == values[first].mean for name in ranking.best)
-        how = "the same as" if equal else "within the noise of the seeds from"
+        near = "within the noise of the seeds from" if ranking.sure else "with one seed too close to tell from"
+        how = "the same as" if equal else near
         subject += f", {how} {rivals}"
     if ranking.others:
         after = ranking.others[0]
         lead = _lead(values[first].mean, values[after].mean)
         subject += f"; {after} follows with {shown(values[after], unit)}{lead}"
-    if not ranking.sure:
-        subject += "; one seed says nothing of the noise, so this may be chance"
+    if not ranking.sure and ranking.others:
+        subject += "; from one seed, so not beyond doubt"
     return subject + "."
 
 
