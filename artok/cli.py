@@ -204,16 +204,16 @@ def export_samples(run: str, out: Path, n: int, batch: int, overrides: list[str]
 def demo(
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/demo"),
     families: Annotated[
-        str, typer.Option(help="raster, var, maskgit, mar, dit, separated by commas; raster and var unless given")
+        str, typer.Option(help="raster, var, maskgit, mar, dit, gan, separated by commas; all unless given")
     ] = "",
     fresh: Annotated[bool, typer.Option(help="discard what the folder holds")] = False,
 ) -> None:
     """The whole pipeline on real digits in a few minutes: train, generate, measure, and a page to look at."""
-    from artok.studies.demo import FAMILIES
     from artok.studies.demo import demo as show
 
-    page = show(out, tuple(filter(None, families.replace(" ", "").split(","))) or FAMILIES, fresh)
-    typer.echo(f"open {page} in a browser")
+    page = show(out, tuple(filter(None, families.replace(" ", "").split(","))), device(), fresh)
+    if page is not None:
+        typer.echo(f"open {page} in a browser")
 
 
 @app.command()
@@ -283,6 +283,29 @@ def plan(
     asked = Asked(device, known(precision), sample_batch, window, neighbours, key_frames, chunk, overlap)
     wish = wished(size, downsample, codes, scales, frames, frame_downsample, family, depth, width, batch)
     typer.echo(planned(config, overrides or [], wish, asked, all_families, json))
+
+
+@app.command()
+def compare(
+    study: Annotated[str, typer.Argument(help="a YAML file, or a shipped study such as digits-quick")],
+    overrides: Overrides = None,
+    out: Out = None,
+    measure: Annotated[str | None, typer.Option(hidden=True, help="this contestant alone, once it is trained")] = None,
+    fresh: Annotated[bool, typer.Option(help="discard what the folder holds")] = False,
+) -> None:
+    """Contestants at one budget and over seeds, or finished runs: figures with their spread, a guide, one page."""
+    from artok.studies.compare import compare as run
+    from artok.studies.compare import run_part
+    from artok.studies.study import load_study
+
+    wanted = load_study(study, overrides or [])
+    folder = out or Path("runs") / wanted.name
+    if measure is not None:
+        run_part(wanted, folder, measure, device())
+        return
+    page = run(wanted, folder, device(), fresh)
+    if page is not None:
+        typer.echo(f"open {page} in a browser")
 
 
 def device() -> str:

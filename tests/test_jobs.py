@@ -1,14 +1,16 @@
-"""Jobs: order, failure and interruption; and what the demo plans."""
+"""Jobs: order, failure, and what each sees of the machine; and what the demo plans."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from artok.errors import ArtokError, ConfigError
-from artok.studies.demo import GENERATORS, TOKENIZERS, demo, plan
-from artok.studies.jobs import Job, run_jobs
+from artok.studies.compare import jobs_of, prepare
+from artok.studies.demo import chosen, demo
+from artok.studies.jobs import Job, environment, run_jobs
 
 
 def test_a_job_waits_for_those_it_needs(tmp_path: Path) -> None:
@@ -27,18 +29,42 @@ def test_a_failing_job_is_named_and_stops_the_rest(capfd: pytest.CaptureFixture[
     assert "digits/vq" not in out
 
 
-@pytest.mark.parametrize("families", [["raster"], ["raster", "var"], list(GENERATORS)])
-def test_the_demo_plans_each_tokenizer_once_and_before_its_generators(families: list[str]) -> None:
-    jobs = plan(Path("demo"), families)
+def test_what_waits_for_a_failed_job_is_left_out_and_the_rest_goes_on() -> None:
+    script = ("-c", "import sys; sys.exit(1)")
+    bad = Job("bad", (), launcher=(sys.executable, *script), may_fail=True)
+    jobs = [bad, Job("after", ("configs",), after=("bad",)), Job("good", ("configs",))]
+    told: list[list[str]] = []
+    seconds = run_jobs(jobs, workers=1, done=lambda known: told.append(list(known)))
+    assert list(seconds) == ["good"]
+    assert told == [[], ["good"]]
+
+
+def test_each_worker_sees_one_gpu_and_nothing_of_another_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    job = Job("any", ("configs",))
+    second = environment(job, workers=2, slot=1, gpus=2)
+    assert second["CUDA_VISIBLE_DEVICES"] == "6"
+    assert second["OMP_NUM_THREADS"] == "1"
+    assert "RANK" not in second and "TORCHELASTIC_RUN_ID" not in second
+    launched = Job("many", ("configs",), launcher=("torchrun", "--nproc_per_node", "2"))
+    assert environment(launched, workers=1, slot=0, gpus=2)["CUDA_VISIBLE_DEVICES"] == "4,6"
+    assert launched.command == ["torchrun", "--nproc_per_node", "2", "-m", "artok", "configs"]
+
+
+@pytest.mark.parametrize("families", [["raster"], ["raster", "gan"], []])
+def test_the_demo_plans_each_tokenizer_once_and_before_its_generators(families: list[str], tmp_path: Path) -> None:
+    study = chosen(families)
+    jobs = jobs_of(prepare(study, tmp_path), ())
     names = [job.name for job in jobs]
     assert len(names) == len(set(names))
     for job in jobs:
         assert set(job.after) <= set(names[: names.index(job.name)])
-    for family in families:
-        assert f"train {GENERATORS[family][1]}" in names
-        assert f"evaluate {family}" in names
-    used = {GENERATORS[family][1] for family in families}
-    assert {name for name in TOKENIZERS if f"train {name}" in names} == used
+    for family in families or ["raster", "var", "maskgit", "mar", "dit", "gan"]:
+        assert f"train {family} seed 0" in names
+        assert f"measure {family}" in names
+    assert ("train digits-vq" in names) == ("raster" in study.contestants)
 
 
 def test_an_unknown_family_is_refused(tmp_path: Path) -> None:

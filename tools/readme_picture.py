@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--run", default="raster", help="the generator to show")
     parser.add_argument("--out", type=Path, default=Path("docs/images/demo.png"))
     arguments = parser.parse_args()
-    parts, font = panels(arguments.demo / arguments.run), ImageFont.load_default(13)
+    parts, font = panels(arguments.demo / "trained" / arguments.run / "seed0"), ImageFont.load_default(13)
     width = max(picture.width for _, picture in parts) + 2 * MARGIN
     height = sum(picture.height + 20 + MARGIN for _, picture in parts) + MARGIN
     page = Image.new("RGB", (width, height), "white")

@@ -79,10 +79,13 @@ class Curve:
     points: Points
 
 
-def learning_curves(runs: Sequence[Run]) -> list[Picture]:
-    """A plot for each quantity in the logs, against images seen, with a line a run and source of images."""
+def learning_curves(runs: Sequence[Run], numbers: Sequence[int] | None = None) -> list[Picture]:
+    """A plot for each quantity in the logs, against images seen, with a line a run and source of images.
+
+    numbers: of each run's colour, which the seeds of one contestant share; all differ unless given.
+    """
     panels: dict[str, list[Curve]] = {}
-    for number, run in enumerate(runs):
+    for number, run in zip(numbers or range(len(runs)), runs, strict=True):
         for (quantity, source), points in series(run.log).items():
             panels.setdefault(quantity, []).append(Curve(number, run.name, source, points))
     return [_panel(quantity, curves) for quantity, curves in panels.items()]
@@ -146,7 +149,7 @@ def _panel(quantity: str, curves: Sequence[Curve]) -> Picture:
         axes.set_xlim(left=0)
         axes.set_xlabel("images seen")
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
         figure.legend(handles=handles, loc="outside lower left")
         ends = "; ".join(f"{curve.name} on {curve.source} ends at {curve.points[-1][1]:.4g}" for curve in curves)
         return drawn(figure, f"{title} ({unit}) against images seen: {ends}")
@@ -154,8 +157,9 @@ def _panel(quantity: str, curves: Sequence[Curve]) -> Picture:
 
 def _legend(curves: Sequence[Curve]) -> list[Line2D]:
     """A line for each curve; for many, a line for each run and one for each source of images."""
-    if len(curves) <= 3:
-        return [_sample(f"{curve.name}, {curve.source}", _colour(curve), curve.source) for curve in curves]
+    different = {(curve.name, curve.source): curve for curve in curves}
+    if len(different) <= 3:
+        return [_sample(", ".join(key), _colour(curve), curve.source) for key, curve in different.items()]
     runs = {curve.name: _colour(curve) for curve in curves}
     sources = list(dict.fromkeys(curve.source for curve in curves))
     only = sources[0] if len(sources) == 1 else BATCHES
@@ -212,7 +216,7 @@ def literal(text: str) -> str:
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
-def _thousands(value: float) -> str:
+def thousands(value: float) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 
 import torch
@@ -16,6 +17,7 @@ from artok.errors import ConfigError
 from artok.images import from_uint8, to_uint8
 from artok.layout import Condition, TokenLayout
 from artok.metrics import (
+    classes,
     codebook,
     consistency,
     cost,
@@ -97,6 +99,14 @@ class Judge:
         self.modes = modes_of(self.train_split, data.size) if predicts else None
         self._floor: dict[str, float] | None = None
 
+    def of(self, n: int | None) -> Judge:
+        """The same judge for another number of images; for all of its own when None."""
+        other = copy(self)
+        if n is not None and n != self.n:
+            other.n = min(n, largest(self.train_labels, self.test_labels))
+            other._floor = None
+        return other
+
     def tokenizer(self, tokenizer: Tokenizer, name: str) -> Results:
         """Reconstructions of the held-out images, and the use of the codebook."""
         layout = tokenizer.layout
@@ -122,15 +132,14 @@ class Judge:
             costs |= {"bits an image": layout.bits, "bits a pixel": layout.bits_per_pixel}
         return replace(results, cost={"tokens an image": layout.length * layout.codes} | costs)
 
-    def generator(self, pipeline: Pipeline, name: str, sampling: Sampling) -> Results:
-        """Samples with the classes of the held-out images, against those; and likelihood, where there is one."""
+    def generator(self, pipeline: Pipeline, name: str, sampling: Sampling, timed: bool = True) -> Results:
+        """Samples with the classes of the held-out images, against those; and likelihood, where there is one.
+
+        timed: whether the cost includes times, which say little while something else is running.
+        """
         layout = pipeline.tokenizer.layout
         sampling = pipeline.settings({}, sampling)
-        configs: list[MetricConfig] = [*self.between_sets(), memorisation.Config()]
-        if self.extractor.name == "classifier":
-            configs.append(consistency.Config())
-        if self.modes is not None:
-            configs.append(modes.Config())
+        configs: list[MetricConfig] = [*self.of_samples(), memorisation.Config()]
         nats = list(self.likelihoods(pipeline))
         if nats:
             configs.append(likelihood.Config())
@@ -141,13 +150,34 @@ class Judge:
         for seen in self.samples(pipeline, sampling):
             evaluation.update(seen)
         results = evaluation.results(name, seed=sampling.seed, floor=self.floor(layout))
-        return replace(results, cost=generation_cost(pipeline, sampling), sampling=sampling.model_dump(mode="json"))
+        costs = generation_work(pipeline, sampling) | (generation_times(pipeline, sampling) if timed else {})
+        return replace(results, cost=costs, sampling=sampling.model_dump(mode="json"))
+
+    def samples_alone(self, pipeline: Pipeline, name: str, sampling: Sampling) -> Results:
+        """What can be said from the samples and the held-out images: no likelihood, no search for copies, no cost."""
+        layout = pipeline.tokenizer.layout
+        sampling = pipeline.settings({}, sampling)
+        evaluation = self.evaluation(self.of_samples(), layout)
+        evaluation.update(Seen(images=self.test_images, labels=self.test_labels))
+        for seen in self.samples(pipeline, sampling):
+            evaluation.update(seen)
+        results = evaluation.results(name, seed=sampling.seed, floor=self.floor(layout))
+        return replace(results, sampling=sampling.model_dump(mode="json"))
 
     # ------------------------------------------------------------------------------------------ parts
 
     def between_sets(self) -> list[MetricConfig]:
         size = min(1000, self.n, len(self.test_images))
         return [frechet.Config(), kid.Config(subset_size=size), prdc.Config()]
+
+    def of_samples(self) -> list[MetricConfig]:
+        """And where the extractor tells classes apart, whether they are those asked for, and all of them."""
+        configs = self.between_sets()
+        if self.extractor.name == "classifier":
+            configs += [consistency.Config(), classes.Config()]
+        if self.modes is not None:
+            configs.append(modes.Config())
+        return configs
 
     def evaluation(self, configs: Sequence[MetricConfig], layout: TokenLayout) -> Evaluation:
         subject = Subject(layout=layout, extractor=self.extractor.name, modes=self.modes)
@@ -189,18 +219,25 @@ class Judge:
                 yield Seen(log_likelihood=nats.cpu()) if held_out else Seen(train_log_likelihood=nats.cpu())
 
 
-def generation_cost(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:
-    """Parameters, passes, FLOPs and time of generating; the time is this machine's, as it is now."""
-
-    def make(count: int) -> Tensor:
-        *_, tokens = pipeline.steps(pipeline.condition([0], count), sampling)
-        return pipeline.decode(tokens)
-
-    device = pipeline.device
+def generation_work(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:
+    """Parameters, passes and FLOPs of generating."""
     return {
         "parameters": cost.parameters(pipeline.generator),
         "network passes": pipeline.generator.passes(sampling),
-        "MFLOPs an image": cost.flops(lambda: make(1)) / 1e6,
-        "latency at batch 1 (ms)": 1000 * cost.latency(lambda: make(1), device).median,
-        f"images a second at batch {BATCH}": cost.throughput(lambda: make(BATCH), BATCH, device),
+        "MFLOPs an image": cost.flops(lambda: make(pipeline, sampling, 1)) / 1e6,
     }
+
+
+def generation_times(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:
+    """Times of generating; this machine's, as it is now."""
+    device = pipeline.device
+    return {
+        "latency at batch 1 (ms)": 1000 * cost.latency(lambda: make(pipeline, sampling, 1), device).median,
+        f"images a second at batch {BATCH}": cost.throughput(lambda: make(pipeline, sampling, BATCH), BATCH, device),
+    }
+
+
+def make(pipeline: Pipeline, sampling: Sampling, count: int) -> Tensor:
+    """So many images of the first class."""
+    *_, tokens = pipeline.steps(pipeline.condition([0], count), sampling)
+    return pipeline.decode(tokens)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,30 @@ class Run:
         return [max(inside) for low, high in spans if (inside := [index for index in reports if low < index < high])]
 
 
+def diverged(log: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether training ended since a loss was no finite number."""
+    reports = [event for event in log if event["event"] == "train"]
+    last = reports[-1] if reports else {}
+    losses = [value for name, value in last.items() if name.endswith("_loss")]
+    return any(not math.isfinite(value) for value in losses)
+
+
+def step_seconds(log: Sequence[Mapping[str, Any]]) -> tuple[int, float]:
+    """Images and seconds of training steps alone, from the stretches of a log in which nothing else was done.
+
+    Seconds of processor time over all processes on a CPU, of wall time on a GPU.
+    """
+    images, seconds, device, processes = 0, 0.0, "cpu", 1
+    for before, now in pairwise(log):
+        if before["event"] in ("start", "resume"):
+            device, processes = before.get("device", "cpu"), before.get("processes", 1)
+        if before["event"] == now["event"] == "train":
+            images += now["images"] - before["images"]
+            cores = processes * (now.get("core_seconds", 0.0) - before.get("core_seconds", 0.0))
+            seconds += cores if device == "cpu" else now["time"] - before["time"]
+    return images, seconds
+
+
 def open_runs(folders: Sequence[Path]) -> list[Run]:
     """The runs of these folders. A CheckpointError names the first that is missing, unfinished or not measured."""
     names = distinct_names(folders)
@@ -94,13 +120,19 @@ def open_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _open(folder: Path, name: str) -> Run:
+    """A run with the results in its folder."""
     if not folder.exists():  # said here, since find_saved would look for it on the hub
         raise CheckpointError(f"there is no run {folder}; train it first with 'artok train'")
     find_saved(folder)
     if not (folder / RESULTS).exists():
         raise CheckpointError(f"the run {folder} has no {RESULTS}; measure it first with 'artok evaluate {folder}'")
-    results = replace(Results.load(folder / RESULTS), name=name)
-    return Run(name, folder, read_saved(folder), read_yaml(folder / CONFIG), results, read_log(folder / LOG))
+    return open_run(folder, name, Results.load(folder / RESULTS))
+
+
+def open_run(folder: Path, name: str, results: Results) -> Run:
+    """A run with results that are kept elsewhere."""
+    config = read_yaml(folder / CONFIG)
+    return Run(name, folder, read_saved(folder), config, replace(results, name=name), read_log(folder / LOG))
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from artok.layout import TokenLayout
-from artok.metrics.results import Measurement
+from artok.metrics.results import Measurement, number
 from artok.studies.finished import Run
 from artok.studies.tables import measured
 from artok.training.health import COLLAPSED, DIVERGED, UNLIKE
@@ -120,13 +120,14 @@ def _distance(entry: Measurement) -> str:
     if not entry.floor or entry.floor < 0:
         return f"at {entry.name} {_short(entry.value)} from held-out images"
     times = entry.value / entry.floor
+    far = number(float(f"{times:.2g}"))
     verdict = "as close to held-out images as other real images are"
     if times > REAL:
         verdict = "close to held-out images" if times <= CLOSE else "apart from held-out images"
     if times > APART:
         verdict = "far from held-out images"
     return (
-        f"{verdict}: {entry.name} {_short(entry.value)}, {times:.2g} times the floor of {_short(entry.floor)} "
+        f"{verdict}: {entry.name} {_short(entry.value)}, {far} times the floor of {_short(entry.floor)} "
         "between real and real"
     )
 

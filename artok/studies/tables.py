@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from artok.metrics.results import Measurement, Results, side_by_side
+from artok.studies.pareto import Value
+from artok.studies.spread import Noise
 
 Better = Literal["higher", "lower", "at the floor", ""]
 
@@ -51,6 +53,7 @@ METRICS = {  # by how the name begins; the longest that fits counts
     "density": Explained("Quality", "higher", "How many real neighbourhoods an image lies in, 1 when as real ones do."),
     "recall": Explained("Diversity", "higher", "Share of real images that lie where these do."),
     "coverage": Explained("Diversity", "higher", "Share of real images with one of these among their neighbours."),
+    "classes covered": Explained("Diversity", "higher", "Share of classes that the classifier finds often enough."),
     "modes covered": Explained(
         "Diversity", "higher", "Of the kinds of image that the data have, those among the samples; the floor is chance."
     ),
@@ -83,6 +86,11 @@ METRICS = {  # by how the name begins; the longest that fits counts
     "MFLOPs an image": Explained("Cost", "lower", "Millions of floating-point operations; a multiply-add is two."),
     "latency at batch 1": Explained("Cost", "lower", "Median time to one image, decoded, where it was evaluated."),
     "images a second": Explained("Cost", "higher", "Throughput, decoded, where it was evaluated."),
+    "best batch": Explained("Cost", "", "The batch, of those tried, with that throughput."),
+    "peak memory an image (MB)": Explained("Cost", "lower", "Above what is there before, in the largest batch tried."),
+    "images trained on": Explained("Cost", "", "By the generator, images that come again counted again."),
+    "training TFLOPs": Explained("Cost", "lower", "Operations of the generator's training, forward and backward."),
+    "training core-seconds": Explained("Cost", "lower", "Processor time of the generator's training, on average."),
 }
 UNKNOWN = Explained("Other", "", "")
 
@@ -119,17 +127,28 @@ class Figures:
     notes: tuple[str, ...]
 
 
-def figures(results: Sequence[Results], same_tokens: bool = True) -> Figures:
+def figures(
+    results: Sequence[Results], same_tokens: bool = True, values: Sequence[Mapping[str, Value]] | None = None
+) -> Figures:
     """The results side by side; an ArtokError when they cannot be compared (see `side_by_side`).
 
     same_tokens: whether all runs have one tokenizer: likelihoods of different tokens have no best.
+    values: of each result, the means and spreads of what was measured over several seeds; then all that cannot be told
+    apart from the best are marked.
     """
+    several = values or [{} for _ in results]
     table = side_by_side(results)
     rows: dict[str, list[Row]] = {group: [] for group in GROUPS}
     for name, *texts, floor, size in table.rows:
         about = explain(name)
         ranked = same_tokens or about.group != "Likelihood"
-        best = _best([_value(result, name) for result in results], about.better, _floor(results, name), ranked)
+        means = [_value(result, name) for result in results]
+        best = _best(means, about.better, _floor(results, name), ranked)
+        best = _alike(best, [each.get(name) for each in several], about.better)
+        texts = [
+            f"{text} ± {each[name].spread:.2g}" if name in each and each[name].spread else text
+            for text, each in zip(texts, several, strict=True)
+        ]
         cells = tuple(Cell(text, column in best) for column, text in enumerate(texts))
         rows[about.group].append(Row(name, about, cells, floor, size))
     groups = tuple((group, tuple(members)) for group, members in rows.items() if members)
@@ -163,3 +182,16 @@ def _best(values: Sequence[float | None], better: Better, floor: float | None, r
     }[better]
     top = max(map(merit, known.values()))
     return {column for column, value in known.items() if merit(value) == top}
+
+
+def _alike(best: set[int], values: Sequence[Value | None], better: Better) -> set[int]:
+    """The best columns with those that seeds alone may set apart from them; none where that is all of them."""
+    top = next((values[column] for column in best), None)
+    if top is None:
+        return best
+    known = {column: value for column, value in enumerate(values) if value is not None}
+    noise = Noise.of(
+        {str(column): value for column, value in known.items()}, "lower" if better == "lower" else "higher"
+    )
+    alike = {column for column, value in known.items() if noise.apart(value, top) is False}
+    return set() if len(alike) == len(values) else best | alike

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, cast
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from artok.config import OPEN, dump, of_kind, override, read_yaml, validate
@@ -45,11 +47,23 @@ def cached_tokens(
         key = f"{fold(mark, split.fingerprint, data.size, copies, augment):016x}"
         folder = cache_directory() / "tokens" / f"{mark}-{key}"
         if not (folder / INDEX).exists():
-            write_cache(tokenizer, mark, data, split, copies, folder, device, progress)
+            with alone(folder):  # of several trainings that want them at once, one encodes and the others read
+                if not (folder / INDEX).exists():
+                    write_cache(tokenizer, mark, data, split, copies, folder, device, progress)
     cache = TokenCache.open(folder, mark, tokenizer.layout)
     if cache.index.data != split.fingerprint:
         raise DataError(f"the tokens in {folder} are of other images than data names; encode the data again")
     return cache
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process writes the same; goes on at once where the place cannot be locked."""
+    with ExitStack() as held:
+        with suppress(OSError):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(folder.with_name(f"{folder.name}.lock")))
+        yield
 
 
 def write_cache(

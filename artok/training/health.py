@@ -152,7 +152,7 @@ def _at(monitors: Sequence[Event], wanted: int) -> tuple[str, str] | None:
     if grown and recall < RECALL * last["recall_floor"] and ratio < CROWDED:
         return COLLAPSED, (
             f"{recall:.0%} of real images lie where samples do, {last['recall_floor']:.0%} where other real ones do, "
-            f"and samples lie {ratio:.2f} times as far from one another as real images (rule: under {RECALL:.0%} of that "
+            f"and samples lie {ratio:.2f} times as far apart as real images (rule: under {RECALL:.0%} of that "
             f"and under {CROWDED:g} times)"
         )
     classes = last.get("classes_covered", 1.0)

@@ -28,6 +28,8 @@ from artok.training.progress import Progress
 from artok.training.settings import Optimizer, Training
 from artok.training.tasks import Step, Task
 
+MOMENTS = "moments"  # folder of the weights kept on the way, named by the images seen
+
 
 @dataclass
 class Meter:
@@ -135,6 +137,8 @@ class Trainer:
                 self.monitor()
             if last or crossed(before, self.seen, training.preview_every):
                 self.preview()
+            if training.weights_every and not last and crossed(before, self.seen, training.weights_every):
+                self.write_weights(self.folder / MOMENTS / f"{self.seen:012d}.safetensors")
             if stopping or last or crossed(before, self.seen, training.checkpoint_every):
                 if meter.steps:
                     self.report(meter)  # also the test that what is saved is finite
@@ -272,15 +276,19 @@ class Trainer:
         """A checkpoint to resume from, and the weights to use and share."""
         with self.shared_weights():
             measured = self.task.measure()
+        self.write_weights(self.folder / WEIGHTS)  # first: a run whose last checkpoint is there counts as finished
         checkpoints.save(self.accelerator, self.folder / "checkpoints", self.seen, self.training.keep)
+        self.record("checkpoint", measured)
+
+    def write_weights(self, path: Path) -> None:
+        """The weights to use and share, as they are now."""
         with self.shared_weights():
             if self.accelerator.distributed_type.value == "FSDP":
                 state = self.accelerator.get_state_dict(self.modules["model"])
             else:
                 state = whole_state(self.accelerator.unwrap_model(self.modules["model"]))
             if self.accelerator.is_main_process:  # still inside: on a CPU the state shares memory with the weights
-                write_weights(state, self.folder / WEIGHTS)
-        self.record("checkpoint", measured)
+                write_weights(state, path)
 
 
 def crossed(before: int, after: int, every: int) -> bool:

@@ -41,7 +41,7 @@ from artok.training.settings import settle_precision
 from artok.training.tasks import GeneratorTask, Task, TokenizerTask
 
 # Settings that do not change what is computed: they may differ between a run and its resumption.
-FREE = {f"{what}_every" for what in ("log", "validate", "preview", "monitor", "checkpoint")}
+FREE = {f"{what}_every" for what in ("log", "validate", "preview", "monitor", "checkpoint", "weights")}
 FREE |= {"validate_images", "monitor_images", "monitor_features", "keep", "trackers"}
 
 

@@ -49,7 +49,7 @@ class Training(Config):
 
     images: images seen in all. batch: images of one optimizer step, over all processes and accumulation together.
     ema: decay of the averaged weights at each step, or null for none; a share of the steps so far warms it up.
-    The intervals (log, validate, preview, monitor, checkpoint) are in images too.
+    The intervals (log, validate, preview, monitor, checkpoint, weights) are in images too.
     """
 
     images: int = Field(gt=0)
@@ -72,6 +72,7 @@ class Training(Config):
     )
     checkpoint_every: int = Field(20_000, ge=1)
     keep: int = Field(2, ge=1, description="checkpoints kept")
+    weights_every: int | None = Field(None, ge=1, description="keeps the weights of that moment, to be measured later")
     trackers: tuple[str, ...] = Field((), description="tensorboard, wandb, ...: what accelerate knows")
 
     @field_validator("monitor_features")

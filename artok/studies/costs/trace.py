@@ -64,7 +64,7 @@ class Costs:
 
     def share(self, part: float) -> Costs:
         """Of work that is done in a part of the steps."""
-        return self if part == 1 else Costs(Counter({work: count * part for work, count in self.works.items()}))  # type: ignore[dict-item]
+        return self if part == 1 else Costs(Counter({work: count * part for work, count in self.works.items()}))
 
     def __add__(self, other: Costs) -> Costs:
         return Costs(self.works + other.works)

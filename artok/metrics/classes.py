@@ -1,0 +1,57 @@
+"""Classes covered: the share of the real images' classes that samples show at all.
+
+A class counts as shown when the extractor's classifier finds it in the samples at least a tenth as often as in the
+held-out images. A generator that has collapsed leaves classes out, or draws others in their place.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from artok.metrics.base import Metric, MetricConfig, Seen, Subject, enough
+
+NAME = "classes covered"
+LEAST = 0.1  # of a class's share among real images
+
+
+class Config(MetricConfig):
+    """Share of classes that the samples show; the extractor must be one that predicts classes."""
+
+    kind: Literal["classes"] = "classes"
+
+    def build(self, subject: Subject) -> ClassesCovered:
+        return ClassesCovered()
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls()
+
+
+class ClassesCovered(Metric):
+    needs: ClassVar[frozenset[str]] = frozenset({"real_predicted", "fake_predicted"})
+
+    def __init__(self) -> None:
+        self._real: list[Tensor] = []
+        self._fake: list[Tensor] = []
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self._fake))
+
+    def update(self, seen: Seen) -> None:
+        if seen.real_predicted is not None:
+            self._real.append(seen.real_predicted.cpu())
+        if seen.fake_predicted is not None:
+            self._fake.append(seen.fake_predicted.cpu())
+
+    def compute(self) -> dict[str, float]:
+        enough(f"the share of {NAME}", {"samples": self.count, "held-out": sum(map(len, self._real))}, 1)
+        real, fake = torch.cat(self._real), torch.cat(self._fake)
+        classes = 1 + int(max(real.max(), fake.max()))
+        shares = [torch.bincount(found, minlength=classes).double() / len(found) for found in (real, fake)]
+        present = shares[0] > 0
+        covered = present & (shares[1] >= LEAST * shares[0])
+        return {NAME: float(covered.sum() / present.sum())}

@@ -1,0 +1,214 @@
+"""Every contestant brought to one budget, by its size or by the images it is trained on, and what was done to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from artok.config import validate
+from artok.errors import ConfigError
+from artok.generators.base import AdversarialGenerator
+from artok.layout import Condition, Tokens
+from artok.metrics import cost
+from artok.metrics.results import number
+from artok.noise import Noise
+from artok.studies.costs.training import training_flops
+from artok.studies.entries import Entry, Plan, tokenizer_section
+from artok.studies.finished import step_seconds
+from artok.studies.sizing import size_text, sized
+from artok.studies.study import Budget
+from artok.training.experiment import Experiment
+
+UNITS = {"parameters": "parameters", "flops": "training FLOPs", "images": "images", "seconds": "seconds of training"}
+INTERVALS = ("log_every", "validate_every", "preview_every", "checkpoint_every", "monitor_every")
+
+
+@dataclass(frozen=True)
+class Meter:
+    """What a contestant takes of every budget, for one image and in all; speed: images a second, where measured."""
+
+    parameters: int
+    flops_an_image: float
+    images: int
+    speed: float | None = None
+
+    def spent(self, kind: str) -> float | None:
+        """Of a budget of some kind; None for seconds that were never measured."""
+        if kind == "seconds":
+            return None if self.speed is None else self.images / self.speed
+        return {"parameters": self.parameters, "flops": self.flops_an_image * self.images, "images": self.images}[kind]
+
+
+def match(plan: Plan, speeds: Mapping[str, float]) -> None:
+    """Change the plan's trainings so that they meet the study's budget; `did` of each entry says how.
+
+    speeds: images a second of each contestant, for a budget of seconds; contestants that are not in it are left alone
+    for now. ConfigError: a contestant cannot come within the tolerance.
+    """
+    budget = plan.study.budget
+    for entry in plan.entries:
+        if entry.given:
+            entry.did = "a finished run, used as it is"
+            continue
+        if budget is None:
+            entry.did = "as its config says: the study has no budget"
+            continue
+        first = entry.trainings[plan.study.seeds[0]].experiment
+        if budget.kind == "parameters":
+            changes, entry.did = _resized(entry, first, budget.amount, budget.tolerance)
+        else:
+            rate = _rate(plan, entry, first, budget.kind, speeds)
+            if rate is None:
+                continue
+            changes, entry.did = _lasting(entry.name, first, budget.amount / rate, budget.tolerance)
+            entry.did += f": {number(rate)} {UNITS[budget.kind]} an image" if rate != 1 else ""
+        for planned in entry.trainings.values():
+            planned.experiment = validate(Experiment, planned.experiment.model_dump() | changes, entry.name)
+
+
+def _rate(plan: Plan, entry: Entry, experiment: Experiment, kind: str, speeds: Mapping[str, float]) -> float | None:
+    """What one image of training takes of the budget."""
+    if kind == "images":
+        return 1.0
+    if kind == "flops":
+        return _flops(experiment, plan, entry)
+    return 1 / speeds[entry.name] if entry.name in speeds else None
+
+
+def _resized(entry: Entry, experiment: Experiment, target: float, tolerance: float) -> tuple[dict[str, Any], str]:
+    assert experiment.generator is not None
+    try:
+        generator, found = sized(experiment.generator, entry.layout, entry.classes, target, tolerance)
+    except ConfigError as error:
+        raise ConfigError(f"{entry.name}: {error}") from None
+    share = f"{found:,} parameters, {found / target - 1:+.1%} of the budget"
+    if generator == experiment.generator:
+        return {}, f"size kept: {share}"
+    before, after = size_text(experiment.generator), size_text(generator)
+    return {"generator": generator.model_dump()}, f"{before} became {after}: {share}"
+
+
+def _lasting(name: str, experiment: Experiment, wanted: float, tolerance: float) -> tuple[dict[str, Any], str]:
+    """Training for as many images, in whole batches, its schedule and intervals in proportion."""
+    training = experiment.training
+    images = round(wanted / training.batch) * training.batch
+    if not images or abs(images / wanted - 1) > tolerance:
+        raise ConfigError(
+            f"{name}: the budget lasts for {wanted:,.1f} images, which whole batches of {training.batch} cannot come "
+            f"within {tolerance:.0%} of; raise the budget or lower training.batch"
+        )
+    if images == training.images:
+        return {}, f"{images:,} images, as its config says"
+    share = images / training.images
+    section = training.model_dump()
+    for key in INTERVALS:
+        if section[key] is not None:
+            section[key] = max(training.batch, round(section[key] * share))
+    for player in ("optimizer", "critic"):
+        section[player] |= {"warmup": round(section[player]["warmup"] * share)}
+    return {"training": section | {"images": images}}, f"{training.images:,} images became {images:,}"
+
+
+# ---------------------------------------------------------------------------------------------- what training takes
+
+
+def _flops(experiment: Experiment, plan: Plan, entry: Entry) -> float:
+    """Floating-point operations of training on one image. The tokenizer need not be trained yet."""
+    section = tokenizer_section(experiment, plan.tokenizers)[0]
+    found = _against_a_critic(experiment, entry)
+    return (
+        training_flops(experiment.model_copy(update={"tokenizer": section}), entry.classes) if found is None else found
+    )
+
+
+def _against_a_critic(experiment: Experiment, entry: Entry) -> float | None:
+    """The same for a generator with an opponent, whose training is part of it; None for all others.
+
+    Counted on a small batch with real numbers: penalties differentiate twice, and are due only every so many steps.
+    """
+    assert experiment.generator is not None
+    critic = experiment.generator.build_critic(entry.layout, entry.classes)
+    if critic is None:
+        return None
+    generator = experiment.generator.build(entry.layout, entry.classes)
+    assert isinstance(generator, AdversarialGenerator)
+    generator.face(critic)
+    samples = torch.arange(PAIRED)
+    tokens = Tokens(torch.randn(PAIRED, *entry.layout.value_shape()), entry.layout)
+    condition, noise = Condition(samples % entry.classes), Noise(0, samples)
+
+    def turn(step: int) -> None:
+        """The critic's, without making the images."""
+        fake = torch.randn_like(generator.pictures(tokens))
+        losses = critic(generator.pictures(tokens), fake, condition.labels, noise, step, 0.0).losses
+        torch.stack(list(losses.values())).sum().backward()
+
+    def own() -> None:
+        torch.stack(list(generator(tokens, condition, noise, None).values())).sum().backward()
+
+    def made() -> None:
+        with torch.no_grad():
+            generator.made(condition, noise)
+
+    due, plain = cost.flops(lambda: turn(0)), cost.flops(lambda: turn(1))
+    every = critic.config.penalty_every
+    critics = (due + (every - 1) * plain) / every if every > 1 else due
+    critic.requires_grad_(False)
+    return (critics + cost.flops(made) + cost.flops(own) / critic.config.turns) / PAIRED
+
+
+def meter(plan: Plan, entry: Entry, speeds: Mapping[str, float]) -> Meter | None:
+    """What a trained contestant takes; None for a finished run, whose training is its own affair."""
+    if entry.given:
+        return None
+    experiment = entry.trainings[plan.study.seeds[0]].experiment
+    assert experiment.generator is not None
+    with torch.device("meta"):
+        parameters = cost.parameters(experiment.generator.build(entry.layout, entry.classes))
+    steps = experiment.training.steps()
+    flops = _flops(experiment, plan, entry)
+    return Meter(parameters, flops, steps * experiment.training.batch, speeds.get(entry.name))
+
+
+# ---------------------------------------------------------------------------------------------- speed
+
+SPEEDS = "speeds.json"
+PAIRED = 8  # images, real and made, of the step that is counted of two opponents
+PROBED = 48  # steps of a short training, of which the first quarter is not counted
+
+
+def known_speeds(budget: Budget | None, folder: Path) -> dict[str, float]:
+    """Images a second of each contestant, as the budget gives them or as the study in a folder found them before."""
+    found: dict[str, float] = {}
+    if (folder / SPEEDS).exists():
+        found = json.loads((folder / SPEEDS).read_text(encoding="utf-8"))
+    return found | dict(budget.speeds if budget else {})
+
+
+def probe_of(entry: Entry, seed: int) -> Experiment:
+    """A short training of a contestant that shows its speed: steps alone, with nothing measured or drawn."""
+    experiment = entry.trainings[seed].experiment
+    batch = experiment.training.batch
+    never = PROBED * batch + 1
+    section = experiment.training.model_dump() | dict.fromkeys(INTERVALS, never)
+    section |= {
+        "images": PROBED * batch,
+        "log_every": PROBED * batch // 8,
+        "validate_images": 1,
+        "monitor_images": 0,
+        "trackers": (),
+    }
+    return validate(Experiment, experiment.model_dump() | {"training": section}, entry.name)
+
+
+def speed(log: Sequence[Mapping[str, Any]]) -> float:
+    """Images a second of training steps: of processor time on a CPU, of wall time on a GPU."""
+    images, seconds = step_seconds(log)
+    if not seconds:
+        raise ConfigError("the short training that measures the speed has no step to count")
+    return images / seconds

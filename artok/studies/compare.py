@@ -1,0 +1,207 @@
+"""`artok compare`: contestants at one budget, trained, measured and reported; a stopped study goes on where it was."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from artok.config import dump, validate
+from artok.errors import ConfigError, RunError
+from artok.saved import WEIGHTS, write_json, write_text
+from artok.studies.budget import SPEEDS, known_speeds, match, probe_of, speed
+from artok.studies.entries import Plan, Planned, check_started, settle
+from artok.studies.finished import LOG, diverged
+from artok.studies.jobs import Job, run_jobs
+from artok.studies.measure import Marks, missing, owners
+from artok.studies.study import Study, require_trained
+from artok.training import checkpoints
+from artok.training.experiment import Experiment
+from artok.training.log import duration, read_log
+from artok.training.progress import Progress
+
+STUDY = "study.yaml"
+MOST_WORKERS = 4
+
+
+def compare(study: Study, folder: Path, device: str, fresh: bool = False) -> Path | None:
+    """Train and measure what is missing, then write `results.json`, `results.csv` and `report.html`. The page.
+
+    fresh: discard what the folder holds. Under `torchrun` or `accelerate launch` the first process conducts and starts
+    each training over as many processes; the others have nothing to do, and get None. ConfigError, LayoutError,
+    CheckpointError, DataError: before anything is trained. RunError: a training failed.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    launcher = launcher_of(study)
+    require_trained(study)
+    progress = Progress(study.name)
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    plan = prepare(study, folder)
+    write_text(folder / STUDY, dump(study))
+    if study.budget and study.budget.kind == "seconds":
+        plan = with_speeds(plan, launcher, device, progress)
+    for entry in plan.entries:
+        progress.say(f"{entry.name}: {entry.did}")
+    jobs = jobs_of(plan, launcher)
+    progress.say(f"{len(plan.entries)} contestants, {len(jobs)} jobs, into {folder}")
+    conduct(jobs, workers_of(study, launcher, device), progress)
+    check_trained(plan)
+    from artok.studies.contest import conclude  # after training, as it draws
+
+    return conclude(plan, device, progress)
+
+
+def prepare(study: Study, folder: Path) -> Plan:
+    """The study settled and matched to its budget as far as that is known, checked against what the folder holds."""
+    plan = settle(study, folder)
+    match(plan, known_speeds(study.budget, folder))
+    keep_course(plan)
+    if not study.budget or study.budget.kind != "seconds" or known_speeds(study.budget, folder):
+        check_started(plan)
+    return plan
+
+
+def keep_course(plan: Plan) -> None:
+    """Have the trainings keep their weights at as many points as the curve of quality wants."""
+    curve = plan.study.curve
+    for entry in plan.entries:
+        for seed in plan.study.seeds[: curve.seeds]:
+            if curve.points > 1 and seed in entry.trainings:
+                planned = entry.trainings[seed]
+                training = planned.experiment.training
+                section = training.model_dump() | {"weights_every": -(-training.images // curve.points)}
+                changed = planned.experiment.model_dump() | {"training": section}
+                planned.experiment = validate(Experiment, changed, planned.name)
+
+
+# ---------------------------------------------------------------------------------------------- jobs
+
+
+def launcher_of(study: Study) -> tuple[str, ...]:
+    """What starts a training: the study's `launch`, or as many processes as this one was launched with."""
+    world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if study.launch:
+        return tuple(shlex.split(study.launch))
+    if world != local:
+        raise ConfigError(
+            "a study runs on one machine; to train on several, start it by itself and set 'launch' to the command that "
+            "starts a training on all of them"
+        )
+    if world == 1:
+        return ()
+    return (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world))
+
+
+def workers_of(study: Study, launcher: Sequence[str], device: str) -> int:
+    """Jobs side by side: one where each takes several processes, else one a GPU or one a core, up to four."""
+    if study.workers is not None:
+        return study.workers
+    if launcher:
+        return 1
+    return torch.cuda.device_count() if device == "cuda" else min(MOST_WORKERS, os.cpu_count() or 1)
+
+
+def jobs_of(plan: Plan, launcher: tuple[str, ...]) -> list[Job]:
+    """Everything that is not done: trainings, and each contestant's measurements once its last run is trained."""
+    wanted = [planned for planned in plan.trainings() if not is_done(planned)]
+    training = {planned.name for planned in wanted}
+    jobs = [training_job(plan, planned, launcher, training) for planned in wanted]
+    marks, measuring = Marks(plan), []
+    for owner in owners(plan):
+        after = tuple(name for name in needed(plan, owner) if name in training)
+        if after or missing(plan, owner, marks):
+            arguments = ("compare", str(plan.folder / STUDY), "--out", str(plan.folder), "--measure", owner)
+            measuring.append(Job(f"measure {owner}", arguments, after))
+    return sorted(jobs, key=lambda job: bool(job.after)) + measuring
+
+
+def needed(plan: Plan, owner: str) -> list[str]:
+    """The trainings that a contestant's or a tokenizer's measurements wait for."""
+    kind, _, name = owner.rpartition(":")
+    if kind:
+        return [f"train {name}"]
+    entry = next(entry for entry in plan.entries if entry.name == name)
+    return [planned.name for planned in entry.trainings.values()]
+
+
+def training_job(plan: Plan, planned: Planned, launcher: tuple[str, ...], others: Collection[str] = ()) -> Job:
+    """`artok train` on the settled config, which is written beside the study. others: trainings to be done, too."""
+    config = plan.folder / "configs" / f"{planned.name.removeprefix('train ').replace(' ', '-')}.yaml"
+    write_text(config, dump(planned.experiment))
+    arguments = ("train", str(config), "--out", str(planned.folder))
+    after = tuple(name for name in planned.after if name in others)
+    return Job(planned.name, arguments, after, launcher, may_fail=planned.experiment.generator is not None)
+
+
+def is_done(planned: Planned) -> bool:
+    """Whether a training is finished, or can get no further."""
+    newest = checkpoints.latest(planned.folder / "checkpoints")
+    finished = newest is not None and int(newest.name) >= planned.experiment.training.images
+    return (finished and (planned.folder / WEIGHTS).exists()) or diverged(read_log(planned.folder / LOG))
+
+
+def conduct(jobs: Sequence[Job], workers: int, progress: Progress) -> None:
+    """Run the jobs, with a line and the time left after each."""
+    began = time.perf_counter()
+
+    def said(seconds: Mapping[str, float]) -> None:
+        if seconds:
+            spent = time.perf_counter() - began
+            left = duration(spent / len(seconds) * (len(jobs) - len(seconds)))
+            more = f", about {left} left" if len(seconds) < len(jobs) else ""
+            progress.say(f"{len(seconds)} of {len(jobs)} jobs done, the last: {list(seconds)[-1]}{more}")
+
+    run_jobs(jobs, workers, said, torch.cuda.device_count())
+
+
+def check_trained(plan: Plan) -> None:
+    """A RunError when a training failed without diverging, or when all of a contestant diverged at once."""
+    for planned in plan.trainings():
+        if not is_done(planned):
+            raise RunError(f"{planned.name} failed, as said above; the same command goes on with what is done")
+    for entry in plan.entries:
+        if entry.trainings and all(diverged(read_log(folder / LOG)) for folder in entry.runs.values()):
+            raise RunError(f"every training of {entry.name} diverged; lower its rate, or leave it out of the study")
+
+
+# ---------------------------------------------------------------------------------------------- speeds
+
+
+def with_speeds(plan: Plan, launcher: tuple[str, ...], device: str, progress: Progress) -> Plan:
+    """The plan of a budget of seconds, once the speed of every contestant is known.
+
+    Speeds are measured one after another on trained tokenizers, by a short training each, and kept.
+    """
+    speeds = known_speeds(plan.study.budget, plan.folder)
+    unknown = [entry for entry in plan.entries if entry.trainings and entry.name not in speeds]
+    if not unknown:
+        return plan
+    tokenizers = [training_job(plan, each, launcher) for each in plan.tokenizers.values() if not is_done(each)]
+    conduct(tokenizers, workers_of(plan.study, launcher, device), progress)
+    for entry in unknown:
+        folder = plan.folder / "probes" / entry.name
+        shutil.rmtree(folder, ignore_errors=True)
+        probe = Planned(f"time {entry.name}", probe_of(entry, plan.study.seeds[0]), folder)
+        conduct([training_job(plan, probe, launcher)], 1, progress)
+        speeds[entry.name] = speed(read_log(folder / LOG))
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(plan.folder / SPEEDS, speeds)
+    return prepare(plan.study, plan.folder)
+
+
+def run_part(study: Study, folder: Path, owner: str, device: str) -> None:
+    """Measure one contestant or tokenizer of a study that is under way: what the conductor's jobs do."""
+    from artok.studies.measure import measure
+
+    plan = settle(study, folder)
+    if owner not in owners(plan):
+        raise ConfigError(f"the study has no {owner!r} to measure; it has {', '.join(owners(plan))}")
+    measure(plan, owner, device)

@@ -1,0 +1,200 @@
+"""A generator brought to a size by its family's dial, its parameters counted on the meta device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+
+from artok.config import validate
+from artok.errors import ConfigError
+from artok.generators.base import GeneratorConfig
+from artok.layout import TokenLayout
+from artok.metrics import cost
+
+GRAIN = 4  # widths are multiples of it, so that positions and rotations have their pairs
+LEAN = (1.6, 4.0)  # the factor by which a head may be wider or narrower than in the config; the second if need be
+FURTHER = 4.0  # the widest that a depth is tried at, over the width that the target suggests
+PROPORTIONAL = ("head_width", "decoder_width", "hidden")  # widths beside the main one, which follow it where given
+
+
+@dataclass(frozen=True)
+class Dial:
+    """Where a family's size is set: `depth`, `width` and `heads` of its section or of its `network`.
+
+    depth and heads are None for a network that has none, such as a U-Net, whose width alone is turned; where a network
+    has several `widths`, the largest leads and the others follow in proportion. lean: the factor
+    by which heads may be wider or narrower.
+    """
+
+    section: str | None
+    depth: int | None
+    width: int
+    heads: int | None
+    lean: float = LEAN[0]
+
+    @classmethod
+    def of(cls, config: GeneratorConfig) -> Dial:
+        """ConfigError: the family has no such dial, or the config names a published size."""
+        inside = getattr(config, "network", None)
+        part: Any = config if inside is None else inside
+        section = None if inside is None else "network"
+        if getattr(part, "size", None):
+            raise ConfigError(
+                f"generator {config.kind} names the published size {part.size}, which a budget of parameters cannot "
+                "change; give size: null with depth, width and heads, or another budget"
+            )
+        depth, heads = getattr(part, "depth", None), getattr(part, "heads", None)
+        width = getattr(part, "width", None) or (
+            64 * depth if depth else max(getattr(part, "widths", ()), default=None)
+        )
+        if not isinstance(width, int):
+            raise ConfigError(f"generator {config.kind} has no width to turn; match another budget than parameters")
+        return cls(section, depth, width, (heads or depth) if "heads" in type(part).model_fields else None)
+
+    def fits(self, width: int) -> bool:
+        """Whether the width can be shared out among heads like the config's."""
+        return self.heads is None or heads_for(width, self.width / self.heads, self.lean) is not None
+
+    def scaled(self, old: int, width: int) -> int:
+        """Another width of the config, in proportion."""
+        return max(GRAIN, GRAIN * round(old * width / self.width / GRAIN))
+
+    def turned(self, config: GeneratorConfig, depth: int | None, width: int) -> GeneratorConfig | None:
+        """The config at another size, or None when it cannot be that wide."""
+        part: Any = config if self.section is None else getattr(config, self.section)
+        changes: dict[str, Any] = {"width": width}
+        if "widths" in type(part).model_fields:
+            changes = {"widths": tuple(self.scaled(each, width) for each in part.widths)}
+        if depth is not None:
+            changes["depth"] = depth
+        if self.heads is not None:
+            heads = heads_for(width, self.width / self.heads, self.lean)
+            if heads is None:
+                return None
+            changes["heads"] = heads
+        for name in PROPORTIONAL:
+            old = getattr(part, name, None)
+            if old is not None:
+                changes[name] = self.scaled(old, width)
+        section = part.model_dump() | changes
+        whole = section if self.section is None else config.model_dump() | {self.section: section}
+        try:
+            return validate(type(config), whole, config.kind)
+        except ConfigError:
+            return None
+
+
+@cache
+def heads_for(width: int, head_width: float, lean: float) -> int | None:
+    """The number of heads of an even width nearest to `head_width`, or None when that is off by more than `lean`."""
+    fitting = [heads for heads in range(1, width + 1) if width % (2 * heads) == 0]
+    off = {heads: abs(math.log(width / heads / head_width)) for heads in fitting}
+    best = min(off, key=lambda heads: (off[heads], heads), default=None)
+    return best if best is not None and off[best] <= math.log(lean) else None
+
+
+def count(config: GeneratorConfig, layout: TokenLayout, classes: int) -> int | None:
+    """Parameters of a generator, or None when it cannot be built so (a width that its norms cannot share out)."""
+    try:
+        with torch.device("meta"):
+            return cost.parameters(config.build(layout, classes))
+    except (ConfigError, ValueError, AssertionError):
+        return None
+
+
+@dataclass(frozen=True)
+class Size:
+    """skew: logarithm of how much wider for its depth it is than the config."""
+
+    config: GeneratorConfig
+    parameters: int
+    skew: float
+
+
+def sized(
+    config: GeneratorConfig, layout: TokenLayout, classes: int, target: float, tolerance: float
+) -> tuple[GeneratorConfig, int]:
+    """The config within `tolerance` of `target` parameters whose proportions are nearest to its own, and its count.
+
+    A config that is within tolerance already stays as it is. ConfigError: no size comes that close; the nearest is
+    named.
+    """
+    own = count(config, layout, classes)
+    if own is not None and abs(own / target - 1) <= tolerance:
+        return config, own
+    dial = Dial.of(config)
+    scale = (target / own) ** (1 / 3 if dial.depth else 1 / 2) if own else 1.0
+    near: list[int] = []
+    for lean in LEAN:
+        found = [
+            each
+            for depth in _depths(dial, scale)
+            for each in _at_depth(
+                replace(dial, lean=lean), config, depth, scale, target, lambda it: count(it, layout, classes)
+            )
+        ]
+        fitting = [each for each in found if abs(each.parameters / target - 1) <= tolerance]
+        if fitting:
+            best = min(fitting, key=lambda each: abs(each.skew) + abs(each.parameters / target - 1))
+            return best.config, best.parameters
+        near += [each.parameters for each in found]
+    told = f"; the nearest has {min(near, key=lambda each: abs(each - target)):,}" if near else ""
+    raise ConfigError(f"generator {config.kind} has no size within {tolerance:.0%} of {target:,.0f} parameters{told}")
+
+
+def _depths(dial: Dial, scale: float) -> list[int | None]:
+    """Depths to try, around the one that keeps the proportions."""
+    if dial.depth is None:
+        return [None]
+    middle = dial.depth * scale
+    return list(range(max(1, math.floor(middle) - 2), math.ceil(middle) + 3))
+
+
+def _at_depth(
+    dial: Dial,
+    config: GeneratorConfig,
+    depth: int | None,
+    scale: float,
+    target: float,
+    parameters: Callable[[GeneratorConfig], int | None],
+) -> Iterator[Size]:
+    """The widths on both sides of the target at one depth, by bisection."""
+    most = max(2 * GRAIN, int(dial.width * max(scale, 1.0) * FURTHER))
+    widths = [width for width in range(GRAIN, most, GRAIN) if dial.fits(width)]
+    low, high = 0, len(widths)
+    known: dict[int, Size] = {}
+    ratio = dial.width * (depth or 1) / (dial.depth or 1) if dial.depth else float(dial.width)
+
+    def look(index: int) -> int:
+        """Parameters at a width; where it cannot be built, those of the next wider one that can."""
+        while index < len(widths):
+            candidate = dial.turned(config, depth, widths[index])
+            found = None if candidate is None else parameters(candidate)
+            if candidate is not None and found is not None:
+                known[index] = Size(candidate, found, math.log(widths[index] / ratio))
+                return found
+            index += 1
+        return int(2 * target)
+
+    while low < high:
+        middle = (low + high) // 2
+        if look(middle) < target:
+            low = middle + 1
+        else:
+            high = middle
+    for index in (low - 1, low):
+        if 0 <= index < len(widths):
+            look(index)
+    yield from known.values()
+
+
+def size_text(config: GeneratorConfig) -> str:
+    """depth 3, width 160, 5 heads: what the dial stands at."""
+    dial = Dial.of(config)
+    depth = f"depth {dial.depth}, " if dial.depth else ""
+    return f"{depth}width {dial.width}" + (f", {dial.heads} heads" if dial.heads else "")
