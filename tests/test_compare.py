@@ -267,7 +267,7 @@ def test_the_operations_of_a_critic_are_part_of_training(tmp_path: Path) -> None
         return found.flops_an_image
 
     plain = flops()
-    assert flops(r1=1.0) > 1.2 * plain, "a penalty differentiates twice"
+    assert flops(r1=1.0) > 1.15 * plain, "a penalty differentiates twice"
     assert plain < flops(r1=1.0, penalty_every=4) < flops(r1=1.0)
     assert flops(turns=5) < plain, "a model that has its turn less often costs less"
 
