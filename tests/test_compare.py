@@ -257,6 +257,21 @@ def test_every_contestant_meets_the_budget(root: Path, tmp_path: Path, kind: str
         assert found.images == one.training.steps() * one.training.batch
 
 
+def test_the_operations_of_a_critic_are_part_of_training(tmp_path: Path) -> None:
+    def flops(**critic: float) -> float:
+        settings = {"generator": {"critic": {"r1": 0.0, "r2": 0.0} | critic}}
+        gan = {"generator": "digits/gan", "settings": settings}
+        plan = prepare(validate(Study, {"name": "x", "contestants": {"gan": gan}, "seeds": [0]}, "test"), tmp_path)
+        found = meter(plan, plan.entries[0], {})
+        assert found is not None
+        return found.flops_an_image
+
+    plain = flops()
+    assert flops(r1=1.0) > 1.15 * plain, "a penalty differentiates twice"
+    assert plain < flops(r1=1.0, penalty_every=4) < flops(r1=1.0)
+    assert flops(turns=5) < plain, "a model that has its turn less often costs less"
+
+
 def test_seconds_become_images_by_the_speed_that_was_measured(root: Path, tmp_path: Path) -> None:
     plan = settle(study(root, budget={"kind": "seconds", "amount": 8}), tmp_path)
     match(plan, {"raster": 250.0, "maskgit": 1000.0})

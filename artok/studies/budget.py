@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from artok.layout import Condition, Tokens
 from artok.metrics import cost
 from artok.metrics.results import number
 from artok.noise import Noise
+from artok.studies.costs.trace import Trace
 from artok.studies.costs.training import training_flops
 from artok.studies.entries import Entry, Plan, tokenizer_section
 from artok.studies.finished import step_seconds
@@ -155,11 +156,18 @@ def _against_a_critic(experiment: Experiment, entry: Entry) -> float | None:
         with torch.no_grad():
             generator.made(condition, noise)
 
-    due, plain = cost.flops(lambda: turn(0)), cost.flops(lambda: turn(1))
+    due, plain = _counted(lambda: turn(0)), _counted(lambda: turn(1))
     every = critic.config.penalty_every
     critics = (due + (every - 1) * plain) / every if every > 1 else due
     critic.requires_grad_(False)
-    return (critics + cost.flops(made) + cost.flops(own) / critic.config.turns) / PAIRED
+    return (critics + _counted(made) + _counted(own) / critic.config.turns) / PAIRED
+
+
+def _counted(step: Callable[[], None]) -> int:
+    """Operations of a step that takes gradients within its forward pass, which torch's own counter cannot follow."""
+    with Trace() as trace:
+        step()
+    return trace.take().flops
 
 
 def meter(plan: Plan, entry: Entry, speeds: Mapping[str, float]) -> Meter | None:
