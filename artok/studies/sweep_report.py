@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -109,7 +108,7 @@ def render(findings: Findings, device: str) -> str:
         tables=list(tables(findings)),
         size=measured_text(findings),
         facts=facts(findings),
-        command=command(findings.planned),
+        command="artok sweep study.yaml",
         yaml=dump(study),
     )
 
@@ -268,8 +267,3 @@ def facts(findings: Findings) -> dict[str, str]:
         "machine of this page": machine(),
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
-
-
-def command(planned: Plan) -> str:
-    """What makes it all again."""
-    return f"artok sweep study.yaml --out {shlex.quote(str(planned.folder))}"

@@ -174,7 +174,7 @@ def _robustness(findings: Findings) -> Iterator[str]:
     least, most = min(factors, key=lambda name: factors[name]), max(factors, key=lambda name: factors[name])
 
     def rise(name: str) -> str:
-        change = f"{factors[name] - 1:+.0%}".replace("-", "−")
+        change = f"{factors[name] - 1:+.1%}".replace("-", "−")
         return f"{findings.outcome(name).cell.title} ({change}, from {short(plain[name])} to {short(changed[name])})"
 
     yield (
