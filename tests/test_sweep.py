@@ -331,13 +331,23 @@ def test_findings_name_fronts_and_what_nobody_should_choose(tmp_path: Path) -> N
     assert set(beaten.gains) == {"rFD[classifier]", "FD[classifier]", "bits"}
     fronts = {(front.quality.name, front.cost.name): front.names for front in findings.fronts}
     assert fronts["FD[classifier]", "bits"] == ("downsampling-f8_codes-16",)
-    text = " ".join(paragraphs(findings))
+    text = " ".join(paragraphs(findings, measured=100))
+    assert "less than half" not in text
     assert "Images come back best from downsampling 4, codes 32" in text
     assert "New images are best from downsampling f8, codes 16" in text
     assert "comes 3rd of 4" in text
     assert "Nobody should choose downsampling f8, codes 32" in text
     assert len(as_csv(findings).splitlines()) == 9
     assert as_json(findings)["cells"][0]["values"]["rFD[classifier]"]["seeds"] == 2
+
+
+def test_a_codebook_is_called_idle_only_where_tokens_could_fill_it(tmp_path: Path) -> None:
+    planned = settled(tmp_path, grid={**GRID, "tokenizer.quantizer.codes": [16, 1024]})
+    records = [Record(cell.name, 0, {**named(1.0, 1.0), "bits": 9, "codes in use": 0.3}, []) for cell in planned.cells]
+    text = " ".join(paragraphs(find_out(planned, records), measured=100))  # 400 or 1,600 tokens
+    idle = next(sentence for sentence in text.split(". ") if "less than half" in sentence)
+    assert "downsampling 4, codes 16, downsampling 4, codes 1024 and downsampling f8, codes 16" in idle
+    assert "downsampling f8, codes 1024" not in idle  # 307 codes of 400 tokens
 
 
 def named(rebuilt: float, sampled: float) -> dict[str, float]:

@@ -38,7 +38,9 @@ BITS = Quantity("bits", "tokenizer", "bits an image", "lower", "", "Bits an imag
 BITS_PER_PIXEL = Quantity("bits a pixel", "tokenizer", "bits a pixel", "lower", "", "The same for each pixel.")
 PSNR = Quantity("PSNR", "tokenizer", "PSNR", "higher", "dB", "Of reconstructions of held-out images.")
 SSIM = Quantity("SSIM", "tokenizer", "SSIM", "higher", "", "Structural similarity of reconstructions.")
-USAGE = Quantity("codes in use", "tokenizer", "codebook usage", "higher", "share", "Codes that held-out images use.")
+USAGE = Quantity(
+    "codes in use", "tokenizer", "codebook usage", "higher", "share", "Codes that the images measured use."
+)
 PERPLEXITY = Quantity("perplexity", "tokenizer", "perplexity", "higher", "codes", "Codes in effective use.")
 ENTROPY = Quantity(
     "entropy by position",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from artok import __version__
 from artok.config import dump
-from artok.metrics.results import Results
+from artok.metrics.results import Measurement, Results
 from artok.saved import write_json, write_text
 from artok.studies import gallery, sweep_gallery, sweep_summary
 from artok.studies.cells import Record, runs_of
@@ -95,7 +94,7 @@ def render(findings: Findings, device: str) -> str:
         title=study.title or f"Sweep {study.name}",
         intro=study.intro
         or f"{study.tokenizer} in {len(findings.outcomes)} settings: what each keeps of an image, and what it costs.",
-        summary=sweep_summary.paragraphs(findings),
+        summary=sweep_summary.paragraphs(findings, _distance(findings).n),
         hedges=sweep_summary.hedges(findings),
         fronts=[front_plot(findings, front) for front in findings.fronts],
         objectives=joined([quantity.name for quantity in findings.objectives]),
@@ -109,7 +108,7 @@ def render(findings: Findings, device: str) -> str:
         tables=list(tables(findings)),
         size=measured_text(findings),
         facts=facts(findings),
-        command=command(findings.planned),
+        command="artok sweep study.yaml",
         yaml=dump(study),
     )
 
@@ -234,12 +233,14 @@ def beaten(findings: Findings, each: Dominated) -> Beaten:
 # ---------------------------------------------------------------------------------------------- origin
 
 
-def _first_results(findings: Findings) -> Results:
-    return Results.load(findings.outcomes[0].cell.trials[0].folder / TOKENIZER / MEASURED)
+def _distance(findings: Findings) -> Measurement:
+    """The Fréchet distance of the first tokenizer, whose N, features and floor are those of all."""
+    results = Results.load(findings.outcomes[0].cell.trials[0].folder / TOKENIZER / MEASURED)
+    return next(entry for entry in results.measurements if entry.dim is not None)
 
 
 def measured_text(findings: Findings) -> str:
-    entry = next(entry for entry in _first_results(findings).measurements if entry.dim is not None)
+    entry = _distance(findings)
     floor = f" The same distance between as many training images and the held-out ones is {entry.floor:.3g}."
     return f"Measured on {entry.n:,} held-out images." + (floor if entry.floor is not None else "")
 
@@ -248,7 +249,7 @@ def facts(findings: Findings) -> dict[str, str]:
     """Term to text: what all figures of the page share."""
     planned = findings.planned
     run = runs_of(findings.outcomes[0].cell.trials[0])[0]
-    entry = next(entry for entry in run.results.measurements if entry.dim is not None)
+    entry = _distance(findings)
     spent = [
         value.mean * value.seeds
         for outcome in findings.outcomes
@@ -268,8 +269,3 @@ def facts(findings: Findings) -> dict[str, str]:
         "machine of this page": machine(),
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
-
-
-def command(planned: Plan) -> str:
-    """What makes it all again."""
-    return f"artok sweep study.yaml --out {shlex.quote(str(planned.folder))}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from artok.metrics.results import number
 from artok.studies.grid import Axis, Sweep
@@ -26,9 +27,9 @@ from artok.studies.summary import joined
 UNUSED = 0.5  # with a smaller share of its codes in use, a codebook is larger than it needs to be
 
 
-def paragraphs(findings: Findings) -> list[str]:
-    """The summary."""
-    rules = (_what, _best, _axes, _robustness, _unused, _dominated)
+def paragraphs(findings: Findings, measured: int) -> list[str]:
+    """The summary. measured: images that the tokenizers were measured on."""
+    rules = (_what, _best, _axes, _robustness, partial(_unused, measured=measured), _dominated)
     return [text for text in (" ".join(rule(findings)) for rule in rules) if text]
 
 
@@ -174,7 +175,7 @@ def _robustness(findings: Findings) -> Iterator[str]:
     least, most = min(factors, key=lambda name: factors[name]), max(factors, key=lambda name: factors[name])
 
     def rise(name: str) -> str:
-        change = f"{factors[name] - 1:+.0%}".replace("-", "−")
+        change = f"{factors[name] - 1:+.1%}".replace("-", "−")
         return f"{findings.outcome(name).cell.title} ({change}, from {short(plain[name])} to {short(changed[name])})"
 
     yield (
@@ -183,11 +184,17 @@ def _robustness(findings: Findings) -> Iterator[str]:
     )
 
 
-def _unused(findings: Findings) -> Iterator[str]:
-    used = _known(findings, USAGE)
-    idle = [findings.outcome(name).cell.title for name, share in used.items() if share < UNUSED]
+def _unused(findings: Findings, measured: int) -> Iterator[str]:
+    idle = []
+    for outcome in findings.outcomes:
+        layout, used = outcome.cell.layout, outcome.values.get(USAGE.name)
+        if used is None or layout.vocab is None:
+            continue
+        could = min(1.0, measured * layout.length / layout.vocab)  # few tokens cannot use many codes
+        if used.mean < UNUSED * could:
+            idle.append(outcome.cell.title)
     if idle:
-        yield f"Held-out images use less than half of the codes of {joined(idle)}."
+        yield f"Held-out images use less than half of the codes that they could of {joined(idle)}."
 
 
 def _dominated(findings: Findings) -> Iterator[str]:
