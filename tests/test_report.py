@@ -95,8 +95,8 @@ def page(runs: Path) -> str:
 SEEN = {"event": "monitor", "time": 1.0, "samples": 32, "precision": 0.9, "recall": 0.7, "coverage": 0.8}
 FLOORS = {"precision_floor": 0.9, "recall_floor": 0.9, "coverage_floor": 0.9}
 MONITORS = [
-    {**SEEN, **FLOORS, "images": 32, "distinct": 1.0},
-    {**SEEN, **FLOORS, "images": 64, "distinct": 0.01, "coverage": 0.02, "recall": 0.1},
+    {**SEEN, **FLOORS, "images": 32, "distinct": 1.0, "neighbour_ratio": 0.9},
+    {**SEEN, **FLOORS, "images": 64, "distinct": 0.01, "neighbour_ratio": 0.1, "coverage": 0.02, "recall": 0.1},
 ]
 
 

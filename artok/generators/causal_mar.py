@@ -35,7 +35,8 @@ class CausalMar(PatchedGenerator):
         self.output_positions = nn.Parameter(torch.zeros(1, self.length, width))
         self.apply(initialise_linear)
         for parameter in (self.class_embedding.weight, self.positions, self.output_positions):
-            nn.init.normal_(parameter, std=0.02)
+            nn.init.normal_(parameter, std=config.embedding_init)
+        self.initialise_input()
 
     def conditions(self, x_BnD: Tensor, labels: Tensor, start: int = 0, cache: KVCache | None = None) -> Tensor:
         """z (B, m, W) of tokens start, start + 1, ...

@@ -53,11 +53,11 @@ class MaskedTransformer(nn.Module):
         self.decoder_norm = nn.LayerNorm(wide, eps=EPS)
         self.output_positions = nn.Parameter(torch.zeros(1, length, wide))
 
-    def initialise(self) -> None:
-        """Embeddings and positions as published: normal, deviation .02."""
+    def initialise(self, deviation: float) -> None:
+        """First weights of the class, the mask token and all positions: normal."""
         positions = (self.encoder_positions, self.decoder_positions, self.output_positions)
         for parameter in (self.class_embedding.weight, self.mask_token, *positions):
-            nn.init.normal_(parameter, std=0.02)
+            nn.init.normal_(parameter, std=deviation)
 
     def forward(
         self, embedded_BNW: Tensor, labels: Tensor, order_BN: Tensor, counts: Tensor | int, room: int | None = None

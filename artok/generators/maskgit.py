@@ -35,6 +35,7 @@ class Config(GeneratorConfig):
 
     size: near the published model, or leave it out and turn one dial, `depth`, the layers of the encoder and as many of
     the decoder: width 64 * depth and depth heads unless given. buffer: copies of the class embedding before the tokens.
+    embedding_init: deviation of the first weights of codes, class, mask token and positions; published is .02.
     smoothing: of the labels in the loss. steps: passes of a sampling that names none.
     """
 
@@ -46,6 +47,7 @@ class Config(GeneratorConfig):
     mlp_ratio: float = Field(4.0, gt=0)
     buffer: int = Field(1, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
+    embedding_init: float = Field(0.02, gt=0)
     smoothing: float = Field(0.1, ge=0, lt=1)
     steps: int = Field(8, ge=1)
 
@@ -96,8 +98,8 @@ class MaskedCodes(Generator):
         )  # fmt: skip
         self.head = nn.Sequential(nn.LayerNorm(width, eps=EPS), nn.Linear(width, layout.vocab))
         self.apply(initialise_linear)
-        self.body.initialise()
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.body.initialise(config.embedding_init)
+        nn.init.normal_(self.embedding.weight, std=config.embedding_init)
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         codes, length = tokens.values[..., 0], self.layout.length
