@@ -156,6 +156,16 @@ def test_penalties_of_a_linear_critic() -> None:
     assert set(built(images(4), images(4, 1), None, noise(4), 4, 0.0).losses) == {"critic"}  # not due
 
 
+@pytest.mark.parametrize("penalty", ["r1", "r2", "gradient_penalty"])
+def test_penalties_hold_in_bfloat16_too(penalty: str) -> None:
+    built = critic(**{penalty: 1.0})
+    exact = built(images(4), images(4, 1), None, noise(4), 0, 0.0).losses[penalty].detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = built(images(4), images(4, 1).bfloat16(), None, noise(4), 0, 0.0).losses[penalty]
+    rough.backward()
+    torch.testing.assert_close(rough.detach(), exact, rtol=0.05, atol=1e-3)
+
+
 def test_the_cosine_of_a_penalty() -> None:
     assert [decayed(0.1, p) for p in (0.0, 1.0, 2.0)] == pytest.approx([1.0, 0.1, 0.1])
     assert decayed(0.0, 0.5) == pytest.approx(0.5)

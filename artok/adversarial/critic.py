@@ -95,8 +95,8 @@ class Critic(nn.Module):
         """
         config = self.config
         due = step % config.penalty_every == 0
-        real = real.detach().requires_grad_(due and config.r1 > 0)
-        fake = fake.detach().requires_grad_(due and config.r2 > 0)
+        real = real.detach().float().requires_grad_(due and config.r1 > 0)
+        fake = fake.detach().float().requires_grad_(due and config.r2 > 0)  # bfloat16 where autocast made it
         real_scores, fake_scores = self.scores(real, labels, noise).float(), self.scores(fake, labels, noise).float()
         losses = {"critic": self.game.critic(real_scores, fake_scores)}
         strength = config.penalty_every * decayed(config.penalty_final, progress)
@@ -119,8 +119,7 @@ class Critic(nn.Module):
 
     def unit_slope(self, real: Tensor, fake: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """WGAN-GP's penalty at a random place on the line from each made image to the real one beside it."""
-        share = noise.uniform(1, 1, 1).to(real.dtype)
-        between = torch.lerp(fake.detach(), real.detach(), share).requires_grad_(True)
+        between = torch.lerp(fake.detach(), real.detach(), noise.uniform(1, 1, 1)).requires_grad_(True)
         slopes = squared_slopes(self.scores(between, labels, noise), between).clamp(min=1e-12).sqrt()
         return self.config.gradient_penalty * (slopes - 1).square().mean()
 
