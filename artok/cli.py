@@ -81,6 +81,8 @@ def sample(
     temperature: Annotated[float | None, typer.Option(min=0)] = None,
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
     top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    truncation: Annotated[float | None, typer.Option(min=0, help="of a GAN's latents")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="of families that choose their number")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     batch: Annotated[int, typer.Option(min=1)] = 64,
     out: Out = None,
@@ -93,6 +95,7 @@ def sample(
 
     pipeline = Pipeline.from_pretrained(run, device=device())
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance, "seed": seed}
+    given |= {"truncation": truncation, "steps": steps}
     settings = pipeline.settings({name: value for name, value in given.items() if value is not None})
     folder = out or Path("samples") / Path(run).name
     wanted = parse_labels(labels, pipeline.classes)

@@ -10,6 +10,7 @@ from artok.metrics.results import number
 from artok.studies import summary
 from artok.studies.budget import UNITS
 from artok.studies.contest import Contestant, Outcome
+from artok.studies.evaluate import MEMORY
 from artok.studies.guide import Candidate, Choice
 from artok.studies.pareto import Value
 from artok.studies.study import Budget, Study
@@ -123,7 +124,7 @@ def candidate(one: Contestant) -> Candidate:
     known: dict[str, Value | None] = {
         "latency": one.latency,
         "tokens": Value(one.tokens, 0.0, max(seeds, 2)),
-        "memory": Value(one.times.memory, 0.0, max(seeds, 2)) if one.times.memory else None,
+        "memory": Value(one.pooled.cost[MEMORY], 0.0, max(seeds, 2)),
         "diversity": one.value("recall"),
         "condition": one.value("class consistency"),
         "data": _likeness(one),

@@ -115,7 +115,7 @@ class Contestant:
         if self.core_seconds is not None:
             costs |= {"training core-seconds": self.core_seconds.mean}
         costs |= {"latency at batch 1 (ms)": self.latency.mean, "images a second": throughput, "best batch": batch}
-        return replace(self.pooled, cost=costs | {"peak memory an image (MB)": self.times.memory})
+        return replace(self.pooled, cost=costs)
 
     @property
     def pooled(self) -> Results:
@@ -242,7 +242,6 @@ def _contestant(outcome: Outcome, one: Contestant) -> dict[str, Any]:
         "times": {
             "latency_ms": list(one.times.latency),
             "images_per_second": {str(batch): value for batch, value in one.times.throughput.items()},
-            "memory_mb_per_image": one.times.memory,
             "latency_ms_by_steps": {str(steps): value for steps, value in one.times.steps.items()},
             "training_core_seconds": {
                 str(seed): run.spent.core_seconds for seed, run in one.runs.items() if run.spent is not None
@@ -305,7 +304,6 @@ def as_csv(outcome: Outcome) -> str:
             writer.writerow((one.name, "times", batch, "", "images a second", value, batch, 1))
         for steps, value in one.times.steps.items():
             writer.writerow((one.name, "times", steps, "", "latency by steps (ms)", value, 1, 1))
-        writer.writerow((one.name, "times", "", "", "memory an image (MB)", one.times.memory, "", 1))
     for name, results in outcome.tokenizers.items():
         for entry in results.measurements:
             writer.writerow((name, "tokenizer", "", "", entry.name, entry.value, entry.n, 0))

@@ -37,6 +37,7 @@ from artok.metrics.results import Results
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
 from artok.saved import find_saved, fingerprint, load_tokenizer, read_saved
+from artok.studies.costs.trace import Trace
 from artok.tokenizers.base import Tokenizer
 from artok.training.encode import cached_tokens, own_data
 from artok.training.extractor import extractor_for, modes_of
@@ -44,6 +45,7 @@ from artok.training.progress import Progress
 
 BATCH = 64
 RESULTS = "results.json"
+MEMORY, TRACED = "peak memory an image (MB)", 4  # of tensors alive at once; in a batch of so many images
 
 
 def evaluate(
@@ -220,11 +222,14 @@ class Judge:
 
 
 def generation_work(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:
-    """Parameters, passes and FLOPs of generating."""
+    """Parameters, passes, FLOPs and memory of generating: all that does not depend on the machine."""
+    with Trace() as trace:
+        make(pipeline, sampling, TRACED)
     return {
         "parameters": cost.parameters(pipeline.generator),
         "network passes": pipeline.generator.passes(sampling),
         "MFLOPs an image": cost.flops(lambda: make(pipeline, sampling, 1)) / 1e6,
+        MEMORY: trace.peak / TRACED / 2**20,
     }
 
 

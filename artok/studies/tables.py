@@ -87,7 +87,7 @@ METRICS = {  # by how the name begins; the longest that fits counts
     "latency at batch 1": Explained("Cost", "lower", "Median time to one image, decoded, where it was evaluated."),
     "images a second": Explained("Cost", "higher", "Throughput, decoded, where it was evaluated."),
     "best batch": Explained("Cost", "", "The batch, of those tried, with that throughput."),
-    "peak memory an image (MB)": Explained("Cost", "lower", "Above what is there before, in the largest batch tried."),
+    "peak memory an image (MB)": Explained("Cost", "lower", "Tensors alive at once while it is made, weights aside."),
     "images trained on": Explained("Cost", "", "By the generator, images that come again counted again."),
     "training TFLOPs": Explained("Cost", "lower", "Operations of the generator's training, forward and backward."),
     "training core-seconds": Explained("Cost", "lower", "Processor time of the generator's training, on average."),

@@ -1,4 +1,4 @@
-"""What a contestant's sampling takes on this machine: latency, throughput, memory; one contestant after another."""
+"""What a contestant's sampling takes on this machine: latency and throughput, one contestant after another."""
 
 from __future__ import annotations
 
@@ -21,20 +21,18 @@ from artok.studies.evaluate import make
 from artok.studies.measure import Cell, Marks, cells_of
 from artok.training.progress import Progress
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Times:
     """latency: milliseconds to one decoded image, a value for each round. throughput: images a second by batch.
 
-    memory: megabytes at the peak for each image of the largest batch, above what is there before; of tensors on a GPU,
-    of the process on a CPU. steps: latency by sampling steps.
+    steps: latency by sampling steps.
     """
 
     latency: Sequence[float]
     throughput: Mapping[int, float]
-    memory: float
     steps: Mapping[int, float] = field(default_factory=dict)
 
     @property
@@ -71,7 +69,7 @@ def _read(path: Path, mark: str) -> Times | None:
             by_number = {
                 key: {int(number): value for number, value in known[key].items()} for key in ("throughput", "steps")
             }
-            return Times(known["latency"], by_number["throughput"], known["memory"], by_number["steps"])
+            return Times(known["latency"], by_number["throughput"], by_number["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
@@ -88,9 +86,7 @@ def take(plan: Plan, final: Cell, steps: Sequence[Cell], device: str) -> Times:
 
     latency = [one(sampling) for _ in range(wishes.rounds)]
     by_batch = dict(_throughputs(pipeline, sampling, sorted(set(wishes.batches)), device))
-    largest = max(by_batch)
-    taken = peak_above(pipeline, sampling, largest, device) / largest / 2**20
-    return Times(latency, by_batch, taken, {int(cell.at or 0): one(cell.sampling) for cell in steps})
+    return Times(latency, by_batch, {int(cell.at or 0): one(cell.sampling) for cell in steps})
 
 
 def _throughputs(
@@ -104,9 +100,3 @@ def _throughputs(
             if batch == batches[0]:
                 raise
             return
-
-
-def peak_above(pipeline: Pipeline, sampling: Sampling, batch: int, device: str) -> float:
-    """Bytes at the peak of making a batch, above those in use before."""
-    before = cost.peak_memory(lambda: None, device)
-    return max(0, cost.peak_memory(lambda: make(pipeline, sampling, batch), device) - before)
