@@ -29,7 +29,6 @@ class Config(LossConfig):
     kind: Literal["adversarial"] = "adversarial"
     weight: float = Field(0.5, gt=0)
     adaptive: bool = True
-    start: int = Field(0, ge=0)
     warmup: int = Field(0, ge=0)
     ramp: int = Field(0, ge=0)
     critic: CriticConfig

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from artok.adversarial.critic import Critic
@@ -72,6 +73,8 @@ class AdversarialLoss(nn.Module, ABC):
 
 class LossConfig(Part, ABC):
     """One entry of the `losses:` list."""
+
+    start: int = Field(0, ge=0, description="images of training before it joins; an adversarial loss's critic, too")
 
     @abstractmethod
     def build(self, setting: Setting) -> Loss | AdversarialLoss:

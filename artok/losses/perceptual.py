@@ -21,7 +21,7 @@ LPIPS = "lpips"
 
 
 class Config(LossConfig):
-    """kind: perceptual. weight: of the distance.
+    """kind: perceptual. weight: of the distance. A late `start` saves the time that the features of blurs would take.
 
     features: "lpips" (VGG16 with LPIPS's learned weights, `pip install artok[lpips]`), "classifier" (artok's own,
     trained on the training split, offline), or timm:NAME or timm:NAME@FILE, any timm backbone. layers: of the

@@ -103,9 +103,9 @@ class TokenizerTask(Task):
         self.train_split, self.test_split = train, test
         self.tokenizer: Tokenizer = experiment.tokenizer.build(experiment.image).to(device)
         setting = Setting(experiment.image, device, self.training_images)
-        built = [loss.build(setting).to(device) for loss in experiment.losses]
-        self.comparisons = [loss for loss in built if isinstance(loss, Loss)]
-        self.adversary = next((loss for loss in built if isinstance(loss, AdversarialLoss)), None)
+        built = [(config.start, config.build(setting).to(device)) for config in experiment.losses]
+        self.comparisons = [(start, loss) for start, loss in built if isinstance(loss, Loss)]
+        self.adversary = next((loss for _, loss in built if isinstance(loss, AdversarialLoss)), None)
         self.players = {"model": self.tokenizer}
         if self.adversary is not None:
             self.players["critic"] = self.adversary.critic
@@ -144,8 +144,9 @@ class TokenizerTask(Task):
         reconstructions = result.images.float()
         losses, monitors = dict(result.losses), dict(result.monitors)
         compared: dict[str, Tensor] = {}
-        for comparison in self.comparisons:
-            compared |= comparison(reconstructions, images)
+        for start, comparison in self.comparisons:
+            if seen >= start:
+                compared |= comparison(reconstructions, images)
         if self.adversary is not None:
             noise = Noise(fold("adversary", self.experiment.seed), batch.positions.to(self.device))
             others = torch.stack(list(compared.values())).sum() if compared else reconstructions.sum() * 0
