@@ -51,8 +51,8 @@ def main() -> None:
         planned = design.build(experiment)
         resident = 4.0 * parameters(planned.trained)
         for batch in map(int, arguments.batches.split(",")):
-            costs = sample(planned, experiment.sampling, batch)
-            predicted = costs.total(lambda work: device.seconds(work, resident))
+            works = sample(planned, experiment.sampling, batch).works
+            predicted = sum(count * device.seconds(work, resident) for work, count in works.items())
             taken = measured(experiment, batch)
             print(f"{name:<24}{batch:>6}{1000 * predicted:>14.2f}{1000 * taken:>13.2f}{predicted / taken:>8.2f}")
 
