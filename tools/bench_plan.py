@@ -8,6 +8,7 @@ The CPU is calibrated first; then each config is measured (the fastest of severa
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import torch
 
@@ -51,8 +52,8 @@ def main() -> None:
         planned = design.build(experiment)
         resident = 4.0 * parameters(planned.trained)
         for batch in map(int, arguments.batches.split(",")):
-            works = sample(planned, experiment.sampling, batch).works
-            predicted = sum(count * device.seconds(work, resident) for work, count in works.items())
+            costs = sample(planned, experiment.sampling, batch)
+            predicted = costs.total(partial(device.seconds, resident=resident))
             taken = measured(experiment, batch)
             print(f"{name:<24}{batch:>6}{1000 * predicted:>14.2f}{1000 * taken:>13.2f}{predicted / taken:>8.2f}")
 
