@@ -399,14 +399,16 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_checkp
 def test_the_first_deviation_of_embeddings_is_a_setting(kind: str) -> None:
     continuous, codes = TokenLayout(((16, 16),), 4, None, (1, 64, 64)), TokenLayout(((16, 16),), 4, 64, (1, 64, 64))
 
-    def deviation(section: mar.Config | maskgit.Config) -> float:
-        model = section.model_copy(update={"embedding_init": 1.0}).build(codes if kind == "maskgit" else continuous, 10)
-        named = [p for name, p in model.named_parameters() if "positions" in name or "class_embedding" in name]
-        assert len(named) >= 3
-        return float(torch.cat([p.detach().flatten() for p in named]).std())
-
     tiny = maskgit.Config.tiny() if kind == "maskgit" else mar.Config.tiny()
     if kind == "causal":
         tiny = tiny.model_copy(update={"causal": True})
     assert tiny.embedding_init == 0.02  # as published
-    assert deviation(tiny) == pytest.approx(1.0, rel=0.05)
+    model = tiny.model_copy(update={"embedding_init": 1.0}).build(codes if kind == "maskgit" else continuous, 10)
+    named = dict(model.named_parameters())
+    read = [name for name in named if name.endswith(("class_embedding.weight", "positions")) and "output" not in name]
+    written = [name for name in named if "output_positions" in name]
+    assert len(read) >= 2
+    assert len(written) == 1
+    for name in read:
+        assert float(named[name].detach().std()) == pytest.approx(1.0, rel=0.15), name
+    assert float(named[written[0]].detach().std()) == pytest.approx(0.02, rel=0.15)  # noise to the head otherwise

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from artok.errors import ConfigError
 from artok.generators.mar import Config, PatchedGenerator
+from artok.generators.masked import PUBLISHED_DEVIATION
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, causal_mask
 from artok.nn.recompute import run
@@ -34,8 +35,9 @@ class CausalMar(PatchedGenerator):
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.output_positions = nn.Parameter(torch.zeros(1, self.length, width))
         self.apply(initialise_linear)
-        for parameter in (self.class_embedding.weight, self.positions, self.output_positions):
+        for parameter in (self.class_embedding.weight, self.positions):
             nn.init.normal_(parameter, std=config.embedding_init)
+        nn.init.normal_(self.output_positions, std=PUBLISHED_DEVIATION)
         self.initialise_input()
 
     def conditions(self, x_BnD: Tensor, labels: Tensor, start: int = 0, cache: KVCache | None = None) -> Tensor:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from artok.nn.recompute import run
 from artok.nn.vit import EPS, VitBlock
 
+PUBLISHED_DEVIATION = 0.02  # of the first embeddings and positions
+
 
 class MaskedTransformer(nn.Module):
     """Embedded tokens, some of them masked, to a vector z for every position.
@@ -54,10 +56,13 @@ class MaskedTransformer(nn.Module):
         self.output_positions = nn.Parameter(torch.zeros(1, length, wide))
 
     def initialise(self, deviation: float) -> None:
-        """First weights of the class, the mask token and all positions: normal."""
-        positions = (self.encoder_positions, self.decoder_positions, self.output_positions)
-        for parameter in (self.class_embedding.weight, self.mask_token, *positions):
+        """First weights of the class, the mask token and the positions read by encoder and decoder: normal.
+
+        Those added to z stay at the published deviation: larger ones would be noise to the head that reads z.
+        """
+        for parameter in (self.class_embedding.weight, self.mask_token, self.encoder_positions, self.decoder_positions):
             nn.init.normal_(parameter, std=deviation)
+        nn.init.normal_(self.output_positions, std=PUBLISHED_DEVIATION)
 
     def forward(
         self, embedded_BNW: Tensor, labels: Tensor, order_BN: Tensor, counts: Tensor | int, room: int | None = None

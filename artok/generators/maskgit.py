@@ -35,7 +35,7 @@ class Config(GeneratorConfig):
 
     size: near the published model, or leave it out and turn one dial, `depth`, the layers of the encoder and as many of
     the decoder: width 64 * depth and depth heads unless given. buffer: copies of the class embedding before the tokens.
-    embedding_init: deviation of the first weights of codes, class, mask token and positions; published is .02.
+    embedding_init: deviation of the first weights of codes, class, mask token and the positions read; published is .02.
     smoothing: of the labels in the loss. steps: passes of a sampling that names none.
     """
 
