@@ -39,7 +39,7 @@ WINDOW, LEAST = 20, 5  # reports that the median is taken of, at most and at lea
 
 # The balance of two players: the share of real images that the critic scores above made ones, over
 LATELY = 0.25  # the last share of the images so far (and at least REPORTS reports)
-WON, LOST = 0.99, 0.5
+WON, LOST = 0.99, 0.35  # at the balance that a game aims for it is a half
 
 
 @dataclass(frozen=True)
