@@ -38,7 +38,7 @@ class Config(GeneratorConfig):
     multiplicity: times and noises that each token's loss is taken at.
     mask_low, mask_deviation: the share of masked tokens in training is normal around 1, cut off below mask_low.
     embedding_init: deviation of the first weights of the class, the mask token and the positions that the transformer
-    reads. Published is .02; in runs of a few hundred steps known tokens are then not placed, so not used, which 1 mends.
+    reads. Published is .02; in runs of a few hundred steps known tokens are then not placed, so not used; 1 mends that.
     token_init: the same for the layer that embeds a token's numbers, Xavier's unless given; 1 / sqrt(their count) makes
     what is known as loud as positions of deviation 1.
     causal: tokens one by one in raster order under causal attention, without an encoder (section 4.1's AR variant).
