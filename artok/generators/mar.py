@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from artok.errors import ConfigError
 from artok.generators.base import Generator, GeneratorConfig
 from artok.generators.diffusion_head import DiffusionHead
-from artok.generators.masked import MaskedTransformer, masked_flags, still_masked
+from artok.generators.masked import MaskedTransformer, evenly_spread, masked_flags, picked, still_masked
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.patches import divides, merge_patches, patch_grid, split_patches
 from artok.nn.vit import initialise_linear
@@ -38,7 +39,7 @@ class Config(GeneratorConfig):
     multiplicity: times and noises that each token's loss is taken at.
     mask_low, mask_deviation: the share of masked tokens in training is normal around 1, cut off below mask_low.
     embedding_init: deviation of the first weights of the class, the mask token and the positions that the transformer
-    reads. Published is .02; in runs of a few hundred steps known tokens are then not placed, so not used; 1 mends that.
+        reads. Published is .02; in runs of a few hundred steps known tokens are then not placed, so not used: 1 helps.
     token_init: the same for the layer that embeds a token's numbers, Xavier's unless given; 1 / sqrt(their count) makes
     what is known as loud as positions of deviation 1.
     causal: tokens one by one in raster order under causal attention, without an encoder (section 4.1's AR variant).
@@ -184,10 +185,17 @@ class Mar(PatchedGenerator):
         z_BNW = self.body(self.input(x_BND), condition.labels, order, counts, room)
         masked = masked_flags(order, counts)
         uniform, normal = noise.uniform(self.length, draws), noise.normal(self.length, draws, self.dimension)
-        terms = self.head.losses(x_BND[masked], z_BNW[masked], uniform[masked], normal[masked])
         # a mean over each image's masked tokens, then over images, so that processes share a batch exactly
-        weights = (1 / (counts * len(tokens)))[:, None].expand_as(masked)[masked]
+        weights = (1 / (counts * len(tokens)))[:, None].expand_as(masked)
+        columns = (x_BND, z_BNW, uniform, normal, weights)
+        *given, weights = (picked(column, masked, self.expected) for column in columns)
+        terms = self.head.losses(*given)
         return {name: (term * weights).sum() for name, term in terms.items()}
+
+    @cached_property
+    def expected(self) -> float:
+        """The share of tokens masked in training, on average."""
+        return float(self.masked_counts(evenly_spread()).double().mean()) / self.length
 
     def masked_counts(self, uniform: Tensor) -> Tensor:
         """How many tokens of each image are masked, (B,) int64 from uniform (B,): a truncated normal share, rounded up.
