@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,17 @@ import torch
 
 from artok.config import validate
 from artok.errors import ConfigError
-from artok.generators.base import AdversarialGenerator
-from artok.layout import Condition, Tokens
 from artok.metrics import cost
 from artok.metrics.results import number
-from artok.noise import Noise
-from artok.studies.costs.trace import Trace
 from artok.studies.costs.training import training_flops
 from artok.studies.entries import Entry, Plan, tokenizer_section
 from artok.studies.finished import step_seconds
 from artok.studies.sizing import size_text, sized
 from artok.studies.study import Budget
 from artok.training.experiment import Experiment
+from artok.training.settings import INTERVALS
 
 UNITS = {"parameters": "parameters", "flops": "training FLOPs", "images": "images", "seconds": "seconds of training"}
-INTERVALS = ("log_every", "validate_every", "preview_every", "checkpoint_every", "monitor_every")
 
 
 @dataclass(frozen=True)
@@ -105,69 +101,16 @@ def _lasting(name: str, experiment: Experiment, wanted: float, tolerance: float)
         )
     if images == training.images:
         return {}, f"{images:,} images, as its config says"
-    share = images / training.images
-    section = training.model_dump()
-    for key in INTERVALS:
-        if section[key] is not None:
-            section[key] = max(training.batch, round(section[key] * share))
-    for player in ("optimizer", "critic"):
-        section[player] |= {"warmup": round(section[player]["warmup"] * share)}
-    return {"training": section | {"images": images}}, f"{training.images:,} images became {images:,}"
+    return {"training": training.lasting(images).model_dump()}, f"{training.images:,} images became {images:,}"
 
 
 # ---------------------------------------------------------------------------------------------- what training takes
 
 
 def _flops(experiment: Experiment, plan: Plan, entry: Entry) -> float:
-    """Floating-point operations of training on one image. The tokenizer need not be trained yet."""
+    """Floating-point operations of training on one image, a critic's included. The tokenizer need not be there yet."""
     section = tokenizer_section(experiment, plan.tokenizers)[0]
-    found = _against_a_critic(experiment, entry)
-    return (
-        training_flops(experiment.model_copy(update={"tokenizer": section}), entry.classes) if found is None else found
-    )
-
-
-def _against_a_critic(experiment: Experiment, entry: Entry) -> float | None:
-    """The same for a generator with an opponent, whose training is part of it; None for all others.
-
-    Counted on a small batch with real numbers: penalties differentiate twice, and are due only every so many steps.
-    """
-    assert experiment.generator is not None
-    critic = experiment.generator.build_critic(entry.layout, entry.classes)
-    if critic is None:
-        return None
-    generator = experiment.generator.build(entry.layout, entry.classes)
-    assert isinstance(generator, AdversarialGenerator)
-    generator.face(critic)
-    samples = torch.arange(PAIRED)
-    tokens = Tokens(torch.randn(PAIRED, *entry.layout.value_shape()), entry.layout)
-    condition, noise = Condition(samples % entry.classes), Noise(0, samples)
-
-    def turn(step: int) -> None:
-        """The critic's, without making the images."""
-        fake = torch.randn_like(generator.pictures(tokens))
-        losses = critic(generator.pictures(tokens), fake, condition.labels, noise, step, 0.0).losses
-        torch.stack(list(losses.values())).sum().backward()
-
-    def own() -> None:
-        torch.stack(list(generator(tokens, condition, noise, None).values())).sum().backward()
-
-    def made() -> None:
-        with torch.no_grad():
-            generator.made(condition, noise)
-
-    due, plain = _counted(lambda: turn(0)), _counted(lambda: turn(1))
-    every = critic.config.penalty_every
-    critics = (due + (every - 1) * plain) / every if every > 1 else due
-    critic.requires_grad_(False)
-    return (critics + _counted(made) + _counted(own) / critic.config.turns) / PAIRED
-
-
-def _counted(step: Callable[[], None]) -> int:
-    """Operations of a step that takes gradients within its forward pass, which torch's own counter cannot follow."""
-    with Trace() as trace:
-        step()
-    return trace.take().flops
+    return training_flops(experiment.model_copy(update={"tokenizer": section}), entry.classes)
 
 
 def meter(plan: Plan, entry: Entry, speeds: Mapping[str, float]) -> Meter | None:
@@ -186,7 +129,6 @@ def meter(plan: Plan, entry: Entry, speeds: Mapping[str, float]) -> Meter | None
 # ---------------------------------------------------------------------------------------------- speed
 
 SPEEDS = "speeds.json"
-PAIRED = 8  # images, real and made, of the step that is counted of two opponents
 PROBED = 48  # steps of a short training, of which the first quarter is not counted
 
 

@@ -346,15 +346,7 @@ def fitted(experiment: Experiment, budget: Budget | None, flops: float) -> Exper
             f"the budget leaves its generator {wanted:,.0f} images, less than {LEAST_STEPS} steps of {training.batch}; "
             "raise the budget or make the generator smaller"
         )
-    images = steps * training.batch
-    share = images / training.images
-    scaled = {
-        name: max(1, round(getattr(training, name) * share))
-        for name in ("log_every", "validate_every", "preview_every", "checkpoint_every")
-    }
-    optimizer = training.optimizer.model_copy(update={"warmup": round(training.optimizer.warmup * share)})
-    changed = training.model_copy(update={"images": images, "optimizer": optimizer, **scaled})
-    return experiment.model_copy(update={"training": changed})
+    return experiment.model_copy(update={"training": training.lasting(steps * training.batch)})
 
 
 def load_sweep(name: str, overrides: Sequence[str]) -> Sweep:

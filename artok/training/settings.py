@@ -12,6 +12,8 @@ from artok.config import Config
 from artok.errors import ConfigError
 from artok.metrics.features import parse
 
+INTERVALS = ("log_every", "validate_every", "monitor_every", "preview_every", "checkpoint_every")
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -92,6 +94,18 @@ class Training(Config):
 
     def steps(self) -> int:
         return math.ceil(self.images / self.batch)
+
+    def lasting(self, images: int) -> Training:
+        """The same training for another number of images, its warm-ups and intervals in proportion."""
+        share = images / self.images
+        intervals = {name: getattr(self, name) for name in INTERVALS}
+        changes: dict[str, object] = {
+            name: max(self.batch, round(every * share)) for name, every in intervals.items() if every is not None
+        }
+        for player in ("optimizer", "critic"):
+            optimizer: Optimizer = getattr(self, player)
+            changes[player] = optimizer.model_copy(update={"warmup": round(optimizer.warmup * share)})
+        return self.model_copy(update={"images": images, **changes})
 
 
 def settle_precision(precision: Precision, device: torch.device) -> Literal["no", "bf16", "fp16"]:

@@ -73,10 +73,15 @@ def training_step(design: Design, batch: int, chip: Chip = "cpu", dtype: torch.d
         step = turn(design.trained, lambda: losses(design, batch), chip, dtype)
     if critic is None:
         return step
+    every = critic.config.penalty_every
     with frozen(design.trained):
-        other = turn(critic, lambda: critic_losses(design, critic, batch), chip, dtype)
+        other = turn(critic, lambda: critic_losses(design, critic, batch, due=True), chip, dtype)
+        costs = other.costs
+        if every > 1:
+            plain = turn(critic, lambda: critic_losses(design, critic, batch, due=False), chip, dtype)
+            costs = costs.share(1 / every) + plain.costs.share(1 - 1 / every)
     return Step(
-        step.costs.share(1 / critic.config.turns) + other.costs,
+        step.costs.share(1 / critic.config.turns) + costs,
         max(step.saved, other.saved),
         max(step.activations, other.activations),
         max(step.gradients, other.gradients),
@@ -155,8 +160,11 @@ def tokenizer_losses(design: Design, batch: int) -> dict[str, Tensor]:
     return losses | compared
 
 
-def critic_losses(design: Design, critic: Critic, batch: int) -> dict[str, Tensor]:
-    """As the critic's turn in either task computes them, on images that are made already or made by the generator."""
+def critic_losses(design: Design, critic: Critic, batch: int, due: bool) -> dict[str, Tensor]:
+    """As the critic's turn in either task computes them, on images that are made already or made by the generator.
+
+    due: in a step that takes the penalties, where these are lazy.
+    """
     labels = None
     real = fake = torch.empty(batch, *design.layout.image, device=META)
     if isinstance(design.generator, AdversarialGenerator):
@@ -164,7 +172,7 @@ def critic_losses(design: Design, critic: Critic, batch: int) -> dict[str, Tenso
         with torch.no_grad():
             fake = design.generator.made(Condition(labels), noise(batch))
         real = design.generator.pictures(blank_tokens(design.layout, batch))
-    verdict = critic(real, fake, labels, noise(batch), 0, 0.0)
+    verdict = critic(real, fake, labels, noise(batch), 0 if due else 1, 0.0)
     return dict(verdict.losses)
 
 
