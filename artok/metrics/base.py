@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from artok.config import Part
@@ -59,6 +60,26 @@ class Seen:
 
 
 FIELDS = frozenset(field.name for field in fields(Seen))
+
+
+class Rows:
+    """The rows of some fields of `Seen`, of all batches so far, for a metric that needs them together."""
+
+    def __init__(self, *fields: str) -> None:
+        self._parts: dict[str, list[Tensor]] = {field: [] for field in fields}
+
+    def update(self, seen: Seen) -> None:
+        for field, parts in self._parts.items():
+            rows = getattr(seen, field)
+            if rows is not None:
+                parts.append(rows)
+
+    def count(self, field: str) -> int:
+        return sum(map(len, self._parts[field]))
+
+    def joined(self, field: str) -> Tensor:
+        """All rows of a field that has been seen."""
+        return torch.cat(self._parts[field])
 
 
 @dataclass(frozen=True)

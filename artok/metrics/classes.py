@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
-from artok.metrics.base import Metric, MetricConfig, Seen, Subject, enough
+from artok.metrics.base import Metric, MetricConfig, Rows, Seen, Subject, enough
 
 NAME = "classes covered"
 LEAST = 0.1  # of a class's share among real images
@@ -34,22 +33,19 @@ class ClassesCovered(Metric):
     needs: ClassVar[frozenset[str]] = frozenset({"real_predicted", "fake_predicted"})
 
     def __init__(self) -> None:
-        self._real: list[Tensor] = []
-        self._fake: list[Tensor] = []
+        self._rows = Rows("real_predicted", "fake_predicted")
 
     @property
     def count(self) -> int:
-        return sum(map(len, self._fake))
+        return self._rows.count("fake_predicted")
 
     def update(self, seen: Seen) -> None:
-        if seen.real_predicted is not None:
-            self._real.append(seen.real_predicted.cpu())
-        if seen.fake_predicted is not None:
-            self._fake.append(seen.fake_predicted.cpu())
+        self._rows.update(seen)
 
     def compute(self) -> dict[str, float]:
-        enough(f"the share of {NAME}", {"samples": self.count, "held-out": sum(map(len, self._real))}, 1)
-        real, fake = torch.cat(self._real), torch.cat(self._fake)
+        counts = {"samples": self.count, "held-out": self._rows.count("real_predicted")}
+        enough(f"the share of {NAME}", counts, 1)
+        real, fake = self._rows.joined("real_predicted"), self._rows.joined("fake_predicted")
         classes = 1 + int(max(real.max(), fake.max()))
         shares = [torch.bincount(found, minlength=classes).double() / len(found) for found in (real, fake)]
         present = shares[0] > 0

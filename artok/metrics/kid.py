@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from artok.metrics.base import Metric, MetricConfig, Seen, Subject, enough, feature_name
+from artok.metrics.base import Metric, MetricConfig, Rows, Seen, Subject, enough, feature_name
 
 
 class Config(MetricConfig):
@@ -53,22 +53,18 @@ class KernelDistance(Metric):
         """
         self._name = feature_name("KID", extractor)
         self._subsets, self._subset_size, self._seed = subsets, subset_size, seed
-        self._real: list[Tensor] = []
-        self._fake: list[Tensor] = []
+        self._rows = Rows("real_features", "fake_features")
 
     @property
     def count(self) -> int:
-        return sum(map(len, self._fake))
+        return self._rows.count("fake_features")
 
     def update(self, seen: Seen) -> None:
-        if seen.real_features is not None:
-            self._real.append(seen.real_features)
-        if seen.fake_features is not None:
-            self._fake.append(seen.fake_features)
+        self._rows.update(seen)
 
     def compute(self) -> dict[str, float]:
-        enough(self._name, {"real": sum(map(len, self._real)), "generated": self.count}, 2)
-        real, fake = torch.cat(self._real), torch.cat(self._fake)
+        enough(self._name, {"real": self._rows.count("real_features"), "generated": self.count}, 2)
+        real, fake = self._rows.joined("real_features"), self._rows.joined("fake_features")
         size = min(self._subset_size, len(real), len(fake))
         if size == len(real) == len(fake):
             return {self._name: polynomial_mmd(real, fake)}  # every subset would be the whole set

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from artok.errors import ArtokError
-from artok.metrics.base import HELD_OUT, Metric, MetricConfig, Seen, Subject, enough
+from artok.metrics.base import HELD_OUT, Metric, MetricConfig, Rows, Seen, Subject, enough
 
 NAME = "nearest training image"
 ROWS = 2048  # images held as floats at once, on either side
@@ -62,27 +62,20 @@ class Memorisation(Metric):
     optional: ClassVar[frozenset[str]] = frozenset({"images"})
 
     def __init__(self) -> None:
-        self._samples: list[Tensor] = []
-        self._images: list[Tensor] = []
-        self._train: list[Tensor] = []
+        self._rows = Rows("samples", "images", "train_images")
 
     @property
     def count(self) -> int:
-        return sum(map(len, self._samples))
+        return self._rows.count("samples")
 
     def update(self, seen: Seen) -> None:
-        for kept, images in (
-            (self._samples, seen.samples),
-            (self._images, seen.images),
-            (self._train, seen.train_images),
-        ):
-            if images is not None:
-                kept.append(images)
+        self._rows.update(seen)
 
     def compute(self) -> dict[str, float]:
-        enough(f"the distance to the {NAME}", {"samples": self.count, "training": sum(map(len, self._train))}, 1)
-        train = torch.cat(self._train)
-        values = {NAME: float(nearest_distances(torch.cat(self._samples), train).quantile(0.5))}
-        if self._images:
-            values[NAME + HELD_OUT] = float(nearest_distances(torch.cat(self._images), train).quantile(0.5))
+        counts = {"samples": self.count, "training": self._rows.count("train_images")}
+        enough(f"the distance to the {NAME}", counts, 1)
+        train = self._rows.joined("train_images")
+        values = {NAME: float(nearest_distances(self._rows.joined("samples"), train).quantile(0.5))}
+        if self._rows.count("images"):
+            values[NAME + HELD_OUT] = float(nearest_distances(self._rows.joined("images"), train).quantile(0.5))
         return values

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from artok.metrics.base import Metric, MetricConfig, Seen, Subject, enough
+from artok.metrics.base import Metric, MetricConfig, Rows, Seen, Subject, enough
 
 BLOCK = 1 << 24  # distances held at once: 128 MiB of float64, whatever the number of images
 
@@ -85,20 +85,17 @@ class PrecisionRecall(Metric):
 
     def __init__(self, neighbours: int) -> None:
         self._neighbours = neighbours
-        self._real: list[Tensor] = []
-        self._fake: list[Tensor] = []
+        self._rows = Rows("real_features", "fake_features")
 
     @property
     def count(self) -> int:
-        return sum(map(len, self._fake))
+        return self._rows.count("fake_features")
 
     def update(self, seen: Seen) -> None:
-        if seen.real_features is not None:
-            self._real.append(seen.real_features)
-        if seen.fake_features is not None:
-            self._fake.append(seen.fake_features)
+        self._rows.update(seen)
 
     def compute(self) -> dict[str, float]:
-        counts = {"real": sum(map(len, self._real)), "generated": self.count}
+        counts = {"real": self._rows.count("real_features"), "generated": self.count}
         enough(f"precision and recall with {self._neighbours} neighbours", counts, self._neighbours + 1)
-        return precision_recall(torch.cat(self._real), torch.cat(self._fake), self._neighbours)
+        real, fake = self._rows.joined("real_features"), self._rows.joined("fake_features")
+        return precision_recall(real, fake, self._neighbours)
