@@ -8,15 +8,19 @@ from typing import Any
 import pytest
 import timm
 import torch
-from models import IMAGE
+from models import IMAGE, tokenizer_experiment
 from torch import nn
 
 from artok.config import find, kinds, validate
 from artok.errors import ArtokError, CheckpointError, ConfigError
 from artok.losses import adversarial, perceptual
 from artok.losses.base import AdversarialLoss, Loss, LossConfig, Moment, Setting
-from artok.metrics.features import Extractor, TrainingImages, open_extractor
+from artok.metrics import cost
+from artok.metrics.features import Extractor, ExtractorConfig, TrainingImages, open_extractor
+from artok.metrics.per_channel import PerChannel
 from artok.noise import Noise
+from artok.studies.costs.design import comparisons
+from artok.training.tasks import TokenizerTask
 
 DEVICE = torch.device("cpu")
 
@@ -30,7 +34,11 @@ def training() -> TrainingImages:
     return TrainingImages(bright, torch.arange(64) % 2, 2)
 
 
-SETTING = Setting(IMAGE, DEVICE, training)
+def extractor(config: ExtractorConfig) -> Extractor:
+    return config.build(training() if config.trained else None, DEVICE, None)
+
+
+SETTING = Setting(IMAGE, DEVICE, extractor)
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +109,29 @@ def test_a_distance_is_that_of_directions() -> None:
     x[:, 0], y[:, 1] = 1, 5
     assert float(distance(x, y)) == pytest.approx(2.0)
     assert float(distance(x, 7 * x)) == pytest.approx(0.0)
+
+
+def test_channels_that_are_images_of_their_own_are_compared_one_by_one() -> None:
+    """The features are those of a classifier of single channels, and a plan counts what such a comparison costs."""
+    experiment = tokenizer_experiment(
+        data={"kind": "stacked", "size": 16, "train": 64, "test": 32},
+        losses=[{"kind": "perceptual", "features": "classifier"}],
+    )
+    task = TokenizerTask(experiment, experiment.data.open("train"), experiment.data.open("test"), DEVICE)
+    (_, loss), *_ = task.comparisons
+    assert isinstance(loss, perceptual.Perceptual)
+    x, y = images(2), images(2, 1)
+    joined = loss.distance.maps.__self__  # type: ignore[union-attr]
+    assert isinstance(joined, PerChannel)
+    first_maps, last_maps = (joined.single.maps(x[:, [channel]], None) for channel in (0, 2))
+    for whole, first, last in zip(joined.maps(x, None), first_maps, last_maps, strict=True):
+        assert whole.shape[1] == 3 * first.shape[1]
+        torch.testing.assert_close(whole[:, : first.shape[1]], first)
+        torch.testing.assert_close(whole[:, -last.shape[1] :], last)
+    assert float(loss(x, y)["perceptual"]) > 0
+    (blank,) = comparisons(experiment)
+    counted = cost.flops(lambda: blank(x.to("meta"), y.to("meta")))
+    assert counted == pytest.approx(cost.flops(lambda: loss(x, y)))
 
 
 def test_a_timm_backbone_from_a_file(tmp_path: Path) -> None:

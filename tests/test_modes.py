@@ -13,7 +13,7 @@ from models import generator_experiment, tokenizer_experiment
 from artok.data import digits, stacked
 from artok.errors import ArtokError
 from artok.metrics.base import HELD_OUT, Seen, Subject
-from artok.metrics.features import extract
+from artok.metrics.features import extract, parse
 from artok.metrics.modes import (
     COVERED,
     DIVERGENCE,
@@ -100,7 +100,7 @@ def test_modes_of_stacks_are_products_of_their_channels() -> None:
 
 def test_a_classifier_of_digits_reads_the_modes_of_stacks() -> None:
     split = stacked.Config().open("test")
-    extractor = extractor_for("classifier", stacked.Config().open("train"), 16, "cpu")
+    extractor = extractor_for(parse("classifier"), stacked.Config().open("train"), 16, "cpu")
     indices = range(300)
     features, logits = extract(extractor, split.read(indices).images)
     assert features.shape == (300, 3 * 64) and logits is not None and logits.shape == (300, 1_000)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -83,7 +83,10 @@ class DataConfig(Part, ABC):
     """The `data:` section.
 
     size: side of the images that a model sees. resize: shorter side before the crop to `size`, when it is larger.
+    channels_apart: each channel is an image of its own, as `Split.single` says.
     """
+
+    channels_apart: ClassVar[bool] = False
 
     size: int = Field(gt=0)
     resize: int | None = Field(None, gt=0)

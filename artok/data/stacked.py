@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -31,6 +31,8 @@ class Config(DataConfig):
     source: any data of labelled images, opened in grey at the size of this section. train, test: nominal numbers of
     images; any index can be drawn.
     """
+
+    channels_apart: ClassVar[bool] = True
 
     kind: Literal["stacked"] = "stacked"
     size: int = Field(16, gt=0)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from artok.adversarial.critic import Critic
 from artok.config import Part
-from artok.metrics.features import TrainingImages
+from artok.metrics.features import Extractor, ExtractorConfig
 from artok.noise import Noise
 
 
@@ -20,13 +20,15 @@ from artok.noise import Noise
 class Setting:
     """What a loss is built for.
 
-    image: (channels, *size). training: the training split in memory, for a loss that learns from it first; called only
-    by such a loss, since it reads every image. None where only shapes are wanted, on the meta device.
+    image: (channels, *size). extractor: opens an extractor of features for the data that are trained on; called only by
+    a loss that looks through one, since it may read every image. None where only shapes are wanted, on the meta device.
+    channels_apart: each channel of the images is an image of its own.
     """
 
     image: tuple[int, ...]
     device: torch.device
-    training: Callable[[], TrainingImages] | None
+    extractor: Callable[[ExtractorConfig], Extractor] | None
+    channels_apart: bool = False
 
 
 class Loss(nn.Module, ABC):

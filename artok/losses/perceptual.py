@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from artok.errors import CheckpointError, ConfigError
 from artok.losses.base import Loss, LossConfig, Setting
 from artok.metrics.features import Maps, parse
+from artok.metrics.per_channel import maps_of_channels
 
 LPIPS = "lpips"
 
@@ -46,23 +47,23 @@ class Config(LossConfig):
         return self
 
     def build(self, setting: Setting) -> Perceptual:
-        if setting.training is None:
-            return Perceptual(self, self.shapes(setting.image))
+        if setting.extractor is None:
+            return Perceptual(self, self.shapes(setting))
         if self.features == LPIPS:
             return Perceptual(self, open_lpips(self.weights))
         extractor = parse(self.features)
         if extractor.trained:
             extractor = extractor.model_copy(update={"seed": self.seed})
-        training = setting.training() if extractor.trained else None
-        network = extractor.build(training, setting.device, None)
-        return Perceptual(self, FeatureDistance(network.maps, self.layers))
+        return Perceptual(self, FeatureDistance(setting.extractor(extractor).maps, self.layers))
 
-    def shapes(self, image: tuple[int, ...]) -> nn.Module:
+    def shapes(self, setting: Setting) -> nn.Module:
         """The network with no weights, to count what it costs."""
         if self.features == LPIPS:
             return Lpips(import_lpips().LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False))
         extractor = parse(self.features)
-        return FeatureDistance(extractor.blank_maps(image), self.layers)
+        if setting.channels_apart and extractor.trained:
+            return FeatureDistance(maps_of_channels(extractor.blank_maps((1, *setting.image[1:]))), self.layers)
+        return FeatureDistance(extractor.blank_maps(setting.image), self.layers)
 
     @classmethod
     def tiny(cls) -> Config:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from artok.metrics.features import Extractor
+from artok.metrics.features import Extractor, Maps
 
 
 class PerChannel(Extractor):
@@ -30,3 +32,16 @@ class PerChannel(Extractor):
         for more in each[1:]:
             modes = torch.flatten(modes[:, :, None] + more[:, None], 1)
         return joined, modes
+
+    def maps(self, images: Tensor, layers: Sequence[int] | None) -> list[Tensor]:
+        return maps_of_channels(self.single.maps)(images, layers)
+
+
+def maps_of_channels(single: Maps) -> Maps:
+    """Maps of each channel of images (B, C, H, W) by itself, one after another: (B, C D, h, w), D of them by `single`."""
+
+    def joined(images: Tensor, layers: Sequence[int] | None) -> list[Tensor]:
+        maps = single(images.flatten(0, 1)[:, None], layers)
+        return [each.unflatten(0, images.shape[:2]).flatten(1, 2) for each in maps]
+
+    return joined

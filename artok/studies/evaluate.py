@@ -31,7 +31,7 @@ from artok.metrics import (
 )
 from artok.metrics.base import MetricConfig, Seen, Subject
 from artok.metrics.evaluate import Evaluation
-from artok.metrics.features import Extractor, extract
+from artok.metrics.features import Extractor, extract, parse
 from artok.metrics.floor import class_counts, floor, largest, stratified
 from artok.metrics.results import Results
 from artok.pipeline import Pipeline
@@ -96,7 +96,7 @@ class Judge:
         self.n = min(n or len(self.test_images), largest(self.train_labels, self.test_labels))
         progress.say(f"measuring with {extractor} features on {self.n:,} images")
         known = (self.train_images, self.train_labels)
-        self.extractor: Extractor = extractor_for(extractor, self.train_split, data.size, device, known)
+        self.extractor: Extractor = extractor_for(parse(extractor), self.train_split, data.size, device, known)
         predicts = extract(self.extractor, self.test_images[:1])[1] is not None
         self.modes = modes_of(self.train_split, data.size) if predicts else None
         self._floor: dict[str, float] | None = None

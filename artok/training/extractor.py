@@ -7,25 +7,28 @@ from torch import Tensor
 
 from artok.data.base import Split
 from artok.data.memory import held_in_memory
-from artok.metrics.features import Extractor, TrainingImages, parse
+from artok.metrics.features import Extractor, ExtractorConfig, TrainingImages
 from artok.metrics.modes import of_stacks
 from artok.metrics.per_channel import PerChannel
 
 
 def extractor_for(
-    spec: str, train: Split, size: int, device: torch.device | str, known: tuple[Tensor, Tensor] | None = None
+    config: ExtractorConfig,
+    train: Split,
+    size: int,
+    device: torch.device | str,
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> Extractor:
-    """The extractor of a name such as "classifier", trained on the training split where it is one that trains.
+    """An extractor with its weights, trained on the training split where it is one that trains.
 
     Where each channel of the images is an image of its own, that is trained on those and sees one channel at a time.
     size: of the images. known: what `held_in_memory` gives of that split, if it has been read already. Errors as in
-    `artok.metrics.features.open_extractor`.
+    `ExtractorConfig.build`.
     """
-    config = parse(spec)
     if not config.trained:
         return config.build(None, device, None)
     if train.single is not None:
-        return PerChannel(extractor_for(spec, train.single, size, device), train.shape[0])
+        return PerChannel(extractor_for(config, train.single, size, device), train.shape[0])
     images, labels = known or held_in_memory(train, size)
     return config.build(TrainingImages(images, labels, len(train.classes)), device, None)
 

@@ -13,7 +13,7 @@ from artok.data.base import Split
 from artok.data.memory import held_in_memory, some
 from artok.images import to_uint8
 from artok.layout import Condition
-from artok.metrics.features import extract
+from artok.metrics.features import extract, parse
 from artok.metrics.variety import NEIGHBOURS, variety
 from artok.noise import Noise, fold
 from artok.pipeline import Pipeline
@@ -46,7 +46,7 @@ class Monitor:
         as many of each class as the samples do. size: of the images. Errors as from `extractor_for`.
         """
         self.images, self.classes, self.device = images, len(train.classes), device
-        self.extractor = extractor_for(extractor, train, size, device)
+        self.extractor = extractor_for(parse(extractor), train, size, device)
         known = []
         for split, labels in ((train, train_labels), (test, test_labels)):
             pixels, own = held_in_memory(split, size, self._rows(split, labels))

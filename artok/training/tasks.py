@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from artok.data.base import Split
 from artok.data.loader import Batch, Loader, evaluation_batches
-from artok.data.memory import held_in_memory
 from artok.data.tokens import TokenBatch, TokenCache, TokenLoader, evaluation_tokens
 from artok.generators.base import AdversarialGenerator, Generator
 from artok.images import grid, to_uint8
@@ -23,13 +22,14 @@ from artok.layout import Condition
 from artok.losses.base import AdversarialLoss, Loss, Moment, Setting
 from artok.metrics.base import Seen, Subject
 from artok.metrics.codebook import Config as CodebookConfig
-from artok.metrics.features import TrainingImages
+from artok.metrics.features import Extractor, ExtractorConfig
 from artok.metrics.reconstruction import psnr
 from artok.noise import Noise, fold
 from artok.pipeline import Pipeline
 from artok.saved import Facts, Saved
 from artok.tokenizers.base import Tokenizer
 from artok.training.experiment import Experiment
+from artok.training.extractor import extractor_for
 from artok.training.monitor import Monitor
 
 Item = TypeVar("Item")
@@ -102,7 +102,7 @@ class TokenizerTask(Task):
         self.experiment, self.device = experiment, device
         self.train_split, self.test_split = train, test
         self.tokenizer: Tokenizer = experiment.tokenizer.build(experiment.image).to(device)
-        setting = Setting(experiment.image, device, self.training_images)
+        setting = Setting(experiment.image, device, self._extractor, experiment.data.channels_apart)
         built = [(config.start, config.build(setting).to(device)) for config in experiment.losses]
         self.comparisons = [(start, loss) for start, loss in built if isinstance(loss, Loss)]
         self.adversary = next((loss for _, loss in built if isinstance(loss, AdversarialLoss)), None)
@@ -112,9 +112,8 @@ class TokenizerTask(Task):
         self.made: deque[Tensor] = deque()  # the model's turn leaves them to the critic's, which follows
         self.facts = experiment.facts(train, None)
 
-    def training_images(self) -> TrainingImages:
-        images, labels = held_in_memory(self.train_split, self.experiment.data.size)
-        return TrainingImages(images, labels, len(self.train_split.classes))
+    def _extractor(self, config: ExtractorConfig) -> Extractor:
+        return extractor_for(config, self.train_split, self.experiment.data.size, self.device)
 
     def plays(self, player: str, step: int) -> bool:
         return player == "model" or self.adversary is None or step >= self._critic_from()

@@ -81,7 +81,7 @@ def build(experiment: Experiment, classes: int | None = None) -> Design:
 
 def comparisons(experiment: Experiment) -> tuple[Loss | AdversarialLoss, ...]:
     """A tokenizer's losses on reconstructions, on the meta device."""
-    setting = Setting(experiment.image, torch.device("meta"), None)
+    setting = Setting(experiment.image, torch.device("meta"), None, experiment.data.channels_apart)
     with torch.device("meta"):
         return tuple(loss.build(setting).to("meta") for loss in experiment.losses)
 
