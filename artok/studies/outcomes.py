@@ -17,9 +17,8 @@ from artok.studies.quantities import (
     PSNR,
     TOKENS,
     Quantity,
-    generation_distance,
+    distances,
     quantities,
-    reconstruction_distance,
 )
 
 FORMAT = 1  # of results.json
@@ -70,7 +69,7 @@ def find_out(planned: Plan, records: Sequence[Record]) -> Findings:
         outcomes.append(Outcome(cell, values, own))
     known = {name for outcome in outcomes for name in outcome.values}
     settings = {outcome.cell.name: outcome.values for outcome in outcomes}
-    lost, made = reconstruction_distance(extractor), generation_distance(extractor)
+    lost, made = distances(extractor)
     pairs = [(lost, TOKENS), (lost, BITS), (made, TOKENS), (made, BITS), (made, LATENCY)]
     fronts = [
         Front(quality, cost, tuple(front(settings, [_objective(quality), _objective(cost)])))

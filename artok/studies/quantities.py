@@ -105,6 +105,11 @@ def generation_distance(extractor: str) -> Quantity:
     return Quantity(name, "generator", name, "lower", "", "Fréchet distance of samples to held-out images.")
 
 
+def distances(extractor: str) -> tuple[Quantity, Quantity]:
+    """Of reconstructions, and of samples."""
+    return reconstruction_distance(extractor), generation_distance(extractor)
+
+
 def quantities(extractor: str, replaced: Sequence[float]) -> list[Quantity]:
     """All that a sweep reports, in the order of its tables."""
     return [

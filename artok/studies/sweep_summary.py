@@ -18,7 +18,7 @@ from artok.studies.quantities import (
     TOKENS,
     USAGE,
     Quantity,
-    generation_distance,
+    distances,
     perturbed_distance,
     reconstruction_distance,
 )
@@ -69,11 +69,7 @@ def budget_text(study: Sweep) -> str:
 
 
 def _best(findings: Findings) -> Iterator[str]:
-    study = findings.planned.study
-    lost, made = (
-        reconstruction_distance(study.evaluation.extractor),
-        generation_distance(study.evaluation.extractor),
-    )
+    lost, made = distances(findings.planned.study.evaluation.extractor)
     rebuilt, sampled = _known(findings, lost), _known(findings, made)
     if not rebuilt:
         return
@@ -121,11 +117,7 @@ def _ordinal(place: int) -> str:
 
 def _axes(findings: Findings) -> Iterator[str]:
     """What an axis does from its first entry to its last, over cells that differ in nothing else."""
-    study = findings.planned.study
-    lost, made = (
-        reconstruction_distance(study.evaluation.extractor),
-        generation_distance(study.evaluation.extractor),
-    )
+    lost, made = distances(findings.planned.study.evaluation.extractor)
     for axis in findings.planned.axes:
         if len(axis.entries) < 2:
             continue
