@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "artok"
-LEAVES = {"", "errors", "layout", "noise", "config", "images", "weights"}
+LEAVES = {"", "errors", "layout", "noise", "config", "images", "locks", "weights"}
 ALLOWED = {
     **dict.fromkeys(LEAVES, LEAVES),
     "nn": LEAVES,

@@ -38,7 +38,7 @@ class PerChannel(Extractor):
 
 
 def maps_of_channels(single: Maps) -> Maps:
-    """Maps of each channel of images (B, C, H, W) by itself, one after another: (B, C D, h, w), D of them by `single`."""
+    """Maps of each channel of images (B, C, H, W) by itself, one after another, (B, C D, h, w) where single gives D."""
 
     def joined(images: Tensor, layers: Sequence[int] | None) -> list[Tensor]:
         maps = single(images.flatten(0, 1)[:, None], layers)

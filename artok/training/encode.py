@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, cast
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from artok.config import OPEN, dump, of_kind, override, read_yaml, validate
@@ -17,6 +15,7 @@ from artok.data.base import DataConfig, Split, SplitName
 from artok.data.tokens import INDEX, TokenCache, write_tokens
 from artok.data.transforms import augmented_copies
 from artok.errors import ConfigError, DataError
+from artok.locks import alone
 from artok.metrics.features import cache_directory
 from artok.noise import fold
 from artok.saved import CONFIG, find_saved, fingerprint, load_tokenizer
@@ -54,16 +53,6 @@ def cached_tokens(
     if cache.index.data != split.fingerprint:
         raise DataError(f"the tokens in {folder} are of other images than data names; encode the data again")
     return cache
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Waits until no other process writes the same; goes on at once where the place cannot be locked."""
-    with ExitStack() as held:
-        with suppress(OSError):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(folder.with_name(f"{folder.name}.lock")))
-        yield
 
 
 def write_cache(

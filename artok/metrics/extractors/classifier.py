@@ -17,12 +17,11 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-from filelock import FileLock
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from artok.errors import ArtokError
+from artok.locks import alone
 from artok.metrics.features import (
     Extractor,
     ExtractorConfig,
@@ -71,7 +71,7 @@ class Config(ExtractorConfig):
             empty = Network(shape[0], max(shape[1:]), training.classes)
         network = _load(empty, path)
         if network is None:
-            with _alone(path):  # of several processes that want it at once, one trains it and the others read it
+            with alone(path):  # of several processes that want it at once, one trains it and the others read it
                 network = _load(empty, path)
                 if network is None:
                     network = train(training, steps=math.ceil(seen / BATCH), seed=self.seed, device=device)
@@ -286,16 +286,6 @@ def _load(network: Network, path: Path) -> Network | None:
         warnings.warn(f"the cached classifier {path} is damaged and is trained again: {error}", stacklevel=2)
         return None
     return network
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Waits until no other process trains the same; goes on at once where the cache cannot be locked."""
-    with ExitStack() as held:
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(path.with_suffix(".lock")))
-        yield
 
 
 def _save(network: Network, path: Path, key: str) -> None:
