@@ -184,7 +184,10 @@ def _nearest(word: str, choices: Sequence[str]) -> str:
 
 
 def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """One YAML file with the files it `extends:` below it (paths relative to the file), before interpolation."""
+    """One YAML file with what it `extends:` below it, before interpolation.
+
+    A parent is a path relative to the file, or a shipped name such as "digits/vq".
+    """
     if path.resolve() in above:
         raise ConfigError(f"{path} extends itself, through {above[-1].name}")
     try:
@@ -198,9 +201,18 @@ def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     data = cast(dict[str, Any], loaded)
     parents = data.pop("extends", [])
     merged: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
-        merged = merge(merged, read_yaml(path.parent / parent, (*above, path.resolve())))
+    for parent in parents if isinstance(parents, list) else [parents]:
+        merged = merge(merged, read_yaml(_parent(path, parent), (*above, path.resolve())))
     return merge(merged, data)
+
+
+def _parent(path: Path, name: object) -> Path:
+    if isinstance(name, str):
+        shipped = (root / f"{name.removesuffix('.yaml')}.yaml" for root in SHIPPED)
+        for place in (path.parent / name, *shipped):
+            if place.is_file():
+                return place
+    raise ConfigError(f"{path} extends {name}, which is neither a file beside it nor a shipped config")
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

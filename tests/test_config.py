@@ -91,6 +91,20 @@ def test_a_missing_file_and_a_bad_override_are_refused() -> None:
         config.override({}, ["no-equals-sign"])
 
 
+def test_a_file_of_ones_own_extends_a_shipped_config_or_a_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: [digits/vq, own.yaml]\n")
+    (tmp_path / "own.yaml").write_text("name: mine\n")
+    found, shipped = config.read_yaml(tmp_path / "mine.yaml"), config.read_yaml(config.locate("digits/vq"))
+    assert found == {**shipped, "name": "mine"}
+
+
+@pytest.mark.parametrize("parent", ["digits/none", "5", "{a: 1}", "[[digits/vq]]", "."])
+def test_what_cannot_be_extended_is_named_with_the_file_that_asks(tmp_path: Path, parent: str) -> None:
+    (tmp_path / "mine.yaml").write_text(f"extends: {parent}\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml extends .*, which is neither"):
+        config.read_yaml(tmp_path / "mine.yaml")
+
+
 def test_a_file_that_extends_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
