@@ -28,7 +28,9 @@ SHIPPED = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "co
 class Config(BaseModel):
     """A typed section: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class Part(Config):
@@ -121,7 +123,13 @@ def validate(cls: type[ConfigType], data: object, source: str) -> ConfigType:
 
 
 def _explain(cls: type[BaseModel], error: ValidationError, place: tuple[int | str, ...]) -> Iterator[str]:
-    for detail in error.errors():
+    mistakes = error.errors()
+    for detail in mistakes:
+        if detail["type"] == "too_short" and any(
+            len(other["loc"]) > len(detail["loc"]) and other["loc"][: len(detail["loc"])] == detail["loc"]
+            for other in mistakes
+        ):
+            continue  # entries that are wrong are not counted, but they are there
         inside = place + tuple(part for part in detail["loc"] if not _is_tag(part))
         if detail["type"] == "nested":
             yield from _explain(detail["ctx"]["part"], detail["ctx"]["error"], inside)
@@ -149,6 +157,11 @@ def _sentence(cls: type[BaseModel], detail: ErrorDetails, place: tuple[int | str
     expected = EXPECTED.get(kind.split("_")[0])
     if expected and kind.endswith(("_type", "_parsing", "_from_float", "_number")):
         return f"'{path}' must be {expected}, got {given!r}"
+    if kind == "string_pattern_mismatch":
+        return f"'{path}' must be of letters, digits, '_', '-' and '.', a letter or digit first, got {given!r}"
+    if kind == "too_short":
+        least = detail["ctx"]["min_length"]
+        return f"'{path}' needs at least {least} entr{'y' if least == 1 else 'ies'}, got {given!r}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if kind == "value_error":  # written by a validator of ours, which names the values itself
         return f"'{path}': {message}" if path else message
@@ -261,7 +274,9 @@ def locate(name: str) -> Path:
         if inside.exists():
             return inside
     shipped = sorted(str(path.relative_to(root).with_suffix("")) for root in SHIPPED for path in root.rglob("*.yaml"))
-    raise ConfigError(f"there is no config {name!r}{_nearest(name, shipped)}")
+    near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "give a YAML file, or one of those that 'artok configs' lists"
+    raise ConfigError(f"there is no config {name!r}; {hint}")
 
 
 def load(cls: type[ConfigType], name: str, overrides: Sequence[str] = ()) -> ConfigType:

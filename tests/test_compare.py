@@ -15,7 +15,8 @@ from PIL import Image
 from test_report import Tags
 
 from artok.config import dump, load, merge, validate
-from artok.errors import ArtokError, CheckpointError, ConfigError, LayoutError
+from artok.errors import ArtokError, CheckpointError, ConfigError, LayoutError, RunError
+from artok.locks import alone
 from artok.metrics import cost
 from artok.metrics.extractors import classifier
 from artok.saved import WEIGHTS, read_saved, write_text
@@ -25,8 +26,9 @@ from artok.studies.budget import match, meter, speed
 from artok.studies.compare import compare, jobs_of, launcher_of, prepare, run_part, workers_of
 from artok.studies.contest import PAGE, RESULTS, TABLE
 from artok.studies.entries import settle
+from artok.studies.grid import load_sweep
 from artok.studies.jobs import Job
-from artok.studies.study import Study, load_study
+from artok.studies.study import LOCK, Study, load_study
 from artok.training.experiment import Experiment
 from artok.training.run import train
 
@@ -315,6 +317,7 @@ def test_the_schedule_keeps_its_shape(root: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- mistakes
 
 CONV = {"kind": "conv", "downsample": 4, "width": 8, "multipliers": [1, 1, 1], "latent": 8, "groups": 4}
+DEEPER = {"generator": {"depth": 3}}
 OWN = {"tokenizer": "{root}/vq.yaml", "generator": "{root}/raster.yaml"}
 MISTAKES: dict[str, tuple[dict[str, Any], type[ArtokError], str]] = {
     "unknown config": ({"contestants": {"a": {"generator": "digits/rastr"}}}, ConfigError, "did you mean"),
@@ -354,6 +357,34 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[ArtokError], str]] = {
         ConfigError,
         "a names 3 runs for 2 seeds",
     ),
+    "a tokenizer as generator": (
+        {"contestants": {"a": {"tokenizer": "{root}/vq.yaml", "generator": "{root}/vq.yaml"}}, "settings": DEEPER},
+        ConfigError,
+        "but that trains a tokenizer",
+    ),
+    "an endless budget": ({"budget": {"kind": "images", "amount": float("inf")}}, ConfigError, "a finite number"),
+    "more images than can be counted": (
+        {"budget": {"kind": "flops", "amount": 1e200}},
+        ConfigError,
+        "raster: the budget is too large",
+    ),
+    "operations as parameters": (
+        {"budget": {"kind": "parameters", "amount": 4e12}},
+        ConfigError,
+        "for operations of training the kind is flops",
+    ),
+    "a speed of nothing": (
+        {"budget": {"kind": "seconds", "amount": 9, "speeds": {"raster": 0}}},
+        ConfigError,
+        "budget.speeds.raster",
+    ),
+    "a seed too large": ({"seeds": [2**40]}, ConfigError, "from 0 to 4,294,967,295"),
+    "no seeds": ({"seeds": []}, ConfigError, "'seeds' needs at least 1 entry"),
+    "an unknown extractor": ({"evaluation": {"extractor": "clasifier"}}, ConfigError, "did you mean 'classifier'"),
+    "steps of nothing": ({"grid": {"steps": [0, 2]}}, ConfigError, "from 1 on"),
+    "a guidance below none": ({"grid": {"guidance": [-1]}}, ConfigError, "from 0 on"),
+    "a launcher that is not here": ({"launch": "nonesuch --fast"}, ConfigError, "starts nothing that is here"),
+    "a launcher half quoted": ({"launch": "'torchrun"}, ConfigError, "no closing quotation"),
     "speeds of nobody": (
         {"budget": {"kind": "seconds", "amount": 9, "speeds": {"c": 1}}},
         ConfigError,
@@ -381,7 +412,31 @@ def test_a_mistake_is_one_sentence_before_anything_is_trained(
         compare(study(root, **filled(changes, root)), tmp_path / "out", "cpu")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out" / "trained").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_another_command_takes_is_handed_on_in_words(root: Path) -> None:
+    with pytest.raises(ConfigError, match="try 'artok sweep studies/digits-sweep'"):
+        load_study("digits-sweep", [])
+    with pytest.raises(ConfigError, match="try 'artok train digits/vq'"):
+        load_study("digits/vq", [])
+    with pytest.raises(ConfigError, match="try 'artok compare studies/digits-quick'"):
+        load_sweep("digits-quick", [])
+
+
+def test_two_cannot_conduct_one_study(root: Path, tmp_path: Path) -> None:
+    with alone(tmp_path / LOCK), pytest.raises(RunError, match="another 'artok compare' is at work"):
+        compare(study(root), tmp_path, "cpu")
+    assert not (tmp_path / "trained").exists()
+
+
+def test_a_finished_study_may_be_moved(
+    root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "moved")
+    assert jobs_of(prepare(study(root), tmp_path / "moved"), ()) == []
+    monkeypatch.chdir(tmp_path)
+    assert jobs_of(prepare(study(root), Path("moved")), ()) == []
 
 
 def test_runs_of_another_data_set_are_refused(root: Path, finished: Path, tmp_path: Path) -> None:
@@ -398,7 +453,8 @@ def test_each_training_is_launched_over_as_many_processes(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = study(root, launch="torchrun --nproc_per_node 2")
-    assert launcher_of(given) == ("torchrun", "--nproc_per_node", "2")
+    command, *rest = launcher_of(given)
+    assert (Path(command).is_file(), Path(command).name, rest) == (True, "torchrun", ["--nproc_per_node", "2"])
     assert workers_of(given, launcher_of(given), "cpu") == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")

@@ -147,6 +147,20 @@ def test_every_picture_is_described(page: str) -> None:
     assert kinds == {"image/png", "image/gif", "image/svg+xml"}
 
 
+def test_a_moving_picture_has_a_still_one_for_paper_and_for_less_motion(page: str) -> None:
+    """By style alone: a browser that prints chooses no other source of a picture that it has loaded."""
+    pictures = [attributes for tag, attributes in Tags(page).found if tag == "img"]
+    classes = [str(attributes.get("class", "")).split() for attributes in pictures]
+    for index, attributes in enumerate(pictures):
+        moving = str(attributes["src"]).startswith("data:image/gif")
+        assert moving == ("moving" in classes[index])
+        if moving:
+            assert "still" in classes[index + 1]
+            assert pictures[index + 1]["alt"] == attributes["alt"]
+    assert sum("moving" in each for each in classes) == sum("still" in each for each in classes) > 0
+    assert re.search(r"\n\.still { display: none; }\n@media print, \(prefers-reduced-motion: reduce\)", page)
+
+
 def test_every_metric_and_both_generators_are_shown(page: str) -> None:
     text = Tags(page).text
     for results in (tokenizer_results(), generator_results("raster")):

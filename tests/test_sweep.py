@@ -136,6 +136,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "generator raster",
     ),
     "a share of nothing": ({"robustness": {"shares": [0, 0.5]}}, "robustness.shares"),
+    "an endless budget": ({"budget": {"kind": "images", "amount": float("inf")}}, "a finite number"),
+    "an unknown extractor": ({"evaluation": {"extractor": "clasifier"}}, "did you mean 'classifier'"),
+    "a seed too large": ({"seeds": [2**40]}, "from 0 to 4,294,967,295"),
     "a key": ({"grids": {}}, "did you mean 'grid'"),
 }
 

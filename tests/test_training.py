@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -18,11 +21,12 @@ from safetensors.torch import load_file
 
 from artok.config import dump, merge, validate
 from artok.errors import ArtokError, CheckpointError, ConfigError, DataError, LayoutError, RunError
+from artok.locks import alone
 from artok.pipeline import Pipeline
 from artok.training.experiment import Experiment
 from artok.training.log import read_log
 from artok.training.loop import Trainer, make_optimizer
-from artok.training.run import train
+from artok.training.run import LOCK, check_same_run, train
 from artok.training.settings import Optimizer
 
 
@@ -268,6 +272,42 @@ def test_other_settings_are_not_resumed(tokenizer_run: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.width: 8, now 16.*--fresh"):
         train(tokenizer_experiment(tokenizer={"width": 16}), tokenizer_run)
     assert (tokenizer_run / "model.safetensors").exists()
+
+
+def test_a_tokenizer_may_be_called_by_another_path_or_be_moved(
+    tokenizer_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(generator_experiment(str(tokenizer_run)), tmp_path / "raster")
+    shutil.copytree(tokenizer_run, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    for name in ("moved", str(tmp_path / "moved"), "raster"):
+        check_same_run(generator_experiment(name), tmp_path / "raster")
+    assert train(tokenizer_experiment(seed=5, training={"images": 32}), tmp_path / "other")
+    for name in ("other", "nowhere"):
+        with pytest.raises(CheckpointError, match=f"tokenizer: .*, now {name}"):
+            check_same_run(generator_experiment(name), tmp_path / "raster")
+
+
+def test_a_folder_is_trained_in_by_one_process_at_a_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A study whose conductor was killed leaves a training behind, which the next one must not meddle with."""
+    folder, held, let_go = tmp_path / "run", Event(), list[float]()
+    experiment = tokenizer_experiment(training={"images": 32})
+
+    def other() -> None:
+        with alone(folder / LOCK):
+            held.set()
+            time.sleep(1)
+            let_go.append(time.time())
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(other)
+        assert held.wait(10)
+        assert train(experiment, folder)
+    assert "another process trains in" in capfd.readouterr().err
+    assert read_log(folder / "log.jsonl")[0]["time"] >= let_go[0]
+    lock = (folder / f"{LOCK}.lock").stat().st_ino
+    assert train(experiment, folder, fresh=True)
+    assert (folder / f"{LOCK}.lock").stat().st_ino == lock
 
 
 @pytest.mark.parametrize(

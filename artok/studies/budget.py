@@ -101,7 +101,11 @@ def _lasting(name: str, experiment: Experiment, wanted: float, tolerance: float)
         )
     if images == training.images:
         return {}, f"{images:,} images, as its config says"
-    return {"training": training.lasting(images).model_dump()}, f"{training.images:,} images became {images:,}"
+    try:
+        lasting = training.lasting(images)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: the budget is too large: {error}") from None
+    return {"training": lasting.model_dump()}, f"{training.images:,} images became {images:,}"
 
 
 # ---------------------------------------------------------------------------------------------- what training takes

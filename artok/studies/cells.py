@@ -74,7 +74,8 @@ def run_cell(planned: Plan, cell: Cell, device: str) -> bool:
 def settings_mark(study: Sweep, trial: Trial) -> str:
     """Changes with whatever decides a trial's figures."""
     measured = [dump(study.evaluation), dump(study.robustness)]
-    return f"{fold(*measured, *(dump(experiment) for experiment, _ in parts(trial))):016x}"
+    trained = [dump(experiment).replace(str(trial.folder), "") for experiment, _ in parts(trial)]  # may be moved
+    return f"{fold(*measured, *trained):016x}"
 
 
 def is_measured(planned: Plan, trial: Trial) -> bool:

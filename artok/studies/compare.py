@@ -8,19 +8,21 @@ import shutil
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from artok.config import dump, validate
 from artok.errors import ConfigError, RunError
+from artok.locks import alone, discard
 from artok.saved import WEIGHTS, write_json, write_text
 from artok.studies.budget import SPEEDS, known_speeds, match, probe_of, speed
 from artok.studies.entries import Plan, Planned, check_started, settle
 from artok.studies.finished import LOG, diverged
 from artok.studies.jobs import Job, run_jobs
 from artok.studies.measure import Marks, missing, owners
-from artok.studies.study import Study, require_trained
+from artok.studies.study import LOCK, Study, refuse_two, require_extractor, require_trained
 from artok.training import checkpoints
 from artok.training.experiment import Experiment
 from artok.training.log import duration, read_log
@@ -41,10 +43,18 @@ def compare(study: Study, folder: Path, device: str, fresh: bool = False) -> Pat
         return None
     launcher = launcher_of(study)
     require_trained(study)
+    match(settle(study, folder), known_speeds(study.budget, folder))  # mistakes come before there is a folder
+    with alone(folder / LOCK, partial(refuse_two, "compare", folder)):
+        return conducted(study, folder, device, launcher, fresh)
+
+
+def conducted(study: Study, folder: Path, device: str, launcher: tuple[str, ...], fresh: bool) -> Path:
+    """What `compare` does, with the folder to itself."""
     progress = Progress(study.name)
     if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
+        discard(folder)
     plan = prepare(study, folder)
+    require_extractor(study.evaluation)
     write_text(folder / STUDY, dump(study))
     if study.budget and study.budget.kind == "seconds":
         plan = with_speeds(plan, launcher, device, progress)
@@ -89,7 +99,7 @@ def launcher_of(study: Study) -> tuple[str, ...]:
     """What starts a training: the study's `launch`, or as many processes as this one was launched with."""
     world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if study.launch:
-        return tuple(shlex.split(study.launch))
+        return launch_command(study.launch)
     if world != local:
         raise ConfigError(
             "a study runs on one machine; to train on several, start it by itself and set 'launch' to the command that "
@@ -98,6 +108,19 @@ def launcher_of(study: Study) -> tuple[str, ...]:
     if world == 1:
         return ()
     return (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world))
+
+
+def launch_command(launch: str) -> tuple[str, ...]:
+    """The words of the study's `launch`; a ConfigError when they start nothing here."""
+    try:
+        words = tuple(shlex.split(launch))
+    except ValueError as error:
+        raise ConfigError(f"launch {launch!r} cannot be read: {str(error).lower()}") from None
+    beside = f"{os.environ.get('PATH', '')}{os.pathsep}{Path(sys.executable).parent}"  # an environment not activated
+    found = shutil.which(words[0], path=beside) if words else None
+    if found is None:
+        raise ConfigError(f"launch {launch!r} starts nothing that is here; give a command such as torchrun, or none")
+    return (found, *words[1:])
 
 
 def workers_of(study: Study, launcher: Sequence[str], device: str) -> int:

@@ -11,7 +11,7 @@ import torch
 
 from artok.config import locate, merge, read_yaml, resolve, validate
 from artok.data.base import DataConfig, Split
-from artok.errors import CheckpointError, ConfigError
+from artok.errors import CheckpointError, ConfigError, LayoutError
 from artok.layout import TokenLayout
 from artok.saved import CONFIG, TOKENIZER, check_layout, find_saved, read_saved
 from artok.studies.study import Contestant, Study
@@ -93,6 +93,8 @@ def settle(study: Study, folder: Path) -> Plan:
 def _trained(study: Study, folder: Path, name: str, contestant: Contestant, tokenizers: dict[str, Planned]) -> Entry:
     assert contestant.generator is not None
     settings = _settings(contestant.generator, study.settings, contestant.settings, study)
+    if not (settings.get("generator") or {}).get("kind"):
+        raise ConfigError(f"{name} names {contestant.generator} as its generator, but that trains a tokenizer")
     runs = {seed: folder / "trained" / name / f"seed{seed}" for seed in study.seeds}
     places = _tokenizers(study, folder, name, contestant, tokenizers)
     trainings = {}
@@ -103,15 +105,16 @@ def _trained(study: Study, folder: Path, name: str, contestant: Contestant, toke
             changes["tokenizer"] = str(places[seed])
             after = (f"train {places[seed].name}",) if places[seed].name in tokenizers else ()
         experiment = validate(Experiment, settings | changes, f"{contestant.generator} for {name}")
-        if experiment.generator is None:
-            raise ConfigError(f"{name} names {contestant.generator} as its generator, but that trains a tokenizer")
         if isinstance(experiment.tokenizer, str) and not places:
             raise ConfigError(f"{name} needs a 'tokenizer': a config to train it from, or the run of a trained one")
         trainings[seed] = Planned(f"train {name} seed {seed}", experiment, runs[seed], after)
     first = trainings[study.seeds[0]].experiment
     layout = layout_of(first, tokenizers)
     assert first.generator is not None
-    check_layout(first.generator, layout)
+    try:
+        check_layout(first.generator, layout)
+    except LayoutError as error:
+        raise LayoutError(f"{name}: {error}") from None
     if layout.image != first.image:
         raise ConfigError(f"{name}: the tokenizer makes images of {layout.image}, but the data has {first.image}")
     split = first.data.open("train")

@@ -13,16 +13,16 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from artok.config import SHIPPED, Config, load, locate, merge, read_yaml, resolve, validate
+from artok.config import Config, load, locate, merge, read_yaml, resolve, validate
 from artok.data.base import Augment, Split
 from artok.errors import ArtokError, ConfigError
 from artok.layout import TokenLayout
 from artok.saved import check_layout
 from artok.studies.costs.training import training_flops
-from artok.training.experiment import CachedTokens, Experiment, check_codebook
+from artok.studies.study import Evaluation, shipped_study
+from artok.training.experiment import SEEDS, CachedTokens, Experiment, check_codebook
 
 SECTIONS = tuple(Experiment.model_fields)  # a key of the grid that begins with one of them is a setting
-ROOM = "studies"  # among the shipped configs
 TOKENIZER, GENERATOR = "tokenizer", "generator"  # folders of a trial
 LEAST_STEPS = 10
 MOST_CELLS = 1_000
@@ -36,13 +36,6 @@ class Budget(Config):
 
     kind: Literal["images", "flops"]
     amount: float = Field(gt=0)
-
-
-class Evaluation(Config):
-    """extractor: of the features behind every distance. n: images, all held-out ones unless given."""
-
-    extractor: str = "classifier"
-    n: int | None = Field(None, ge=4)
 
 
 class Robustness(Config):
@@ -107,8 +100,8 @@ class Sweep(Config):
 
     @model_validator(mode="after")
     def _whole(self) -> Sweep:
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds {list(self.seeds)} must be different whole numbers from 0 on")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0 or max(self.seeds) >= SEEDS:
+            raise ValueError(f"seeds {list(self.seeds)} must be different whole numbers from 0 to {SEEDS - 1:,}")
         if self.generator is None and (self.budget is not None or self.settings):
             raise ValueError("'budget' and 'settings' are for a 'generator' config, and there is none")
         for name, entries in self.grid.items():
@@ -351,5 +344,4 @@ def fitted(experiment: Experiment, budget: Budget | None, flops: float) -> Exper
 
 def load_sweep(name: str, overrides: Sequence[str]) -> Sweep:
     """The sweep of a YAML file, or of a shipped name such as "digits-sweep", with key.sub=value settings on top."""
-    inside = any((root / ROOM / f"{name}.yaml").exists() for root in SHIPPED)
-    return load(Sweep, f"{ROOM}/{name}" if inside else name, overrides)
+    return load(Sweep, shipped_study(name, "sweep"), overrides)

@@ -201,7 +201,8 @@ def _lead(best: float, other: float) -> str:
 def _price(winners: Sequence[str], quality: Mapping[str, Value], best: Ranking, distance: str) -> str:
     """What the choice costs in quality."""
     if set(winners) & set(best.best):
-        return " It is also the best in quality." if len(winners) == 1 and best.sure else ""
+        also = "the best" if len(best.best) == 1 else "among the best"
+        return f" It is also {also} in quality." if len(winners) == 1 and best.sure else ""
     one, first = winners[0], best.best[0]
     return f" The price: {distance} {shown(quality[one])}, where {first} has {shown(quality[first])}."
 

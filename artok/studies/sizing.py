@@ -92,7 +92,8 @@ class Dial:
 @cache
 def heads_for(width: int, head_width: float, lean: float) -> int | None:
     """The number of heads of an even width nearest to `head_width`, or None when that is off by more than `lean`."""
-    fitting = [heads for heads in range(1, width + 1) if width % (2 * heads) == 0]
+    least, most = math.ceil(width / head_width / lean), math.floor(width / head_width * lean)
+    fitting = [heads for heads in range(max(1, least), most + 1) if width % (2 * heads) == 0]
     off = {heads: abs(math.log(width / heads / head_width)) for heads in fitting}
     best = min(off, key=lambda heads: (off[heads], heads), default=None)
     return best if best is not None and off[best] <= math.log(lean) else None

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from artok.config import OPEN, SHIPPED, Config, load, of_kind
+from artok.config import OPEN, SHIPPED, Config, load, locate, of_kind, read_yaml
 from artok.data.base import DataConfig
-from artok.errors import ConfigError
+from artok.errors import ConfigError, RunError
+from artok.metrics.features import parse
+from artok.training.experiment import SEEDS
 
 NAME = r"^[A-Za-z0-9][\w.-]*$"
 ROOM = "studies"  # among the shipped configs
+MOST_PARAMETERS = 1e12
+LOCK = ".study"  # held by who conducts the study in a folder
 
 
 def _listed(value: object) -> object:
@@ -58,10 +63,15 @@ class Budget(Config):
     kind: Literal["parameters", "flops", "images", "seconds"]
     amount: float = Field(gt=0)
     tolerance: float = Field(0.05, gt=0, le=0.5)
-    speeds: dict[str, float] = Field({})
+    speeds: dict[str, Annotated[float, Field(gt=0)]] = Field({})
 
     @model_validator(mode="after")
-    def _speeds_fit(self) -> Budget:
+    def _amounts_fit(self) -> Budget:
+        if self.kind == "parameters" and self.amount > MOST_PARAMETERS:
+            raise ValueError(
+                f"amount {self.amount:,.0f} is more than the {MOST_PARAMETERS:,.0f} parameters that a budget may name; "
+                "for operations of training the kind is flops"
+            )
         if self.speeds and self.kind != "seconds":
             raise ValueError(f"'speeds' belong to a budget of seconds, not to one of {self.kind}")
         return self
@@ -72,6 +82,15 @@ class Evaluation(Config):
 
     extractor: str = "classifier"
     n: int | None = Field(None, ge=4)
+
+    @field_validator("extractor")
+    @classmethod
+    def _known(cls, spec: str) -> str:
+        try:
+            parse(spec)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return spec
 
 
 class Curve(Config):
@@ -96,6 +115,14 @@ class Grid(Config):
     guidance: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     seeds: int = Field(1, ge=1)
     n: int | None = Field(None, ge=4)
+
+    @model_validator(mode="after")
+    def _settings_are_possible(self) -> Grid:
+        if any(steps < 1 for steps in self.steps) or len(set(self.steps)) < len(self.steps):
+            raise ValueError(f"steps {list(self.steps)} must be different whole numbers from 1 on")
+        if any(guidance < 0 for guidance in self.guidance) or len(set(self.guidance)) < len(self.guidance):
+            raise ValueError(f"guidance {list(self.guidance)} must be different numbers from 0 on, of which 1 is none")
+        return self
 
 
 class Timing(Config):
@@ -142,8 +169,8 @@ class Study(Config):
 
     @model_validator(mode="after")
     def _told_apart(self) -> Study:
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds {list(self.seeds)} must be different whole numbers from 0 on")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0 or max(self.seeds) >= SEEDS:
+            raise ValueError(f"seeds {list(self.seeds)} must be different whole numbers from 0 to {SEEDS - 1:,}")
         if unknown := set(self.budget.speeds if self.budget else ()) - set(self.contestants):
             raise ValueError(f"budget.speeds names {sorted(unknown)[0]!r}, which is no contestant")
         seen: dict[str, str] = {}
@@ -159,8 +186,32 @@ class Study(Config):
 
 def load_study(name: str, overrides: list[str]) -> Study:
     """The study of a YAML file, or of a shipped name such as "digits-quick", with key.sub=value settings on top."""
+    return load(Study, shipped_study(name, "compare"), overrides)
+
+
+def shipped_study(name: str, command: str) -> str:
+    """The config's name, from among the shipped studies if it is one; a ConfigError when another command takes it."""
     inside = any((root / ROOM / f"{name}.yaml").exists() for root in SHIPPED)
-    return load(Study, f"{ROOM}/{name}" if inside else name, overrides)
+    name = f"{ROOM}/{name}" if inside else name
+    found = read_yaml(locate(name))
+    for other, sign in (("compare", "contestants"), ("sweep", "grid"), ("train", "training")):
+        if sign in found and other != command:
+            raise ConfigError(f"{name} has '{sign}', which 'artok {command}' does not take: try 'artok {other} {name}'")
+        if sign in found:
+            break
+    return name
+
+
+def refuse_two(command: str, folder: Path) -> None:
+    """A RunError for a study that another process is at."""
+    raise RunError(f"another 'artok {command}' is at work in {folder}; let it end, or stop it first")
+
+
+def require_extractor(evaluation: Evaluation) -> None:
+    """An ArtokError, before anything is trained, when a published extractor cannot be had."""
+    config = parse(evaluation.extractor)
+    if not config.trained:
+        config.build(None, "cpu", None)
 
 
 def trains(study: Study) -> bool:

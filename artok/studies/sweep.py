@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from artok.config import dump
 from artok.errors import CheckpointError
+from artok.locks import alone, discard
 from artok.saved import write_text
 from artok.studies.cells import is_measured, parts, read_record
 from artok.studies.grid import Plan, Sweep, plan
 from artok.studies.jobs import Job, run_jobs
+from artok.studies.study import LOCK, refuse_two, require_extractor
 from artok.studies.sweep_report import write_sweep
 from artok.training.log import duration
 from artok.training.progress import Progress
@@ -30,9 +32,17 @@ def sweep(study: Sweep, folder: Path, device: str, fresh: bool = False) -> Path:
     ConfigError: the study is impossible, before anything is trained. CheckpointError: the folder holds other settings.
     """
     planned = plan(study, folder)
+    with alone(folder / LOCK, partial(refuse_two, "sweep", folder)):
+        return conducted(planned, device, fresh)
+
+
+def conducted(planned: Plan, device: str, fresh: bool) -> Path:
+    """What `sweep` does, with the folder to itself."""
+    study, folder = planned.study, planned.folder
     if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
+        discard(folder)
     check_started(planned)
+    require_extractor(study.evaluation)
     progress = Progress(study.name)
     for labels, reason in planned.skipped:
         progress.say(f"skipped {', '.join(f'{axis} {label}' for axis, label in labels.items())}: {reason}")

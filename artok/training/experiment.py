@@ -20,6 +20,7 @@ from artok.saved import Facts
 from artok.tokenizers.base import TokenizerConfig
 from artok.training.settings import Training
 
+SEEDS = 2**32  # as many as every library takes
 WRITTEN = ("facts", "source")  # sections that artok adds to a run's config.yaml
 
 
@@ -39,7 +40,7 @@ class CachedTokens(Config):
 class Experiment(Config):
     """A whole config file. With a `generator` it trains that on a trained tokenizer, else it trains the tokenizer."""
 
-    name: str = Field(pattern=r"^[\w.-]+$", description="names the run directory, runs/<name>")
+    name: str = Field(pattern=r"^\w[\w.-]*$", description="names the run directory, runs/<name>")
     data: Annotated[DataConfig, of_kind("data"), OPEN]
     tokenizer: Annotated[TokenizerConfig | str, of_kind("tokenizers"), OPEN] = Field(
         description="a section, or the run directory or hub name of a trained one"
@@ -49,7 +50,7 @@ class Experiment(Config):
     tokens: CachedTokens = CachedTokens()
     sampling: Sampling = Sampling()
     training: Training
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=SEEDS)
 
     @model_validator(mode="before")
     @classmethod

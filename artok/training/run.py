@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from accelerate.state import AcceleratorState
 from artok.config import read_yaml
 from artok.data.base import Split
 from artok.data.tokens import TokenCache
-from artok.errors import CheckpointError, ConfigError
+from artok.errors import ArtokError, CheckpointError, ConfigError
+from artok.locks import alone, discard
 from artok.saved import (
     CONFIG,
     TOKENIZER,
@@ -45,6 +46,9 @@ FREE = {f"{what}_every" for what in ("log", "validate", "preview", "monitor", "c
 FREE |= {"validate_images", "monitor_images", "monitor_features", "keep", "trackers"}
 
 
+LOCK = ".training"  # held by who trains in a folder
+
+
 def train(experiment: Experiment, folder: Path, fresh: bool = False) -> bool:
     """Train what the experiment describes into a run directory, or go on where an earlier call was stopped.
 
@@ -62,13 +66,16 @@ def train(experiment: Experiment, folder: Path, fresh: bool = False) -> bool:
         f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {accelerator.device}, "
         f"{accelerator.mixed_precision.replace('no', 'fp32')}, into {folder}"
     )
-    if accelerator.is_main_process:
-        start_folder(folder, experiment, task, fresh)
-    accelerator.wait_for_everyone()
-    if experiment.training.trackers:
-        accelerator.init_trackers("artok")
-    finished = trainer.run()
-    accelerator.end_training()
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            busy = f"another process trains in {folder}; waiting for its end, to go on from there"
+            held.enter_context(alone(folder / LOCK, lambda: progress.say(busy)))
+            start_folder(folder, experiment, task, fresh)
+        accelerator.wait_for_everyone()
+        if experiment.training.trackers:
+            accelerator.init_trackers("artok")
+        finished = trainer.run()
+        accelerator.end_training()
     return finished
 
 
@@ -184,6 +191,8 @@ def check_same_run(experiment: Experiment, folder: Path) -> None:
             raise CheckpointError(f"{folder} has checkpoints but no {CONFIG}; start anew with --fresh")
         return
     before, now = read_yaml(folder / CONFIG), experiment.model_dump(mode="json")
+    if same_tokenizer(before, now):
+        before["tokenizer"] = now["tokenizer"]
     if "source" in before:
         raise CheckpointError(f"{folder} holds imported weights, which no training goes on from; choose another folder")
     changed = [line for line in differences(before, now) if line.split(":")[0] not in {f"training.{k}" for k in FREE}]
@@ -192,6 +201,19 @@ def check_same_run(experiment: Experiment, folder: Path) -> None:
             f"the run {folder} was started with other settings ({'; '.join(changed[:5])}); "
             "go on with those, choose another folder with --out, or start anew with --fresh"
         )
+
+
+def same_tokenizer(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two generators' configs name one tokenizer, by other paths or since its folder was moved."""
+    old, new = before.get("tokenizer"), now.get("tokenizer")
+    if not isinstance(old, str) or not isinstance(new, str):
+        return False
+    if Path(old).resolve() == Path(new).resolve():
+        return True
+    try:
+        return fingerprint(load_tokenizer(new)[0]) == before.get("facts", {}).get("tokenizer")
+    except ArtokError:
+        return False
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
@@ -209,7 +231,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = 
 def start_folder(folder: Path, experiment: Experiment, task: Task, fresh: bool) -> None:
     """Write the resolved config, and a generator's tokenizer, before the first step."""
     if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
+        discard(folder)
     if (folder / CONFIG).exists():
         facts = read_yaml(folder / CONFIG).get("facts", {})
         for name, what in (("data", "data"), ("tokenizer", "tokenizer")):

@@ -14,6 +14,8 @@ from artok.metrics.features import parse
 
 INTERVALS = ("log_every", "validate_every", "monitor_every", "preview_every", "checkpoint_every")
 
+MOST_IMAGES = 10**12  # of a training; positions in the order of images are 64-bit numbers
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -54,7 +56,7 @@ class Training(Config):
     The intervals (log, validate, preview, monitor, checkpoint, weights) are in images too.
     """
 
-    images: int = Field(gt=0)
+    images: int = Field(gt=0, le=MOST_IMAGES)
     batch: int = Field(64, ge=1)
     accumulate: int = Field(1, ge=1, description="parts that a process splits its share of a batch into")
     optimizer: Optimizer = Optimizer()
@@ -96,7 +98,12 @@ class Training(Config):
         return math.ceil(self.images / self.batch)
 
     def lasting(self, images: int) -> Training:
-        """The same training for another number of images, its warm-ups and intervals in proportion."""
+        """The same training for another number of images, its warm-ups and intervals in proportion.
+
+        ConfigError: more images than a training may take.
+        """
+        if images > MOST_IMAGES:
+            raise ConfigError(f"{images:,.3g} images are more than the {MOST_IMAGES:,} that a training may take")
         share = images / self.images
         intervals = {name: getattr(self, name) for name in INTERVALS}
         changes: dict[str, object] = {
