@@ -249,6 +249,7 @@ def sweep(
 
 @app.command()
 def plan(
+    context: typer.Context,
     config: Annotated[str | None, typer.Argument(help="a config to plan; or give its numbers as options")] = None,
     overrides: Overrides = None,
     size: Annotated[int, typer.Option(min=1, help="side of the images")] = 256,
@@ -277,12 +278,15 @@ def plan(
 ) -> None:
     """What a design costs before it is trained: tokens, parameters, FLOPs, memory, time, and the devices it fits on."""
     from artok.studies.plan import Asked
-    from artok.studies.plan_command import calibrated, known, planned, wished
+    from artok.studies.plan_command import NUMBERS, calibrated, known, planned, refuse_numbers, wished
 
     if calibrate:
         typer.echo(calibrated(), err=True)
         if config is None and device.lower() != "cpu":
             return
+    if config is not None:
+        sources = {name: context.get_parameter_source(name) for name in NUMBERS}
+        refuse_numbers(config, [name for name, source in sources.items() if source and source.name == "COMMANDLINE"])
     asked = Asked(device, known(precision), sample_batch, window, neighbours, key_frames, chunk, overlap)
     wish = wished(size, downsample, codes, scales, frames, frame_downsample, family, depth, width, batch)
     typer.echo(planned(config, overrides or [], wish, asked, all_families, json))
@@ -340,6 +344,8 @@ def known_failure(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
         return "out of memory; use a smaller batch (or training.accumulate to split it) or a smaller model"
+    if "storage size calculation overflowed" in text.lower():
+        return "tensors of such a size cannot exist; ask for something smaller"
     if isinstance(error, OSError) and error.errno in (28, 122):
         return "no space left on the disk; free some and run the same command again"
     if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):

@@ -65,6 +65,15 @@ def test_what_is_broken_is_no_choice() -> None:
     assert both[1].winners == ("quick",)
 
 
+def test_one_that_cannot_be_told_from_the_best_is_among_the_best() -> None:
+    close = [candidate("a", [1.0, 1.6, 0.7], memory=5.0), candidate("b", [1.2, 0.8, 1.5], memory=1.0)]
+    found = choice([*close, candidate("c", [9.0, 9.5, 8.0], memory=5.0)], "Memory")
+    assert found.winners == ("b",)
+    assert found.text.endswith("It is also among the best in quality.")
+    found = choice([candidate("a", [9.0, 9.5, 8.0], memory=5.0), close[1]], "Memory")
+    assert found.text.endswith("It is also the best in quality.")
+
+
 def test_a_constraint_names_its_price_in_quality() -> None:
     quick = candidate("quick", [5.0, 5.1, 4.9], latency=[2.0, 2.1, 1.9], tokens=4.0)
     good = candidate("good", [1.0, 1.1, 0.9], {"2 steps": (10.0, 3.0)}, latency=[80.0, 82.0, 78.0], tokens=16.0)

@@ -166,6 +166,8 @@ MISTAKES = {
     "an unknown precision": ("plan digits/var --precision int8", "fp32, bf16, fp16"),
     "a config that is none": ("plan nowhere", "no config 'nowhere'"),
     "scales in words": ("plan --family var --scales one", "whole numbers"),
+    "scales of another family": ("plan --family mar --scales 1,2,4,8,16", "scales are for the family var"),
+    "numbers beside a config": ("plan digits/vq --size 256 --frame-downsample 1", "--size, --frame-downsample would"),
     "families of a tokenizer": ("plan digits/vq --all-families", "name a generator's config"),
     "an unknown tokenizer": ("plan digits/raster tokenizer=runs/nothing", "neither a run here nor"),
 }

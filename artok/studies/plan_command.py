@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from artok.errors import ConfigError
 from artok.studies.costs.calibrate import calibrate, place
@@ -13,6 +13,18 @@ from artok.studies.costs.families import Wish
 from artok.studies.plan import Asked, all_families, families_of_config, plan_config, plan_wish
 from artok.studies.plan_text import families_text, text
 from artok.training.progress import Progress
+
+NUMBERS = tuple(field.name for field in fields(Wish))  # options that describe a design without a config
+
+
+def refuse_numbers(config: str, given: Sequence[str]) -> None:
+    """A ConfigError when a config is planned and options say its numbers anew: they would change nothing."""
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(
+            f"{options} would change nothing of {config}: options describe a design that has no config; change this "
+            "one by key.sub=value, such as data.size=64 or training.batch=32"
+        )
 
 
 def calibrated() -> str:
@@ -58,6 +70,8 @@ def planned(
     config: str | None, overrides: Sequence[str], wish: Wish, asked: Asked, every_family: bool, as_json: bool
 ) -> str:
     """The text of one plan, or of all families side by side."""
+    if wish.scales and wish.family != "var" and not every_family:
+        raise ConfigError(f"scales are for the family var, and {wish.family} has none")
     if every_family:
         plans = families_of_config(config, overrides, asked) if config else all_families(wish, asked)
         return json.dumps([asdict(plan) for plan in plans], indent=2) if as_json else families_text(plans)
