@@ -22,7 +22,8 @@ from artok import cli
 from artok.config import validate
 from artok.errors import ArtokError, CheckpointError, ConfigError
 from artok.saved import WEIGHTS
-from artok.studies.cells import Record, is_measured, run_cell
+from artok.studies.cells import Record, is_measured, parts, run_cell
+from artok.studies.finished import is_trained
 from artok.studies.grid import Plan, Sweep, axes_of, load_sweep, plan
 from artok.studies.jobs import Job
 from artok.studies.maps import Point, Ticks, heat_map, trade_off
@@ -31,6 +32,8 @@ from artok.studies.pareto import Value
 from artok.studies.pictures import Picture
 from artok.studies.sweep import STUDY, sweep
 from artok.studies.sweep_summary import paragraphs
+from artok.training.checkpoints import latest
+from artok.training.loop import Trainer
 
 ROOT = Path(__file__).parent.parent
 GRID: dict[str, Any] = {
@@ -262,6 +265,29 @@ def test_killed_and_resumed_it_trains_nothing_twice_and_reports_the_same(swept: 
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()} == before
     resumed, whole = (json.loads((root / "out" / "results.json").read_text()) for root in (tmp_path, swept))
     assert without_times(resumed) == without_times(whole)
+
+
+def test_a_training_killed_after_a_checkpoint_is_finished_before_it_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are there by then, but they are those of the checkpoint."""
+    brief = {"training": {"checkpoint_every": 32}}
+    asked = study(tmp_path, generator=None, budget=None, tokenizer_settings=brief)
+    planned = plan(asked, tmp_path / "out")
+    (cell, *_), save = planned.cells, Trainer.save
+    experiment, place = next(parts(cell.trials[0]))
+
+    def killed(trainer: Trainer) -> None:
+        save(trainer)
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Trainer, "save", killed)
+        run_cell(planned, cell, "cpu")
+    assert (place / WEIGHTS).exists() and not is_trained(experiment, place)
+    assert run_cell(planned, cell, "cpu")
+    assert is_trained(experiment, place)
+    assert int(latest(place / "checkpoints").name) == experiment.training.images  # type: ignore[union-attr]
 
 
 def test_other_settings_are_refused_and_other_measures_measured_again(swept: Path) -> None:

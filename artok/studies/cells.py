@@ -15,10 +15,10 @@ from artok.metrics.results import Results
 from artok.noise import fold
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
-from artok.saved import WEIGHTS, load_tokenizer, write_json
+from artok.saved import load_tokenizer, write_json
 from artok.studies.codes import CodeStudy, examine
 from artok.studies.evaluate import BATCH, RESULTS, Judge
-from artok.studies.finished import Run, open_runs
+from artok.studies.finished import Run, is_trained, open_runs
 from artok.studies.grid import GENERATOR, TOKENIZER, Cell, Plan, Sweep, Trial
 from artok.studies.quantities import (
     FLOPS,
@@ -63,7 +63,7 @@ def run_cell(planned: Plan, cell: Cell, device: str) -> bool:
             continue
         for experiment, place in parts(trial):
             check_same_run(experiment, place)
-            if not (place / WEIGHTS).exists() and not train(experiment, place):
+            if not is_trained(experiment, place) and not train(experiment, place):
                 return False
         record = measure(planned.study, cell, trial, device)
         content = {"format": FORMAT, "settings": settings_mark(planned.study, trial), **vars(record)}

@@ -16,14 +16,13 @@ import torch
 from artok.config import dump, validate
 from artok.errors import ConfigError, RunError
 from artok.locks import alone, discard
-from artok.saved import WEIGHTS, write_json, write_text
+from artok.saved import write_json, write_text
 from artok.studies.budget import SPEEDS, known_speeds, match, probe_of, speed
 from artok.studies.entries import Plan, Planned, check_started, settle
-from artok.studies.finished import LOG, diverged
+from artok.studies.finished import LOG, diverged, is_trained
 from artok.studies.jobs import Job, run_jobs
 from artok.studies.measure import Marks, missing, owners
 from artok.studies.study import LOCK, Study, refuse_two, require_extractor, require_trained
-from artok.training import checkpoints
 from artok.training.experiment import Experiment
 from artok.training.log import duration, read_log
 from artok.training.progress import Progress
@@ -166,9 +165,7 @@ def training_job(plan: Plan, planned: Planned, launcher: tuple[str, ...], others
 
 def is_done(planned: Planned) -> bool:
     """Whether a training is finished, or can get no further."""
-    newest = checkpoints.latest(planned.folder / "checkpoints")
-    finished = newest is not None and int(newest.name) >= planned.experiment.training.images
-    return (finished and (planned.folder / WEIGHTS).exists()) or diverged(read_log(planned.folder / LOG))
+    return is_trained(planned.experiment, planned.folder) or diverged(read_log(planned.folder / LOG))
 
 
 def conduct(jobs: Sequence[Job], workers: int, progress: Progress) -> None:

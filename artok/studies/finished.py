@@ -13,9 +13,11 @@ from artok.config import read_yaml, validate
 from artok.data.base import DataConfig
 from artok.errors import CheckpointError, ConfigError
 from artok.metrics.results import Results
-from artok.saved import CONFIG, Saved, find_saved, read_saved
+from artok.saved import CONFIG, WEIGHTS, Saved, find_saved, read_saved
 from artok.studies.evaluate import RESULTS
+from artok.training import checkpoints
 from artok.training.encode import DataOnly
+from artok.training.experiment import Experiment
 from artok.training.health import Finding, diagnose
 from artok.training.log import read_log
 
@@ -87,6 +89,12 @@ class Run:
         reports = [index for index, event in enumerate(self.log) if event["event"] == "train"]
         spans = zip(starts, [*starts[1:], len(self.log)], strict=True)
         return [max(inside) for low, high in spans if (inside := [index for index in reports if low < index < high])]
+
+
+def is_trained(experiment: Experiment, folder: Path) -> bool:
+    """Whether a training has come to its end. Weights alone do not say so: every checkpoint writes them on the way."""
+    newest = checkpoints.latest(folder / "checkpoints")
+    return newest is not None and int(newest.name) >= experiment.training.images and (folder / WEIGHTS).exists()
 
 
 def diverged(log: Sequence[Mapping[str, Any]]) -> bool:
