@@ -151,7 +151,9 @@ def _sentence(cls: type[BaseModel], detail: ErrorDetails, place: tuple[int | str
         return f"key '{path}' is missing"
     if kind == "literal_error":
         choices = [choice.strip().strip("'") for choice in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"'{path}' is {given!r}, but must be one of {', '.join(choices)}{_nearest(str(given), choices)}"
+        near = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        return f"'{path}' is {given!r}, but must be one of {', '.join(choices)}{hint}"
     if kind == "unknown_kind":
         return f"'{path}': {detail['msg']}"
     expected = EXPECTED.get(kind.split("_")[0])

@@ -119,6 +119,8 @@ def test_an_axis_can_be_replaced_on_the_command_line(tmp_path: Path) -> None:
     assert load_sweep("digits-sweep", []).name == "digits-sweep"
 
 
+SMALL = {"quantizer": {"codes": 16}}
+DEEPER = {"generator": {"depth": 3}}
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no such config": ({"tokenizer": "digits/vqq"}, "no config 'digits/vqq'"),
     "no grid": ({"grid": {}}, "grid"),
@@ -131,6 +133,25 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "1 of 2 combinations cannot be trained (downsample 8: ",
     ),
     "a codebook too large": ({"grid": {"tokenizer.quantizer.codes": [16, 99999]}}, "larger than the data can fill"),
+    "two entries that come to the same": (
+        {"grid": {"codebook": [{"tokenizer": SMALL}, {"label": "again", "tokenizer": SMALL}]}},
+        "codebook 16 and codebook again are the same",
+    ),
+    "seeds as an axis": ({"grid": {"seed": [1, 2]}}, "seed 1 and seed 2 are the same"),
+    "a generator to sweep": ({"tokenizer": "digits/raster"}, "digits/raster trains no tokenizer"),
+    "a tokenizer as generator": ({"generator": "digits/vq", "settings": DEEPER}, "digits/vq trains no generator"),
+    "a reason for many": (
+        {"grid": {"tokenizer.quantizer.codes": [16, 32, 64]}, "settings": {"training": {"batch": -1}}},
+        "(codes 16 and codes 32 and 1 more: ",
+    ),
+    "a label as long as a page": (
+        {"grid": {"codebook": [{"label": "x" * 300, "tokenizer": SMALL}]}},
+        "give entries a short label",
+    ),
+    "an unknown kind of budget": (
+        {"budget": {"kind": "seconds", "amount": 9}},
+        "is 'seconds', but must be one of images, flops\n",
+    ),
     "other data": ({"grid": {"data.size": [16, 24]}}, "would not compare"),
     "a budget for nothing": ({"generator": None}, "there is none"),
     "a small budget": ({"budget": {"kind": "images", "amount": 20}}, "less than 10 steps"),

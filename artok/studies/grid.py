@@ -26,6 +26,7 @@ SECTIONS = tuple(Experiment.model_fields)  # a key of the grid that begins with 
 TOKENIZER, GENERATOR = "tokenizer", "generator"  # folders of a trial
 LEAST_STEPS = 10
 MOST_CELLS = 1_000
+LONGEST = 200  # letters of a folder's name
 
 
 class Budget(Config):
@@ -237,6 +238,8 @@ def plan(study: Sweep, folder: Path, only: str | None = None) -> Plan:
         if name in named:
             raise ConfigError(f"two cells of the grid would share the folder {name}; give their entries other labels")
         named[name] = labels
+        if len(name) > LONGEST:
+            raise ConfigError(f"the folder {name[:40]}... would have {len(name)} letters; give entries a short label")
         if only not in (None, name):
             continue
         try:
@@ -245,13 +248,33 @@ def plan(study: Sweep, folder: Path, only: str | None = None) -> Plan:
             skipped.append((labels, str(error)))
     if only is not None and only not in named:
         raise ConfigError(f"the study has no cell {only}; it has {', '.join(named)}")
+    refuse_twins(cells)
     if skipped and (study.impossible == "refuse" or not cells):
-        reasons = "; ".join(f"{', '.join(f'{a} {b}' for a, b in labels.items())}: {why}" for labels, why in skipped)
+        why = "; ".join(reasons(skipped))
         raise ConfigError(
-            f"{len(skipped)} of {len(named)} combinations cannot be trained ({reasons}); change the grid"
+            f"{len(skipped)} of {len(named)} combinations cannot be trained ({why}); change the grid"
             + (", or leave them out with impossible=skip" if cells else "")
         )
     return Plan(study, folder, axes, tuple(cells), tuple(skipped))
+
+
+def reasons(skipped: Sequence[tuple[Mapping[str, str], str]]) -> Iterator[str]:
+    """Why combinations cannot be trained, each reason once, after the first two that it holds for."""
+    found: dict[str, list[str]] = {}
+    for labels, why in skipped:
+        found.setdefault(why, []).append(", ".join(f"{axis} {label}" for axis, label in labels.items()))
+    for why, names in found.items():
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        yield f"{' and '.join(names[:2])}{more}: {why}"
+
+
+def refuse_twins(cells: Sequence[Cell]) -> None:
+    """A ConfigError when two cells come to the same training."""
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        other = seen.setdefault(repr(cell.trials[0].tokenizer.model_copy(update={"name": ""})), cell)
+        if other is not cell:
+            raise ConfigError(f"{other.title} and {cell.title} are the same once the settings of the grid are read")
 
 
 def _slug(text: str) -> str:
@@ -265,6 +288,10 @@ class _Builder:
         self.study, self.folder = study, folder
         self.tokenizer = merge(read_yaml(locate(study.tokenizer)), study.tokenizer_settings)
         self.generator = merge(read_yaml(locate(study.generator)), study.settings) if study.generator else None
+        if "generator" in self.tokenizer:
+            raise ConfigError(f"{study.tokenizer} trains no tokenizer, which is what a sweep varies")
+        if self.generator is not None and not (self.generator.get("generator") or {}).get("kind"):
+            raise ConfigError(f"{study.generator} trains no generator")
         self.split: Split | None = None
         self.data: dict[str, Any] = {}
         self.counted: dict[str, float] = {}
