@@ -22,7 +22,7 @@ from artok.metrics.extractors import classifier
 from artok.saved import WEIGHTS, read_saved, write_text
 from artok.studies import compare as conductor
 from artok.studies import compare_report
-from artok.studies.budget import match, meter, speed
+from artok.studies.budget import SPEEDS, known_speeds, match, meter, speed
 from artok.studies.compare import compare, jobs_of, launcher_of, prepare, run_part, workers_of
 from artok.studies.contest import PAGE, RESULTS, TABLE
 from artok.studies.entries import settle
@@ -304,6 +304,13 @@ def test_a_budget_of_seconds_times_each_contestant_once(
     for entry in plan.entries:
         images = entry.trainings[0].experiment.training.images
         assert images / speeds[entry.name] == pytest.approx(1.0, rel=0.5)
+
+
+@pytest.mark.parametrize("text", ['{"raster": 3', "[]", '{"raster": "x"}', '{"raster": -1}', '{"raster": NaN}', "{}"])
+def test_damaged_speeds_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / SPEEDS).write_text(text)
+    with pytest.raises(CheckpointError, match=r"speeds\.json does not hold speeds; delete it"):
+        known_speeds(None, tmp_path)
 
 
 def test_the_schedule_keeps_its_shape(root: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from artok.config import validate
-from artok.errors import ConfigError
+from artok.errors import CheckpointError, ConfigError
 from artok.metrics import cost
 from artok.metrics.results import number
 from artok.studies.costs.training import training_flops
@@ -137,11 +138,20 @@ PROBED = 48  # steps of a short training, of which the first quarter is not coun
 
 
 def known_speeds(budget: Budget | None, folder: Path) -> dict[str, float]:
-    """Images a second of each contestant, as the budget gives them or as the study in a folder found them before."""
-    found: dict[str, float] = {}
-    if (folder / SPEEDS).exists():
-        found = json.loads((folder / SPEEDS).read_text(encoding="utf-8"))
-    return found | dict(budget.speeds if budget else {})
+    """Images a second of each contestant, as the budget gives them or as the study in a folder found them before.
+
+    CheckpointError: what the folder holds of them is damaged.
+    """
+    given, path = dict(budget.speeds if budget else {}), folder / SPEEDS
+    if not path.exists():
+        return given
+    try:
+        found = {str(name): float(speed) for name, speed in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (AttributeError, TypeError, ValueError):
+        found = {}
+    if not found or not all(0 < speed < math.inf for speed in found.values()):
+        raise CheckpointError(f"{path} does not hold speeds; delete it, and they are measured again")
+    return found | given
 
 
 def probe_of(entry: Entry, seed: int) -> Experiment:
