@@ -68,7 +68,8 @@ class Conscience(nn.Module):
 
     @torch.no_grad()
     def follow(self, frequencies: Tensor, table: Tensor) -> None:
-        """frequencies: (S, V) of the codes in this step, over all processes. table: (V, D); its variance is the unit."""
+        """frequencies: (S, V) of the codes in this step, over all processes. table: (V, D), whose variance is the
+        unit."""
         short = self.floor - frequencies * frequencies.shape[1]
         self.discounts.add_(STEP * table.var(0).mean() * short).clamp_(min=0)
 
