@@ -11,6 +11,7 @@ from torch import Tensor, distributed, nn
 from artok.quantizers.codebook import several_processes
 
 STEP = 0.02  # what a code that is never chosen gains a step, in units of the floor and of the variance of the table
+AVERAGED = 200  # steps that a mean of discounts looks back
 
 
 class Standardisation(nn.Module):
@@ -56,15 +57,23 @@ class Conscience(nn.Module):
 
     A code that a scale chooses less often than `floor` times an even use gets a discount there, which grows until it is
     chosen (DeSieno 1988). It is stochastic ascent on the prices of a transport problem: the choice of least distortion
-    among those in which each code is used that often.
+    among those in which each code is used that often. While training, the discounts swing about that solution as codes
+    happen to be chosen or not; afterwards their mean over the last steps is taken, which lies closer to it (Polyak and
+    Juditsky 1992).
     """
 
     discounts: Tensor
+    averaged: Tensor
 
     def __init__(self, scales: int, codes: int, floor: float) -> None:
         super().__init__()
         self.floor = floor
         self.register_buffer("discounts", torch.zeros(scales, codes))
+        self.register_buffer("averaged", torch.zeros(scales, codes))
+
+    def of(self, scale: int) -> Tensor:
+        """The discounts (V,) at a scale."""
+        return self.discounts[scale] if self.training else self.averaged[scale]
 
     @torch.no_grad()
     def follow(self, frequencies: Tensor, table: Tensor) -> None:
@@ -72,6 +81,7 @@ class Conscience(nn.Module):
         unit."""
         short = self.floor - frequencies * frequencies.shape[1]
         self.discounts.add_(STEP * table.var(0).mean() * short).clamp_(min=0)
+        self.averaged.lerp_(self.discounts, 1 / AVERAGED)
 
 
 class Usage(nn.Module):

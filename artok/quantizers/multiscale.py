@@ -170,7 +170,7 @@ class MultiScaleQuantizer(Quantizer):
         return residuals if self.standardisation is None else self.standardisation.standard(scale, residuals)
 
     def _chosen(self, scale: int, residuals: Tensor, table: Tensor) -> Tensor:
-        discounts = None if self.conscience is None else self.conscience.discounts[scale]
+        discounts = None if self.conscience is None else self.conscience.of(scale)
         return nearest(self._looked_up(scale, residuals), table, discounts)
 
     def _part(self, scale: int, codes: Tensor) -> Tensor:
