@@ -223,3 +223,75 @@ def test_no_code_chosen_in_a_step_changes_under_it_by_revival() -> None:
     assert 0 < int(chosen.sum()) < 64
     same = (quantizer.book.vectors() == before).all(1)
     assert torch.equal(same, chosen)
+
+
+# ------------------------------------------------------------------------------------------------- balanced scales
+
+
+def coarse_and_fine(batch: int, seed: int) -> torch.Tensor:
+    """Latents whose means lie far from 0 in a few places, with small details: large at 1x1, small at 4x4."""
+    rng = torch.Generator().manual_seed(seed)
+    means = torch.tensor([20.0, -5.0, 0.0, 3.0]) + 2 * torch.randint(2, (batch, 4), generator=rng)
+    return means[:, :, None, None] + 0.3 * torch.randn(batch, 4, 4, 4, generator=rng)
+
+
+def followed(steps: int = 200, **options: object) -> MultiScaleQuantizer:
+    quantizer = built(codes=64, **options).train()
+    with torch.no_grad():
+        for phi in quantizer.phi:  # so that the parts are the codes themselves
+            torch.nn.init.dirac_(phi.convolution.weight)
+            phi.convolution.bias.zero_()
+        for step in range(steps):
+            quantizer(coarse_and_fine(32, step))
+    return quantizer.eval()
+
+
+def used(quantizer: MultiScaleQuantizer, images: int = 4000) -> dict[str, float]:
+    monitors = quantizer(coarse_and_fine(images, 10_000)).monitors
+    return {name: float(value) for name, value in monitors.items() if name.startswith("usage")}
+
+
+def test_standardised_residuals_have_one_size_at_every_scale() -> None:
+    quantizer = followed(standardise=True)
+    assert quantizer.standardisation is not None
+    given = coarse_and_fine(1000, 10_000)
+    prefixes = [torch.zeros_like(given), *quantizer.prefixes(quantizer(given).values)]
+    for scale, grid in enumerate(quantizer.grids):
+        left = F.adaptive_avg_pool2d(given - prefixes[scale], grid).flatten(2).transpose(1, 2).flatten(0, 1)
+        looked_up = quantizer.standardisation.standard(scale, left)
+        torch.testing.assert_close(looked_up.mean(0), torch.zeros(4), atol=0.35, rtol=0)
+        torch.testing.assert_close(looked_up.std(0), torch.ones(4), atol=0.35, rtol=0)
+        torch.testing.assert_close(quantizer.standardisation.restored(scale, looked_up), left)
+    assert left.std() < 0.3  # and yet they were small
+
+
+def test_an_undecided_place_adds_nothing_though_a_scale_has_a_mean() -> None:
+    quantizer = followed(50, standardise=True)
+    values = quantizer(coarse_and_fine(1, 0)).values
+    none = torch.zeros(1, 30, dtype=torch.bool)
+    assert torch.equal(quantizer.lookup(values, none), torch.zeros(1, 4, 4, 4))
+    assert quantizer.lookup(values).abs().mean() > 3
+
+
+def test_conscience_keeps_every_code_in_use_at_the_coarsest_scale() -> None:
+    """Sixteen kinds of images leave most of 64 codes idle at 1x1, unless the idle ones are favoured."""
+    plain, fair = followed(standardise=True), followed(1000, standardise=True, conscience=0.5)
+    assert used(plain)["usage, 1x1"] < 0.7
+    assert min(used(fair).values()) > 0.95
+    given = coarse_and_fine(1000, 10_000)
+    errors = [float((quantizer(given).vectors - given).square().mean()) for quantizer in (plain, fair)]
+    assert errors[1] < 1.15 * errors[0]
+
+
+def test_usage_is_logged_over_more_images_than_a_batch() -> None:
+    quantizer = built(codes=64, revive_below=0).train()
+    seen = set[int]()
+    for step in range(64):  # 512 images, as many as show each code of an even use 8 times at 1x1
+        out = quantizer(latents(8, seed=step))
+        seen |= set(out.values[:, 0, 0].tolist())
+    assert len(seen) > 16  # more than a batch could show
+    assert float(out.monitors["usage, 1x1"]) * 64 == pytest.approx(len(seen), abs=4)
+    for _ in range(300):
+        out = quantizer(latents(1).expand(8, -1, -1, -1))
+    assert float(out.monitors["usage, 1x1"]) <= 2 / 64  # and what is used no longer falls out
+    assert float(out.monitors["perplexity, 1x1"]) < 1.5

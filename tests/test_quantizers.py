@@ -17,7 +17,7 @@ from vector_quantize_pytorch import LFQ, SimVQ, VectorQuantize
 
 from artok.config import find, kinds
 from artok.errors import LayoutError
-from artok.quantizers import fsq, lfq, residual, simvq, vq
+from artok.quantizers import fsq, lfq, multiscale, residual, simvq, vq
 from artok.quantizers.base import Quantizer, QuantizerConfig, code_usage, to_grid, to_sequence
 from artok.quantizers.codebook import CodebookConfig, CodebookQuantizer, nearest
 from artok.quantizers.gradients import rotation_trick, straight_through
@@ -41,7 +41,8 @@ def tiny(kind: str) -> QuantizerConfig:
     return part.tiny()
 
 
-CONFIGS = {**{kind: tiny(kind) for kind in KINDS}, **LEARNED}
+BALANCED = multiscale.Config(codes=16, width=4, revive_below=0, standardise=True, conscience=0.5)
+CONFIGS = {**{kind: tiny(kind) for kind in KINDS}, **LEARNED, "multiscale balanced": BALANCED}
 
 
 def built(config: QuantizerConfig, grid: tuple[int, ...] = (4, 4), seed: int = 0) -> Quantizer:
@@ -227,11 +228,11 @@ def _train_every_kind(rank: int) -> dict[str, dict[str, Tensor]]:
     return states
 
 
-PLAIN = [
+PLAIN: list[CodebookConfig] = [
     vq.Config(codes=16, width=4, revive_below=0, similarity=similarity, update=update)
     for similarity in ("cosine", "euclidean")
     for update in ("ema", "gradient")
-]
+] + [BALANCED]
 
 
 def _steps_on_halves(rank: int | None) -> dict[str, Tensor]:
@@ -251,7 +252,7 @@ def _steps_on_halves(rank: int | None) -> dict[str, Tensor]:
                         distributed.all_reduce(parameter.grad)
                         parameter.grad /= 2
                 optimizer.step()
-        state[f"{index}"] = quantizer.codebook().detach()
+        state |= {f"{index}.{name}": tensor for name, tensor in snapshot(quantizer).items()}
     return state
 
 

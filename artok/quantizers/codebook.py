@@ -198,16 +198,20 @@ class Codebook(nn.Module):
 
 
 @torch.no_grad()
-def nearest(points: Tensor, vectors: Tensor) -> Tensor:
+def nearest(points: Tensor, vectors: Tensor, discounts: Tensor | None = None) -> Tensor:
     """For each of the points (M, D) the number (M,) of the nearest of the vectors (V, D), in Euclidean distance.
+
+    discounts: (V,), taken off the squared distances.
 
     |p - v|^2 = |p|^2 - (2 p.v - |v|^2): one matrix product and no square root; on CPU max is faster than argmax. The
     M x V products are taken in blocks, for the cache of a CPU (3 times faster at 16,384 codes) and a GPU's memory.
     """
-    if torch.onnx.is_in_onnx_export():  # a graph cannot loop over blocks, whose number the batch decides
-        return torch.addmm(vectors.square().sum(1), points, vectors.T, beta=-1, alpha=2).max(1).indices
-    block = max(1, (2**28 if points.is_cuda else 2**22) // len(vectors))
     squares = vectors.square().sum(1)
+    if discounts is not None:
+        squares = squares - discounts
+    if torch.onnx.is_in_onnx_export():  # a graph cannot loop over blocks, whose number the batch decides
+        return torch.addmm(squares, points, vectors.T, beta=-1, alpha=2).max(1).indices
+    block = max(1, (2**28 if points.is_cuda else 2**22) // len(vectors))
     parts = [torch.addmm(squares, part, vectors.T, beta=-1, alpha=2).max(1).indices for part in points.split(block)]
     return torch.cat(parts)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from artok.errors import ConfigError
 from artok.nn.resize import enlarge, shrink
+from artok.quantizers.balance import Conscience, Standardisation, Usage, hits
 from artok.quantizers.base import Quantized, Quantizer, code_usage, to_grid, to_sequence
 from artok.quantizers.codebook import Codebook, CodebookConfig, nearest
 from artok.quantizers.gradients import rotation_trick, straight_through
@@ -32,6 +33,12 @@ class Config(CodebookConfig):
     phi: different convolutions after enlarging, shared out to the scales; at most one a scale.
     scale_dropout: share of the training images that the decoder sees through their first few scales only, so that
         unfinished images decode well.
+    standardise: look residuals up less their scale's running mean and divided by its running deviation, channel by
+        channel (running with `decay`), and undo it on the codes. Without it a shared table holds large codes, which
+        only coarse scales choose, and small ones, which only fine scales choose.
+    conscience: share of an even use that each code keeps at each scale, by discounts on the distance of those that a
+        scale chooses less often (DeSieno 1988); 0 has none. It keeps the coarsest scales, where tokens are fewest, from
+        using a handful of codes.
 
     VAR is `codes: 4096, width: 32, update: gradient, revive_below: 0` with scales [1, 2, 3, 4, 5, 6, 8, 10, 13, 16].
     There is no k-means start: before there are codes there are no residuals of later scales to start from. Instead,
@@ -43,6 +50,8 @@ class Config(CodebookConfig):
     scales: tuple[int | tuple[int, ...], ...] | None = Field(None, min_length=1)
     phi: int = Field(4, ge=1)
     scale_dropout: float = Field(0.0, ge=0, le=1)
+    standardise: bool = False
+    conscience: float = Field(0.0, ge=0, lt=1)
     kmeans_init: Literal[False] = False
 
     def grids(self, grid: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
@@ -118,23 +127,26 @@ class MultiScaleQuantizer(Quantizer):
         self.book = Codebook(config, cosine=False)
         self.assignment = shared_convolutions(len(grids), config.phi)
         self.phi = nn.ModuleList(Phi(config.width, len(grids[-1])) for _ in range(max(self.assignment) + 1))
+        self.standardisation = Standardisation(len(grids), config.width, config.decay) if config.standardise else None
+        self.conscience = Conscience(len(grids), config.codes, config.conscience) if config.conscience else None
+        self.usage = Usage(len(grids), config.codes)
         self.estimator = rotation_trick if config.rotation_trick else straight_through
 
     def quantize(self, latents: Tensor) -> Quantized:
         target, table = latents.detach(), self.book.vectors()
         residual, total = target, torch.zeros_like(target)
         commitment, codebook = target.new_zeros(()), target.new_zeros(())
-        points, chosen, totals = list[Tensor](), list[Tensor](), list[Tensor]()
+        residuals, chosen, totals = list[Tensor](), list[Tensor](), list[Tensor]()
         for scale, grid in enumerate(self.grids):
-            points.append(to_sequence(shrink(residual, grid)).flatten(0, 1))
-            chosen.append(nearest(points[-1], table).unflatten(0, (-1, math.prod(grid))))
+            residuals.append(to_sequence(shrink(residual, grid)).flatten(0, 1))
+            chosen.append(self._chosen(scale, residuals[-1], table).unflatten(0, (-1, math.prod(grid))))
             part = self._part(scale, F.embedding(chosen[-1], table))
             total, residual = total + part, residual - part.detach()
             commitment = commitment + F.mse_loss(latents, total.detach())
             codebook = codebook + F.mse_loss(total, target)
             totals.append(total.detach())
         if self.training:
-            self._follow(points, torch.cat([values.flatten() for values in chosen]))
+            self._follow(residuals, chosen, table)
         vectors = self.estimator(to_sequence(latents), to_sequence(self._dropped(totals)))
         values = torch.cat(chosen, dim=1).unsqueeze(-1)
         losses = {
@@ -153,19 +165,39 @@ class MultiScaleQuantizer(Quantizer):
         lengths = [math.prod(grid) for grid in self.grids]
         return [self._part(scale, part) for scale, part in enumerate(codes.split(lengths, dim=1))]
 
+    def _looked_up(self, scale: int, residuals: Tensor) -> Tensor:
+        """What is compared with the table at one scale, for the residuals (M, D) there."""
+        return residuals if self.standardisation is None else self.standardisation.standard(scale, residuals)
+
+    def _chosen(self, scale: int, residuals: Tensor, table: Tensor) -> Tensor:
+        discounts = None if self.conscience is None else self.conscience.of(scale)
+        return nearest(self._looked_up(scale, residuals), table, discounts)
+
     def _part(self, scale: int, codes: Tensor) -> Tensor:
         """What the code vectors (B, n, D) of one scale add to the latent (B, D, *grid)."""
+        if self.standardisation is not None:
+            codes = self.standardisation.restored(scale, codes)
         spread = enlarge(to_grid(codes, self.grids[scale]), self.grids[-1])
         return self.phi[self.assignment[scale]](spread)
 
     @torch.no_grad()
-    def _follow(self, points: list[Tensor], values: Tensor) -> None:
-        """Counts over all scales together, since the table is shared; then the revival, evenly from the scales."""
-        counts = self.book.count(torch.cat(points), values)
+    def _follow(self, residuals: list[Tensor], chosen: list[Tensor], table: Tensor) -> None:
+        """Counts over all scales together, since the table is shared; the revival, evenly from the scales; then what
+        is kept of each scale by itself."""
+        points = [self._looked_up(scale, each) for scale, each in enumerate(residuals)]
+        counts = self.book.count(torch.cat(points), torch.cat([values.flatten() for values in chosen]))
         if counts is not None and self.book.revives:
             each = math.ceil(self.config.codes / len(points))
             drawn = [scale[torch.randperm(len(scale), device=scale.device)[:each]] for scale in points]
             self.book.revive(torch.cat(drawn), spared=counts > 0)
+        occurrences = hits(chosen, self.config.codes)
+        positions = occurrences.sum(1)
+        frequencies = occurrences / positions[:, None]
+        self.usage.follow(frequencies, positions)
+        if self.conscience is not None:
+            self.conscience.follow(frequencies, table)
+        if self.standardisation is not None:
+            self.standardisation.follow(residuals)
 
     def _dropped(self, totals: list[Tensor]) -> Tensor:
         """What the decoder sees (B, D, *grid): all scales, or the first few of some images."""
@@ -178,8 +210,10 @@ class MultiScaleQuantizer(Quantizer):
         return torch.stack(totals)[kept, torch.arange(batch, device=device)]
 
     def _monitors(self, values: Tensor, chosen: list[Tensor]) -> dict[str, Tensor]:
-        monitors = code_usage(values, self.config.codes)
-        for grid, scale in zip(self.grids, chosen, strict=True):
+        monitors, names = code_usage(values, self.config.codes), [_text(grid) for grid in self.grids]
+        if self.training:
+            return monitors | self.usage.monitors(names)
+        for name, scale in zip(names, chosen, strict=True):
             usage = code_usage(scale.unsqueeze(-1), self.config.codes)
-            monitors |= {f"{name}, {_text(grid)}": value for name, value in usage.items()}
+            monitors |= {f"{kind}, {name}": value for kind, value in usage.items()}
         return monitors

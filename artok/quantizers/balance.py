@@ -1,0 +1,132 @@
+"""What lets one table of codes serve several scales: residuals of one size, and a turn for every code everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+
+from artok.quantizers.codebook import several_processes
+
+STEP = 0.02  # what a code that is never chosen gains a step, in units of the floor and of the variance of the table
+AVERAGED = 200  # steps that a mean of discounts looks back
+
+
+class Standardisation(nn.Module):
+    """Running mean and deviation of what S scales look up, channel by channel, as batch normalisation keeps them.
+
+    Both are those of earlier batches, so that a code means the same vector to every image, in training too.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, scales: int, width: int, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("mean", torch.zeros(scales, width))
+        self.register_buffer("variance", torch.ones(scales, width))
+
+    def standard(self, scale: int, points: Tensor) -> Tensor:
+        """Residuals (..., D) of a scale, as they are looked up."""
+        return (points - self.mean[scale]) / self._deviation(scale)
+
+    def restored(self, scale: int, codes: Tensor) -> Tensor:
+        """Codes (..., D) as the residuals of a scale that they stand for."""
+        return codes * self._deviation(scale) + self.mean[scale]
+
+    def _deviation(self, scale: int) -> Tensor:
+        return self.variance[scale].clamp(min=1e-8).sqrt()  # a channel that never changes is left as it is
+
+    @torch.no_grad()
+    def follow(self, residuals: Sequence[Tensor]) -> None:
+        """residuals: (M, D) of each scale, not standardised. Shared among processes."""
+        sums = torch.stack([torch.cat([each.sum(0), each.square().sum(0)]) for each in residuals])
+        counts = sums.new_tensor([len(each) for each in residuals])[:, None]
+        moments = summed(torch.cat([sums, counts], dim=1))
+        mean, square = (moments[:, :-1] / moments[:, -1:]).chunk(2, dim=1)
+        self.mean.lerp_(mean, 1 - self.decay)
+        around = square - 2 * mean * self.mean + self.mean.square()
+        self.variance.lerp_(around.clamp(min=0), 1 - self.decay)
+
+
+class Conscience(nn.Module):
+    """Discounts (S, V) on the squared distance of the codes at each scale, which keep every code in use at every scale.
+
+    A code that a scale chooses less often than `floor` times an even use gets a discount there, which grows until it is
+    chosen (DeSieno 1988). It is stochastic ascent on the prices of a transport problem: the choice of least distortion
+    among those in which each code is used that often. While training, the discounts swing about that solution as codes
+    happen to be chosen or not; afterwards their mean over the last steps is taken, which lies closer to it (Polyak and
+    Juditsky 1992).
+    """
+
+    discounts: Tensor
+    averaged: Tensor
+
+    def __init__(self, scales: int, codes: int, floor: float) -> None:
+        super().__init__()
+        self.floor = floor
+        self.register_buffer("discounts", torch.zeros(scales, codes))
+        self.register_buffer("averaged", torch.zeros(scales, codes))
+
+    def of(self, scale: int) -> Tensor:
+        """The discounts (V,) at a scale."""
+        return self.discounts[scale] if self.training else self.averaged[scale]
+
+    @torch.no_grad()
+    def follow(self, frequencies: Tensor, table: Tensor) -> None:
+        """frequencies: (S, V) of the codes in this step, over all processes. table: (V, D), whose variance is the
+        unit."""
+        short = self.floor - frequencies * frequencies.shape[1]
+        self.discounts.add_(STEP * table.var(0).mean() * short).clamp_(min=0)
+        self.averaged.lerp_(self.discounts, 1 / AVERAGED)
+
+
+class Usage(nn.Module):
+    """Which codes each scale has used lately, over as many positions as would show each code of an even use 8 times.
+
+    A batch alone cannot tell: its 1x1 grids are as many as its images, fewer than the codes.
+    """
+
+    frequencies: Tensor
+    least: Tensor
+
+    def __init__(self, scales: int, codes: int) -> None:
+        super().__init__()
+        self.window = 8 * codes
+        self.register_buffer("frequencies", torch.zeros(scales, codes), persistent=False)  # for the log alone
+        self.register_buffer("least", torch.zeros(scales, 1), persistent=False)
+
+    @torch.no_grad()
+    def follow(self, frequencies: Tensor, positions: Tensor) -> None:
+        """frequencies: as in Conscience. positions: (S,), how many each scale had."""
+        self.frequencies.lerp_(frequencies, (positions / self.window).clamp(max=1)[:, None])
+        self.least.copy_(0.3 / positions[:, None].clamp(min=self.window))  # a hit is worth 1/e after one window
+
+    @torch.no_grad()
+    def monitors(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """usage: share of the codes that occurred. perplexity: exp of the entropy. Both by the name of the scale."""
+        seen = self.frequencies > self.least
+        share = F.normalize(self.frequencies, p=1, dim=1)
+        perplexity = torch.special.entr(share).sum(1).exp()
+        usage = {f"usage, {name}": part for name, part in zip(names, seen.float().mean(1), strict=True)}
+        return usage | {f"perplexity, {name}": part for name, part in zip(names, perplexity, strict=True)}
+
+
+@torch.no_grad()
+def hits(chosen: Sequence[Tensor], codes: int) -> Tensor:
+    """How often (S, V) each of V codes is among the codes (B, n) of each scale, over all processes."""
+    counts = torch.zeros(len(chosen), codes, device=chosen[0].device)
+    for row, values in zip(counts, chosen, strict=True):
+        flat = values.flatten()
+        row.scatter_add_(0, flat, torch.ones((), device=flat.device).expand(flat.shape))
+    return summed(counts)
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if several_processes():
+        distributed.all_reduce(values)
+    return values
