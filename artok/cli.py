@@ -316,7 +316,7 @@ def compare(
 
 @app.command(hidden=True)
 def serve(replies: Annotated[int, typer.Argument(help="the file descriptor that answers go to")]) -> None:
-    """Run commands that are read from standard input, each in a fork of this process: what studies start theirs with."""
+    """Run the commands on standard input, each in a fork of this process: what studies start theirs with."""
     from artok.studies.forks import serve as run
 
     run(replies, main)

@@ -20,11 +20,14 @@ from artok.metrics import cost
 from artok.metrics.extractors import classifier
 from artok.saved import WEIGHTS, read_saved, write_text
 from artok.studies import compare as conductor
-from artok.studies import compare_report
+from artok.studies import compare_report, measure
 from artok.studies.budget import match, meter, speed
+from artok.studies.cells import run_cell
 from artok.studies.compare import compare, jobs_of, launcher_of, prepare, run_part, workers_of
 from artok.studies.contest import PAGE, RESULTS, TABLE
 from artok.studies.entries import settle
+from artok.studies.grid import load_sweep
+from artok.studies.grid import plan as plan_sweep
 from artok.studies.jobs import Job
 from artok.studies.study import Study, load_study
 from artok.training.experiment import Experiment
@@ -92,6 +95,9 @@ class Workers:
             arguments = job.arguments
             if arguments[0] == "train":
                 assert train(load(Experiment, arguments[1]), Path(arguments[3]))
+            elif arguments[0] == "sweep":
+                planned = plan_sweep(load_sweep(arguments[1], []), Path(arguments[3]), only=arguments[5])
+                assert run_cell(planned, planned.cells[0], "cpu")
             else:
                 run_part(load_study(arguments[1], []), Path(arguments[3]), arguments[5], "cpu")
             waiting.remove(job)
@@ -125,7 +131,7 @@ def finished(root: Path) -> Path:
     assert page == root / "whole" / PAGE
     assert sorted(workers.done) == sorted(
         [
-            *("train vq", "measure raster", "measure maskgit", "measure tokenizer:vq"),
+            *("train vq", "train classifier", "measure raster", "measure maskgit", "measure tokenizer:vq"),
             *(f"train {name} seed {seed}" for name in ("raster", "maskgit") for seed in (0, 1)),
         ]
     )
@@ -194,7 +200,7 @@ def test_a_stopped_study_goes_on_and_ends_as_one_that_was_not(
     monkeypatch.setattr(conductor, "run_jobs", second)
     compare(study(root), folder, "cpu")
     again = {name for name in first.done if name in second.done}
-    assert again <= {"train raster seed 1"}, "what was finished is kept"
+    assert again <= {"train raster seed 1", "train classifier"}, "what was finished is kept"
     assert without_times(results(folder)) == without_times(results(finished))
 
 
@@ -234,6 +240,63 @@ def test_finished_runs_are_compared_without_training(
     assert found["mine"]["training"] is None
     page = (root / "given" / PAGE).read_text(encoding="utf-8")
     assert "a finished run, used as it is" in page
+
+
+def test_a_sweep_beside_a_study_stands_on_its_page(
+    root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = {"name": "codes", "tokenizer": str(root / "vq.yaml"), "grid": {"tokenizer.quantizer.codes": [8, 16]}}
+    write_text(tmp_path / "codes.yaml", json.dumps(grid | {"title": "Which codebook", "evaluation": {"n": 16}}))
+    shutil.copytree(finished, tmp_path / "out")
+    workers = Workers()
+    monkeypatch.setattr(conductor, "run_jobs", workers)
+    wanted = study(root, sweep=str(tmp_path / "codes.yaml"))
+    page = compare(wanted, tmp_path / "out", "cpu")
+    assert workers.done == ["codes-8", "codes-16"]
+    assert page is not None
+    text = Tags(page.read_text(encoding="utf-8"))
+    for words in ("Which codebook", "Decision guide", "codes 8", "Images come back best from"):
+        assert words in text.text, words
+    assert any("codes 16" in str(attributes.get("alt")) for tag, attributes in text.found if tag == "img")
+    assert all((attributes.get("href") or "#").startswith(("#", "data:")) for _, attributes in text.found)
+    names = [attributes["id"] for _, attributes in text.found if attributes.get("id")]
+    assert len(names) == len(set(names)) and "sweep" in names
+    found = results(tmp_path / "out")
+    assert [cell["name"] for cell in found["sweep"]["cells"]] == ["codes-8", "codes-16"]
+    assert found["contestants"] == results(finished)["contestants"]
+    rows = [row.split(",") for row in (tmp_path / "out" / TABLE).read_text().splitlines()]
+    mine = [row for row in rows if row[:2] == ["codes-16", "sweep"]]
+    assert {"tokens", "PSNR"} <= {row[4] for row in mine}
+    compare(wanted, tmp_path / "out", "cpu")
+    assert len(workers.done) == 2, "what is measured stays"
+
+
+def test_an_impossible_sweep_is_refused_before_anything_is_trained(root: Path, tmp_path: Path) -> None:
+    grid = {"name": "codes", "tokenizer": str(root / "vq.yaml"), "grid": {"tokenizer.quantizer.codes": [99_999]}}
+    write_text(tmp_path / "codes.yaml", json.dumps(grid))
+    with pytest.raises(ConfigError, match="larger than the data can fill"):
+        compare(study(root, sweep=str(tmp_path / "codes.yaml")), tmp_path / "out", "cpu")
+    assert not (tmp_path / "out" / "trained").exists()
+
+
+def test_the_grids_own_point_is_measured_once(
+    root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+    value = measure._value
+    monkeypatch.setattr(
+        measure, "_value", lambda judge, pipeline, cell: (measured.append(cell.name), value(judge, pipeline, cell))[1]
+    )
+    folder = shutil.copytree(finished, tmp_path / "out")
+    wanted = study(root, grid={"steps": [1, 4], "guidance": [1.5], "n": 8})
+    run_part(wanted, Path(folder), "maskgit", "cpu")
+    assert measured == ["own", "steps-1", "guidance-1.5"], "it samples in 4 steps anyway"
+    plan = settle(wanted, Path(folder))
+    cells = {
+        cell.name: measure.read_cell(plan, cell, measure.Marks(plan)) for cell in measure.cells_of(plan, "maskgit")
+    }
+    assert cells["steps-4"] is not None and cells["own"] is not None and cells["steps-1"] is not None
+    assert cells["steps-4"].measurements == cells["own"].measurements != cells["steps-1"].measurements
 
 
 # ---------------------------------------------------------------------------------------------- budgets

@@ -139,7 +139,7 @@ def jobs_of(plan: Plan, launcher: tuple[str, ...], cells: Sequence[Job] = ()) ->
             measuring.append(measuring_job(plan, f"measure {owner}", owner, after))
     short = [*cells, *measuring]
     extractor = plan.study.evaluation.extractor
-    if short and parse(extractor).trained:  # by itself: of several that want it at once, one trains and the others wait
+    if wanted and parse(extractor).trained:  # beside them: of several jobs that want it at once, all but one would wait
         first = measuring_job(plan, f"train {extractor}", f"{EXTRACTOR}:{extractor}")
         jobs.append(first)
         short = [replace(job, after=(*job.after, first.name)) for job in short]

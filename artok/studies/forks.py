@@ -1,8 +1,8 @@
 """Commands run in forks of a process that has imported everything, where starting anew takes as long as a small job.
 
 A `Server` starts `artok serve`, which reads commands from its standard input, one a line, and runs each in a fork of
-itself: a process of its own, that shares no state with the ones before it. What it has to say, the number of a command's
-process and then its exit code, goes through a pipe of its own, so that commands print as they would by themselves.
+itself: a process of its own, that shares no state with the ones before it. What the server has to say, the number of a
+command's process and then its exit code, goes through a pipe of its own, so that commands print as they would alone.
 """
 
 from __future__ import annotations

@@ -58,7 +58,9 @@ def start(planned: Plan, progress: Progress) -> list[Job]:
         progress.say(f"skipped {', '.join(f'{axis} {label}' for axis, label in labels.items())}: {reason}")
     write_text(folder / STUDY, dump(planned.study))
     wanted = [cell for cell in planned.cells if not all(is_measured(planned, trial) for trial in cell.trials)]
-    return [Job(cell.name, ("sweep", str(folder / STUDY), "--out", str(folder), "--cell", cell.name)) for cell in wanted]
+    return [
+        Job(cell.name, ("sweep", str(folder / STUDY), "--out", str(folder), "--cell", cell.name)) for cell in wanted
+    ]
 
 
 def default_workers(device: str) -> int:

@@ -82,7 +82,7 @@ class Beaten:
 
 @dataclass(frozen=True)
 class SweepPart:
-    """What a page shows of a sweep, wherever it stands. skipped: title and reason. size: what was measured, in words."""
+    """What a page shows of a sweep. skipped: title and reason. size: what was measured, in words."""
 
     title: str
     intro: str
