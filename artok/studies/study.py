@@ -99,10 +99,12 @@ class Grid(Config):
 
 
 class Timing(Config):
-    """batches: tried for the best throughput. rounds: independent timings, which give the spread."""
+    """batches: tried for the best throughput. rounds: independent timings, which give the spread. repeats: of what is
+    timed, in each of them."""
 
     batches: tuple[int, ...] = (16, 64, 256)
     rounds: int = Field(3, ge=1)
+    repeats: int = Field(5, ge=1)
 
     @field_validator("batches")
     @classmethod
