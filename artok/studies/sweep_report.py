@@ -82,7 +82,8 @@ class Beaten:
 
 @dataclass(frozen=True)
 class SweepPart:
-    """What a page shows of a sweep. skipped: title and reason. size: what was measured, in words."""
+    """What a page shows of a sweep. skipped: title and reason. size: what was measured, in words.
+    yaml: the study."""
 
     title: str
     intro: str
@@ -99,6 +100,7 @@ class SweepPart:
     seed: int
     tables: list[Table]
     size: str
+    yaml: str
 
 
 def write_sweep(planned: Plan, device: str) -> Path:
@@ -124,7 +126,7 @@ def render(findings: Findings, device: str) -> str:
         sweep=whole,
         facts=facts(findings),
         command="artok sweep study.yaml",
-        yaml=dump(findings.planned.study),
+        yaml=whole.yaml,
     )
 
 
@@ -151,6 +153,7 @@ def part(findings: Findings, device: str, brief: bool = False) -> SweepPart:
         seed=gallery.SEED,
         tables=list(tables(findings)),
         size=measured_text(findings),
+        yaml=dump(study),
     )
 
 
