@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from artok.config import dump, load, merge, validate
 from artok.errors import ArtokError, CheckpointError, ConfigError, LayoutError
 from artok.metrics import cost
 from artok.metrics.extractors import classifier
+from artok.metrics.results import Results
+from artok.pipeline import Pipeline
 from artok.saved import WEIGHTS, read_saved, write_text
 from artok.studies import compare as conductor
 from artok.studies import compare_report, measure
@@ -26,6 +29,7 @@ from artok.studies.cells import run_cell
 from artok.studies.compare import compare, jobs_of, launcher_of, prepare, run_part, workers_of
 from artok.studies.contest import PAGE, RESULTS, TABLE
 from artok.studies.entries import settle
+from artok.studies.evaluate import Judge
 from artok.studies.grid import load_sweep
 from artok.studies.grid import plan as plan_sweep
 from artok.studies.jobs import Job
@@ -247,28 +251,28 @@ def test_a_sweep_beside_a_study_stands_on_its_page(
 ) -> None:
     grid = {"name": "codes", "tokenizer": str(root / "vq.yaml"), "grid": {"tokenizer.quantizer.codes": [8, 16]}}
     write_text(tmp_path / "codes.yaml", json.dumps(grid | {"title": "Which codebook", "evaluation": {"n": 16}}))
-    shutil.copytree(finished, tmp_path / "out")
+    runs = {"mine": {"run": str(finished / "trained" / "raster" / "seed0")}}
+    wanted = study(root, contestants=runs, budget=None, seeds=[0], sweep=str(tmp_path / "codes.yaml"))
     workers = Workers()
     monkeypatch.setattr(conductor, "run_jobs", workers)
-    wanted = study(root, sweep=str(tmp_path / "codes.yaml"))
     page = compare(wanted, tmp_path / "out", "cpu")
-    assert workers.done == ["codes-8", "codes-16"]
+    assert workers.done == ["codes-8", "codes-16", "measure mine", "measure tokenizer:mine"]
     assert page is not None
-    text = Tags(page.read_text(encoding="utf-8"))
+    tags = Tags(page.read_text(encoding="utf-8"))
     for words in ("Which codebook", "Decision guide", "codes 8", "Images come back best from"):
-        assert words in text.text, words
-    assert any("codes 16" in str(attributes.get("alt")) for tag, attributes in text.found if tag == "img")
-    assert all((attributes.get("href") or "#").startswith(("#", "data:")) for _, attributes in text.found)
-    names = [attributes["id"] for _, attributes in text.found if attributes.get("id")]
+        assert words in tags.text, words
+    assert any("codes 16" in str(attributes.get("alt")) for tag, attributes in tags.found if tag == "img")
+    assert all((attributes.get("href") or "#").startswith(("#", "data:")) for _, attributes in tags.found)
+    names = [attributes["id"] for _, attributes in tags.found if attributes.get("id")]
     assert len(names) == len(set(names)) and "sweep" in names
     found = results(tmp_path / "out")
     assert [cell["name"] for cell in found["sweep"]["cells"]] == ["codes-8", "codes-16"]
-    assert found["contestants"] == results(finished)["contestants"]
-    rows = [row.split(",") for row in (tmp_path / "out" / TABLE).read_text().splitlines()]
-    mine = [row for row in rows if row[:2] == ["codes-16", "sweep"]]
-    assert {"tokens", "PSNR"} <= {row[4] for row in mine}
+    rows = list(csv.reader((tmp_path / "out" / TABLE).open(encoding="utf-8")))
+    values = {row[4]: float(row[5]) for row in rows if row[:2] == ["codes-16", "sweep"]}
+    assert values["bits"] == 4 * values["tokens"] == found["sweep"]["cells"][1]["values"]["bits"]["mean"]
+    before = page.stat().st_mtime_ns
     compare(wanted, tmp_path / "out", "cpu")
-    assert len(workers.done) == 2, "what is measured stays"
+    assert len(workers.done) == 4 and page.stat().st_mtime_ns > before, "what is measured stays"
 
 
 def test_an_impossible_sweep_is_refused_before_anything_is_trained(root: Path, tmp_path: Path) -> None:
@@ -282,21 +286,23 @@ def test_an_impossible_sweep_is_refused_before_anything_is_trained(root: Path, t
 def test_the_grids_own_point_is_measured_once(
     root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = []
-    value = measure._value
-    monkeypatch.setattr(
-        measure, "_value", lambda judge, pipeline, cell: (measured.append(cell.name), value(judge, pipeline, cell))[1]
-    )
-    folder = shutil.copytree(finished, tmp_path / "out")
-    wanted = study(root, grid={"steps": [1, 4], "guidance": [1.5], "n": 8})
-    run_part(wanted, Path(folder), "maskgit", "cpu")
-    assert measured == ["own", "steps-1", "guidance-1.5"], "it samples in 4 steps anyway"
-    plan = settle(wanted, Path(folder))
-    cells = {
-        cell.name: measure.read_cell(plan, cell, measure.Marks(plan)) for cell in measure.cells_of(plan, "maskgit")
-    }
-    assert cells["steps-4"] is not None and cells["own"] is not None and cells["steps-1"] is not None
-    assert cells["steps-4"].measurements == cells["own"].measurements != cells["steps-1"].measurements
+    measured, value = list[str](), measure._value
+
+    def counted(judge: Judge, pipeline: Pipeline, cell: measure.Cell) -> Results:
+        measured.append(cell.name)
+        return value(judge, pipeline, cell)
+
+    monkeypatch.setattr(measure, "_value", counted)
+    runs = {"mine": {"run": str(finished / "trained" / "maskgit" / "seed0")}}
+    grid = {"steps": [1, 4], "guidance": [1.5], "n": 8}
+    wanted = study(root, contestants=runs, budget=None, seeds=[0], grid=grid)
+    run_part(wanted, tmp_path, "mine", "cpu")
+    assert measured == ["final", "images-32", "own", "steps-1", "guidance-1.5"], "it samples in 4 steps anyway"
+    plan = settle(wanted, tmp_path)
+    read = {cell.name: measure.read_cell(plan, cell, measure.Marks(plan)) for cell in measure.cells_of(plan, "mine")}
+    own, same, other = (read[name] for name in ("own", "steps-4", "steps-1"))
+    assert own is not None and same is not None and other is not None
+    assert same.measurements == own.measurements != other.measurements
 
 
 # ---------------------------------------------------------------------------------------------- budgets
