@@ -318,9 +318,14 @@ def as_csv(outcome: Outcome) -> str:
     for name, results in outcome.tokenizers.items():
         for entry in results.measurements:
             writer.writerow((name, "tokenizer", "", "", entry.name, entry.value, entry.n, 0))
-    for cell in outcome.sweep.outcomes if outcome.sweep else ():
-        timed = {quantity.name: int(quantity.timed) for quantity in outcome.sweep.quantities}
-        for record in cell.records:
-            for name, value in record.values.items():
-                writer.writerow((cell.cell.name, "sweep", "", record.seed, name, value, "", timed.get(name, 0)))
+    if outcome.sweep is not None:
+        writer.writerows(_sweep_rows(outcome.sweep))
     return stream.getvalue()
+
+
+def _sweep_rows(sweep: Findings) -> Iterator[tuple[object, ...]]:
+    timed = {quantity.name: int(quantity.timed) for quantity in sweep.quantities}
+    for setting in sweep.outcomes:
+        for record in setting.records:
+            for name, value in record.values.items():
+                yield setting.cell.name, "sweep", "", record.seed, name, value, "", timed.get(name, 0)

@@ -124,8 +124,8 @@ def serve(replies: int, main: Callable[[], None]) -> None:
         if pid == 0:
             os.close(replies)
             _run(json.loads(line), main)
-        _, status = _tell(replies, pid), os.waitpid(pid, 0)[1]
-        _tell(replies, os.waitstatus_to_exitcode(status))
+        _tell(replies, pid)
+        _tell(replies, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     os._exit(0)  # taking everything down would take over a second
 
 
