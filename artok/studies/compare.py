@@ -36,6 +36,7 @@ from artok.training.progress import Progress
 STUDY = "study.yaml"
 EXTRACTOR = "extractor"  # before its name, as a part of a study
 MOST_WORKERS = 4
+SHORT = 0.25  # of a training's time, about what measuring takes
 
 
 def compare(study: Study, folder: Path, device: str, fresh: bool = False) -> Path | None:
@@ -137,7 +138,7 @@ def jobs_of(plan: Plan, launcher: tuple[str, ...], cells: Sequence[Job] = ()) ->
         after = tuple(name for name in needed(plan, owner) if name in training)
         if after or missing(plan, owner, marks):
             measuring.append(measuring_job(plan, f"measure {owner}", owner, after))
-    short = [*cells, *measuring]
+    short = [replace(job, share=SHORT) for job in (*cells, *measuring)]
     extractor = plan.study.evaluation.extractor
     if wanted and parse(extractor).trained:  # beside them: of several jobs that want it at once, all but one would wait
         first = measuring_job(plan, f"train {extractor}", f"{EXTRACTOR}:{extractor}")
@@ -183,7 +184,8 @@ def conduct(jobs: Sequence[Job], workers: int, progress: Progress) -> None:
     def said(seconds: Mapping[str, float]) -> None:
         if seconds:
             spent = time.perf_counter() - began
-            left = duration(spent / len(seconds) * (len(jobs) - len(seconds)))
+            done = sum(job.share for job in jobs if job.name in seconds)
+            left = duration(spent / done * (sum(job.share for job in jobs) - done))
             more = f", about {left} left" if len(seconds) < len(jobs) else ""
             progress.say(f"{len(seconds)} of {len(jobs)} jobs done, the last: {list(seconds)[-1]}{more}")
 

@@ -28,7 +28,7 @@ class Job:
     """name: for messages and for `after`. arguments: of the `artok` command. after: jobs that must be done first.
 
     launcher: what starts it instead of Python, such as ("torchrun", "--nproc_per_node", "2"). may_fail: its failure
-    leaves out the jobs after it, and the rest goes on.
+    leaves out the jobs after it, and the rest goes on. share: of the time of others that it takes, about.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Job:
     after: tuple[str, ...] = ()
     launcher: tuple[str, ...] = ()
     may_fail: bool = False
+    share: float = 1.0
 
     @property
     def command(self) -> list[str]:
