@@ -474,8 +474,8 @@ def test_each_training_is_launched_over_as_many_processes(
     launched = launcher_of(study(root))
     assert launched[-2:] == ("--nproc_per_node", "2")
     jobs = jobs_of(prepare(study(root), tmp_path), launched)
-    assert {job.launcher for job in jobs if job.name.startswith("train")} == {launched}
-    assert {job.launcher for job in jobs if job.name.startswith("measure")} == {()}
+    assert {job.launcher for job in jobs if job.arguments[0] == "train"} == {launched}
+    assert {job.launcher for job in jobs if job.arguments[0] == "compare"} == {()}
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     with pytest.raises(ConfigError, match="runs on one machine"):
         launcher_of(study(root))
