@@ -209,12 +209,15 @@ def demo(
     families: Annotated[
         str, typer.Option(help="raster, var, maskgit, mar, dit, gan, separated by commas; all unless given")
     ] = "",
+    sweep: Annotated[
+        bool | None, typer.Option("--sweep/--no-sweep", help="of tokenizers; with all families unless given")
+    ] = None,
     fresh: Annotated[bool, typer.Option(help="discard what the folder holds")] = False,
 ) -> None:
     """The whole pipeline on real digits in a few minutes: train, generate, measure, and a page to look at."""
     from artok.studies.demo import demo as show
 
-    page = show(out, tuple(filter(None, families.replace(" ", "").split(","))), device(), fresh)
+    page = show(out, tuple(filter(None, families.replace(" ", "").split(","))), device(), fresh, sweep)
     if page is not None:
         typer.echo(f"open {page} in a browser")
 
@@ -313,6 +316,14 @@ def compare(
     page = run(wanted, folder, device(), fresh)
     if page is not None:
         typer.echo(f"open {page} in a browser")
+
+
+@app.command(hidden=True)
+def serve(replies: Annotated[int, typer.Argument(help="the file descriptor that answers go to")]) -> None:
+    """Run the commands on standard input, each in a fork of this process: what studies start theirs with."""
+    from artok.studies.forks import serve as run
+
+    run(replies, main)
 
 
 def device() -> str:

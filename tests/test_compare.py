@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +20,19 @@ from artok.errors import ArtokError, CheckpointError, ConfigError, LayoutError, 
 from artok.locks import alone
 from artok.metrics import cost
 from artok.metrics.extractors import classifier
+from artok.metrics.results import Results
+from artok.pipeline import Pipeline
 from artok.saved import WEIGHTS, read_saved, write_text
 from artok.studies import compare as conductor
-from artok.studies import compare_report
+from artok.studies import compare_report, measure
 from artok.studies.budget import SPEEDS, known_speeds, match, meter, speed
+from artok.studies.cells import run_cell
 from artok.studies.compare import compare, jobs_of, launcher_of, prepare, run_part, workers_of
 from artok.studies.contest import PAGE, RESULTS, TABLE
 from artok.studies.entries import settle
+from artok.studies.evaluate import Judge
 from artok.studies.grid import load_sweep
+from artok.studies.grid import plan as plan_sweep
 from artok.studies.jobs import Job
 from artok.studies.study import LOCK, Study, load_study
 from artok.training.experiment import Experiment
@@ -94,6 +100,9 @@ class Workers:
             arguments = job.arguments
             if arguments[0] == "train":
                 assert train(load(Experiment, arguments[1]), Path(arguments[3]))
+            elif arguments[0] == "sweep":
+                planned = plan_sweep(load_sweep(arguments[1], []), Path(arguments[3]), only=arguments[5])
+                assert run_cell(planned, planned.cells[0], "cpu")
             else:
                 run_part(load_study(arguments[1], []), Path(arguments[3]), arguments[5], "cpu")
             waiting.remove(job)
@@ -127,7 +136,7 @@ def finished(root: Path) -> Path:
     assert page == root / "whole" / PAGE
     assert sorted(workers.done) == sorted(
         [
-            *("train vq", "measure raster", "measure maskgit", "measure tokenizer:vq"),
+            *("train vq", "train classifier", "measure raster", "measure maskgit", "measure tokenizer:vq"),
             *(f"train {name} seed {seed}" for name in ("raster", "maskgit") for seed in (0, 1)),
         ]
     )
@@ -196,7 +205,7 @@ def test_a_stopped_study_goes_on_and_ends_as_one_that_was_not(
     monkeypatch.setattr(conductor, "run_jobs", second)
     compare(study(root), folder, "cpu")
     again = {name for name in first.done if name in second.done}
-    assert again <= {"train raster seed 1"}, "what was finished is kept"
+    assert again <= {"train raster seed 1", "train classifier"}, "what was finished is kept"
     assert without_times(results(folder)) == without_times(results(finished))
 
 
@@ -236,6 +245,65 @@ def test_finished_runs_are_compared_without_training(
     assert found["mine"]["training"] is None
     page = (root / "given" / PAGE).read_text(encoding="utf-8")
     assert "a finished run, used as it is" in page
+
+
+def test_a_sweep_beside_a_study_stands_on_its_page(
+    root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = {"name": "codes", "tokenizer": str(root / "vq.yaml"), "grid": {"tokenizer.quantizer.codes": [8, 16]}}
+    write_text(tmp_path / "codes.yaml", json.dumps(grid | {"title": "Which codebook", "evaluation": {"n": 16}}))
+    runs = {"mine": {"run": str(finished / "trained" / "raster" / "seed0")}}
+    wanted = study(root, contestants=runs, budget=None, seeds=[0], sweep=str(tmp_path / "codes.yaml"))
+    workers = Workers()
+    monkeypatch.setattr(conductor, "run_jobs", workers)
+    page = compare(wanted, tmp_path / "out", "cpu")
+    assert workers.done == ["codes-8", "codes-16", "measure mine", "measure tokenizer:mine"]
+    assert page is not None
+    tags = Tags(page.read_text(encoding="utf-8"))
+    for words in ("Which codebook", "Decision guide", "codes 8", "Images come back best from"):
+        assert words in tags.text, words
+    assert any("codes 16" in str(attributes.get("alt")) for tag, attributes in tags.found if tag == "img")
+    assert all((attributes.get("href") or "#").startswith(("#", "data:")) for _, attributes in tags.found)
+    names = [attributes["id"] for _, attributes in tags.found if attributes.get("id")]
+    assert len(names) == len(set(names)) and "sweep" in names
+    found = results(tmp_path / "out")
+    assert [cell["name"] for cell in found["sweep"]["cells"]] == ["codes-8", "codes-16"]
+    rows = list(csv.reader((tmp_path / "out" / TABLE).open(encoding="utf-8")))
+    values = {row[4]: float(row[5]) for row in rows if row[:2] == ["codes-16", "sweep"]}
+    assert values["bits"] == 4 * values["tokens"] == found["sweep"]["cells"][1]["values"]["bits"]["mean"]
+    before = page.stat().st_mtime_ns
+    compare(wanted, tmp_path / "out", "cpu")
+    assert len(workers.done) == 4 and page.stat().st_mtime_ns > before, "what is measured stays"
+
+
+def test_an_impossible_sweep_is_refused_before_anything_is_trained(root: Path, tmp_path: Path) -> None:
+    grid = {"name": "codes", "tokenizer": str(root / "vq.yaml"), "grid": {"tokenizer.quantizer.codes": [99_999]}}
+    write_text(tmp_path / "codes.yaml", json.dumps(grid))
+    with pytest.raises(ConfigError, match="larger than the data can fill"):
+        compare(study(root, sweep=str(tmp_path / "codes.yaml")), tmp_path / "out", "cpu")
+    assert not (tmp_path / "out" / "trained").exists()
+
+
+def test_the_grids_own_point_is_measured_once(
+    root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, value = list[str](), measure._value
+
+    def counted(judge: Judge, pipeline: Pipeline, cell: measure.Cell) -> Results:
+        measured.append(cell.name)
+        return value(judge, pipeline, cell)
+
+    monkeypatch.setattr(measure, "_value", counted)
+    runs = {"mine": {"run": str(finished / "trained" / "maskgit" / "seed0")}}
+    grid = {"steps": [1, 4], "guidance": [1.5], "n": 8}
+    wanted = study(root, contestants=runs, budget=None, seeds=[0], grid=grid)
+    run_part(wanted, tmp_path, "mine", "cpu")
+    assert measured == ["final", "images-32", "own", "steps-1", "guidance-1.5"], "it samples in 4 steps anyway"
+    plan = settle(wanted, tmp_path)
+    read = {cell.name: measure.read_cell(plan, cell, measure.Marks(plan)) for cell in measure.cells_of(plan, "mine")}
+    own, same, other = (read[name] for name in ("own", "steps-4", "steps-1"))
+    assert own is not None and same is not None and other is not None
+    assert same.measurements == own.measurements != other.measurements
 
 
 # ---------------------------------------------------------------------------------------------- budgets
@@ -468,8 +536,8 @@ def test_each_training_is_launched_over_as_many_processes(
     launched = launcher_of(study(root))
     assert launched[-2:] == ("--nproc_per_node", "2")
     jobs = jobs_of(prepare(study(root), tmp_path), launched)
-    assert {job.launcher for job in jobs if job.name.startswith("train")} == {launched}
-    assert {job.launcher for job in jobs if job.name.startswith("measure")} == {()}
+    assert {job.launcher for job in jobs if job.arguments[0] == "train"} == {launched}
+    assert {job.launcher for job in jobs if job.arguments[0] == "compare"} == {()}
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     with pytest.raises(ConfigError, match="runs on one machine"):
         launcher_of(study(root))

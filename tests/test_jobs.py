@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from artok.errors import ArtokError, ConfigError
+from artok.studies import jobs
 from artok.studies.compare import jobs_of, prepare
 from artok.studies.demo import chosen, demo
-from artok.studies.jobs import Job, environment, run_jobs
+from artok.studies.forks import Server, can_fork
+from artok.studies.jobs import INTERRUPTED, Job, environment, run_jobs
 
 
 def test_a_job_waits_for_those_it_needs(tmp_path: Path) -> None:
@@ -21,9 +26,9 @@ def test_a_job_waits_for_those_it_needs(tmp_path: Path) -> None:
 
 
 def test_a_failing_job_is_named_and_stops_the_rest(capfd: pytest.CaptureFixture[str]) -> None:
-    jobs = [Job("bad", ("train", "nowhere.yaml")), Job("good", ("configs",), after=("bad",))]
+    wanted = [Job("bad", ("train", "nowhere.yaml")), Job("good", ("configs",), after=("bad",))]
     with pytest.raises(ArtokError, match="bad failed"):
-        run_jobs(jobs, workers=1)
+        run_jobs(wanted, workers=1)
     out, err = capfd.readouterr()
     assert "no config 'nowhere.yaml'" in err
     assert "digits/vq" not in out
@@ -32,9 +37,9 @@ def test_a_failing_job_is_named_and_stops_the_rest(capfd: pytest.CaptureFixture[
 def test_what_waits_for_a_failed_job_is_left_out_and_the_rest_goes_on() -> None:
     script = ("-c", "import sys; sys.exit(1)")
     bad = Job("bad", (), launcher=(sys.executable, *script), may_fail=True)
-    jobs = [bad, Job("after", ("configs",), after=("bad",)), Job("good", ("configs",))]
+    wanted = [bad, Job("after", ("configs",), after=("bad",)), Job("good", ("configs",))]
     told: list[list[str]] = []
-    seconds = run_jobs(jobs, workers=1, done=lambda known: told.append(list(known)))
+    seconds = run_jobs(wanted, workers=1, done=lambda known: told.append(list(known)))
     assert list(seconds) == ["good"]
     assert told == [[], ["good"]]
 
@@ -53,18 +58,69 @@ def test_each_worker_sees_one_gpu_and_nothing_of_another_launch(monkeypatch: pyt
     assert launched.command == ["torchrun", "--nproc_per_node", "2", "-m", "artok", "configs"]
 
 
+def test_a_server_runs_commands_one_after_another_whatever_becomes_of_them(capfd: pytest.CaptureFixture[str]) -> None:
+    server = Server(os.environ)
+    try:
+        codes = [
+            server.start(arguments).wait() for arguments in (["train", "nowhere.yaml"], ["configs"], ["--nothing"])
+        ]
+    finally:
+        server.close()
+    assert codes == [2, 0, 2]
+    out, err = capfd.readouterr()
+    assert "no config 'nowhere.yaml'" in err
+    assert "digits/vq" in out, "a command prints as it would by itself"
+
+
+def test_a_command_that_is_told_to_stop_saves_and_says_so(tmp_path: Path) -> None:
+    server = Server(os.environ)
+    try:
+        fork = server.start(["train", "digits/vq", "training.images=1000000", "--out", str(tmp_path)])
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "log.jsonl").exists():
+            assert fork.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        fork.terminate()
+        assert fork.wait() == fork.poll() == INTERRUPTED
+    finally:
+        server.close()
+    assert (tmp_path / "checkpoints").exists()
+
+
+def test_a_server_that_is_gone_is_a_job_that_was_killed() -> None:
+    server = Server(os.environ)
+    server._process.kill()
+    assert server.start(["configs"]).wait() == -signal.SIGKILL
+    server.close()
+
+
+def test_where_there_is_a_gpu_nothing_is_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not can_fork(gpus=1)
+    monkeypatch.delattr(os, "fork")
+    assert not can_fork(gpus=0)
+    monkeypatch.setattr(jobs, "Server", None)
+    assert list(run_jobs([Job("listed", ("configs",))], workers=1)) == ["listed"]
+
+
 @pytest.mark.parametrize("families", [["raster"], ["raster", "gan"], []])
 def test_the_demo_plans_each_tokenizer_once_and_before_its_generators(families: list[str], tmp_path: Path) -> None:
     study = chosen(families)
-    jobs = jobs_of(prepare(study, tmp_path), ())
-    names = [job.name for job in jobs]
+    planned = jobs_of(prepare(study, tmp_path), ())
+    names = [job.name for job in planned]
     assert len(names) == len(set(names))
-    for job in jobs:
+    for job in planned:
         assert set(job.after) <= set(names[: names.index(job.name)])
     for family in families or ["raster", "var", "maskgit", "mar", "dit", "gan"]:
         assert f"train {family} seed 0" in names
         assert f"measure {family}" in names
     assert ("train digits-vq" in names) == ("raster" in study.contestants)
+
+
+def test_the_sweep_joins_all_families_or_where_it_is_asked_for() -> None:
+    assert chosen([]).sweep == "digits-demo-sweep"
+    assert chosen([], sweep=False).sweep is None
+    assert chosen(["gan"]).sweep is None
+    assert chosen(["gan"], sweep=True).sweep == "digits-demo-sweep"
 
 
 def test_an_unknown_family_is_refused(tmp_path: Path) -> None:

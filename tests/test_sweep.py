@@ -204,7 +204,7 @@ def without_times(value: Any) -> Any:
     return [without_times(each) for each in value] if isinstance(value, list) else value
 
 
-def in_this_process(jobs: list[Job], workers: int, done: Any) -> dict[str, float]:
+def in_this_process(jobs: list[Job], workers: int, done: Any, gpus: int = 0) -> dict[str, float]:
     """Stands for run_jobs, without the seconds that new processes take to start."""
     for job in jobs:
         _, file, _, folder, _, name = job.arguments

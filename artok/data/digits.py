@@ -6,6 +6,7 @@ out, stratified by class, drawn with seed 0.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field
+from torch import Tensor
 
 from artok.data.base import DataConfig, SplitName
 from artok.data.fingerprints import of_parts, of_tensor
@@ -31,22 +33,28 @@ class Config(DataConfig):
     channels: Literal[1, 3] = 1
 
     def open(self, split: SplitName) -> MemorySplit:
-        from sklearn.datasets import load_digits  # takes a second to import
-
-        grey, targets = load_digits(return_X_y=True)
-        train, test = stratified(torch.from_numpy(targets.astype(np.int64)), HELD_OUT, SPLIT_SEED)
-        rows = train if split == "train" else test
-        levels = np.rint(grey[rows.numpy()].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-        # Pillow works in whole numbers on 8 bits, so that the pixels are the same on every machine.
-        large = [
-            np.asarray(Image.fromarray(each).resize((self.side, self.side), Image.Resampling.BILINEAR))
-            for each in levels
-        ]
-        images = torch.from_numpy(np.stack(large))[:, None].expand(-1, self.channels, -1, -1).contiguous()
-        labels = torch.from_numpy(targets.astype(np.int64))[rows]
-        fingerprint = of_parts("digits", split, of_tensor(images), of_tensor(labels))
+        pictures, labels, fingerprint = _read(split, self.side)
+        images = pictures.expand(-1, self.channels, -1, -1).contiguous()
+        if self.channels > 1:
+            fingerprint = of_parts("digits", split, of_tensor(images), of_tensor(labels))
         return MemorySplit(images, labels, [str(digit) for digit in range(10)], fingerprint)
 
     @classmethod
     def tiny(cls, folder: Path) -> Config:
         return cls(size=8)
+
+
+@cache
+def _read(split: SplitName, side: int) -> tuple[Tensor, Tensor, str]:
+    """Images (N, 1, side, side) uint8, labels (N,) and fingerprint; once a process, as a study opens them often."""
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    grey, targets = load_digits(return_X_y=True)
+    train, test = stratified(torch.from_numpy(targets.astype(np.int64)), HELD_OUT, SPLIT_SEED)
+    rows = train if split == "train" else test
+    levels = np.rint(grey[rows.numpy()].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    # Pillow works in whole numbers on 8 bits, so that the pixels are the same on every machine.
+    large = [np.asarray(Image.fromarray(each).resize((side, side), Image.Resampling.BILINEAR)) for each in levels]
+    images = torch.from_numpy(np.stack(large))[:, None]
+    labels = torch.from_numpy(targets.astype(np.int64))[rows]
+    return images, labels, of_parts("digits", split, of_tensor(images), of_tensor(labels))

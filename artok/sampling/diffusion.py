@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -128,25 +129,31 @@ class Times:
     index: Tensor | None
 
 
+@lru_cache(maxsize=8)
+def tables_of(config: DiffusionConfig) -> dict[str, Tensor]:
+    """What training and sampling look up by the step of the chain, each (T,) float64."""
+    levels = config.training_levels()
+    steps = [transition(levels[index], levels[index - 1]) for index in range(len(levels))]
+    tables: dict[str, Tensor | list[float]] = {
+        "signal": levels.signal_squared.sqrt(),
+        "sigma": levels.sigma_squared.sqrt(),
+        "told": levels.times,
+        "from_clean": [step.from_clean for step in steps],
+        "from_noisy": [step.from_noisy for step in steps],
+        "low": [posterior_log_variance(levels, index) for index in range(len(levels))],
+        "high": [math.log(step.added) for step in steps],
+    }
+    return {name: torch.as_tensor(table, dtype=torch.float64, device="cpu") for name, table in tables.items()}
+
+
 class Diffusion(nn.Module):
     """Losses of a network at random noise levels, and samples from it. Tables are float64; there are no weights."""
 
     def __init__(self, config: DiffusionConfig) -> None:
         super().__init__()
         self.config = config
-        levels = config.training_levels()
-        steps = [transition(levels[index], levels[index - 1]) for index in range(len(levels))]
-        tables = {
-            "signal": levels.signal_squared.sqrt(),
-            "sigma": levels.sigma_squared.sqrt(),
-            "told": levels.times,
-            "from_clean": [step.from_clean for step in steps],
-            "from_noisy": [step.from_noisy for step in steps],
-            "low": [posterior_log_variance(levels, index) for index in range(len(levels))],
-            "high": [math.log(step.added) for step in steps],
-        }
-        for name, table in tables.items():
-            self.register_buffer(name, torch.as_tensor(table, dtype=torch.float64, device="cpu"), persistent=False)
+        for name, table in tables_of(config).items():
+            self.register_buffer(name, table.clone(), persistent=False)
 
     # ------------------------------------------------------------------------------------------ training
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,19 +17,27 @@ import torch
 from artok.config import dump, validate
 from artok.errors import ConfigError, RunError
 from artok.locks import alone, discard
+from artok.metrics.features import parse
 from artok.saved import write_json, write_text
 from artok.studies.budget import SPEEDS, known_speeds, match, probe_of, speed
 from artok.studies.entries import Plan, Planned, check_started, settle
 from artok.studies.finished import LOG, diverged, is_trained
+from artok.studies.grid import Plan as Swept
+from artok.studies.grid import load_sweep
+from artok.studies.grid import plan as plan_sweep
 from artok.studies.jobs import Job, run_jobs
 from artok.studies.measure import Marks, missing, owners
 from artok.studies.study import LOCK, Study, refuse_two, require_extractor, require_trained
+from artok.studies.sweep import start
 from artok.training.experiment import Experiment
+from artok.training.extractor import extractor_for
 from artok.training.log import duration, read_log
 from artok.training.progress import Progress
 
 STUDY = "study.yaml"
+EXTRACTOR = "extractor"  # before its name, as a part of a study
 MOST_WORKERS = 4
+SHORT = 0.25  # of a training's time, about what measuring takes
 
 
 def compare(study: Study, folder: Path, device: str, fresh: bool = False) -> Path | None:
@@ -55,17 +64,24 @@ def conducted(study: Study, folder: Path, device: str, launcher: tuple[str, ...]
     plan = prepare(study, folder)
     require_extractor(study.evaluation)
     write_text(folder / STUDY, dump(study))
+    swept = sweep_of(study, folder)
+    cells = start(swept, progress) if swept else []
     if study.budget and study.budget.kind == "seconds":
         plan = with_speeds(plan, launcher, device, progress)
     for entry in plan.entries:
         progress.say(f"{entry.name}: {entry.did}")
-    jobs = jobs_of(plan, launcher)
+    jobs = jobs_of(plan, launcher, cells)
     progress.say(f"{len(plan.entries)} contestants, {len(jobs)} jobs, into {folder}")
     conduct(jobs, workers_of(study, launcher, device), progress)
     check_trained(plan)
     from artok.studies.contest import conclude  # after training, as it draws
 
-    return conclude(plan, device, progress)
+    return conclude(plan, device, progress, swept)
+
+
+def sweep_of(study: Study, folder: Path) -> Swept | None:
+    """The sweep beside the study, if it has one; a ConfigError when it is impossible."""
+    return plan_sweep(load_sweep(study.sweep, []), folder / "sweep") if study.sweep else None
 
 
 def prepare(study: Study, folder: Path) -> Plan:
@@ -131,8 +147,11 @@ def workers_of(study: Study, launcher: Sequence[str], device: str) -> int:
     return torch.cuda.device_count() if device == "cuda" else min(MOST_WORKERS, os.cpu_count() or 1)
 
 
-def jobs_of(plan: Plan, launcher: tuple[str, ...]) -> list[Job]:
-    """Everything that is not done: trainings, and each contestant's measurements once its last run is trained."""
+def jobs_of(plan: Plan, launcher: tuple[str, ...], cells: Sequence[Job] = ()) -> list[Job]:
+    """Everything that is not done: trainings, and each contestant's measurements once its last run is trained.
+
+    cells: of a sweep beside the study, shorter than trainings. What is short comes last, so that workers end together.
+    """
     wanted = [planned for planned in plan.trainings() if not is_done(planned)]
     training = {planned.name for planned in wanted}
     jobs = [training_job(plan, planned, launcher, training) for planned in wanted]
@@ -140,9 +159,19 @@ def jobs_of(plan: Plan, launcher: tuple[str, ...]) -> list[Job]:
     for owner in owners(plan):
         after = tuple(name for name in needed(plan, owner) if name in training)
         if after or missing(plan, owner, marks):
-            arguments = ("compare", str(plan.folder / STUDY), "--out", str(plan.folder), "--measure", owner)
-            measuring.append(Job(f"measure {owner}", arguments, after))
-    return sorted(jobs, key=lambda job: bool(job.after)) + measuring
+            measuring.append(measuring_job(plan, f"measure {owner}", owner, after))
+    short = [replace(job, share=SHORT) for job in (*cells, *measuring)]
+    extractor = plan.study.evaluation.extractor
+    if wanted and parse(extractor).trained:  # beside them: of several jobs that want it at once, all but one would wait
+        first = measuring_job(plan, f"train {extractor}", f"{EXTRACTOR}:{extractor}")
+        jobs.append(first)
+        short = [replace(job, after=(*job.after, first.name)) for job in short]
+    return sorted(jobs, key=lambda job: bool(job.after)) + short
+
+
+def measuring_job(plan: Plan, name: str, part: str, after: tuple[str, ...] = ()) -> Job:
+    """`artok compare --measure` of a part of the study, for `run_part`."""
+    return Job(name, ("compare", str(plan.folder / STUDY), "--out", str(plan.folder), "--measure", part), after)
 
 
 def needed(plan: Plan, owner: str) -> list[str]:
@@ -175,7 +204,8 @@ def conduct(jobs: Sequence[Job], workers: int, progress: Progress) -> None:
     def said(seconds: Mapping[str, float]) -> None:
         if seconds:
             spent = time.perf_counter() - began
-            left = duration(spent / len(seconds) * (len(jobs) - len(seconds)))
+            done = sum(job.share for job in jobs if job.name in seconds)
+            left = duration(spent / done * (sum(job.share for job in jobs) - done))
             more = f", about {left} left" if len(seconds) < len(jobs) else ""
             progress.say(f"{len(seconds)} of {len(jobs)} jobs done, the last: {list(seconds)[-1]}{more}")
 
@@ -218,10 +248,14 @@ def with_speeds(plan: Plan, launcher: tuple[str, ...], device: str, progress: Pr
 
 
 def run_part(study: Study, folder: Path, owner: str, device: str) -> None:
-    """Measure one contestant or tokenizer of a study that is under way: what the conductor's jobs do."""
+    """Measure one contestant or tokenizer of a study that is under way, or train the extractor that all are measured
+    with: what the conductor's jobs do."""
     from artok.studies.measure import measure
 
     plan = settle(study, folder)
+    if owner.startswith(f"{EXTRACTOR}:"):
+        extractor_for(parse(owner.partition(":")[2]), plan.data.open("train"), plan.data.size, device)
+        return
     if owner not in owners(plan):
         raise ConfigError(f"the study has no {owner!r} to measure; it has {', '.join(owners(plan))}")
     measure(plan, owner, device)

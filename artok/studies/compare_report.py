@@ -30,6 +30,7 @@ from artok.studies.report import (
 )
 from artok.studies.spread import shown
 from artok.studies.summary import BROKEN, joined
+from artok.studies.sweep_report import part
 from artok.studies.tables import Figures, figures
 from artok.studies.unbroken import log_interval, unbroken
 
@@ -74,6 +75,7 @@ def render(outcome: Outcome, device: str) -> str:
         groups=real_parts(parts, side),
         seed=gallery.SEED,
         curves=curves(contestants),
+        sweep=part(outcome.sweep, device, brief=True) if outcome.sweep else None,
         trained=[trained(one) for one in contestants],
         findings=[text for one in contestants for text in findings(one)],
         alarms={one.name: text for one in contestants if (text := alarm(one))},

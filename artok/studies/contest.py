@@ -16,7 +16,10 @@ from artok.saved import TOKENIZER, write_json, write_text
 from artok.studies.budget import Meter, known_speeds, meter
 from artok.studies.entries import Entry, Plan
 from artok.studies.finished import LOG, Run, open_run
+from artok.studies.grid import Plan as Swept
 from artok.studies.measure import Cell, Marks, built, cells_of, read_cell, tokenizers_of
+from artok.studies.outcomes import Findings
+from artok.studies.outcomes import as_json as sweep_json
 from artok.studies.pareto import Value
 from artok.studies.summary import DISTANCE
 from artok.studies.tables import explain, measured
@@ -131,19 +134,26 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Outcome:
-    """tokenizers: name to results."""
+    """tokenizers: name to results. sweep: what the sweep beside the study found."""
 
     plan: Plan
     contestants: list[Contestant]
     tokenizers: Mapping[str, Results]
     folders: Mapping[str, Path]
+    sweep: Findings | None = None
 
 
-def conclude(plan: Plan, device: str, progress: Progress) -> Path:
-    """Write results.json, results.csv and the page of a study all of whose cells are measured."""
+def conclude(plan: Plan, device: str, progress: Progress, swept: Swept | None = None) -> Path:
+    """Write results.json, results.csv and the page of a study all of whose cells are measured.
+
+    swept: the sweep beside it.
+    """
     from artok.studies.compare_report import write_page
+    from artok.studies.sweep_report import found
 
     outcome = gather(plan, time_all(plan, device, progress))
+    if swept is not None:
+        outcome = replace(outcome, sweep=found(swept))
     write_json(plan.folder / RESULTS, as_json(outcome))
     write_text(plan.folder / TABLE, as_csv(outcome))
     return write_page(plan.folder / PAGE, outcome, device)
@@ -223,6 +233,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "n": first.n,
         "contestants": {each.name: _contestant(outcome, each) for each in outcome.contestants},
         "tokenizers": {name: _measures([results]) for name, results in outcome.tokenizers.items()},
+        **({"sweep": sweep_json(outcome.sweep)} if outcome.sweep else {}),
     }
 
 
@@ -287,7 +298,7 @@ COLUMNS = ("contestant", "what", "at", "seed", "metric", "value", "n", "depends_
 
 
 def as_csv(outcome: Outcome) -> str:
-    """One row a value: final ones, those on the way, those of the grid, costs and times."""
+    """One row a value: final ones, those on the way, those of the grid, costs and times, and those of a sweep."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -307,4 +318,14 @@ def as_csv(outcome: Outcome) -> str:
     for name, results in outcome.tokenizers.items():
         for entry in results.measurements:
             writer.writerow((name, "tokenizer", "", "", entry.name, entry.value, entry.n, 0))
+    if outcome.sweep is not None:
+        writer.writerows(_sweep_rows(outcome.sweep))
     return stream.getvalue()
+
+
+def _sweep_rows(sweep: Findings) -> Iterator[tuple[object, ...]]:
+    timed = {quantity.name: int(quantity.timed) for quantity in sweep.quantities}
+    for setting in sweep.outcomes:
+        for record in setting.records:
+            for name, value in record.values.items():
+                yield setting.cell.name, "sweep", "", record.seed, name, value, "", timed.get(name, 0)

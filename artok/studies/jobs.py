@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from types import FrameType
 
 from artok.errors import ArtokError, RunError
+from artok.studies.forks import Fork, Server, can_fork
 
 INTERRUPTED = 130
 # What a launcher tells its processes. A job is a launch of its own, so it must not take itself for one of them.
@@ -27,7 +28,7 @@ class Job:
     """name: for messages and for `after`. arguments: of the `artok` command. after: jobs that must be done first.
 
     launcher: what starts it instead of Python, such as ("torchrun", "--nproc_per_node", "2"). may_fail: its failure
-    leaves out the jobs after it, and the rest goes on.
+    leaves out the jobs after it, and the rest goes on. share: of the time of others that it takes, about.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Job:
     after: tuple[str, ...] = ()
     launcher: tuple[str, ...] = ()
     may_fail: bool = False
+    share: float = 1.0
 
     @property
     def command(self) -> list[str]:
@@ -44,7 +46,7 @@ class Job:
 @dataclass
 class Running:
     job: Job
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Fork
     began: float
     slot: int
 
@@ -65,12 +67,13 @@ def run_jobs(
     waiting = list(jobs)
     seconds: dict[str, float] = {}
     running: dict[str, Running] = {}
-    with _forwarded(running):
+    with ExitStack() as stack:
+        start = Starter(workers, gpus, stack)
+        stack.enter_context(_forwarded(running))
         while waiting or running:
             for job in [job for job in waiting if set(job.after) <= set(seconds)][: workers - len(running)]:
                 slot = min(set(range(workers)) - {each.slot for each in running.values()})
-                process = subprocess.Popen(job.command, env=environment(job, workers, slot, gpus))
-                running[job.name] = Running(job, process, time.perf_counter(), slot)
+                running[job.name] = Running(job, start(job, slot), time.perf_counter(), slot)
                 waiting.remove(job)
             time.sleep(0.05)
             for name in [name for name, each in running.items() if each.process.poll() is not None]:
@@ -86,6 +89,25 @@ def run_jobs(
                 if done is not None:
                     done(seconds)
     return seconds
+
+
+@dataclass
+class Starter:
+    """Starts jobs: each slot has a server of its own that forks them, where processes can be forked."""
+
+    workers: int
+    gpus: int
+    stack: ExitStack
+    servers: dict[int, Server] = field(default_factory=dict)
+
+    def __call__(self, job: Job, slot: int) -> subprocess.Popen[bytes] | Fork:
+        variables = environment(job, self.workers, slot, self.gpus)
+        if job.launcher or not can_fork(self.gpus):
+            return subprocess.Popen(job.command, env=variables)
+        if slot not in self.servers:
+            self.servers[slot] = Server(variables)
+            self.stack.callback(self.servers[slot].close)
+        return self.servers[slot].start(job.arguments)
 
 
 def environment(job: Job, workers: int, slot: int, gpus: int) -> dict[str, str]:

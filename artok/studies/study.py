@@ -126,10 +126,12 @@ class Grid(Config):
 
 
 class Timing(Config):
-    """batches: tried for the best throughput. rounds: independent timings, which give the spread."""
+    """batches: tried for the best throughput. rounds: independent timings, which give the spread. repeats: of what is
+    timed, in each of them."""
 
     batches: tuple[int, ...] = (16, 64, 256)
     rounds: int = Field(3, ge=1)
+    repeats: int = Field(5, ge=1)
 
     @field_validator("batches")
     @classmethod
@@ -146,6 +148,7 @@ class Study(Config):
     every contestant's configs, below its own. seeds: each trains every generator once. tokenizer_seeds: and every
     tokenizer too; otherwise all seeds share the one tokenizer that its config's seed gives. budget: none leaves the
     configs as they are.
+    sweep: the study of a sweep whose cells are trained and measured beside all this, and shown on the same page.
     launch: what starts each training, such as "torchrun --nproc_per_node 2"; plain Python unless given. workers:
     jobs side by side, on a GPU each where there are GPUs.
     """
@@ -164,6 +167,7 @@ class Study(Config):
     curve: Curve = Curve()
     grid: Grid = Grid()
     timing: Timing = Timing()
+    sweep: str | None = None
     launch: str = ""
     workers: int | None = Field(None, ge=1)
 

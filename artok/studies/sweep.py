@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from artok.config import dump
 from artok.errors import CheckpointError
 from artok.locks import alone, discard
 from artok.saved import write_text
-from artok.studies.cells import is_measured, parts, read_record
+from artok.studies.cells import is_measured, parts
 from artok.studies.grid import Plan, Sweep, plan
 from artok.studies.jobs import Job, run_jobs
 from artok.studies.study import LOCK, refuse_two, require_extractor
-from artok.studies.sweep_report import write_sweep
 from artok.training.log import duration
 from artok.training.progress import Progress
 from artok.training.run import check_same_run
@@ -41,17 +42,10 @@ def conducted(planned: Plan, device: str, fresh: bool) -> Path:
     study, folder = planned.study, planned.folder
     if fresh:
         discard(folder)
-    check_started(planned)
     require_extractor(study.evaluation)
     progress = Progress(study.name)
-    for labels, reason in planned.skipped:
-        progress.say(f"skipped {', '.join(f'{axis} {label}' for axis, label in labels.items())}: {reason}")
-    write_text(folder / STUDY, dump(study))
-    wanted = [cell for cell in planned.cells if not all(is_measured(planned, trial) for trial in cell.trials)]
-    progress.say(f"{len(planned.cells)} cells, {len(wanted)} of them to do, into {folder}")
-    jobs = [
-        Job(cell.name, ("sweep", str(folder / STUDY), "--out", str(folder), "--cell", cell.name)) for cell in wanted
-    ]
+    jobs = start(planned, progress)
+    progress.say(f"{len(planned.cells)} cells, {len(jobs)} of them to do, into {folder}")
     began = time.perf_counter()
 
     def said(seconds: Mapping[str, float]) -> None:
@@ -60,8 +54,23 @@ def conducted(planned: Plan, device: str, fresh: bool) -> Path:
         more = f", about {duration(left)} left" if len(seconds) < len(jobs) else ""
         progress.say(f"{study.name}: {len(seconds)} of {len(jobs)} cells done, the last {name}{more}")
 
-    run_jobs(jobs, study.workers or default_workers(device), said)
-    return write_sweep(planned, [read_record(trial) for cell in planned.cells for trial in cell.trials], device)
+    run_jobs(jobs, study.workers or default_workers(device), said, torch.cuda.device_count())
+    from artok.studies.sweep_report import write_sweep  # after training, as it draws
+
+    return write_sweep(planned, device)
+
+
+def start(planned: Plan, progress: Progress) -> list[Job]:
+    """Write the study into its folder; a job for each cell that is not finished. CheckpointError: as from `sweep`."""
+    folder = planned.folder
+    check_started(planned)
+    for labels, reason in planned.skipped:
+        progress.say(f"skipped {', '.join(f'{axis} {label}' for axis, label in labels.items())}: {reason}")
+    write_text(folder / STUDY, dump(planned.study))
+    wanted = [cell for cell in planned.cells if not all(is_measured(planned, trial) for trial in cell.trials)]
+    return [
+        Job(cell.name, ("sweep", str(folder / STUDY), "--out", str(folder), "--cell", cell.name)) for cell in wanted
+    ]
 
 
 def default_workers(device: str) -> int:

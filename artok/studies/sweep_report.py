@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,7 +13,7 @@ from artok.config import dump
 from artok.metrics.results import Measurement, Results
 from artok.saved import write_json, write_text
 from artok.studies import gallery, sweep_gallery, sweep_summary
-from artok.studies.cells import Record, runs_of
+from artok.studies.cells import read_record, runs_of
 from artok.studies.evaluate import RESULTS as MEASURED
 from artok.studies.grid import GENERATOR, TOKENIZER, Plan
 from artok.studies.maps import Point, Ticks, heat_map, spread_text, trade_off
@@ -22,6 +22,7 @@ from artok.studies.pareto import Dominated
 from artok.studies.pictures import Picture
 from artok.studies.provenance import machine
 from artok.studies.quantities import (
+    BITS,
     BITS_PER_PIXEL,
     GENERATOR_TIME,
     LATENCY,
@@ -38,6 +39,7 @@ from artok.studies.quantities import (
 )
 from artok.studies.report import template
 from artok.studies.summary import joined
+from artok.studies.sweep_gallery import SweepGallery
 from artok.studies.tables import Cell as Figure
 
 PAGE, RESULTS, TABLE = "report.html", "results.json", "results.csv"
@@ -78,37 +80,79 @@ class Beaten:
     gains: tuple[str, ...]
 
 
-def write_sweep(planned: Plan, records: Sequence[Record], device: str) -> Path:
+@dataclass(frozen=True)
+class SweepPart:
+    """What a page shows of a sweep. skipped: title and reason. size: what was measured, in words.
+    yaml: the study."""
+
+    title: str
+    intro: str
+    summary: list[str]
+    hedges: list[str]
+    fronts: list[Picture]
+    objectives: str
+    dominated: list[Beaten]
+    dominated_columns: list[str]
+    skipped: list[tuple[str, str]]
+    maps: list[Map]
+    gallery: SweepGallery
+    generators: bool
+    seed: int
+    tables: list[Table]
+    size: str
+    yaml: str
+
+
+def write_sweep(planned: Plan, device: str) -> Path:
     """Write the files of a finished sweep into its folder. The page."""
-    findings = find_out(planned, records)
+    findings = found(planned)
     write_json(planned.folder / RESULTS, as_json(findings))
     write_text(planned.folder / TABLE, as_csv(findings))
     write_text(planned.folder / PAGE, render(findings, device))
     return planned.folder / PAGE
 
 
+def found(planned: Plan) -> Findings:
+    """The findings of a sweep all of whose cells are measured."""
+    return find_out(planned, [read_record(trial) for cell in planned.cells for trial in cell.trials])
+
+
 def render(findings: Findings, device: str) -> str:
     """The page's HTML."""
-    study = findings.planned.study
+    whole = part(findings, device)
     return template(TEMPLATE).render(
+        title=whole.title,
+        intro=whole.intro,
+        sweep=whole,
+        facts=facts(findings),
+        command="artok sweep study.yaml",
+        yaml=whole.yaml,
+    )
+
+
+def part(findings: Findings, device: str, brief: bool = False) -> SweepPart:
+    """What a page shows. brief: with the few plots that matter most, as one part among others."""
+    study = findings.planned.study
+    extractor = study.evaluation.extractor
+    fronts = [front for front in findings.fronts if not brief or front.cost in (BITS, LATENCY)]
+    few = {reconstruction_distance(extractor), generation_distance(extractor), RATE} if brief else None
+    return SweepPart(
         title=study.title or f"Sweep {study.name}",
         intro=study.intro
         or f"{study.tokenizer} in {len(findings.outcomes)} settings: what each keeps of an image, and what it costs.",
         summary=sweep_summary.paragraphs(findings, _distance(findings).n),
         hedges=sweep_summary.hedges(findings),
-        fronts=[front_plot(findings, front) for front in findings.fronts],
+        fronts=[front_plot(findings, front) for front in fronts],
         objectives=joined([quantity.name for quantity in findings.objectives]),
         dominated=[beaten(findings, each) for each in findings.dominated],
         dominated_columns=[quantity.head for quantity in findings.objectives],
         skipped=[(title(labels), reason) for labels, reason in findings.planned.skipped],
-        maps=list(maps(findings)),
+        maps=list(maps(findings, few)),
         gallery=sweep_gallery.show(findings, device),
         generators=study.generator is not None,
         seed=gallery.SEED,
         tables=list(tables(findings)),
         size=measured_text(findings),
-        facts=facts(findings),
-        command="artok sweep study.yaml",
         yaml=dump(study),
     )
 
@@ -149,8 +193,9 @@ def front_plot(findings: Findings, front: Front) -> Picture:
     return trade_off(heading, front.cost.head, front.quality.head, points, front.names, colours, markers)
 
 
-def maps(findings: Findings) -> Iterator[Map]:
-    """A heat map of each quantity worth one; with more than two axes, one for each combination of the others."""
+def maps(findings: Findings, few: Collection[Quantity] | None = None) -> Iterator[Map]:
+    """A heat map of each quantity worth one, or of `few` of them; with more than two axes, one for each combination of
+    the others."""
     study = findings.planned.study
     extractor = study.evaluation.extractor
     wanted = [
@@ -170,7 +215,7 @@ def maps(findings: Findings) -> Iterator[Map]:
     rows = first if second else Ticks("", ("",))
     cells = {tuple(outcome.cell.labels.values()): outcome for outcome in findings.outcomes}
     for quantity in wanted:
-        if quantity not in findings.quantities:
+        if quantity not in findings.quantities or (few is not None and quantity not in few):
             continue
         for rest in itertools.product(*(axis.labels for axis in others)):
             values = [

@@ -81,12 +81,18 @@ def take(plan: Plan, final: Cell, steps: Sequence[Cell], device: str) -> Times:
     pipeline = Pipeline.from_pretrained(final.folder, device)
     sampling = validate(Sampling, final.sampling.model_dump(), "sampling")
 
-    def one(settings: Sampling) -> float:
-        return 1000 * cost.latency(lambda: make(pipeline, settings, 1), device).median
+    def one(settings: Sampling, warmup: int) -> float:
+        timing = cost.latency(lambda: make(pipeline, settings, 1), device, warmup, wishes.repeats)
+        return 1000 * timing.median
 
-    latency = [one(sampling) for _ in range(wishes.rounds)]
+    latency = [one(sampling, warmup=0 if round_ else 2) for round_ in range(wishes.rounds)]
     by_batch = dict(_throughputs(pipeline, sampling, sorted(set(wishes.batches)), device))
-    return Times(latency, by_batch, {int(cell.at or 0): one(cell.sampling) for cell in steps})
+    own = pipeline.generator.passes(sampling)
+    by_steps = {
+        int(cell.at or 0): min(latency) if pipeline.generator.passes(cell.sampling) == own else one(cell.sampling, 1)
+        for cell in steps
+    }
+    return Times(latency, by_batch, by_steps)
 
 
 def _throughputs(
