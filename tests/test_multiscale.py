@@ -11,6 +11,8 @@ from artok.config import validate
 from artok.errors import ConfigError, LayoutError
 from artok.layout import TokenLayout, Tokens
 from artok.quantizers import multiscale
+from artok.quantizers.balance import Conscience, hits
+from artok.quantizers.codebook import nearest
 from artok.quantizers.multiscale import MultiScaleQuantizer, shared_convolutions
 
 SCALES = (1, 2, 3, 4)
@@ -84,6 +86,11 @@ def test_impossible_scales_are_refused_with_both_sides_named(scales: tuple[int, 
 def test_there_is_no_kmeans_start() -> None:
     with pytest.raises(ConfigError, match="kmeans_init"):
         validate(multiscale.Config, {"kind": "multiscale", "kmeans_init": True}, "test")
+
+
+def test_a_conscience_without_standardised_residuals_is_refused() -> None:
+    with pytest.raises(ConfigError, match="conscience needs standardise: true"):
+        validate(multiscale.Config, {"kind": "multiscale", "conscience": 0.5}, "test")
 
 
 # ------------------------------------------------------------------------------------------------- the arithmetic
@@ -229,9 +236,10 @@ def test_no_code_chosen_in_a_step_changes_under_it_by_revival() -> None:
 
 
 def coarse_and_fine(batch: int, seed: int) -> torch.Tensor:
-    """Latents whose means lie far from 0 in a few places, with small details: large at 1x1, small at 4x4."""
+    """Latents whose means lie far from 0 on a line, with small details: large and simple at 1x1, small at 4x4."""
     rng = torch.Generator().manual_seed(seed)
-    means = torch.tensor([20.0, -5.0, 0.0, 3.0]) + 2 * torch.randint(2, (batch, 4), generator=rng)
+    along = torch.tensor([2.0, 1.0, -1.0, 3.0]) * torch.randn(batch, 1, generator=rng)
+    means = torch.tensor([20.0, -5.0, 0.0, 3.0]) + along
     return means[:, :, None, None] + 0.3 * torch.randn(batch, 4, 4, 4, generator=rng)
 
 
@@ -274,13 +282,32 @@ def test_an_undecided_place_adds_nothing_though_a_scale_has_a_mean() -> None:
 
 
 def test_conscience_keeps_every_code_in_use_at_the_coarsest_scale() -> None:
-    """Sixteen kinds of images leave most of 64 codes idle at 1x1, unless the idle ones are favoured."""
-    plain, fair = followed(standardise=True), followed(1000, standardise=True, conscience=0.5)
-    assert used(plain)["usage, 1x1"] < 0.7
-    assert min(used(fair).values()) > 0.95
+    """Means on a line leave most of 64 codes idle at 1x1, which lie about it, unless the idle ones are favoured."""
+    plain, fair = followed(1000, standardise=True), followed(1000, standardise=True, conscience=0.5)
+    assert used(fair)["usage, 1x1"] > 2 * used(plain)["usage, 1x1"]
+    assert not plain.state_dict().keys() & {"conscience.discounts"}
     given = coarse_and_fine(1000, 10_000)
     errors = [float((quantizer(given).vectors - given).square().mean()) for quantizer in (plain, fair)]
     assert errors[1] < 1.15 * errors[0]
+
+
+def test_discounts_reach_the_floor_of_use_that_was_asked_for() -> None:
+    rng = torch.Generator().manual_seed(0)
+    table = torch.randn(64, 4, generator=rng)
+    line = torch.randn(20_000, 1, generator=rng) * torch.tensor([0.5, 0.3, -0.3, 1.0])
+    points = line + 0.1 * torch.randn(20_000, 4, generator=rng)
+    conscience = Conscience(1, 64, floor=0.5)
+    for step in range(2000):
+        batch = points[32 * step % 20_000 :][:32]
+        conscience.follow(hits([nearest(batch, table, conscience.discounts[0])], 64))
+    shares = {}
+    for name, discounts in {"plain": torch.zeros(64), "fair": conscience.discounts[0]}.items():
+        values = nearest(points, table, discounts)
+        shares[name] = hits([values], 64)[0] * 64 / len(points)
+    assert (shares["plain"] == 0).float().mean() > 0.5
+    assert shares["fair"].min() > 0.1
+    assert shares["fair"].quantile(0.25) == pytest.approx(0.5, abs=0.2)
+    assert float(conscience.discounts.min()) == 0  # those in use anyway have none
 
 
 def test_usage_is_logged_over_more_images_than_a_batch() -> None:

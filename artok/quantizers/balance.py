@@ -10,8 +10,7 @@ from torch import Tensor, distributed, nn
 
 from artok.quantizers.codebook import several_processes
 
-STEP = 0.02  # what a code that is never chosen gains a step, in units of the floor and of the variance of the table
-AVERAGED = 200  # steps that a mean of discounts looks back
+STEP = 0.5  # of a discount at first, in the squared distance of residuals whose variance is 1
 
 
 class Standardisation(nn.Module):
@@ -57,31 +56,26 @@ class Conscience(nn.Module):
 
     A code that a scale chooses less often than `floor` times an even use gets a discount there, which grows until it is
     chosen (DeSieno 1988). It is stochastic ascent on the prices of a transport problem: the choice of least distortion
-    among those in which each code is used that often. While training, the discounts swing about that solution as codes
-    happen to be chosen or not; afterwards their mean over the last steps is taken, which lies closer to it (Polyak and
-    Juditsky 1992).
+    among those in which each code is used that often. Steps are AdaGrad's (Duchi 2011), large for a code that was never
+    chosen and ever smaller after, so that the last state is as good as a mean of many.
     """
 
     discounts: Tensor
-    averaged: Tensor
+    squares: Tensor
 
     def __init__(self, scales: int, codes: int, floor: float) -> None:
         super().__init__()
         self.floor = floor
         self.register_buffer("discounts", torch.zeros(scales, codes))
-        self.register_buffer("averaged", torch.zeros(scales, codes))
-
-    def of(self, scale: int) -> Tensor:
-        """The discounts (V,) at a scale."""
-        return self.discounts[scale] if self.training else self.averaged[scale]
+        self.register_buffer("squares", torch.zeros(scales, codes))
 
     @torch.no_grad()
-    def follow(self, frequencies: Tensor, table: Tensor) -> None:
-        """frequencies: (S, V) of the codes in this step, over all processes. table: (V, D), whose variance is the
-        unit."""
-        short = self.floor - frequencies * frequencies.shape[1]
-        self.discounts.add_(STEP * table.var(0).mean() * short).clamp_(min=0)
-        self.averaged.lerp_(self.discounts, 1 / AVERAGED)
+    def follow(self, occurrences: Tensor) -> None:
+        """occurrences: (S, V) of the codes in this step, over all processes."""
+        short = self.floor * occurrences.mean(1, keepdim=True) - occurrences
+        short = torch.where((self.discounts > 0) | (short > 0), short, 0)  # no discount to take away, so no step either
+        self.squares.addcmul_(short, short)
+        self.discounts.addcdiv_(short, self.squares.sqrt().clamp(min=1e-8), value=STEP).clamp_(min=0)
 
 
 class Usage(nn.Module):
@@ -100,10 +94,11 @@ class Usage(nn.Module):
         self.register_buffer("least", torch.zeros(scales, 1), persistent=False)
 
     @torch.no_grad()
-    def follow(self, frequencies: Tensor, positions: Tensor) -> None:
-        """frequencies: as in Conscience. positions: (S,), how many each scale had."""
-        self.frequencies.lerp_(frequencies, (positions / self.window).clamp(max=1)[:, None])
-        self.least.copy_(0.3 / positions[:, None].clamp(min=self.window))  # a hit is worth 1/e after one window
+    def follow(self, occurrences: Tensor) -> None:
+        """occurrences: as in Conscience."""
+        positions = occurrences.sum(1, keepdim=True)
+        self.frequencies.lerp_(occurrences / positions, (positions / self.window).clamp(max=1))
+        self.least.copy_(0.3 / positions.clamp(min=self.window))  # a hit is worth 1/e after one window
 
     @torch.no_grad()
     def monitors(self, names: Sequence[str]) -> dict[str, Tensor]:

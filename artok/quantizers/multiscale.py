@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from artok.errors import ConfigError
@@ -37,8 +37,8 @@ class Config(CodebookConfig):
         channel (running with `decay`), and undo it on the codes. Without it a shared table holds large codes, which
         only coarse scales choose, and small ones, which only fine scales choose.
     conscience: share of an even use that each code keeps at each scale, by discounts on the distance of those that a
-        scale chooses less often (DeSieno 1988); 0 has none. It keeps the coarsest scales, where tokens are fewest, from
-        using a handful of codes.
+        scale chooses less often (DeSieno 1988); 0 has none. It needs `standardise`, which gives the discounts their
+        unit, and keeps the coarsest scales, where tokens are fewest, from using a handful of codes.
 
     VAR is `codes: 4096, width: 32, update: gradient, revive_below: 0` with scales [1, 2, 3, 4, 5, 6, 8, 10, 13, 16].
     There is no k-means start: before there are codes there are no residuals of later scales to start from. Instead,
@@ -53,6 +53,14 @@ class Config(CodebookConfig):
     standardise: bool = False
     conscience: float = Field(0.0, ge=0, lt=1)
     kmeans_init: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _conscience_has_a_unit(self) -> Config:
+        if self.conscience and not self.standardise:
+            raise ValueError(
+                "conscience needs standardise: true, for its discounts are in units of standardised residuals"
+            )
+        return self
 
     def grids(self, grid: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """The grid of each scale for a latent grid, or a ConfigError that names both."""
@@ -146,7 +154,7 @@ class MultiScaleQuantizer(Quantizer):
             codebook = codebook + F.mse_loss(total, target)
             totals.append(total.detach())
         if self.training:
-            self._follow(residuals, chosen, table)
+            self._follow(residuals, chosen)
         vectors = self.estimator(to_sequence(latents), to_sequence(self._dropped(totals)))
         values = torch.cat(chosen, dim=1).unsqueeze(-1)
         losses = {
@@ -170,7 +178,7 @@ class MultiScaleQuantizer(Quantizer):
         return residuals if self.standardisation is None else self.standardisation.standard(scale, residuals)
 
     def _chosen(self, scale: int, residuals: Tensor, table: Tensor) -> Tensor:
-        discounts = None if self.conscience is None else self.conscience.of(scale)
+        discounts = None if self.conscience is None else self.conscience.discounts[scale]
         return nearest(self._looked_up(scale, residuals), table, discounts)
 
     def _part(self, scale: int, codes: Tensor) -> Tensor:
@@ -181,7 +189,7 @@ class MultiScaleQuantizer(Quantizer):
         return self.phi[self.assignment[scale]](spread)
 
     @torch.no_grad()
-    def _follow(self, residuals: list[Tensor], chosen: list[Tensor], table: Tensor) -> None:
+    def _follow(self, residuals: list[Tensor], chosen: list[Tensor]) -> None:
         """Counts over all scales together, since the table is shared; the revival, evenly from the scales; then what
         is kept of each scale by itself."""
         points = [self._looked_up(scale, each) for scale, each in enumerate(residuals)]
@@ -191,11 +199,9 @@ class MultiScaleQuantizer(Quantizer):
             drawn = [scale[torch.randperm(len(scale), device=scale.device)[:each]] for scale in points]
             self.book.revive(torch.cat(drawn), spared=counts > 0)
         occurrences = hits(chosen, self.config.codes)
-        positions = occurrences.sum(1)
-        frequencies = occurrences / positions[:, None]
-        self.usage.follow(frequencies, positions)
+        self.usage.follow(occurrences)
         if self.conscience is not None:
-            self.conscience.follow(frequencies, table)
+            self.conscience.follow(occurrences)
         if self.standardisation is not None:
             self.standardisation.follow(residuals)
 
