@@ -288,7 +288,7 @@ class _Builder:
         self.study, self.folder = study, folder
         self.tokenizer = merge(read_yaml(locate(study.tokenizer)), study.tokenizer_settings)
         self.generator = merge(read_yaml(locate(study.generator)), study.settings) if study.generator else None
-        if "generator" in self.tokenizer:
+        if self.tokenizer.get("generator") is not None:
             raise ConfigError(f"{study.tokenizer} trains no tokenizer, which is what a sweep varies")
         if self.generator is not None and not (self.generator.get("generator") or {}).get("kind"):
             raise ConfigError(f"{study.generator} trains no generator")
