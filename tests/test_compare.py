@@ -25,7 +25,9 @@ from artok.studies.budget import match, meter, speed
 from artok.studies.compare import compare, jobs_of, launcher_of, prepare, run_part, workers_of
 from artok.studies.contest import PAGE, RESULTS, TABLE
 from artok.studies.entries import settle
+from artok.studies.evaluate import Judge
 from artok.studies.jobs import Job
+from artok.studies.measure import measure
 from artok.studies.study import Study, load_study
 from artok.training.experiment import Experiment
 from artok.training.run import train
@@ -210,6 +212,22 @@ def test_a_finished_study_has_nothing_left_to_do(
     compare(study(root), finished, "cpu")
     assert workers.done == ["measure raster"]
     assert cell.read_text() == before
+
+
+def test_a_setting_that_stands_twice_in_the_grid_is_sampled_once(
+    root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contestants = {"raster": {"run": str(finished / "trained" / "raster" / "seed0")}}
+    few: dict[str, Any] = {"curve": {"n": 8}, "grid": {"guidance": [1, 2], "n": 8}, "seeds": [0], "budget": None}
+    plan = prepare(study(root, contestants=contestants, **few), tmp_path)
+    sampled, sample = [], Judge.samples_alone
+    monkeypatch.setattr(Judge, "samples_alone", lambda *args: sampled.append(args[-1]) or sample(*args))
+    measure(plan, "raster", "cpu")
+    assert [each.guidance for each in sampled] == [1, 1, 2], "half-way; at the end, its own and at guidance 1; at 2"
+    cells = tmp_path / "cells" / "contestants" / "raster" / "seed0"
+    contents = [json.loads((cells / f"{name}.json").read_text()) for name in ("images-64", "own", "guidance-1")]
+    assert contents[0] == contents[1] == contents[2]
+    assert contents[0] != json.loads((cells / "guidance-2.json").read_text())
 
 
 def test_other_settings_in_the_same_folder_are_refused(root: Path, finished: Path) -> None:

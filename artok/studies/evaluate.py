@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -100,14 +101,25 @@ class Judge:
         predicts = extract(self.extractor, self.test_images[:1])[1] is not None
         self.modes = modes_of(self.train_split, data.size) if predicts else None
         self._floor: dict[str, float] | None = None
+        self._others: dict[int, Judge] = {}
+
+    @cached_property
+    def held_out(self) -> Seen:
+        """All held-out images with their features, which are the same whatever is measured."""
+        features, logits = extract(self.extractor, self.test_images)
+        predicted = None if logits is None else logits.argmax(1)
+        return Seen(images=self.test_images, labels=self.test_labels, real_features=features, real_predicted=predicted)
 
     def of(self, n: int | None) -> Judge:
         """The same judge for another number of images; for all of its own when None."""
-        other = copy(self)
-        if n is not None and n != self.n:
-            other.n = min(n, largest(self.train_labels, self.test_labels))
-            other._floor = None
-        return other
+        count = self.n if n is None else min(n, largest(self.train_labels, self.test_labels))
+        if count == self.n:
+            return self
+        if count not in self._others:
+            other = copy(self)
+            other.n, other._floor, other._others = count, None, {}
+            self._others[count] = other
+        return self._others[count]
 
     def tokenizer(self, tokenizer: Tokenizer, name: str) -> Results:
         """Reconstructions of the held-out images, and the use of the codebook."""
@@ -148,7 +160,7 @@ class Judge:
         evaluation = self.evaluation(configs, layout)
         for seen in nats:
             evaluation.update(seen)
-        evaluation.update(Seen(images=self.test_images, labels=self.test_labels, train_images=self.train_images))
+        evaluation.update(replace(self.held_out, train_images=self.train_images))
         for seen in self.samples(pipeline, sampling):
             evaluation.update(seen)
         results = evaluation.results(name, seed=sampling.seed, floor=self.floor(layout))
@@ -160,7 +172,7 @@ class Judge:
         layout = pipeline.tokenizer.layout
         sampling = pipeline.settings({}, sampling)
         evaluation = self.evaluation(self.of_samples(), layout)
-        evaluation.update(Seen(images=self.test_images, labels=self.test_labels))
+        evaluation.update(self.held_out)
         for seen in self.samples(pipeline, sampling):
             evaluation.update(seen)
         results = evaluation.results(name, seed=sampling.seed, floor=self.floor(layout))
@@ -191,7 +203,8 @@ class Judge:
             metrics = self.evaluation(self.between_sets(), layout).metrics
             rows = stratified(self.train_labels, self.test_labels, self.n)  # the features of no others are wanted
             train, _ = extract(self.extractor, self.train_images[rows])
-            test, _ = extract(self.extractor, self.test_images)
+            test = self.held_out.real_features
+            assert test is not None
             self._floor = floor(metrics, train, self.train_labels[rows], test, self.test_labels, self.n)
         return self._floor
 
