@@ -17,7 +17,7 @@ from artok.studies.study import Budget, Study
 from artok.studies.summary import BROKEN, joined
 from artok.studies.tables import measured
 
-NEAREST = "nearest training image"
+COPIES = "learned by heart"
 
 
 def paragraphs(outcome: Outcome, choices: Sequence[Choice]) -> list[str]:
@@ -127,7 +127,7 @@ def candidate(one: Contestant) -> Candidate:
         "memory": Value(one.pooled.cost[MEMORY], 0.0, max(seeds, 2)),
         "diversity": one.value("recall"),
         "condition": one.value("class consistency"),
-        "data": _likeness(one),
+        "data": _copies(one),
     }
     if one.meter is not None:
         known["training"] = Value(one.meter.flops_an_image * one.meter.images / 1e12, 0.0, max(seeds, 2))
@@ -141,10 +141,10 @@ def broken(one: Contestant) -> str:
     return joined([kind for kind, count in kinds.items() if count > len(one.findings) / 2])
 
 
-def _likeness(one: Contestant) -> Value | None:
-    """Distance of samples to the nearest training image over that of held-out images, by seed."""
-    found = [measured(results, NEAREST) for _, results in one.final]
-    shares = [entry.value / entry.floor for entry in found if entry is not None and entry.floor]
+def _copies(one: Contestant) -> Value | None:
+    """The share of samples learned by heart, by seed; none where chance shows as many."""
+    found = [measured(results, COPIES) for _, results in one.final]
+    shares = [entry.value if entry.value > (entry.floor or 0) else 0.0 for entry in found if entry is not None]
     return Value.of(shares) if shares else None
 
 
