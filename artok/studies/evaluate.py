@@ -97,7 +97,7 @@ class Judge:
         self.n = min(n or len(self.test_images), largest(self.train_labels, self.test_labels))
         progress.say(f"measuring with {extractor} features on {self.n:,} images")
         known = (self.train_images, self.train_labels)
-        self.extractor: Extractor = extractor_for(extractor, self.train_split, data.size, device, known)
+        self.extractor: Extractor = extractor_for(extractor, self.train_split, data.size, device, known, progress)
         predicts = extract(self.extractor, self.test_images[:1])[1] is not None
         self.modes = modes_of(self.train_split, data.size) if predicts else None
         self._floor: dict[str, float] | None = None

@@ -7,27 +7,32 @@ from torch import Tensor
 
 from artok.data.base import Split
 from artok.data.memory import held_in_memory
-from artok.metrics.features import Extractor, TrainingImages, parse
+from artok.metrics.features import Extractor, TrainingImages, Watch, parse
 from artok.metrics.modes import of_stacks
 from artok.metrics.per_channel import PerChannel
 
 
 def extractor_for(
-    spec: str, train: Split, size: int, device: torch.device | str, known: tuple[Tensor, Tensor] | None = None
+    spec: str,
+    train: Split,
+    size: int,
+    device: torch.device | str,
+    known: tuple[Tensor, Tensor] | None = None,
+    watch: Watch | None = None,
 ) -> Extractor:
     """The extractor of a name such as "classifier", trained on the training split where it is one that trains.
 
     Where each channel of the images is an image of its own, that is trained on those and sees one channel at a time.
-    size: of the images. known: what `held_in_memory` gives of that split, if it has been read already. Errors as in
-    `artok.metrics.features.open_extractor`.
+    size: of the images. known: what `held_in_memory` gives of that split, if it has been read already. watch: told of
+    the progress of its training. Errors as in `artok.metrics.features.open_extractor`.
     """
     config = parse(spec)
     if not config.trained:
         return config.build(None, device, None)
     if train.single is not None:
-        return PerChannel(extractor_for(spec, train.single, size, device), train.shape[0])
+        return PerChannel(extractor_for(spec, train.single, size, device, watch=watch), train.shape[0])
     images, labels = known or held_in_memory(train, size)
-    return config.build(TrainingImages(images, labels, len(train.classes)), device, None)
+    return config.build(TrainingImages(images, labels, len(train.classes), watch), device, None)
 
 
 def modes_of(train: Split, size: int) -> Tensor | None:
