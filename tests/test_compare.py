@@ -177,6 +177,7 @@ def test_the_page_is_whole_and_describes_its_pictures(finished: Path) -> None:
             assert value is None or value.startswith(("data:", "#")), f"{tag} {name}={value[:60]}"
     pictures = [attributes for tag, attributes in tags.found if tag == "img"]
     assert all(len(attributes.get("alt") or "") > 10 for attributes in pictures)
+    assert "ms to one image" in tags.text and "real images" in tags.text
     for words in ("Decision guide", "Nothing but quality", "Latency", "64 images", "±", "Quality against latency"):
         assert words in tags.text or any(words in str(attributes["alt"]) for attributes in pictures), words
 
