@@ -72,6 +72,7 @@ def render(outcome: Outcome, device: str) -> str:
         glance=glance(contestants),
         choices=choices,
         plots=tradeoffs.plots(contestants),
+        fewer=compare_summary.fewer(outcome),
         tokenizers=tokenizer_parts(outcome, known, device),
         groups=real_parts(parts, side),
         seed=gallery.SEED,

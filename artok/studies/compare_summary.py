@@ -109,6 +109,21 @@ def hedges(outcome: Outcome) -> list[str]:
     return texts + list(dict.fromkeys(f"{entry.name}: {entry.note}." for entry in found if entry.note))
 
 
+def fewer(outcome: Outcome) -> str:
+    """That the plots show distances of fewer images than the figures, where they do."""
+    measured_on = {
+        results.measurements[0].n for one in outcome.contestants for _, results in [*one.grid, *one.course, *one.own]
+    }
+    n = outcome.contestants[0].final[0][1].measurements[0].n
+    if not measured_on or measured_on == {n}:
+        return ""
+    counts = " or ".join(f"{count:,}" for count in sorted(measured_on))
+    return (
+        f"The plots are measured on {counts} images, the figures of the tables on {n:,}: the fewer, the larger every "
+        "Fréchet distance, so compare within a plot."
+    )
+
+
 # ---------------------------------------------------------------------------------------------- for the guide
 
 

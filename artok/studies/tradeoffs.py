@@ -98,14 +98,13 @@ def _said(trace: Trace) -> str:
 def plots(contestants: Sequence[Contestant]) -> list[Picture]:
     """Quality against latency, passes, guidance and images seen, and diversity against guidance; what there is."""
     distance = contestants[0].distance
-    floor = measured(contestants[0].final[0][1], distance)
     found: list[Picture | None] = [
         _latency(contestants, distance),
         _settings(contestants, "steps", "network passes", f"{distance}, lower is better", distance, passes=True),
         _settings(contestants, "guidance", "guidance scale", f"{distance}, lower is better", distance),
         _settings(contestants, "guidance", "guidance scale", "recall, higher is better", "recall"),
         _settings(contestants, "guidance", "guidance scale", "precision, higher is better", "precision"),
-        _course(contestants, distance, floor.floor if floor else None),
+        _course(contestants, distance),
     ]
     return [picture for picture in found if picture is not None]
 
@@ -163,12 +162,14 @@ def _settings(
     return plot(f"{name} against {across}", across, up, traces) if any(trace.points for trace in traces) else None
 
 
-def _course(contestants: Sequence[Contestant], distance: str, floor: float | None) -> Picture | None:
-    traces = []
+def _course(contestants: Sequence[Contestant], distance: str) -> Picture | None:
+    """With the floor of as many images as were measured on the way: of fewer images it is higher."""
+    traces, floors = [], set[float | None]()
     for index, one in enumerate(contestants):
         points = _by_setting(one.course, "images", distance)
         if not points:
             continue
+        floors |= {entry.floor for _, results in one.course if (entry := measured(results, distance)) is not None}
         last = one.meter.images if one.meter is not None else None
         seeds = {cell.seed for cell, _ in one.course}
         same = {results.measurements[0].n for _, results in one.course} == {one.final[0][1].measurements[0].n}
@@ -176,8 +177,6 @@ def _course(contestants: Sequence[Contestant], distance: str, floor: float | Non
             values = [_named(results, distance) for cell, results in one.final if cell.seed in seeds]
             points[float(last)] = Value.of([value for value in values if value is not None])
         traces.append(Trace(one.name, index, sorted(points.items())))
-    return (
-        plot("Quality as training goes", "images seen", f"{distance}, lower is better", traces, floor)
-        if traces
-        else None
-    )
+    floor = floors.pop() if len(floors) == 1 else None
+    up = f"{distance}, lower is better"
+    return plot("Quality as training goes", "images seen", up, traces, floor) if traces else None
