@@ -15,6 +15,8 @@ from PIL import Image
 from test_report import Tags
 
 from artok.config import dump, load, merge, validate
+from artok.data.digits import Config as Digits
+from artok.data.hub import Config as Hub
 from artok.errors import ArtokError, CheckpointError, ConfigError, LayoutError
 from artok.metrics import cost
 from artok.metrics.extractors import classifier
@@ -215,6 +217,17 @@ def test_a_finished_study_has_nothing_left_to_do(
     compare(study(root), finished, "cpu")
     assert workers.done == ["measure raster"]
     assert cell.read_text() == before
+
+
+def test_data_of_the_hub_are_called_by_their_name() -> None:
+    files = {"train": "a.parquet"}
+    names = [
+        compare_summary.data_text(Hub(path="uoft-cs/cifar10")),
+        compare_summary.data_text(Hub(path="parquet", local="../shared/data/cifar10", files=files)),
+        compare_summary.data_text(Hub(path="parquet", files=files)),
+        compare_summary.data_text(Digits(size=16)),
+    ]
+    assert names == ["cifar10", "cifar10", "hub", "digits"]
 
 
 def test_a_setting_that_stands_twice_in_the_grid_is_sampled_once(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from artok.data.base import DataConfig
 from artok.metrics.results import number
 from artok.studies import summary
 from artok.studies.budget import UNITS
@@ -28,7 +30,7 @@ def paragraphs(outcome: Outcome, choices: Sequence[Choice]) -> list[str]:
     first = outcome.contestants[0].final[0][1]
     n = max(entry.n for entry in first.measurements if entry.dim)
     texts = [
-        f"{joined(names)} {'are' if len(names) > 1 else 'is'} compared on {outcome.plan.data.kind} images of "
+        f"{joined(names)} {'are' if len(names) > 1 else 'is'} compared on {data_text(outcome.plan.data)} images of "
         f"{outcome.plan.data.size} by {outcome.plan.data.size} pixels, {seeds_text(study)}, by {n:,} samples each."
     ]
     if study.budget and trained:
@@ -38,6 +40,12 @@ def paragraphs(outcome: Outcome, choices: Sequence[Choice]) -> list[str]:
     return texts
 
 
+def data_text(data: DataConfig) -> str:
+    """What the images are called: those of the hub by the last part of their name, whether copies are read or not."""
+    own = getattr(data, "local", None) or (None if getattr(data, "files", None) else getattr(data, "path", None))
+    return Path(own or data.kind).name
+
+
 def seeds_text(study: Study) -> str:
     count = len(study.seeds)
     return f"with {count} seeds" if count > 1 else "with one seed"
@@ -45,6 +53,8 @@ def seeds_text(study: Study) -> str:
 
 def budget_text(budget: Budget) -> str:
     amount = f"{number(budget.amount)} {UNITS[budget.kind]}"
+    if budget.kind == "flops" and budget.amount >= 1e11:
+        amount = f"{number(budget.amount / 1e12)} TFLOPs of training"
     how = "Their sizes were changed" if budget.kind == "parameters" else "Their training was cut or prolonged"
     return f"{how} to meet one budget, {amount} within {budget.tolerance:.0%}; tokenizers are not part of it."
 

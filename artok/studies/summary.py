@@ -141,7 +141,7 @@ def _quality(run: Run) -> Iterator[str]:
 def _consistency(run: Run) -> Iterator[str]:
     entry = measured(run.results, "class consistency")
     if entry is not None:
-        real = f", as it does {entry.floor:.1%} of real images" if entry.floor is not None else ""
+        real = f", and {entry.floor:.1%} of real images for theirs" if entry.floor is not None else ""
         yield f"The classifier takes {entry.value:.1%} of them for the class that was asked for{real}."
 
 

@@ -131,6 +131,13 @@ def own_value(one: Contestant, metric: str) -> Value | None:
     return Value.of(values) if values else None
 
 
+def through(points: Sequence[tuple[float, Value]], marked: tuple[float, Value] | None) -> list[tuple[float, Value]]:
+    """The line through the contestant's own settings, too, where no other point says as much."""
+    known = {y.mean for _, y in points}
+    own = [marked] if known and marked is not None and marked[1].mean not in known else []
+    return sorted([*points, *own], key=lambda point: point[0])
+
+
 def _latency(contestants: Sequence[Contestant], distance: str) -> Picture | None:
     traces = []
     for index, one in enumerate(contestants):
@@ -138,7 +145,8 @@ def _latency(contestants: Sequence[Contestant], distance: str) -> Picture | None
         points = [(one.times.steps[int(at)], value) for at, value in by_steps.items() if int(at) in one.times.steps]
         own = own_value(one, distance)
         if own is not None:
-            traces.append(Trace(one.name, index, sorted(points, key=lambda p: p[0]), (one.latency.mean, own)))
+            marked = (one.latency.mean, own)
+            traces.append(Trace(one.name, index, through(points, marked), marked))
     up = f"{distance}, lower is better"
     return plot("Quality against latency", "ms to one image", up, traces) if traces else None
 
@@ -157,7 +165,7 @@ def _settings(
             points = [(one.passes[int(at)], value) for at, value in points]
             marked = marked if points or marked else None
         if points or (passes and marked):
-            traces.append(Trace(one.name, index, points, marked))
+            traces.append(Trace(one.name, index, through(points, marked), marked))
     name = up.partition(",")[0]
     return plot(f"{name} against {across}", across, up, traces) if any(trace.points for trace in traces) else None
 
