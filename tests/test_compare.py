@@ -222,9 +222,9 @@ def test_a_finished_study_has_nothing_left_to_do(
 def test_data_of_the_hub_are_called_by_their_name() -> None:
     files = {"train": "a.parquet"}
     names = [
-        compare_summary.data_text(Hub(path="uoft-cs/cifar10")),
-        compare_summary.data_text(Hub(path="parquet", local="../shared/data/cifar10", files=files)),
-        compare_summary.data_text(Hub(path="parquet", files=files)),
+        compare_summary.data_text(Hub(path="uoft-cs/cifar10", size=32)),
+        compare_summary.data_text(Hub(path="parquet", local="../shared/data/cifar10", files=files, size=32)),
+        compare_summary.data_text(Hub(path="parquet", files=files, size=32)),
         compare_summary.data_text(Digits(size=16)),
     ]
     assert names == ["cifar10", "cifar10", "hub", "digits"]
