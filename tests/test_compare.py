@@ -16,6 +16,8 @@ from PIL import Image
 from test_report import Tags
 
 from artok.config import dump, load, merge, validate
+from artok.data.digits import Config as Digits
+from artok.data.hub import Config as Hub
 from artok.errors import ArtokError, CheckpointError, ConfigError, LayoutError, RunError
 from artok.locks import alone
 from artok.metrics import cost
@@ -24,17 +26,18 @@ from artok.metrics.results import Results
 from artok.pipeline import Pipeline
 from artok.saved import WEIGHTS, read_saved, write_text
 from artok.studies import compare as conductor
-from artok.studies import compare_report, measure
+from artok.studies import compare_report, compare_summary, measure
 from artok.studies.budget import SPEEDS, known_speeds, match, meter, speed
 from artok.studies.cells import run_cell
 from artok.studies.compare import compare, jobs_of, launcher_of, prepare, run_part, workers_of
-from artok.studies.contest import PAGE, RESULTS, TABLE
+from artok.studies.contest import PAGE, RESULTS, TABLE, gather
 from artok.studies.entries import settle
 from artok.studies.evaluate import Judge
 from artok.studies.grid import load_sweep
 from artok.studies.grid import plan as plan_sweep
 from artok.studies.jobs import Job
 from artok.studies.study import LOCK, Study, load_study
+from artok.studies.timing import Times
 from artok.training.experiment import Experiment
 from artok.training.run import train
 
@@ -186,6 +189,8 @@ def test_the_page_is_whole_and_describes_its_pictures(finished: Path) -> None:
             assert value is None or value.startswith(("data:", "#")), f"{tag} {name}={value[:60]}"
     pictures = [attributes for tag, attributes in tags.found if tag == "img"]
     assert all(len(attributes.get("alt") or "") > 10 for attributes in pictures)
+    assert "plots are measured on" not in tags.text, "as many images as the figures"
+    assert "ms to one image" in tags.text and "real images" in tags.text
     for words in ("Decision guide", "Nothing but quality", "Latency", "64 images", "±", "Quality against latency"):
         assert words in tags.text or any(words in str(attributes["alt"]) for attributes in pictures), words
 
@@ -221,6 +226,36 @@ def test_a_finished_study_has_nothing_left_to_do(
     compare(study(root), finished, "cpu")
     assert workers.done == ["measure raster"]
     assert cell.read_text() == before
+
+
+def test_data_of_the_hub_are_called_by_their_name() -> None:
+    files = {"train": "a.parquet"}
+    names = [
+        compare_summary.data_text(Hub(path="uoft-cs/cifar10", size=32)),
+        compare_summary.data_text(Hub(path="parquet", local="../shared/data/cifar10", files=files, size=32)),
+        compare_summary.data_text(Hub(path="parquet", files=files, size=32)),
+        compare_summary.data_text(Digits(size=16)),
+    ]
+    assert names == ["cifar10", "cifar10", "hub", "digits"]
+
+
+def test_a_setting_that_stands_twice_in_the_grid_is_sampled_once(
+    root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contestants = {"raster": {"run": str(finished / "trained" / "raster" / "seed0")}}
+    few: dict[str, Any] = {"curve": {"n": 8}, "grid": {"guidance": [1, 2], "n": 8}, "seeds": [0], "budget": None}
+    plan = prepare(study(root, contestants=contestants, **few), tmp_path)
+    sampled, sample = [], Judge.samples_alone
+    monkeypatch.setattr(Judge, "samples_alone", lambda *args: sampled.append(args[-1]) or sample(*args))
+    for owner in measure.owners(plan):
+        measure.measure(plan, owner, "cpu")
+    assert [each.guidance for each in sampled] == [1, 1, 2], "half-way; at the end, its own and at guidance 1; at 2"
+    cells = tmp_path / "cells" / "contestants" / "raster" / "seed0"
+    contents = [json.loads((cells / f"{name}.json").read_text()) for name in ("images-64", "own", "guidance-1")]
+    assert contents[0] == contents[1] == contents[2]
+    assert contents[0] != json.loads((cells / "guidance-2.json").read_text())
+    outcome = gather(plan, {"raster": Times([1.0, 1.1], {2: 30.0})})
+    assert "plots are measured on 8 images, the figures of the tables on 16" in compare_summary.fewer(outcome)
 
 
 def test_other_settings_in_the_same_folder_are_refused(root: Path, finished: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from dataclasses import replace
 
 import pytest
 import timm
@@ -17,6 +18,7 @@ from artok.metrics.extractors import classifier, inception
 from artok.metrics.features import TrainingImages, cache_directory, extract, open_extractor, parse
 from artok.metrics.floor import floor, stratified
 from artok.metrics.frechet import Config as Frechet
+from artok.training import progress
 
 QUICK = 3 * classifier.BATCH
 
@@ -47,6 +49,18 @@ def colours(seed, side=40, count=20, channels=3):
 
 
 # ---------------------------------------------------------------------------------------------- the classifier
+
+
+def test_whoever_waits_for_its_training_sees_how_far_it_is(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(progress, "SILENT", 0.0)
+    watched = replace(colours(0), watch=progress.Progress("measured"))
+    quick(watched, tmp_path)
+    told = capfd.readouterr().err.splitlines()
+    assert told[0] == "training the classifier that judges on 384 images, once for this data set"
+    assert [line.split()[1] for line in told[1:]] == ["128/384", "256/384", "384/384"]
+    assert all(line.split()[2] == "images," and line.endswith("left") for line in told[1:])
+    quick(watched, tmp_path)
+    assert not capfd.readouterr().err, "the cached one needs no waiting"
 
 
 def test_it_knows_held_out_digits(judge, digits):

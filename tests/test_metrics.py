@@ -326,6 +326,36 @@ def test_nearest_training_image_is_that_of_brute_force():
     assert values["nearest training image" + HELD_OUT] == 0
 
 
+def test_copies_are_told_from_images_that_are_near_all_others():
+    real = pictures(0, 900)
+    train, held_out, new = real[:500], real[500:700], real[700:]
+    flat = (new.float() * 0.4 + 76).to(torch.uint8)  # nearer to every image than these are to one another
+
+    def values(samples):
+        metric = tiny("memorisation")
+        metric.update(Seen(samples=samples, images=held_out, train_images=train))
+        found = metric.compute()
+        return found["nearest training image"], found["learned by heart"], found["learned by heart" + HELD_OUT]
+
+    assert values(flat)[0] < 0.8 * values(new)[0]
+    for fresh in (new, flat):
+        _, share, chance = values(fresh)
+        assert share < chance
+    assert values(train[:200] // 2 * 2)[1] == 1
+    _, share, chance = values(torch.cat([new, train[:200]]))
+    assert share == pytest.approx(0.5, abs=chance)
+
+
+def test_copies_in_closed_form():
+    images = torch.tensor([0, 1, 2, 2])
+    near, far = (torch.ones(4), images), (torch.tensor([2.0, 2.0, 2.0, 0.5]), images)
+    share, chance = memorisation.copies(near, far, train=12, held_out=6)
+    assert share == pytest.approx(1 - 0.25 * 3)  # one of four has a held-out image nearest, where a third should
+    assert chance == 1
+    share, chance = memorisation.copies((torch.ones(50), torch.arange(50)), (torch.zeros(50), torch.arange(50)), 60, 60)
+    assert (share, chance) == (0, pytest.approx(2 / 50**0.5))
+
+
 def usage(values, **layout):
     metric = Codebook().build(Subject(layout=TokenLayout(image=(1, 4, 4), width=2, **layout)))
     metric.update(Seen(codes=torch.as_tensor(values)))

@@ -16,9 +16,10 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,16 +32,27 @@ ROOM = "metrics.extractors"
 Maps: TypeAlias = Callable[[Tensor, Sequence[int] | None], list[Tensor]]
 
 
+class Watch(Protocol):
+    """What shows how far a training has come, in images."""
+
+    def say(self, text: str) -> None: ...
+
+    def over(self, done: int, total: int) -> AbstractContextManager[None]: ...
+
+    def advance(self, done: int) -> None: ...
+
+
 @dataclass(frozen=True)
 class TrainingImages:
     """What an extractor may be trained on: the training split, never held-out images.
 
-    images: (N, C, H, W) uint8. labels: (N,) int64 below `classes`.
+    images: (N, C, H, W) uint8. labels: (N,) int64 below `classes`. watch: told of a training's progress.
     """
 
     images: Tensor
     labels: Tensor
     classes: int
+    watch: Watch | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or len(self.images) != len(self.labels):

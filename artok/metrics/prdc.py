@@ -44,8 +44,8 @@ def distance_blocks(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor]]:
     rows = max(1, BLOCK // len(y))
     for start in range(0, len(x), rows):
         part = x[start : start + rows]
-        square = part.square().sum(1, keepdim=True) + square_y - 2 * (part @ y.T)
-        yield start, square.clamp(min=0).sqrt()
+        square = torch.addmm(square_y, part, y.T, alpha=-2).add_(part.square().sum(1, keepdim=True))
+        yield start, square.clamp_(min=0).sqrt_()
 
 
 def radii(features: Tensor, neighbours: int) -> Tensor:

@@ -15,6 +15,7 @@ from artok.studies.contest import Contestant, Outcome
 from artok.studies.curves import learning_curves
 from artok.studies.finished import open_run
 from artok.studies.gallery import RealImages
+from artok.studies.glance import glance
 from artok.studies.guide import Choice, guide
 from artok.studies.pareto import Value
 from artok.studies.pictures import Picture
@@ -69,8 +70,10 @@ def render(outcome: Outcome, device: str) -> str:
         summary=compare_summary.paragraphs(outcome, choices),
         about=[(one.name, compare_summary.about(one)) for one in contestants],
         hedges=compare_summary.hedges(outcome),
+        glance=glance(contestants),
         choices=choices,
         plots=tradeoffs.plots(contestants),
+        fewer=compare_summary.fewer(outcome),
         tokenizers=tokenizer_parts(outcome, known, device),
         groups=real_parts(parts, side),
         seed=gallery.SEED,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from artok.data.base import DataConfig
 from artok.metrics.results import number
 from artok.studies import summary
 from artok.studies.budget import UNITS
@@ -17,7 +19,7 @@ from artok.studies.study import Budget, Study
 from artok.studies.summary import BROKEN, joined
 from artok.studies.tables import measured
 
-NEAREST = "nearest training image"
+COPIES = "learned by heart"
 
 
 def paragraphs(outcome: Outcome, choices: Sequence[Choice]) -> list[str]:
@@ -28,7 +30,7 @@ def paragraphs(outcome: Outcome, choices: Sequence[Choice]) -> list[str]:
     first = outcome.contestants[0].final[0][1]
     n = max(entry.n for entry in first.measurements if entry.dim)
     texts = [
-        f"{joined(names)} {'are' if len(names) > 1 else 'is'} compared on {outcome.plan.data.kind} images of "
+        f"{joined(names)} {'are' if len(names) > 1 else 'is'} compared on {data_text(outcome.plan.data)} images of "
         f"{outcome.plan.data.size} by {outcome.plan.data.size} pixels, {seeds_text(study)}, by {n:,} samples each."
     ]
     if study.budget and trained:
@@ -38,6 +40,12 @@ def paragraphs(outcome: Outcome, choices: Sequence[Choice]) -> list[str]:
     return texts
 
 
+def data_text(data: DataConfig) -> str:
+    """What the images are called: those of the hub by the last part of their name, whether copies are read or not."""
+    own = getattr(data, "local", None) or (None if getattr(data, "files", None) else getattr(data, "path", None))
+    return Path(own or data.kind).name
+
+
 def seeds_text(study: Study) -> str:
     count = len(study.seeds)
     return f"with {count} seeds" if count > 1 else "with one seed"
@@ -45,6 +53,8 @@ def seeds_text(study: Study) -> str:
 
 def budget_text(budget: Budget) -> str:
     amount = f"{number(budget.amount)} {UNITS[budget.kind]}"
+    if budget.kind == "flops" and budget.amount >= 1e11:
+        amount = f"{number(budget.amount / 1e12)} TFLOPs of training"
     how = "Their sizes were changed" if budget.kind == "parameters" else "Their training was cut or prolonged"
     return f"{how} to meet one budget, {amount} within {budget.tolerance:.0%}; tokenizers are not part of it."
 
@@ -109,6 +119,21 @@ def hedges(outcome: Outcome) -> list[str]:
     return texts + list(dict.fromkeys(f"{entry.name}: {entry.note}." for entry in found if entry.note))
 
 
+def fewer(outcome: Outcome) -> str:
+    """That the plots show distances of fewer images than the figures, where they do."""
+    measured_on = {
+        results.measurements[0].n for one in outcome.contestants for _, results in [*one.grid, *one.course, *one.own]
+    }
+    n = outcome.contestants[0].final[0][1].measurements[0].n
+    if not measured_on or measured_on == {n}:
+        return ""
+    counts = " or ".join(f"{count:,}" for count in sorted(measured_on))
+    return (
+        f"The plots are measured on {counts} images, the figures of the tables on {n:,}: the fewer, the larger every "
+        "Fréchet distance, so compare within a plot."
+    )
+
+
 # ---------------------------------------------------------------------------------------------- for the guide
 
 
@@ -127,7 +152,7 @@ def candidate(one: Contestant) -> Candidate:
         "memory": Value(one.pooled.cost[MEMORY], 0.0, max(seeds, 2)),
         "diversity": one.value("recall"),
         "condition": one.value("class consistency"),
-        "data": _likeness(one),
+        "data": _copies(one),
     }
     if one.meter is not None:
         known["training"] = Value(one.meter.flops_an_image * one.meter.images / 1e12, 0.0, max(seeds, 2))
@@ -141,10 +166,10 @@ def broken(one: Contestant) -> str:
     return joined([kind for kind, count in kinds.items() if count > len(one.findings) / 2])
 
 
-def _likeness(one: Contestant) -> Value | None:
-    """Distance of samples to the nearest training image over that of held-out images, by seed."""
-    found = [measured(results, NEAREST) for _, results in one.final]
-    shares = [entry.value / entry.floor for entry in found if entry is not None and entry.floor]
+def _copies(one: Contestant) -> Value | None:
+    """The share of samples learned by heart, by seed; none where chance shows as many."""
+    found = [measured(results, COPIES) for _, results in one.final]
+    shares = [entry.value if entry.value > (entry.floor or 0) else 0.0 for entry in found if entry is not None]
     return Value.of(shares) if shares else None
 
 

@@ -16,12 +16,13 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
 from artok.studies.finished import Run
-from artok.studies.pictures import Picture, svg
+from artok.studies.pictures import Picture, svg, thin
 
 # Okabe and Ito 2008, told apart by colour-blind readers; without black and yellow, which vanish on black or white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#888888")
 INK = "#010203"  # stands for the page's own text colour in what matplotlib draws
 STYLE = "<style>svg{color:#333}@media (prefers-color-scheme:dark){svg{color:#ddd}}</style>"
+MOST = 128  # codes drawn of a larger codebook, evenly spread: a plot is no wider, and a page stays small
 WIDTH, HEIGHT, ROW = 3.6, 2.5, 0.18  # inches: of a plot, and of a line of its legend
 LOOK: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -181,10 +182,10 @@ def codebook_plot(counts: Tensor, images: int, name: str) -> Picture:
     used = sum(share > 0 for share in shares)
     with matplotlib.rc_context(LOOK):
         figure, axes = new_axes("Use of the codebook", "share of all tokens", 2)
-        axes.fill_between(range(len(shares)), shares, step="mid", color=COLOURS[0], alpha=0.35, linewidth=0)
-        axes.step(
-            range(len(shares)), shares, where="mid", color=COLOURS[0], label=f"codes in {images:,} held-out images"
-        )
+        places = thin(len(shares), MOST)
+        heights = [shares[place] for place in places]
+        axes.fill_between(places, heights, step="mid", color=COLOURS[0], alpha=0.35, linewidth=0)
+        axes.step(places, heights, where="mid", color=COLOURS[0], label=f"codes in {images:,} held-out images")
         axes.axhline(1 / len(shares), color=INK, linestyle=":", linewidth=1, label="all codes alike")
         axes.set_xlim(0, len(shares) - 1)
         axes.set_ylim(bottom=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -96,33 +97,31 @@ class Judge:
         self.n = min(n or len(self.test_images), largest(self.train_labels, self.test_labels))
         progress.say(f"measuring with {extractor} features on {self.n:,} images")
         known = (self.train_images, self.train_labels)
-        self.extractor: Extractor = extractor_for(parse(extractor), self.train_split, data.size, device, known)
+        self.extractor: Extractor = extractor_for(
+            parse(extractor), self.train_split, data.size, device, known, progress
+        )
         predicts = extract(self.extractor, self.test_images[:1])[1] is not None
         self.modes = modes_of(self.train_split, data.size) if predicts else None
         self._floor: dict[str, float] | None = None
         self._others: dict[int, Judge] = {}
-        self._held_out: Seen | None = None
+
+    @cached_property
+    def held_out(self) -> Seen:
+        """All held-out images with their features, which are the same whatever is measured."""
+        features, logits = extract(self.extractor, self.test_images)
+        predicted = None if logits is None else logits.argmax(1)
+        return Seen(images=self.test_images, labels=self.test_labels, real_features=features, real_predicted=predicted)
 
     def of(self, n: int | None) -> Judge:
         """The same judge for another number of images; for all of its own when None."""
-        wanted = self.n if n is None else min(n, largest(self.train_labels, self.test_labels))
-        if wanted == self.n:
+        count = self.n if n is None else min(n, largest(self.train_labels, self.test_labels))
+        if count == self.n:
             return self
-        if wanted not in self._others:
+        if count not in self._others:
             other = copy(self)
-            other.n, other._floor, other._held_out = wanted, None, self.held_out()
-            self._others[wanted] = other
-        return self._others[wanted]
-
-    def held_out(self) -> Seen:
-        """All held-out images with their features, which are taken once."""
-        if self._held_out is None:
-            features, logits = extract(self.extractor, self.test_images)
-            predicted = None if logits is None else logits.argmax(1)
-            self._held_out = Seen(
-                images=self.test_images, labels=self.test_labels, real_features=features, real_predicted=predicted
-            )
-        return self._held_out
+            other.n, other._floor, other._others, other.held_out = count, None, {}, self.held_out
+            self._others[count] = other
+        return self._others[count]
 
     def tokenizer(self, tokenizer: Tokenizer, name: str) -> Results:
         """Reconstructions of the held-out images, and the use of the codebook."""
@@ -163,7 +162,7 @@ class Judge:
         evaluation = self.evaluation(configs, layout)
         for seen in nats:
             evaluation.update(seen)
-        evaluation.update(replace(self.held_out(), train_images=self.train_images))
+        evaluation.update(replace(self.held_out, train_images=self.train_images))
         for seen in self.samples(pipeline, sampling):
             evaluation.update(seen)
         results = evaluation.results(name, seed=sampling.seed, floor=self.floor(layout))
@@ -175,7 +174,7 @@ class Judge:
         layout = pipeline.tokenizer.layout
         sampling = pipeline.settings({}, sampling)
         evaluation = self.evaluation(self.of_samples(), layout)
-        evaluation.update(self.held_out())
+        evaluation.update(self.held_out)
         for seen in self.samples(pipeline, sampling):
             evaluation.update(seen)
         results = evaluation.results(name, seed=sampling.seed, floor=self.floor(layout))
@@ -206,7 +205,7 @@ class Judge:
             metrics = self.evaluation(self.between_sets(), layout).metrics
             rows = stratified(self.train_labels, self.test_labels, self.n)  # the features of no others are wanted
             train, _ = extract(self.extractor, self.train_images[rows])
-            test = self.held_out().real_features
+            test = self.held_out.real_features
             assert test is not None
             self._floor = floor(metrics, train, self.train_labels[rows], test, self.test_labels, self.n)
         return self._floor

@@ -25,7 +25,7 @@ from artok.studies.sample import thinned
 
 CLASSES, EACH = 10, 8  # classes shown at most, and images of each
 PASTIME = 4  # images that are shown while they are generated
-STEPS, FRAMES = 8, 64  # moments of generation shown side by side, and in the animation
+STEPS, FRAMES = 8, 32  # moments of generation shown side by side, and in the animation
 LOOKED_AT = 50_000  # images of a split searched at most, for examples of a class and for nearest neighbours
 COUNTED = 1_000  # held-out images whose codes are counted
 SEED = 0

@@ -48,7 +48,7 @@ CONSTRAINTS = (
     Constraint("diversity", "Diversity: all kinds of images", "recall", "", "higher"),
     Constraint("condition", "Condition: the class that was asked for", "class consistency", "", "higher"),
     Constraint("training", "Training cost", "training", "TFLOPs", "lower"),
-    Constraint("data", "Data size: few training images", "distance to training images, real ones 1", "", "higher"),
+    Constraint("data", "Data size: few training images", "share learned by heart", "", "lower"),
 )
 
 
@@ -146,15 +146,13 @@ def _data_size(
     constraint: Constraint, values: Mapping[str, Value], quality: Mapping[str, Value], distance: str
 ) -> Choice:
     """Whoever copies has too little data for its size; among those that do not, quality decides."""
-    copying = [name for name, value in values.items() if value.mean < LEANING]
+    copying = [name for name, value in values.items() if value.mean >= LEANING]
     free = {name: quality[name] for name in values if name not in copying}
     shares = joined([f"{name} {shown(value)}" for name, value in values.items()])
-    text = f"Distance of samples to the nearest training image over that of held-out images: {shares}. "
+    text = f"Share of samples learned by heart, as far as their nearest images tell: {shares}. "
     if not free:
-        closest = rank(values, "higher")
-        return Choice(
-            constraint.question, closest.best, text + "All of them learn images by heart with so few of them."
-        )
+        least = rank(values, constraint.better)
+        return Choice(constraint.question, least.best, text + "All of them learn images by heart with so few of them.")
     finest = rank(free, "lower")
     verdict = (
         f"{joined(copying)} learn{'s' if len(copying) == 1 else ''} images by heart. "

@@ -14,7 +14,7 @@ from artok.training.log import duration
 DISTANCE = ("FD[", "FID")
 REAL = 1.25  # a distance up to so many times its floor is that of real images, as far as so few images can tell
 CLOSE, APART = 2.5, 8.0  # up to so many times the floor it is close; a distance beyond the second is far
-COPIED, LEANING = 0.7, 0.85  # shares of held-out images' distance to the training images: memorised; more than is due
+COPIED, LEANING = 0.5, 0.2  # shares of samples learned by heart: it memorises; more than chance has it
 BROKEN = (DIVERGED, COLLAPSED, UNLIKE)  # findings that no figure of a run can be read without
 GAP = 0.1  # the share of its held-out nats a token by which training tokens may be easier
 
@@ -141,7 +141,7 @@ def _quality(run: Run) -> Iterator[str]:
 def _consistency(run: Run) -> Iterator[str]:
     entry = measured(run.results, "class consistency")
     if entry is not None:
-        real = f", as it does {entry.floor:.1%} of real images" if entry.floor is not None else ""
+        real = f", and {entry.floor:.1%} of real images for theirs" if entry.floor is not None else ""
         yield f"The classifier takes {entry.value:.1%} of them for the class that was asked for{real}."
 
 
@@ -159,20 +159,20 @@ def _coverage(run: Run) -> Iterator[str]:
 
 
 def _memorisation(run: Run) -> Iterator[str]:
-    entry = measured(run.results, "nearest training image")
-    if entry is None:
+    entry, copied = measured(run.results, "nearest training image"), measured(run.results, "learned by heart")
+    if entry is not None:
+        real = f", half of the held-out images within {_short(entry.floor)}" if entry.floor else ""
+        yield f"Half of them lie within {_short(entry.value)} of a training image{real}."
+    if copied is None:
         return
-    text = f"Half of them lie within {_short(entry.value)} of a training image"
-    if not entry.floor:
-        yield f"{text}."
+    if copied.value < max(LEANING, copied.floor or 0):
+        yield "Their nearest image is one of training no more often than chance has it: no sign of memorised images."
         return
-    share = entry.value / entry.floor
-    verdict = "no sign of memorised images" if share <= 1 else "farther off than real ones, so not copies"
-    if share < LEANING:
-        verdict = "closer than new images should be: they are partly learned by heart"
-    if share < COPIED:
-        verdict = "much closer than new images can be: the generator memorises"
-    yield f"{text}, where held-out real images have {_short(entry.floor)}: {verdict}."
+    verdict = "the generator memorises" if copied.value > COPIED else "they are partly learned by heart"
+    yield (
+        f"Their nearest image is one of training more often than chance has it, as if {copied.value:.0%} of them were "
+        f"copies: {verdict}."
+    )
 
 
 def _likelihood(run: Run) -> Iterator[str]:

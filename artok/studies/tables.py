@@ -68,7 +68,12 @@ METRICS = {  # by how the name begins; the longest that fits counts
     "nearest training image": Explained(
         "Memorisation",
         "at the floor",
-        "Median pixel distance to the nearest training image. Far below that of held-out images: learned by heart.",
+        "Median pixel distance to the nearest training image. Blurred images lie nearer to all images than real ones.",
+    ),
+    "learned by heart": Explained(
+        "Memorisation",
+        "lower",
+        "Share of samples that are copies: how often a training image is nearest. The floor is the most by chance.",
     ),
     "nats/token": Explained("Likelihood", "lower", "Surprise at a held-out token, given the class."),
     "nats/token (train)": Explained(

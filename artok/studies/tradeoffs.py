@@ -98,14 +98,13 @@ def _said(trace: Trace) -> str:
 def plots(contestants: Sequence[Contestant]) -> list[Picture]:
     """Quality against latency, passes, guidance and images seen, and diversity against guidance; what there is."""
     distance = contestants[0].distance
-    floor = measured(contestants[0].final[0][1], distance)
     found: list[Picture | None] = [
         _latency(contestants, distance),
         _settings(contestants, "steps", "network passes", f"{distance}, lower is better", distance, passes=True),
         _settings(contestants, "guidance", "guidance scale", f"{distance}, lower is better", distance),
         _settings(contestants, "guidance", "guidance scale", "recall, higher is better", "recall"),
         _settings(contestants, "guidance", "guidance scale", "precision, higher is better", "precision"),
-        _course(contestants, distance, floor.floor if floor else None),
+        _course(contestants, distance),
     ]
     return [picture for picture in found if picture is not None]
 
@@ -132,6 +131,13 @@ def own_value(one: Contestant, metric: str) -> Value | None:
     return Value.of(values) if values else None
 
 
+def through(points: Sequence[tuple[float, Value]], marked: tuple[float, Value] | None) -> list[tuple[float, Value]]:
+    """The line through the contestant's own settings, too, where no other point says as much."""
+    known = {y.mean for _, y in points}
+    own = [marked] if known and marked is not None and marked[1].mean not in known else []
+    return sorted([*points, *own], key=lambda point: point[0])
+
+
 def _latency(contestants: Sequence[Contestant], distance: str) -> Picture | None:
     traces = []
     for index, one in enumerate(contestants):
@@ -139,7 +145,8 @@ def _latency(contestants: Sequence[Contestant], distance: str) -> Picture | None
         points = [(one.times.steps[int(at)], value) for at, value in by_steps.items() if int(at) in one.times.steps]
         own = own_value(one, distance)
         if own is not None:
-            traces.append(Trace(one.name, index, sorted(points, key=lambda p: p[0]), (one.latency.mean, own)))
+            marked = (one.latency.mean, own)
+            traces.append(Trace(one.name, index, through(points, marked), marked))
     up = f"{distance}, lower is better"
     return plot("Quality against latency", "ms to one image", up, traces) if traces else None
 
@@ -158,17 +165,19 @@ def _settings(
             points = [(one.passes[int(at)], value) for at, value in points]
             marked = marked if points or marked else None
         if points or (passes and marked):
-            traces.append(Trace(one.name, index, points, marked))
+            traces.append(Trace(one.name, index, through(points, marked), marked))
     name = up.partition(",")[0]
     return plot(f"{name} against {across}", across, up, traces) if any(trace.points for trace in traces) else None
 
 
-def _course(contestants: Sequence[Contestant], distance: str, floor: float | None) -> Picture | None:
-    traces = []
+def _course(contestants: Sequence[Contestant], distance: str) -> Picture | None:
+    """With the floor of as many images as were measured on the way: of fewer images it is higher."""
+    traces, floors = [], set[float | None]()
     for index, one in enumerate(contestants):
         points = _by_setting(one.course, "images", distance)
         if not points:
             continue
+        floors |= {entry.floor for _, results in one.course if (entry := measured(results, distance)) is not None}
         last = one.meter.images if one.meter is not None else None
         seeds = {cell.seed for cell, _ in one.course}
         same = {results.measurements[0].n for _, results in one.course} == {one.final[0][1].measurements[0].n}
@@ -176,8 +185,6 @@ def _course(contestants: Sequence[Contestant], distance: str, floor: float | Non
             values = [_named(results, distance) for cell, results in one.final if cell.seed in seeds]
             points[float(last)] = Value.of([value for value in values if value is not None])
         traces.append(Trace(one.name, index, sorted(points.items())))
-    return (
-        plot("Quality as training goes", "images seen", f"{distance}, lower is better", traces, floor)
-        if traces
-        else None
-    )
+    floor = floors.pop() if len(floors) == 1 else None
+    up = f"{distance}, lower is better"
+    return plot("Quality as training goes", "images seen", up, traces, floor) if traces else None

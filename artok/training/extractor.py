@@ -7,7 +7,7 @@ from torch import Tensor
 
 from artok.data.base import Split
 from artok.data.memory import held_in_memory
-from artok.metrics.features import Extractor, ExtractorConfig, TrainingImages
+from artok.metrics.features import Extractor, ExtractorConfig, TrainingImages, Watch
 from artok.metrics.modes import of_stacks
 from artok.metrics.per_channel import PerChannel
 
@@ -18,19 +18,20 @@ def extractor_for(
     size: int,
     device: torch.device | str,
     known: tuple[Tensor, Tensor] | None = None,
+    watch: Watch | None = None,
 ) -> Extractor:
     """An extractor with its weights, trained on the training split where it is one that trains.
 
     Where each channel of the images is an image of its own, that is trained on those and sees one channel at a time.
-    size: of the images. known: what `held_in_memory` gives of that split, if it has been read already. Errors as in
-    `ExtractorConfig.build`.
+    size: of the images. known: what `held_in_memory` gives of that split, if it has been read already. watch: told of
+    the progress of its training. Errors as in `ExtractorConfig.build`.
     """
     if not config.trained:
         return config.build(None, device, None)
     if train.single is not None:
-        return PerChannel(extractor_for(config, train.single, size, device), train.shape[0])
+        return PerChannel(extractor_for(config, train.single, size, device, watch=watch), train.shape[0])
     images, labels = known or held_in_memory(train, size)
-    return config.build(TrainingImages(images, labels, len(train.classes)), device, None)
+    return config.build(TrainingImages(images, labels, len(train.classes), watch), device, None)
 
 
 def modes_of(train: Split, size: int) -> Tensor | None:

@@ -12,6 +12,8 @@ from rich.progress import Progress as RichProgress
 
 from artok.training.log import duration
 
+SILENT = 30.0  # seconds after which whoever reads lines is told how far it is
+
 
 class Progress:
     """Progress of one job at a time, in images. `quiet` says nothing at all (every process but the first)."""
@@ -21,6 +23,7 @@ class Progress:
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self.bar: RichProgress | None = None
         self.job: TaskID | None = None
+        self.told = time.perf_counter()
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -33,7 +36,8 @@ class Progress:
     @contextmanager
     def over(self, done: int, total: int) -> Iterator[None]:
         """Shows the progress from `done` to `total` images inside the context."""
-        self.total, self.first, self.began = total, done, time.perf_counter()
+        self.total, self.first = total, done
+        self.began = self.told = time.perf_counter()
         if self.quiet or not self.console.is_terminal:
             yield
             return
@@ -46,10 +50,14 @@ class Progress:
     def advance(self, done: int) -> None:
         if self.bar is not None and self.job is not None:
             self.bar.update(self.job, completed=done)
+        elif not self.quiet and time.perf_counter() - self.told > SILENT:
+            self.show(done, {})
 
     def show(self, done: int, values: Mapping[str, float], what: str = "") -> None:
         """A line of figures, with the time left."""
         speed = (done - self.first) / max(time.perf_counter() - self.began, 1e-9)
         left = duration((self.total - done) / speed) if speed > 0 else "?"
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.say(f"{self.name} {done:>9,}/{self.total:,} images, {left} left  {what + ': ' if what else ''}{numbers}")
+        self.told = time.perf_counter()
+        text = f"{self.name} {done:>9,}/{self.total:,} images, {left} left  {what + ': ' if what else ''}{numbers}"
+        self.say(text.rstrip())

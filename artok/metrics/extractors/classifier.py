@@ -74,7 +74,9 @@ class Config(ExtractorConfig):
             with alone(path):  # of several processes that want it at once, one trains it and the others read it
                 network = _load(empty, path)
                 if network is None:
-                    network = train(training, steps=math.ceil(seen / BATCH), seed=self.seed, device=device)
+                    steps = math.ceil(seen / BATCH)
+                    with _watched(training, steps * BATCH):
+                        network = train(training, steps=steps, seed=self.seed, device=device)
                     _save(network, path, key)
         return Classifier(network, shape, torch.device(device))
 
@@ -204,7 +206,7 @@ def train(training: TrainingImages, steps: int, seed: int, device: torch.device 
         network = network.to(device).to(memory_format=torch.channels_last).train()
         optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cycle(step / steps))
-        for _ in range(steps):
+        for step in range(steps):
             rows = torch.randint(len(images), (BATCH,), generator=generator)
             batch = _augment(reduce(images[rows].to(device)), generator)
             with torch.autocast(device.type, torch.bfloat16, enabled=fast):
@@ -214,6 +216,8 @@ def train(training: TrainingImages, steps: int, seed: int, device: torch.device 
             loss.backward()
             optimizer.step()
             schedule.step()
+            if training.watch is not None:
+                training.watch.advance((step + 1) * BATCH)
         _normalise(network.eval(), images[:50_000], device)
     return network.cpu().to(memory_format=torch.contiguous_format)
 
@@ -253,6 +257,17 @@ def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
     moved = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
     blurred = functional.avg_pool2d(functional.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, 1)
     return torch.lerp(moved, blurred, 0.5 * random[:, 4, None, None, None]) + noise
+
+
+@contextmanager
+def _watched(training: TrainingImages, total: int) -> Iterator[None]:
+    """Shows whoever waits how long the training takes."""
+    if training.watch is None:
+        yield
+        return
+    training.watch.say(f"training the classifier that judges on {total:,} images, once for this data set")
+    with training.watch.over(0, total):
+        yield
 
 
 @contextmanager
