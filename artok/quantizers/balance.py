@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 
 from artok.quantizers.codebook import several_processes
 
-STEP = 0.5  # of a discount at first, in the squared distance of residuals whose variance is 1
+CHOICE = 0.1  # what one choice takes off a discount, in the squared distance of residuals whose variance is 1
 
 
 class Standardisation(nn.Module):
@@ -56,26 +56,23 @@ class Conscience(nn.Module):
 
     A code that a scale chooses less often than `floor` times an even use gets a discount there, which grows until it is
     chosen (DeSieno 1988). It is stochastic ascent on the prices of a transport problem: the choice of least distortion
-    among those in which each code is used that often. Steps are AdaGrad's (Duchi 2011), large for a code that was never
-    chosen and ever smaller after, so that the last state is as good as a mean of many.
+    among those in which each code is used that often. A step counts by its positions, so that a choice takes as much
+    off a discount at every scale; with equal steps the discounts of coarse scales would swing too far to keep.
     """
 
     discounts: Tensor
-    squares: Tensor
 
     def __init__(self, scales: int, codes: int, floor: float) -> None:
         super().__init__()
         self.floor = floor
         self.register_buffer("discounts", torch.zeros(scales, codes))
-        self.register_buffer("squares", torch.zeros(scales, codes))
 
     @torch.no_grad()
     def follow(self, occurrences: Tensor) -> None:
         """occurrences: (S, V) of the codes in this step, over all processes."""
-        short = self.floor * occurrences.mean(1, keepdim=True) - occurrences
-        short = torch.where((self.discounts > 0) | (short > 0), short, 0)  # no discount to take away, so no step either
-        self.squares.addcmul_(short, short)
-        self.discounts.addcdiv_(short, self.squares.sqrt().clamp(min=1e-8), value=STEP).clamp_(min=0)
+        wanted = self.floor * occurrences.mean(1, keepdim=True)
+        excess = torch.minimum(occurrences - wanted, 1 + wanted)  # one batch that is all alike undoes no long ascent
+        self.discounts.sub_(CHOICE * excess).clamp_(min=0)
 
 
 class Usage(nn.Module):
