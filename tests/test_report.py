@@ -296,7 +296,7 @@ def test_a_run_that_broke_is_named_beside_its_figures(runs: Path, tmp_path: Path
     ("values", "sentence"),
     [
         ({"copied": 0.62}, "as if 62% of them were copies: the generator memorises"),
-        ({"copied": 0.24}, "partly learned by heart"),
+        ({"copied": 0.24}, "they lean towards the training images"),
         ({"nearest": 1.5, "copied": 0.1}, "no sign of memorised images"),  # near all images, as blurred ones are
         ({"held_out": 4.77, "train": 0.35}, "knows the training images better"),
         ({"held_out": 2.7, "train": 2.6}, "a small gap"),

@@ -168,7 +168,7 @@ def _memorisation(run: Run) -> Iterator[str]:
     if copied.value < max(LEANING, copied.floor or 0):
         yield "Their nearest image is one of training no more often than chance has it: no sign of memorised images."
         return
-    verdict = "the generator memorises" if copied.value > COPIED else "they are partly learned by heart"
+    verdict = "the generator memorises" if copied.value > COPIED else "they lean towards the training images"
     yield (
         f"Their nearest image is one of training more often than chance has it, as if {copied.value:.0%} of them were "
         f"copies: {verdict}."
