@@ -87,6 +87,21 @@ def test_a_command_that_is_told_to_stop_saves_and_says_so(tmp_path: Path) -> Non
     assert (tmp_path / "checkpoints").exists()
 
 
+def test_a_study_that_is_stopped_stops_its_jobs_and_says_no_more(tmp_path: Path) -> None:
+    train = Job("train", ("train", "digits/vq", "training.images=60000", "--out", str(tmp_path)))
+
+    def stop(known: object) -> None:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "log.jsonl").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([train, Job("short", ("configs",))], workers=2, done=stop)
+    assert (tmp_path / "checkpoints").exists()
+
+
 def test_a_server_that_is_gone_is_a_job_that_was_killed() -> None:
     server = Server(os.environ)
     server._process.kill()

@@ -152,7 +152,9 @@ def _data_size(
     text = f"Share of samples learned by heart, as far as their nearest images tell: {shares}. "
     if not free:
         least = rank(values, constraint.better)
-        return Choice(constraint.question, least.best, text + "All of them lean towards the training images, with so few of them.")
+        return Choice(
+            constraint.question, least.best, text + "All of them lean towards the training images, with so few of them."
+        )
     finest = rank(free, "lower")
     verdict = (
         f"{joined(copying)} lean{'s' if len(copying) == 1 else ''} towards the training images. "

@@ -67,9 +67,8 @@ def run_jobs(
     waiting = list(jobs)
     seconds: dict[str, float] = {}
     running: dict[str, Running] = {}
-    with ExitStack() as stack:
-        start = Starter(workers, gpus, stack)
-        stack.enter_context(_forwarded(running))
+    with ExitStack() as servers, _forwarded(running):  # jobs are stopped before the servers that tell of them
+        start = Starter(workers, gpus, servers)
         while waiting or running:
             for job in [job for job in waiting if set(job.after) <= set(seconds)][: workers - len(running)]:
                 slot = min(set(range(workers)) - {each.slot for each in running.values()})
