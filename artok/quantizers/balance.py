@@ -71,8 +71,13 @@ class Conscience(nn.Module):
     def follow(self, occurrences: Tensor) -> None:
         """occurrences: (S, V) of the codes in this step, over all processes."""
         wanted = self.floor * occurrences.mean(1, keepdim=True)
-        excess = torch.minimum(occurrences - wanted, 1 + wanted)  # one batch that is all alike undoes no long ascent
+        excess = torch.minimum(occurrences - wanted, 8 * (1 + wanted))  # one batch all alike undoes no long ascent
         self.discounts.sub_(CHOICE * excess).clamp_(min=0)
+
+    @torch.no_grad()
+    def forget(self, codes: Tensor) -> None:
+        """The discounts of codes (V,) bool that now stand elsewhere, where they might draw a whole scale to them."""
+        self.discounts.masked_fill_(codes, 0)
 
 
 class Usage(nn.Module):

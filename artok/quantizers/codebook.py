@@ -162,13 +162,14 @@ class Codebook(nn.Module):
             self.state.expire_codes_(points.unsqueeze(0))
 
     @torch.no_grad()
-    def revive(self, points: Tensor, spared: Tensor) -> None:
+    def revive(self, points: Tensor, spared: Tensor) -> Tensor:
         """The revival alone, for a caller that searches by itself: dead codes, but for those `spared` (V,), are
-        replaced by some of the points (M, D)."""
+        replaced by some of the points (M, D). Which were replaced, (V,) bool."""
         dead = (self.state.cluster_size < self.state.threshold_ema_dead_code) & ~spared
         if dead.any():
             self._choose_samplers()
             self.state.replace(points.unsqueeze(0), batch_mask=dead)
+        return dead[0]
 
     def _choose_samplers(self) -> None:
         """At each use, for there may be several processes by now."""

@@ -197,7 +197,9 @@ class MultiScaleQuantizer(Quantizer):
         if counts is not None and self.book.revives:
             each = math.ceil(self.config.codes / len(points))
             drawn = [scale[torch.randperm(len(scale), device=scale.device)[:each]] for scale in points]
-            self.book.revive(torch.cat(drawn), spared=counts > 0)
+            revived = self.book.revive(torch.cat(drawn), spared=counts > 0)
+            if self.conscience is not None:
+                self.conscience.forget(revived)
         occurrences = hits(chosen, self.config.codes)
         self.usage.follow(occurrences)
         if self.conscience is not None:
