@@ -307,6 +307,19 @@ def test_discounts_reach_the_floor_of_use_that_was_asked_for() -> None:
     assert float(conscience.discounts.min()) == 0  # those in use anyway have none
 
 
+def test_a_revived_code_has_no_discount_from_where_it_stood() -> None:
+    quantizer = built(codes=64, update="gradient", standardise=True, conscience=0.5, revive_below=1.0).train()
+    assert quantizer.conscience is not None
+    quantizer.book.state.cluster_size.fill_(0.0)
+    quantizer.conscience.discounts.fill_(5.0)
+    before = quantizer.book.vectors().clone()
+    quantizer(latents(2))
+    moved = (quantizer.book.vectors() != before).any(1)
+    assert 0 < int(moved.sum()) < 64
+    assert float(quantizer.conscience.discounts[:, moved].max()) < 1
+    assert float(quantizer.conscience.discounts[:, ~moved].median()) > 4
+
+
 def test_usage_is_logged_over_more_images_than_a_batch() -> None:
     quantizer = built(codes=64, revive_below=0).train()
     seen = set[int]()
