@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from artok.quantizers.codebook import several_processes
+from artok.quantizers.base import occurrences, perplexity
+from artok.quantizers.codebook import summed
 
 CHOICE = 0.1  # what one choice takes off a discount, in the squared distance of residuals whose variance is 1
 
@@ -68,10 +69,10 @@ class Conscience(nn.Module):
         self.register_buffer("discounts", torch.zeros(scales, codes))
 
     @torch.no_grad()
-    def follow(self, occurrences: Tensor) -> None:
-        """occurrences: (S, V) of the codes in this step, over all processes."""
-        wanted = self.floor * occurrences.mean(1, keepdim=True)
-        excess = torch.minimum(occurrences - wanted, 8 * (1 + wanted))  # one batch all alike undoes no long ascent
+    def follow(self, counts: Tensor) -> None:
+        """counts: (S, V) of the codes in this step, over all processes."""
+        wanted = self.floor * counts.mean(1, keepdim=True)
+        excess = torch.minimum(counts - wanted, 8 * (1 + wanted))  # one batch all alike undoes no long ascent
         self.discounts.sub_(CHOICE * excess).clamp_(min=0)
 
     @torch.no_grad()
@@ -96,34 +97,22 @@ class Usage(nn.Module):
         self.register_buffer("least", torch.zeros(scales, 1), persistent=False)
 
     @torch.no_grad()
-    def follow(self, occurrences: Tensor) -> None:
-        """occurrences: as in Conscience."""
-        positions = occurrences.sum(1, keepdim=True)
-        self.frequencies.lerp_(occurrences / positions, (positions / self.window).clamp(max=1))
+    def follow(self, counts: Tensor) -> None:
+        """counts: as in Conscience."""
+        positions = counts.sum(1, keepdim=True)
+        self.frequencies.lerp_(counts / positions, (positions / self.window).clamp(max=1))
         self.least.copy_(0.3 / positions.clamp(min=self.window))  # a hit is worth 1/e after one window
 
     @torch.no_grad()
     def monitors(self, names: Sequence[str]) -> dict[str, Tensor]:
         """usage: share of the codes that occurred. perplexity: exp of the entropy. Both by the name of the scale."""
         seen = self.frequencies > self.least
-        share = F.normalize(self.frequencies, p=1, dim=1)
-        perplexity = torch.special.entr(share).sum(1).exp()
+        spread = perplexity(F.normalize(self.frequencies, p=1, dim=1))
         usage = {f"usage, {name}": part for name, part in zip(names, seen.float().mean(1), strict=True)}
-        return usage | {f"perplexity, {name}": part for name, part in zip(names, perplexity, strict=True)}
+        return usage | {f"perplexity, {name}": part for name, part in zip(names, spread, strict=True)}
 
 
 @torch.no_grad()
 def hits(chosen: Sequence[Tensor], codes: int) -> Tensor:
     """How often (S, V) each of V codes is among the codes (B, n) of each scale, over all processes."""
-    counts = torch.zeros(len(chosen), codes, device=chosen[0].device)
-    for row, values in zip(counts, chosen, strict=True):
-        flat = values.flatten()
-        row.scatter_add_(0, flat, torch.ones((), device=flat.device).expand(flat.shape))
-    return summed(counts)
-
-
-def summed(values: Tensor) -> Tensor:
-    """The sum over all processes, in place."""
-    if several_processes():
-        distributed.all_reduce(values)
-    return values
+    return summed(torch.cat([occurrences(values.unsqueeze(-1), codes) for values in chosen]))

@@ -149,11 +149,22 @@ def code_usage(values: Tensor, vocab: int) -> dict[str, Tensor]:
     usage: share of the codes that occur. perplexity: exp of the entropy of their frequencies, in [1, vocab].
     Both are bounded by the number of positions in the batch; the metrics give them for a whole data set.
     """
+    counts = occurrences(values, vocab)
+    frequencies = counts * (len(counts) / values.numel())
+    return {"usage": (counts > 0).float().mean(), "perplexity": perplexity(frequencies).mean()}
+
+
+@torch.no_grad()
+def occurrences(values: Tensor, vocab: int) -> Tensor:
+    """How often each code is among the codes (B, N, K) of a level, (K, vocab)."""
     levels = values.shape[-1]
     slots = (values + vocab * torch.arange(levels, device=values.device)).flatten()
     # scatter_add_ and not bincount, which makes the host wait for a GPU to learn the largest value
     counts = torch.zeros(levels * vocab, device=values.device)
     counts.scatter_add_(0, slots, torch.ones((), device=values.device).expand(slots.shape))
-    frequencies = counts.view(levels, vocab) * (levels / slots.numel())
-    entropy = torch.special.entr(frequencies).sum(-1)
-    return {"usage": (counts > 0).float().mean(), "perplexity": entropy.exp().mean()}
+    return counts.view(levels, vocab)
+
+
+def perplexity(frequencies: Tensor) -> Tensor:
+    """exp of the entropy of frequencies (..., V) that sum to 1."""
+    return torch.special.entr(frequencies).sum(-1).exp()

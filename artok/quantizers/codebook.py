@@ -189,8 +189,7 @@ class Codebook(nn.Module):
             return None
         totals = points.new_zeros(self.state.codebook_size, points.shape[1] + 1)
         totals.index_add_(0, values, F.pad(points, (0, 1), value=1.0))
-        if several_processes():
-            distributed.all_reduce(totals)
+        summed(totals)
         self.state.embed_avg.lerp_(totals[None, :, :-1].to(self.state.embed_avg), 1 - self.decay)
         self.state.cluster_size.lerp_(totals[None, :, -1].to(self.state.cluster_size), 1 - self.decay)
         if self.follows_means:
@@ -215,6 +214,13 @@ def nearest(points: Tensor, vectors: Tensor, discounts: Tensor | None = None) ->
     block = max(1, (2**28 if points.is_cuda else 2**22) // len(vectors))
     parts = [torch.addmm(squares, part, vectors.T, beta=-1, alpha=2).max(1).indices for part in points.split(block)]
     return torch.cat(parts)
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if several_processes():
+        distributed.all_reduce(values)
+    return values
 
 
 def several_processes() -> bool:

@@ -144,17 +144,20 @@ class MultiScaleQuantizer(Quantizer):
         target, table = latents.detach(), self.book.vectors()
         residual, total = target, torch.zeros_like(target)
         commitment, codebook = target.new_zeros(()), target.new_zeros(())
-        residuals, chosen, totals = list[Tensor](), list[Tensor](), list[Tensor]()
+        residuals, points = list[Tensor](), list[Tensor]()  # of each scale, as they are and as they are looked up
+        chosen, totals = list[Tensor](), list[Tensor]()
         for scale, grid in enumerate(self.grids):
             residuals.append(to_sequence(shrink(residual, grid)).flatten(0, 1))
-            chosen.append(self._chosen(scale, residuals[-1], table).unflatten(0, (-1, math.prod(grid))))
+            points.append(self._looked_up(scale, residuals[-1]))
+            discounts = None if self.conscience is None else self.conscience.discounts[scale]
+            chosen.append(nearest(points[-1], table, discounts).unflatten(0, (-1, math.prod(grid))))
             part = self._part(scale, F.embedding(chosen[-1], table))
             total, residual = total + part, residual - part.detach()
             commitment = commitment + F.mse_loss(latents, total.detach())
             codebook = codebook + F.mse_loss(total, target)
             totals.append(total.detach())
         if self.training:
-            self._follow(residuals, chosen)
+            self._follow(residuals, points, chosen)
         vectors = self.estimator(to_sequence(latents), to_sequence(self._dropped(totals)))
         values = torch.cat(chosen, dim=1).unsqueeze(-1)
         losses = {
@@ -177,10 +180,6 @@ class MultiScaleQuantizer(Quantizer):
         """What is compared with the table at one scale, for the residuals (M, D) there."""
         return residuals if self.standardisation is None else self.standardisation.standard(scale, residuals)
 
-    def _chosen(self, scale: int, residuals: Tensor, table: Tensor) -> Tensor:
-        discounts = None if self.conscience is None else self.conscience.discounts[scale]
-        return nearest(self._looked_up(scale, residuals), table, discounts)
-
     def _part(self, scale: int, codes: Tensor) -> Tensor:
         """What the code vectors (B, n, D) of one scale add to the latent (B, D, *grid)."""
         if self.standardisation is not None:
@@ -189,10 +188,9 @@ class MultiScaleQuantizer(Quantizer):
         return self.phi[self.assignment[scale]](spread)
 
     @torch.no_grad()
-    def _follow(self, residuals: list[Tensor], chosen: list[Tensor]) -> None:
+    def _follow(self, residuals: list[Tensor], points: list[Tensor], chosen: list[Tensor]) -> None:
         """Counts over all scales together, since the table is shared; the revival, evenly from the scales; then what
         is kept of each scale by itself."""
-        points = [self._looked_up(scale, each) for scale, each in enumerate(residuals)]
         counts = self.book.count(torch.cat(points), torch.cat([values.flatten() for values in chosen]))
         if counts is not None and self.book.revives:
             each = math.ceil(self.config.codes / len(points))
@@ -200,10 +198,10 @@ class MultiScaleQuantizer(Quantizer):
             revived = self.book.revive(torch.cat(drawn), spared=counts > 0)
             if self.conscience is not None:
                 self.conscience.forget(revived)
-        occurrences = hits(chosen, self.config.codes)
-        self.usage.follow(occurrences)
+        by_scale = hits(chosen, self.config.codes)
+        self.usage.follow(by_scale)
         if self.conscience is not None:
-            self.conscience.follow(occurrences)
+            self.conscience.follow(by_scale)
         if self.standardisation is not None:
             self.standardisation.follow(residuals)
 
