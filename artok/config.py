@@ -154,9 +154,7 @@ def _sentence(cls: type[BaseModel], detail: ErrorDetails, place: tuple[int | str
         return f"key '{path}' is missing"
     if kind == "literal_error":
         choices = [choice.strip().strip("'") for choice in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
-        near = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        return f"'{path}' is {given!r}, but must be one of {', '.join(choices)}{hint}"
+        return f"'{path}' is {given!r}, but must be one of {', '.join(choices)}{_nearest(str(given), choices, '')}"
     if kind == "unknown_kind":
         return f"'{path}': {detail['msg']}"
     expected = EXPECTED.get(kind.split("_")[0])
@@ -191,10 +189,13 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
     return None
 
 
-def _nearest(word: str, choices: Sequence[str]) -> str:
+def _nearest(word: str, choices: Sequence[str], otherwise: str | None = None) -> str:
+    """The end of a sentence on an unknown word. otherwise: when none is near; all the choices unless given."""
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     if near:
         return f"; did you mean '{near[0]}'?"
+    if otherwise is not None:
+        return otherwise
     return f"; there are: {', '.join(choices)}" if choices else ""
 
 
@@ -285,9 +286,8 @@ def locate(name: str) -> Path:
         if inside.exists():
             return inside
     shipped = sorted(str(path.relative_to(root).with_suffix("")) for root in SHIPPED for path in root.rglob("*.yaml"))
-    near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "give a YAML file, or one of those that 'artok configs' lists"
-    raise ConfigError(f"there is no config {name!r}; {hint}")
+    otherwise = "; give a YAML file, or one of those that 'artok configs' lists"
+    raise ConfigError(f"there is no config {name!r}{_nearest(name, shipped, otherwise)}")
 
 
 def load(cls: type[ConfigType], name: str, overrides: Sequence[str] = ()) -> ConfigType:
