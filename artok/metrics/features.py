@@ -19,13 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeAlias
+from typing import Annotated, ClassVar, Protocol, TypeAlias
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor
 
 from artok.config import Part, find, validate
-from artok.errors import ArtokError
+from artok.errors import ArtokError, ConfigError
 
 ROOM = "metrics.extractors"
 
@@ -130,6 +131,17 @@ def parse(spec: str) -> ExtractorConfig:
     config = validate(find(ROOM, kind), section, f"extractor {spec!r}")
     assert isinstance(config, ExtractorConfig)
     return config
+
+
+def _known(spec: str) -> str:
+    try:
+        parse(spec)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return spec
+
+
+ExtractorName: TypeAlias = Annotated[str, AfterValidator(_known)]  # a setting that `parse` understands
 
 
 def open_extractor(

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from artok.config import OPEN, SHIPPED, Config, load, locate, of_kind, read_yaml
 from artok.data.base import DataConfig
 from artok.errors import ConfigError, RunError
-from artok.metrics.features import parse
+from artok.metrics.features import ExtractorName, parse
 from artok.training.experiment import SEEDS
 
 NAME = r"^[A-Za-z0-9][\w.-]*$"
@@ -80,17 +80,8 @@ class Budget(Config):
 class Evaluation(Config):
     """extractor: of the features behind every distance. n: images, all held-out ones unless given."""
 
-    extractor: str = "classifier"
+    extractor: ExtractorName = "classifier"
     n: int | None = Field(None, ge=4)
-
-    @field_validator("extractor")
-    @classmethod
-    def _known(cls, spec: str) -> str:
-        try:
-            parse(spec)
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
-        return spec
 
 
 class Curve(Config):

@@ -6,11 +6,11 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from artok.config import Config
 from artok.errors import ConfigError
-from artok.metrics.features import parse
+from artok.metrics.features import ExtractorName
 
 INTERVALS = ("log_every", "validate_every", "monitor_every", "preview_every", "checkpoint_every")
 
@@ -71,22 +71,13 @@ class Training(Config):
     preview_every: int = Field(20_000, ge=1)
     monitor_images: int = Field(200, ge=0, description="samples by which a generator's variety is watched; 0 for none")
     monitor_every: int | None = Field(None, ge=1, description="validate_every unless given")
-    monitor_features: str = Field(
+    monitor_features: ExtractorName = Field(
         "pixels", description="what they are compared through: an extractor such as classifier"
     )
     checkpoint_every: int = Field(20_000, ge=1)
     keep: int = Field(2, ge=1, description="checkpoints kept")
     weights_every: int | None = Field(None, ge=1, description="keeps the weights of that moment, to be measured later")
     trackers: tuple[str, ...] = Field((), description="tensorboard, wandb, ...: what accelerate knows")
-
-    @field_validator("monitor_features")
-    @classmethod
-    def _extractor_exists(cls, spec: str) -> str:
-        try:
-            parse(spec)
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
-        return spec
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Training:
