@@ -88,9 +88,9 @@ def sample(
     out: Out = None,
 ) -> None:
     """Write samples: a PNG each, a sheet of all, and a GIF of their making."""
+    from artok.evaluation.sample import parse_labels
+    from artok.evaluation.sample import sample as make
     from artok.pipeline import Pipeline
-    from artok.studies.sample import parse_labels
-    from artok.studies.sample import sample as make
     from artok.training.progress import Progress
 
     pipeline = Pipeline.from_pretrained(run, device=device())
@@ -110,8 +110,8 @@ def reconstruct(
     out: Out = None,
 ) -> None:
     """Show what a tokenizer keeps of pictures: original, reconstruction, difference and map of tokens side by side."""
+    from artok.evaluation.reconstruct import reconstruct as show
     from artok.saved import load_tokenizer
-    from artok.studies.reconstruct import reconstruct as show
 
     tokenizer, _ = load_tokenizer(run)
     folder = out or Path("reconstructions") / Path(run).name
@@ -131,8 +131,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a tokenizer or a generator on held-out data; results.json beside it."""
+    from artok.evaluation.evaluator import evaluate as measure
     from artok.metrics.results import side_by_side
-    from artok.studies.evaluate import evaluate as measure
     from artok.training.progress import Progress
 
     results = measure(run, n, extractor, overrides or [], device(), Progress("evaluate"))
@@ -215,7 +215,7 @@ def demo(
     fresh: Annotated[bool, typer.Option(help="discard what the folder holds")] = False,
 ) -> None:
     """The whole pipeline on real digits in a few minutes: train, generate, measure, and a page to look at."""
-    from artok.studies.demo import demo as show
+    from artok.commands.demo import demo as show
 
     page = show(out, tuple(filter(None, families.replace(" ", "").split(","))), device(), fresh, sweep)
     if page is not None:
@@ -231,9 +231,9 @@ def sweep(
     fresh: Annotated[bool, typer.Option(help="discard what the folder holds")] = False,
 ) -> None:
     """A grid over a tokenizer's settings, each with a generator at the same compute: figures, fronts, one page."""
-    from artok.studies.cells import run_cell
+    from artok.commands.sweep import sweep as run
     from artok.studies.grid import load_sweep, plan
-    from artok.studies.sweep import sweep as run
+    from artok.studies.grid_point import run_cell
 
     wanted = load_sweep(study, overrides or [])
     folder = out or Path("runs") / wanted.name
@@ -280,8 +280,8 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="for programs: bytes, seconds, FLOPs")] = False,
 ) -> None:
     """What a design costs before it is trained: tokens, parameters, FLOPs, memory, time, and the devices it fits on."""
-    from artok.studies.plan import Asked
-    from artok.studies.plan_command import NUMBERS, calibrated, known, planned, refuse_numbers, wished
+    from artok.commands.plan import NUMBERS, calibrated, known, planned, refuse_numbers, wished
+    from artok.planning.plan import Asked
 
     if calibrate:
         typer.echo(calibrated(), err=True)
@@ -304,9 +304,9 @@ def compare(
     fresh: Annotated[bool, typer.Option(help="discard what the folder holds")] = False,
 ) -> None:
     """Contestants at one budget and over seeds, or finished runs: figures with their spread, a guide, one page."""
-    from artok.studies.compare import compare as run
-    from artok.studies.compare import run_part
-    from artok.studies.study import load_study
+    from artok.commands.compare import compare as run
+    from artok.commands.compare import run_part
+    from artok.studies.config import load_study
 
     wanted = load_study(study, overrides or [])
     folder = out or Path("runs") / wanted.name
@@ -321,7 +321,7 @@ def compare(
 @app.command(hidden=True)
 def serve(replies: Annotated[int, typer.Argument(help="the file descriptor that answers go to")]) -> None:
     """Run the commands on standard input, each in a fork of this process: what studies start theirs with."""
-    from artok.studies.forks import serve as run
+    from artok.studies.fork_server import serve as run
 
     run(replies, main)
 

@@ -1,15 +1,12 @@
-"""What several tests share: small experiments, and where the real data and fixtures are."""
+"""What several tests share: a cache of their own."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from models import generator_experiment, tokenizer_experiment
+from helpers.models import generator_experiment, tokenizer_experiment
 from PIL import Image
 
 from artok import cli

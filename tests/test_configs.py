@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHARED
+from helpers.paths import DATA, REPOSITORY, needs_cifar10
 
 from artok.config import load, validate
 from artok.data import hub
 from artok.training.experiment import Experiment
 
-ROOT = Path(__file__).parent.parent / "configs"
+ROOT = REPOSITORY / "configs"
 STUDIES = "studies"  # these are configs of another kind, with tests of their own
 CONFIGS = sorted(
     str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.rglob("*.yaml") if path.parent.name != STUDIES
@@ -57,9 +57,9 @@ def test_a_shipped_generator_builds_on_its_tokenizers_tokens(name: str) -> None:
         experiment.generator.build(layout, 10)
 
 
-@pytest.mark.skipif(not (SHARED / "data" / "cifar10").is_dir(), reason="no ../shared/data/cifar10 here")
+@needs_cifar10
 def test_the_cifar_configs_read_local_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT.parent)
+    monkeypatch.setenv("ARTOK_DATA", str(DATA))
     data = load(Experiment, "cifar10/vq").data
     train, test = data.open("train"), data.open("test")
     assert (len(train), len(test)) == (50_000, 10_000)

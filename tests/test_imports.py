@@ -1,11 +1,13 @@
 """Imports run one way. A room may import from the rooms it is listed with, and from itself."""
 
 import ast
+import itertools
 from pathlib import Path
 
 import pytest
+from helpers.paths import REPOSITORY
 
-ROOT = Path(__file__).parent.parent / "artok"
+ROOT = REPOSITORY / "artok"
 LEAVES = {"", "errors", "layout", "noise", "config", "images", "locks", "weights"}
 ALLOWED = {
     **dict.fromkeys(LEAVES, LEAVES),
@@ -24,8 +26,9 @@ ALLOWED["saved"] = MODELS
 ALLOWED["pipeline"] = MODELS | {"saved"}
 ALLOWED["training"] = MODELS | {"saved", "pipeline", "losses", "data", "metrics"}
 ALLOWED["interop"] = MODELS | {"saved", "pipeline"}
-ALLOWED["studies"] = ALLOWED["training"] | {"training"}
-ALLOWED["cli"] = ALLOWED["studies"] | {"studies", "interop"}
+for below, above in itertools.pairwise(("training", "planning", "evaluation", "studies", "report", "commands")):
+    ALLOWED[above] = ALLOWED[below] | {below}
+ALLOWED["cli"] = ALLOWED["commands"] | {"commands", "interop"}
 ALLOWED["__main__"] = {"cli"}
 
 FILES = sorted(ROOT.rglob("*.py"))

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import generator_experiment, tokenizer_experiment
+from helpers.models import generator_experiment, tokenizer_experiment
 from PIL import Image
 
 from artok.errors import CheckpointError, ConfigError
+from artok.evaluation.reconstruct import reconstruct
+from artok.evaluation.sample import FRAMES, generation_frames, parse_labels, sample
 from artok.layout import Tokens
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
 from artok.saved import load_tokenizer
-from artok.studies.reconstruct import reconstruct
-from artok.studies.sample import FRAMES, generation_frames, parse_labels, sample
 from artok.training.run import train
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from helpers.paths import REPOSITORY
+
+ROOT = REPOSITORY
 README = (ROOT / "README.md").read_text()
 
 

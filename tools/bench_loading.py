@@ -1,6 +1,6 @@
 """How fast images reach the training loop: reading, decoding and random changes, by number of worker processes.
 
-    python tools/bench_loading.py [--cifar ../shared/data/cifar10] [--seconds 5] [--workers 0 1 2]
+    python tools/bench_loading.py [--cifar DIR] [--seconds 5] [--workers 0 1 2]
 
 "first pass" decodes; "later passes" look up what the first one kept in memory (in_memory), or decode again.
 """
@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -75,7 +76,10 @@ def measure(split: Split, config: DataConfig, batch: int, seconds: float) -> tup
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--cifar", type=Path, default=Path("../shared/data/cifar10"), help="folder of the parquet files"
+        "--cifar",
+        type=Path,
+        default=Path(os.environ.get("ARTOK_DATA", ".")) / "cifar10",
+        help="folder of the parquet files",
     )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=5.0, help="longest time for one figure")

@@ -16,8 +16,9 @@ from artok.config import load
 from artok.layout import Condition
 from artok.metrics.cost import parameters
 from artok.noise import Noise
-from artok.studies.costs import calibrate, design
-from artok.studies.costs.sampling import sample
+from artok.planning import calibrate_cpu as calibrate
+from artok.planning import meta_model as design
+from artok.planning.sampling_cost import sample
 from artok.training.experiment import Experiment
 from artok.training.progress import Progress
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
 FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # by the ending of files
+LOCAL = "ARTOK_DATA"  # an environment variable: a folder of local copies, one folder for each data set
 ROWS_AT_ONCE = 32  # of a stream
 
 
@@ -37,7 +39,8 @@ class Config(DataConfig):
     path: name on the hub, a local folder, or the format of `files` where their ending does not tell it.
     name, revision: configuration and version of a hub data set. files: local files or URLs, `*` allowed, by split;
     without splits they are all training files. local: a folder that may hold copies as <split>.parquet, which are then
-    read in place of the hub. image_column, label_column: found by their types and usual names when
+    read in place of the hub; unless given, the folder of the data set's name in that of the environment's ARTOK_DATA.
+    image_column, label_column: found by their types and usual names when
     not named. classes: their names, where the data hold bare numbers. Where there is no test split, `holdout` of the
     training split is held out, drawn by `seed`.
 
@@ -69,11 +72,14 @@ class Config(DataConfig):
     @model_validator(mode="before")
     @classmethod
     def _prefers_local_copies(cls, section: object) -> object:
-        if isinstance(section, dict) and isinstance(section.get("local"), str) and not section.get("files"):
-            copies = sorted(Path(section["local"]).glob("*.parquet"))
-            files = {path.stem: str(path) for path in copies}
-            return section | {"path": "parquet", "files": files} if copies else section
-        return section
+        if not isinstance(section, dict) or section.get("files"):
+            return section
+        local, name = section.get("local"), section.get("path")
+        if local is None and LOCAL in os.environ and isinstance(name, str):
+            local = str(Path(os.environ[LOCAL]) / name.rpartition("/")[2])
+        copies = sorted(Path(local).glob("*.parquet")) if isinstance(local, str) else []
+        files = {path.stem: str(path) for path in copies}
+        return section | {"path": "parquet", "files": files} if files else section
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:

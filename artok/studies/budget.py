@@ -13,13 +13,13 @@ import torch
 
 from artok.config import validate
 from artok.errors import CheckpointError, ConfigError
+from artok.evaluation.run_directory import step_seconds
 from artok.metrics import cost
 from artok.metrics.results import number
-from artok.studies.costs.training import training_flops
-from artok.studies.entries import Entry, Plan, tokenizer_section
-from artok.studies.finished import step_seconds
-from artok.studies.sizing import size_text, sized
-from artok.studies.study import Budget
+from artok.planning.training_cost import training_flops
+from artok.studies.config import Budget
+from artok.studies.model_scaling import size_text, sized
+from artok.studies.resolve import Entry, Plan, tokenizer_section
 from artok.training.experiment import Experiment
 from artok.training.settings import INTERVALS
 

@@ -17,9 +17,9 @@ from artok.config import Config, load, locate, merge, read_yaml, resolve, valida
 from artok.data.base import Augment, Split
 from artok.errors import ArtokError, ConfigError
 from artok.layout import TokenLayout
+from artok.planning.training_cost import training_flops
 from artok.saved import check_layout
-from artok.studies.costs.training import training_flops
-from artok.studies.study import Evaluation, shipped_study
+from artok.studies.config import Evaluation, shipped_study
 from artok.training.experiment import SEEDS, CachedTokens, Experiment, check_codebook
 
 SECTIONS = tuple(Experiment.model_fields)  # a key of the grid that begins with one of them is a setting

@@ -18,15 +18,15 @@ import torch
 
 from artok.config import read_yaml, validate
 from artok.errors import ArtokError
+from artok.evaluation.evaluator import Judge
+from artok.evaluation.run_directory import LOG, diverged
 from artok.generators.base import Generator, GeneratorConfig
 from artok.metrics.results import Results
 from artok.noise import fold
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
 from artok.saved import CONFIG, TOKENIZER, WEIGHTS, load_tokenizer, read_saved, write_json
-from artok.studies.entries import Entry, Plan
-from artok.studies.evaluate import Judge
-from artok.studies.finished import LOG, diverged
+from artok.studies.resolve import Entry, Plan
 from artok.tokenizers.base import TokenizerConfig
 from artok.training.log import read_log
 from artok.training.loop import MOMENTS

@@ -7,25 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-
-@dataclass(frozen=True)
-class Value:
-    """mean: over the seeds. spread: their standard deviation, 0 where there is one seed or where nothing varies."""
-
-    mean: float
-    spread: float = 0.0
-    seeds: int = 1
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Value:
-        """The mean and the unbiased standard deviation of one or more values."""
-        mean = math.fsum(values) / len(values)
-        if len(values) < 2:
-            return cls(mean)
-        if len(set(values)) == 1:  # a count of tokens: no rounding of the mean may make it differ from itself
-            return cls(values[0], 0.0, len(values))
-        variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-        return cls(mean, math.sqrt(variance), len(values))
+from artok.evaluation.statistics import Value
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 from artok.config import validate
+from artok.evaluation.evaluator import make
 from artok.metrics import cost
 from artok.noise import fold
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
 from artok.saved import write_json
-from artok.studies.entries import Plan
-from artok.studies.evaluate import make
 from artok.studies.measure import Cell, Marks, cells_of
+from artok.studies.resolve import Plan
 from artok.training.progress import Progress
 
 FORMAT = 2

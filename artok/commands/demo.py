@@ -1,0 +1,40 @@
+"""`artok demo`: every family and a sweep on real digits, from nothing to a page: a small study."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from artok.commands.compare import compare
+from artok.errors import ConfigError
+from artok.studies.config import Study, load_study
+from artok.training.log import duration
+
+STUDY = "digits-demo"
+
+
+def demo(
+    folder: Path, families: Sequence[str] = (), device: str = "cpu", fresh: bool = False, sweep: bool | None = None
+) -> Path | None:
+    """Train, measure and report into `folder`; what is there already is kept, so a stopped demo goes on. The page.
+
+    families: contestants of the shipped study; all unless given. sweep: whether its sweep is done too; where all
+    families are, unless given. ConfigError: a family is unknown.
+    """
+    study = chosen(families, sweep)
+    began = time.perf_counter()
+    page = compare(study, folder, device, fresh)
+    print(f"the demo took {duration(time.perf_counter() - began)}")
+    return page
+
+
+def chosen(families: Sequence[str], sweep: bool | None = None) -> Study:
+    """The demo's study with these contestants alone, and with its sweep or without."""
+    study = load_study(STUDY, [])
+    unknown = [name for name in families if name not in study.contestants]
+    if unknown:
+        raise ConfigError(f"the demo has no family {', '.join(unknown)}; it has {', '.join(study.contestants)}")
+    kept = {name: study.contestants[name] for name in families or study.contestants}
+    swept = study.sweep if (sweep if sweep is not None else not families) else None
+    return study.model_copy(update={"contestants": kept, "sweep": swept})

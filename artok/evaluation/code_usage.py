@@ -1,0 +1,71 @@
+"""What the codes of a tokenizer carry: the entropy of each position, and what replacing a few of them does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from artok.evaluation.evaluator import BATCH, Judge, some
+from artok.images import from_uint8, to_uint8
+from artok.layout import Tokens
+from artok.metrics import frechet
+from artok.metrics.base import Seen, Subject
+from artok.metrics.codebook import CodebookUsage
+from artok.metrics.codebook import Config as CodebookConfig
+from artok.metrics.features import extract
+from artok.metrics.results import Measurement
+from artok.noise import Noise
+from artok.tokenizers.base import Tokenizer
+from artok.tokenizers.neighbours import near_codes, replace_codes
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class CodeStudy:
+    """positions: entropy of the codes at each position over held-out images, (N, K) float64 in bits, at most log2 of
+    the number of images. perturbed: Fréchet distances of reconstructions with shares of their codes replaced."""
+
+    positions: Tensor
+    perturbed: tuple[Measurement, ...]
+
+
+def perturbed_name(distance: str, share: float) -> str:
+    """`rFD[classifier], 10% replaced`."""
+    return f"r{distance}, {100 * share:.3g}% replaced"
+
+
+@torch.no_grad()
+def examine(judge: Judge, tokenizer: Tokenizer, shares: Sequence[float], neighbours: int) -> CodeStudy:
+    """Encodes the judge's held-out images once, and decodes them once for each share of replaced codes.
+
+    Each code is replaced with that probability by one of its so many nearest neighbours in the codebook; which ones
+    depends on the image's number alone. A share of 0 gives the Fréchet distance of plain reconstructions.
+    """
+    layout, device = tokenizer.layout, judge.device
+    rows = some(len(judge.test_images), judge.n)
+    usage = CodebookConfig().build(Subject(layout=layout))
+    assert isinstance(usage, CodebookUsage)
+    encoded = []
+    for part in rows.split(BATCH):
+        encoded.append(tokenizer.encode(from_uint8(judge.test_images[part]).to(device)))
+        usage.update(Seen(codes=encoded[-1].values.cpu()))
+    real, _ = extract(judge.extractor, judge.test_images[rows])
+    near = near_codes(tokenizer, neighbours, device)
+    found = []
+    for share in shares:
+        evaluation = judge.evaluation([frechet.Config()], layout)
+        evaluation.update(Seen(real_features=real))
+        for tokens, part in zip(encoded, rows.split(BATCH), strict=True):
+            evaluation.update(Seen(reconstructions=_decoded(tokenizer, tokens, near, share, part.to(device))))
+        (entry,) = evaluation.results("", SEED).measurements
+        found.append(replace(entry, name=perturbed_name(entry.name, share)))
+    return CodeStudy(usage.by_position(), tuple(found))
+
+
+def _decoded(tokenizer: Tokenizer, tokens: Tokens, near: Tensor, share: float, images: Tensor) -> Tensor:
+    changed = replace_codes(tokens, near, share, Noise(SEED, images))
+    return to_uint8(tokenizer.decode(changed)).cpu()

@@ -1,0 +1,263 @@
+"""`artok evaluate`: a tokenizer or a generator measured on held-out data, with one evaluator for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from artok.config import override, validate
+from artok.data.base import DataConfig, SplitName
+from artok.data.memory import held_in_memory, some
+from artok.data.tokens import evaluation_tokens
+from artok.errors import ConfigError
+from artok.images import from_uint8, to_uint8
+from artok.layout import Condition, TokenLayout
+from artok.metrics import (
+    classes,
+    codebook,
+    consistency,
+    cost,
+    frechet,
+    kid,
+    likelihood,
+    memorisation,
+    modes,
+    prdc,
+    reconstruction,
+)
+from artok.metrics.base import MetricConfig, Seen, Subject
+from artok.metrics.evaluate import Evaluation
+from artok.metrics.features import Extractor, extract, parse
+from artok.metrics.floor import class_counts, floor, largest, stratified
+from artok.metrics.results import Results
+from artok.pipeline import Pipeline
+from artok.planning.op_trace import Trace
+from artok.sampling.settings import Sampling
+from artok.saved import find_saved, fingerprint, load_tokenizer, read_saved
+from artok.tokenizers.base import Tokenizer
+from artok.training.encode import cached_tokens, own_data
+from artok.training.extractor import extractor_for, modes_of
+from artok.training.progress import Progress
+
+BATCH = 64
+RESULTS = "results.json"
+MEMORY, TRACED = "peak memory an image (MB)", 4  # of tensors alive at once; in a batch of so many images
+
+
+def evaluate(
+    name: str, n: int | None, extractor: str, changes: Sequence[str], device: str, progress: Progress
+) -> Results:
+    """Measure a run on the held-out images of its data and write `results.json` beside it.
+
+    n: images, all held-out ones unless given. changes: sampling settings as key=value, and settings of the data as
+    data.key=value. Errors as in loading, a ConfigError when the data do not fit the model, and an ArtokError when n is
+    larger than what a floor can be measured for.
+    """
+    folder = find_saved(name)
+    saved = read_saved(folder)
+    of_data = [change for change in changes if change.startswith("data.")]
+    of_sampling = [change for change in changes if change not in of_data]
+    data = own_data(folder, saved.facts.image, of_data)
+    if saved.generator is None and of_sampling:
+        raise ConfigError(f"{folder} is a tokenizer, which samples nothing: {of_sampling[0]} says nothing to it")
+    sampling = validate(Sampling, override(saved.sampling.model_dump(), of_sampling), "sampling")
+    judge = Judge(data, extractor, device, n, progress)
+    if saved.generator is None:
+        tokenizer, _ = load_tokenizer(folder)
+        results = judge.tokenizer(tokenizer.to(device), folder.name)
+    else:
+        classes = judge.train_split.classes
+        if len(classes) != len(saved.facts.classes):
+            raise ConfigError(
+                f"{folder} makes images of {len(saved.facts.classes)} classes and the data have {len(classes)}; "
+                "name the data that it was made for with data.key=value"
+            )
+        pipeline = Pipeline.from_pretrained(folder, device)
+        results = judge.generator(pipeline, folder.name, sampling)
+    results.save(folder / RESULTS)
+    return results
+
+
+class Judge:
+    """One evaluator: the same real images, extractor and N for everything it measures.
+
+    n: images to measure, or None for all that are held out.
+    """
+
+    def __init__(self, data: DataConfig, extractor: str, device: str, n: int | None, progress: Progress) -> None:
+        self.data, self.device, self.progress = data, torch.device(device), progress
+        self.train_split, self.test_split = data.open("train"), data.open("test")
+        self.test_images, self.test_labels = held_in_memory(self.test_split, data.size)
+        self.train_images, self.train_labels = held_in_memory(self.train_split, data.size)
+        self.n = min(n or len(self.test_images), largest(self.train_labels, self.test_labels))
+        progress.say(f"measuring with {extractor} features on {self.n:,} images")
+        known = (self.train_images, self.train_labels)
+        self.extractor: Extractor = extractor_for(
+            parse(extractor), self.train_split, data.size, device, known, progress
+        )
+        predicts = extract(self.extractor, self.test_images[:1])[1] is not None
+        self.modes = modes_of(self.train_split, data.size) if predicts else None
+        self._floor: dict[str, float] | None = None
+        self._others: dict[int, Judge] = {}
+
+    @cached_property
+    def held_out(self) -> Seen:
+        """All held-out images with their features, which are the same whatever is measured."""
+        features, logits = extract(self.extractor, self.test_images)
+        predicted = None if logits is None else logits.argmax(1)
+        return Seen(images=self.test_images, labels=self.test_labels, real_features=features, real_predicted=predicted)
+
+    def of(self, n: int | None) -> Judge:
+        """The same judge for another number of images; for all of its own when None."""
+        count = self.n if n is None else min(n, largest(self.train_labels, self.test_labels))
+        if count == self.n:
+            return self
+        if count not in self._others:
+            other = copy(self)
+            other.n, other._floor, other._others, other.held_out = count, None, {}, self.held_out
+            self._others[count] = other
+        return self._others[count]
+
+    def tokenizer(self, tokenizer: Tokenizer, name: str) -> Results:
+        """Reconstructions of the held-out images, and the use of the codebook."""
+        layout = tokenizer.layout
+        configs: list[MetricConfig] = [reconstruction.Config(), *self.between_sets()]
+        if layout.discrete:
+            configs.append(codebook.Config())
+        evaluation = self.evaluation(configs, layout)
+        with torch.no_grad(), self.progress.over(0, self.n):
+            for done, rows in enumerate(some(len(self.test_images), self.n).split(BATCH)):
+                images = self.test_images[rows]
+                tokens = tokenizer.encode(from_uint8(images).to(self.device))
+                decoded = to_uint8(tokenizer.decode(tokens)).cpu()
+                codes = tokens.values.cpu() if layout.discrete else None
+                labels = self.test_labels[rows]
+                evaluation.update(Seen(images=images, labels=labels, reconstructions=decoded, codes=codes))
+                self.progress.advance(done * BATCH + len(rows))
+        results = evaluation.results(name, seed=0, floor=self.floor(layout))
+        one = torch.zeros(1, *layout.image, device=self.device)
+        with torch.no_grad():
+            flops = cost.flops(lambda: tokenizer.decode(tokenizer.encode(one)))
+        costs = {"parameters": cost.parameters(tokenizer), "MFLOPs an image, encode and decode": flops / 1e6}
+        if layout.discrete:
+            costs |= {"bits an image": layout.bits, "bits a pixel": layout.bits_per_pixel}
+        return replace(results, cost={"tokens an image": layout.length * layout.codes} | costs)
+
+    def generator(self, pipeline: Pipeline, name: str, sampling: Sampling, timed: bool = True) -> Results:
+        """Samples with the classes of the held-out images, against those; and likelihood, where there is one.
+
+        timed: whether the cost includes times, which say little while something else is running.
+        """
+        layout = pipeline.tokenizer.layout
+        sampling = pipeline.settings({}, sampling)
+        configs: list[MetricConfig] = [*self.of_samples(), memorisation.Config()]
+        nats = list(self.likelihoods(pipeline))
+        if nats:
+            configs.append(likelihood.Config())
+        evaluation = self.evaluation(configs, layout)
+        for seen in nats:
+            evaluation.update(seen)
+        evaluation.update(replace(self.held_out, train_images=self.train_images))
+        for seen in self.samples(pipeline, sampling):
+            evaluation.update(seen)
+        results = evaluation.results(name, seed=sampling.seed, floor=self.floor(layout))
+        costs = generation_work(pipeline, sampling) | (generation_times(pipeline, sampling) if timed else {})
+        return replace(results, cost=costs, sampling=sampling.model_dump(mode="json"))
+
+    def samples_alone(self, pipeline: Pipeline, name: str, sampling: Sampling) -> Results:
+        """What can be said from the samples and the held-out images: no likelihood, no search for copies, no cost."""
+        layout = pipeline.tokenizer.layout
+        sampling = pipeline.settings({}, sampling)
+        evaluation = self.evaluation(self.of_samples(), layout)
+        evaluation.update(self.held_out)
+        for seen in self.samples(pipeline, sampling):
+            evaluation.update(seen)
+        results = evaluation.results(name, seed=sampling.seed, floor=self.floor(layout))
+        return replace(results, sampling=sampling.model_dump(mode="json"))
+
+    # ------------------------------------------------------------------------------------------ parts
+
+    def between_sets(self) -> list[MetricConfig]:
+        size = min(1000, self.n, len(self.test_images))
+        return [frechet.Config(), kid.Config(subset_size=size), prdc.Config()]
+
+    def of_samples(self) -> list[MetricConfig]:
+        """And where the extractor tells classes apart, whether they are those asked for, and all of them."""
+        configs = self.between_sets()
+        if self.extractor.name == "classifier":
+            configs += [consistency.Config(), classes.Config()]
+        if self.modes is not None:
+            configs.append(modes.Config())
+        return configs
+
+    def evaluation(self, configs: Sequence[MetricConfig], layout: TokenLayout) -> Evaluation:
+        subject = Subject(layout=layout, extractor=self.extractor.name, modes=self.modes)
+        return Evaluation([config.build(subject) for config in configs], self.extractor)
+
+    def floor(self, layout: TokenLayout) -> dict[str, float]:
+        """The distances of as many training images to the held-out ones."""
+        if self._floor is None:
+            metrics = self.evaluation(self.between_sets(), layout).metrics
+            rows = stratified(self.train_labels, self.test_labels, self.n)  # the features of no others are wanted
+            train, _ = extract(self.extractor, self.train_images[rows])
+            test = self.held_out.real_features
+            assert test is not None
+            self._floor = floor(metrics, train, self.train_labels[rows], test, self.test_labels, self.n)
+        return self._floor
+
+    def samples(self, pipeline: Pipeline, sampling: Sampling) -> Iterator[Seen]:
+        """Generated images, their classes shared out as those of the held-out images."""
+        counts = class_counts(self.test_labels, self.n)
+        labels = torch.arange(len(counts)).repeat_interleave(counts)
+        with self.progress.over(0, self.n):
+            for start in range(0, self.n, BATCH):
+                part = labels[start : start + BATCH]
+                *_, tokens = pipeline.steps(Condition(part.to(self.device)), sampling, first=start)
+                yield Seen(samples=to_uint8(pipeline.decode(tokens)).cpu(), conditions=part)
+                self.progress.advance(start + len(part))
+
+    @torch.no_grad()
+    def likelihoods(self, pipeline: Pipeline) -> Iterator[Seen]:
+        """Log-likelihoods of held-out and of training images, as many of each."""
+        mark = fingerprint(pipeline.tokenizer)
+        for held_out in (True, False):
+            name: SplitName = "test" if held_out else "train"
+            cache = cached_tokens(pipeline.tokenizer, mark, self.data, name, 1, None, self.device, self.progress)
+            for batch in evaluation_tokens(cache, BATCH, self.n):
+                batch = batch.to(self.device)
+                nats = pipeline.generator.log_likelihood(batch.tokens, Condition(batch.labels), pipeline.tokenizer)
+                if nats is None:
+                    return
+                yield Seen(log_likelihood=nats.cpu()) if held_out else Seen(train_log_likelihood=nats.cpu())
+
+
+def generation_work(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:
+    """Parameters, passes, FLOPs and memory of generating: all that does not depend on the machine."""
+    with Trace() as trace:
+        make(pipeline, sampling, TRACED)
+    return {
+        "parameters": cost.parameters(pipeline.generator),
+        "network passes": pipeline.generator.passes(sampling),
+        "MFLOPs an image": cost.flops(lambda: make(pipeline, sampling, 1)) / 1e6,
+        MEMORY: trace.peak / TRACED / 2**20,
+    }
+
+
+def generation_times(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:
+    """Times of generating; this machine's, as it is now."""
+    device = pipeline.device
+    return {
+        "latency at batch 1 (ms)": 1000 * cost.latency(lambda: make(pipeline, sampling, 1), device).median,
+        f"images a second at batch {BATCH}": cost.throughput(lambda: make(pipeline, sampling, BATCH), BATCH, device),
+    }
+
+
+def make(pipeline: Pipeline, sampling: Sampling, count: int) -> Tensor:
+    """So many images of the first class."""
+    *_, tokens = pipeline.steps(pipeline.condition([0], count), sampling)
+    return pipeline.decode(tokens)

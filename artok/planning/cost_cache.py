@@ -1,0 +1,96 @@
+"""A module costs the same whenever it is given the same shapes, so that one block of a stack, or one step of a hundred,
+has to be run."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from artok.nn.attention import KVCache
+from artok.planning.op_trace import Like, Trace, Work
+
+METHODS = ("forward", "sample")  # a diffusion head draws its tokens in many steps
+
+Known = dict[Hashable, tuple[Counter[Work], int, Like]]
+
+
+@contextmanager
+def remembered(model: nn.Module, trace: Trace) -> Iterator[list[int]]:
+    """Inside, each module below `model` runs once for each kind of input; later calls are counted from memory.
+
+    For tensors on the meta device and without gradients. Gives the bytes of the largest KV cache that was used.
+    """
+    known: Known = {}
+    numbers: dict[Hashable, int] = {}
+    cache = [0]
+    modules = [module for module in model.modules() if module is not model and any(True for _ in module.parameters())]
+    for module in modules:
+        structure = (type(module), str(module), _shapes(module), _settings(module))
+        number = numbers.setdefault(structure, len(numbers))  # a tuple so long is hashed once and not at each call
+        for name in METHODS:
+            if hasattr(module, name):
+                setattr(module, name, _Remembered(getattr(module, name), (number, name), known, trace, cache))
+    try:
+        yield cache
+    finally:
+        for module in modules:
+            for name in METHODS:
+                vars(module).pop(name, None)
+
+
+class _Remembered:
+    """A method of a module. name: the same for all modules of the same structure."""
+
+    def __init__(
+        self, method: Callable[..., Any], name: Hashable, known: Known, trace: Trace, cache: list[int]
+    ) -> None:
+        self.method, self.name, self.known, self.trace, self.cache = method, name, known, trace, cache
+        self.parameters = list(inspect.signature(method).parameters)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(self.parameters, args, strict=False)) | kwargs
+        for value in given.values():
+            if isinstance(value, KVCache):
+                self.cache[0] = max(self.cache[0], value.keys.nbytes + value.values.nbytes)
+        # a layer's number only says where in the cache it writes
+        key = (self.name, tuple((name, _kind(value)) for name, value in given.items() if name != "layer"))
+        if key in self.known:
+            return self.trace.repeat(*self.known[key])
+        with self.trace.apart() as (works, added):
+            result = self.method(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self.known[key] = (works, added[0], _like(result))
+        return result
+
+
+def _kind(value: Any) -> Hashable:
+    """What of an argument decides the cost; of floats, nothing."""
+    if isinstance(value, Tensor):
+        return _like(value)
+    if isinstance(value, KVCache):
+        return (tuple(value.keys.shape), value.keys.dtype, value.filled)
+    return float if isinstance(value, float) else value
+
+
+def _like(tensor: Tensor) -> Like:
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _shapes(module: nn.Module) -> Hashable:
+    return tuple((name, tuple(weight.shape), weight.dtype) for name, weight in module.named_parameters())
+
+
+def _settings(module: nn.Module) -> Hashable:
+    """What a module was told beside its weights, in all modules below it."""
+    plain = (bool, int, float, str, tuple)
+    return tuple(
+        (place, name, value)
+        for place, part in module.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, plain) and not name.startswith("_")
+    )

@@ -1,0 +1,228 @@
+"""The decision guide: given the one constraint that cannot move, which contestant to take, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from artok.evaluation.statistics import Noise, shown
+from artok.metrics.results import number
+from artok.report.text import LEANING, joined
+from artok.studies.pareto import Value
+
+Better = Literal["higher", "lower"]
+BY_EYE = 0.15  # with one seed a lead counts from this share on: another seed changes a Fréchet distance by about that
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A contestant as the guide sees it; None and what is missing in `values` were not measured.
+
+    quality: Fréchet distance. values: of constraints, by their key below. options: latency in milliseconds and distance
+    of other sampling settings, by what they are called. broken: what its training logs say is wrong with its samples.
+    """
+
+    name: str
+    quality: Value
+    values: Mapping[str, Value]
+    options: Mapping[str, tuple[float, float]]
+    broken: str = ""
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """key: of `Candidate.values`. question: what cannot move. measure, unit: what is compared."""
+
+    key: str
+    question: str
+    measure: str
+    unit: str
+    better: Better
+
+
+CONSTRAINTS = (
+    Constraint("latency", "Latency: one image, as soon as possible", "time to one image", "ms", "lower"),
+    Constraint("tokens", "Tokens: a short sequence", "length", "tokens", "lower"),
+    Constraint("memory", "Memory: many images at a time", "peak memory an image", "MB", "lower"),
+    Constraint("diversity", "Diversity: all kinds of images", "recall", "", "higher"),
+    Constraint("condition", "Condition: the class that was asked for", "class consistency", "", "higher"),
+    Constraint("training", "Training cost", "training", "TFLOPs", "lower"),
+    Constraint("data", "Data size: few training images", "share learned by heart", "", "lower"),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to take. winners: several where they cannot be told apart. text: by how much, and what it costs."""
+
+    question: str
+    winners: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """best: the highest or lowest mean, then all that cannot be told apart from it. others: the rest, in order.
+
+    sure: False where single seeds leave the noise unknown, so that a rule of thumb stands in for it.
+    """
+
+    best: tuple[str, ...]
+    others: tuple[str, ...]
+    sure: bool
+
+
+def rank(values: Mapping[str, Value], better: Better) -> Ranking:
+    """Who is ahead, and who cannot be told apart from that."""
+    order = sorted(values, key=lambda name: values[name].mean, reverse=better == "higher")
+    top = values[order[0]]
+    noise = Noise.of(values, better)
+    differs = {name: noise.apart(values[name], top) for name in order[1:]}
+    unsure = [name for name in order[1:] if differs[name] is None]
+    for name in unsure:
+        low, high = sorted((values[name].mean, top.mean))
+        differs[name] = low <= 0 or high / low - 1 > BY_EYE
+    best = [order[0], *(name for name in order[1:] if not differs[name])]
+    others = [name for name in order[1:] if name not in best]
+    return Ranking(tuple(best), tuple(others), not unsure)
+
+
+def guide(candidates: Sequence[Candidate], same_budget: str | None, distance: str) -> list[Choice]:
+    """A choice for quality alone, then one for each constraint that was measured.
+
+    Whoever is broken is no choice, as long as someone is not.
+    same_budget: the kind of the study's budget. distance: name of the Fréchet distance.
+    """
+    sound = [each for each in candidates if not each.broken]
+    lost = [f"{each.name} ({each.broken})" for each in candidates if each.broken] if sound else []
+    candidates = sound or candidates
+    quality = {each.name: each.quality for each in candidates}
+    best = rank(quality, "lower")
+    text = _sentence(quality, best, distance, "")
+    if lost:
+        text += f" Left out of this guide: {joined(lost)}."
+    choices = [Choice("Nothing but quality", best.best, text)]
+    for constraint in CONSTRAINTS:
+        values = {each.name: each.values[constraint.key] for each in candidates if constraint.key in each.values}
+        if len(values) > 1 or (lost and values):
+            choices.append(_choice(constraint, values, quality, best, same_budget, distance))
+    options = _ladder(candidates, distance)
+    return [
+        Choice(choice.question, choice.winners, f"{choice.text} {options}")
+        if options and choice.question.startswith("Latency")
+        else choice
+        for choice in choices
+    ]
+
+
+def _choice(
+    constraint: Constraint,
+    values: Mapping[str, Value],
+    quality: Mapping[str, Value],
+    best: Ranking,
+    same_budget: str | None,
+    distance: str,
+) -> Choice:
+    if constraint.key == "training" and same_budget in ("flops", "seconds"):
+        what = "operations" if same_budget == "flops" else "seconds of training"
+        text = f"All were given the same {what}, so quality decides: {_sentence(quality, best, distance, '')}"
+        return Choice(constraint.question, best.best, text)
+    if constraint.key == "data":
+        return _data_size(constraint, values, quality, distance)
+    ranking = rank(values, constraint.better)
+    text = _sentence(values, ranking, constraint.measure, constraint.unit)
+    winners = ranking.best
+    if len(winners) > 1 and ranking.sure:
+        among = {name: quality[name] for name in winners}
+        finest = rank(among, "lower")
+        if len(finest.best) < len(winners):
+            winners = finest.best
+            text += f" Among these, quality decides: {_sentence(among, finest, distance, '')}"
+    return Choice(constraint.question, winners, text + _price(winners, quality, best, distance))
+
+
+def _data_size(
+    constraint: Constraint, values: Mapping[str, Value], quality: Mapping[str, Value], distance: str
+) -> Choice:
+    """Whoever copies has too little data for its size; among those that do not, quality decides."""
+    copying = [name for name, value in values.items() if value.mean >= LEANING]
+    free = {name: quality[name] for name in values if name not in copying}
+    shares = joined([f"{name} {shown(value)}" for name, value in values.items()])
+    text = f"Share of samples learned by heart, as far as their nearest images tell: {shares}. "
+    if not free:
+        least = rank(values, constraint.better)
+        return Choice(
+            constraint.question, least.best, text + "All of them lean towards the training images, with so few of them."
+        )
+    finest = rank(free, "lower")
+    verdict = (
+        f"{joined(copying)} lean{'s' if len(copying) == 1 else ''} towards the training images. "
+        if copying
+        else ("None shows signs of images learned by heart, so quality decides: ")
+    )
+    return Choice(constraint.question, finest.best, text + verdict + _sentence(free, finest, distance, ""))
+
+
+def _sentence(values: Mapping[str, Value], ranking: Ranking, measure: str, unit: str) -> str:
+    """Who is ahead, by how much, with the spread."""
+    first = ranking.best[0]
+    told = f"{first} has {shown(values[first], unit)}" if len(values) > 1 else f"only {first} is left"
+    subject = f"{measure[0].upper()}{measure[1:]}: {told}"
+    if len(values) == 1:
+        return f"{subject}."
+    if len(ranking.best) > 1:
+        rivals = joined([f"{name} ({shown(values[name], unit)})" for name in ranking.best[1:]])
+        equal = all(values[name].mean == values[first].mean for name in ranking.best)
+        near = "within the noise of the seeds from" if ranking.sure else "with one seed too close to tell from"
+        how = "the same as" if equal else near
+        subject += f", {how} {rivals}"
+    if ranking.others:
+        after = ranking.others[0]
+        lead = _lead(values[first].mean, values[after].mean)
+        subject += f"; {after} follows with {shown(values[after], unit)}{lead}"
+    if not ranking.sure and ranking.others:
+        subject += "; from one seed, so not beyond doubt"
+    return subject + "."
+
+
+def _lead(best: float, other: float) -> str:
+    """, 1.8 times as much."""
+    low, high = sorted((best, other))
+    if low <= 0:
+        return ""
+    factor = high / low
+    if factor < 2:
+        return f", {factor - 1:.0%} more" if other > best else f", {1 - low / high:.0%} less"
+    times = number(float(f"{factor:.2g}"))
+    return f", {times} times as much" if other > best else f", {times} times less"
+
+
+def _price(winners: Sequence[str], quality: Mapping[str, Value], best: Ranking, distance: str) -> str:
+    """What the choice costs in quality."""
+    if set(winners) & set(best.best):
+        also = "the best" if len(best.best) == 1 else "among the best"
+        return f" It is also {also} in quality." if len(winners) == 1 and best.sure else ""
+    one, first = winners[0], best.best[0]
+    return f" The price: {distance} {shown(quality[one])}, where {first} has {shown(quality[first])}."
+
+
+def _ladder(candidates: Sequence[Candidate], distance: str) -> str:
+    """The quickest first, then whatever is better and slower, other numbers of steps included."""
+    points = [(*option, f"{each.name} in {what}") for each in candidates for what, option in each.options.items()]
+    points += [
+        (each.values["latency"].mean, each.quality.mean, each.name) for each in candidates if "latency" in each.values
+    ]
+    rungs = list(_front(sorted(points)))
+    if len(rungs) < 2:
+        return ""
+    steps = [f"from {number(float(f'{time:.2g}'))} ms {name} ({quality:.3g})" for time, quality, name in rungs]
+    return f"With more time {distance} falls: {', '.join(steps)}."
+
+
+def _front(points: Sequence[tuple[float, float, str]]) -> Iterator[tuple[float, float, str]]:
+    lowest = float("inf")
+    for time, quality, name in points:
+        if quality < lowest * 0.95:  # less than that is no step worth waiting for
+            lowest = quality
+            yield time, quality, name

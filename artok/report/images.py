@@ -1,0 +1,241 @@
+"""What tokenizers and generators do, to look at: the same images, labels and seed for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from artok.config import dump
+from artok.data.base import Augment, DataConfig
+from artok.data.loader import evaluation_batches
+from artok.evaluation.reconstruct import token_map
+from artok.evaluation.run_directory import Run
+from artok.evaluation.sample import thinned
+from artok.images import from_uint8, to_uint8
+from artok.layout import TokenLayout, Tokens
+from artok.pipeline import Pipeline
+from artok.report.data_uris import Picture, animation, strip, thin
+from artok.report.plots.learning_curves import codebook_plot
+from artok.sampling.settings import Sampling
+from artok.saved import load_tokenizer
+
+CLASSES, EACH = 10, 8  # classes shown at most, and images of each
+PASTIME = 4  # images that are shown while they are generated
+STEPS, FRAMES = 8, 32  # moments of generation shown side by side, and in the animation
+LOOKED_AT = 50_000  # images of a split searched at most, for examples of a class and for nearest neighbours
+COUNTED = 1_000  # held-out images whose codes are counted
+SEED = 0
+BATCH = 64
+SIDE = 48  # CSS pixels of an image, about; in sheets that stand beside others it is NARROW
+NARROW = 32
+
+
+# ---------------------------------------------------------------------------------------------- real images
+
+
+@dataclass(frozen=True)
+class Real:
+    """Held-out images of one data set. labels: the classes shown. rows: (up to 8, C, H, W) uint8 for each of them."""
+
+    data: DataConfig
+    classes: tuple[str, ...]
+    labels: list[int]
+    rows: list[Tensor]
+
+    @property
+    def names(self) -> list[str]:
+        return [self.classes[label] for label in self.labels]
+
+
+class RealImages:
+    """The real images of each data section, read once however many runs share it."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Real] = {}
+
+    def of(self, data: DataConfig) -> Real:
+        """DataError: the images are missing or unreadable."""
+        key = dump(data.model_copy(update={"augment": Augment(), "workers": 0}))
+        if key not in self._known:
+            self._known[key] = _read(data)
+        return self._known[key]
+
+
+def _read(data: DataConfig) -> Real:
+    split = data.open("test")
+    labels = thin(len(split.classes), CLASSES)
+    found: dict[int, list[Tensor]] = {label: [] for label in labels}
+    for batch in evaluation_batches(split, data, BATCH, LOOKED_AT):
+        for image, label in zip(to_uint8(batch.images), batch.labels.tolist(), strict=True):
+            if label in found and len(found[label]) < EACH:
+                found[label].append(image)
+        if all(len(images) == EACH for images in found.values()):
+            break
+    labels = [label for label in labels if found[label]]
+    return Real(data, split.classes, labels, [torch.stack(found[label]) for label in labels])
+
+
+def nearest(data: DataConfig, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest training image of each of images (B, C, H, W) uint8, and the distances (B,) of pixels in [-1, 1]."""
+    wanted = images.flatten(1).float() / 127.5
+    best = torch.full((len(images),), torch.inf)
+    found = torch.zeros_like(images)
+    for batch in evaluation_batches(data.open("train"), data, 256, LOOKED_AT):
+        real = to_uint8(batch.images)
+        distance, index = torch.cdist(wanted, real.flatten(1).float() / 127.5).min(1)
+        closer = distance < best
+        best = torch.where(closer, distance, best)
+        found[closer] = real[index[closer]]
+    return found, best
+
+
+# ---------------------------------------------------------------------------------------------- tokenizers
+
+
+@dataclass(frozen=True)
+class TokenizerGallery:
+    """rows: name and strip of originals, reconstructions, differences and tokens. codes: use of the codebook."""
+
+    layout: TokenLayout
+    names: list[str]
+    rows: list[tuple[str, Picture]]
+    codes: Picture | None
+
+
+@torch.no_grad()
+def show_tokenizer(run: Run, real: Real, device: str = "cpu") -> TokenizerGallery:
+    """Up to eight held-out images, one a class as far as there are classes, through the tokenizer."""
+    tokenizer = load_tokenizer(run.folder)[0].to(device)
+    layout = tokenizer.layout
+    originals, names = one_each(real)
+    tokens = tokenizer.encode(from_uint8(originals).to(device))
+    decoded = to_uint8(tokenizer.decode(tokens)).cpu()
+    difference = ((decoded.short() - originals.short()) / 2 + 128).clamp(0, 255).to(torch.uint8)
+    of = f"{len(originals)} held-out images ({', '.join(names)})"
+    rows = [
+        ("original", strip(originals, f"{of} as they are", SIDE)),
+        ("reconstruction", strip(decoded, f"The same images after tokenizer {run.name}", SIDE)),
+        ("difference", strip(difference, "Half of reconstruction minus original, around grey", SIDE)),
+        ("tokens", strip(_token_maps(tokens, originals.shape[2:]), f"Maps of their tokens, {layout}", SIDE)),
+    ]
+    codes = None
+    if layout.vocab is not None:
+        counts, images = torch.zeros(layout.vocab, dtype=torch.int64), 0
+        for batch in evaluation_batches(real.data.open("test"), real.data, BATCH, COUNTED):
+            values = tokenizer.encode(batch.images.to(device)).values.cpu()
+            counts += torch.bincount(values.flatten(), minlength=layout.vocab)
+            images += len(values)
+        codes = codebook_plot(counts, images, run.name)
+    return TokenizerGallery(layout, names, rows, codes)
+
+
+def one_each(real: Real) -> tuple[Tensor, list[str]]:
+    """Eight images: the first of every class, then the second of every class, and so on."""
+    order = [(place, row) for place in range(EACH) for row in range(len(real.rows)) if place < len(real.rows[row])]
+    chosen = sorted(order[:EACH], key=lambda pair: pair[1])
+    return torch.stack([real.rows[row][place] for place, row in chosen]), [real.names[row] for _, row in chosen]
+
+
+def _token_maps(tokens: Tokens, size: Sequence[int]) -> Tensor:
+    """Each image's tokens as colours, (B, 3, H, W) uint8: a grid of squares as large as the image."""
+    maps = [token_map(tokens[index : index + 1]) for index in range(len(tokens))]
+    return torch.nn.functional.interpolate(torch.stack(maps), size=tuple(size), mode="nearest")
+
+
+# ---------------------------------------------------------------------------------------------- generators
+
+
+@dataclass(frozen=True)
+class Near:
+    """An image above its nearest training image."""
+
+    pair: Picture
+    label: str
+    distance: float
+
+
+@dataclass(frozen=True)
+class GeneratorGallery:
+    """rows: class name and strip of samples. moments: step number and picture. film: None when there is one step only.
+
+    near: of each class the sample that lies closest to a training image. settings: of sampling, in words.
+    """
+
+    rows: list[tuple[str, Picture]]
+    moments: list[tuple[int, Picture]]
+    steps: int
+    film: Picture | None
+    near: list[Near]
+    settings: str
+
+
+def show_generator(run: Run, real: Real, side: int = NARROW, device: str = "cpu") -> GeneratorGallery:
+    """Samples of the classes that `real` shows, the making of some, and what they resemble most.
+
+    side: CSS pixels of a sample.
+    """
+    pipeline = Pipeline.from_pretrained(run.folder, device)
+    sampling = pipeline.settings({**run.results.sampling, "seed": SEED})
+    labels = real.labels
+    samples = to_uint8(pipeline(labels, EACH, sampling=sampling)).split(EACH)
+    numbers, frames, steps = making(pipeline, labels, sampling)
+    film = None
+    if steps > 1:
+        text = f"{run.name} generates one image of each class: {', '.join(real.names)}"
+        film = animation(frames, text, side=SIDE, columns=math.ceil(len(labels) / 2))
+    moments = [
+        (numbers[index], strip(frames[index, :PASTIME], _moment(real, numbers[index], steps), side=64, columns=1))
+        for index in thin(len(numbers), STEPS)
+    ]
+    rows = class_rows(real, samples, f"samples by {run.name}", side)
+    return GeneratorGallery(rows, moments, steps, film, closest(real, samples, "sample"), settings_text(sampling))
+
+
+def _moment(real: Real, step: int, steps: int) -> str:
+    return f"Images of {', '.join(real.names[:PASTIME])} after step {step} of {steps}"
+
+
+def class_rows(real: Real, rows: Sequence[Tensor], what: str, side: int) -> list[tuple[str, Picture]]:
+    """A strip of images for each class, with its name. side: CSS pixels of an image."""
+    return [
+        (name, strip(images, f"Class {name}: {len(images)} {what}", side))
+        for name, images in zip(real.names, rows, strict=True)
+    ]
+
+
+def closest(real: Real, rows: Sequence[Tensor], what: str) -> list[Near]:
+    """Of each class the image that lies closest to a training image, above that."""
+    images = torch.cat(list(rows))
+    found, distances = nearest(real.data, images)
+    nears, first = [], 0
+    for name, row in zip(real.names, rows, strict=True):
+        index = first + int(distances[first : first + len(row)].argmin())
+        first += len(row)
+        pair, distance = torch.stack([images[index], found[index]]), float(distances[index])
+        text = f"A {what} of class {name} above its nearest training image, {distance:.2f} apart"
+        nears.append(Near(strip(pair, text, side=SIDE, columns=1), name, distance))
+    return nears
+
+
+def making(pipeline: Pipeline, labels: Sequence[int], sampling: Sampling) -> tuple[list[int], Tensor, int]:
+    """The first image of each label while it is generated.
+
+    Step numbers from 1, images (F, B, C, H, W) uint8 after those steps, and the number of steps.
+    """
+    condition = pipeline.condition(labels)
+    samples = torch.arange(len(labels), device=pipeline.device) * EACH  # the first column of the samples
+    kept, steps = thinned(pipeline.steps(condition, sampling, samples=samples), 2 * FRAMES)
+    chosen = [kept[index] for index in thin(len(kept), FRAMES)]
+    frames = [to_uint8(pipeline.decode(tokens)).cpu() for _, tokens in chosen]
+    return [step for step, _ in chosen], torch.stack(frames), steps
+
+
+def settings_text(sampling: Sampling) -> str:
+    """The settings that differ from the defaults, and the seed."""
+    plain = Sampling().model_dump()
+    changed = {key: value for key, value in sampling.model_dump().items() if value != plain[key] and key != "seed"}
+    return ", ".join([*(f"{key} {value}" for key, value in changed.items()), f"seed {sampling.seed}"])

@@ -1,0 +1,313 @@
+"""The page of a sweep: tables, fronts, heat maps and pictures of every cell; results.json and results.csv beside it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from artok import __version__
+from artok.config import dump
+from artok.evaluation.evaluator import RESULTS as MEASURED
+from artok.metrics.results import Measurement, Results
+from artok.report import images as gallery
+from artok.report import sweep_images as sweep_gallery
+from artok.report import sweep_text as sweep_summary
+from artok.report.data_uris import Picture
+from artok.report.plots.heatmaps import Point, Ticks, heat_map, spread_text, trade_off
+from artok.report.provenance import machine
+from artok.report.run import template
+from artok.report.sweep_images import SweepGallery
+from artok.report.tables import Cell as Figure
+from artok.report.text import joined
+from artok.saved import write_json, write_text
+from artok.studies.grid import GENERATOR, TOKENIZER, Plan
+from artok.studies.grid_columns import (
+    BITS,
+    BITS_PER_PIXEL,
+    GENERATOR_TIME,
+    LATENCY,
+    MEMORY,
+    PERPLEXITY,
+    PSNR,
+    RATE,
+    TOKENIZER_TIME,
+    USAGE,
+    Quantity,
+    generation_distance,
+    perturbed_distance,
+    reconstruction_distance,
+)
+from artok.studies.grid_point import runs_of
+from artok.studies.grid_results import Findings, Front, Outcome, as_csv, as_json, found
+from artok.studies.pareto import Dominated
+
+PAGE, RESULTS, TABLE = "report.html", "results.json", "results.csv"
+TEMPLATE = "sweep.html.jinja"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting's figures."""
+
+    title: str
+    cells: tuple[Figure, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A row a setting, a column a quantity."""
+
+    caption: str
+    columns: tuple[Quantity, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Map:
+    """A heat map with what it shows."""
+
+    picture: Picture
+    text: str
+
+
+@dataclass(frozen=True)
+class Beaten:
+    """A dominated setting; gains: for each objective how the other is better, or an empty text."""
+
+    title: str
+    by: str
+    gains: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SweepPart:
+    """What a page shows of a sweep. skipped: title and reason. size: what was measured, in words.
+    yaml: the study."""
+
+    title: str
+    intro: str
+    summary: list[str]
+    hedges: list[str]
+    fronts: list[Picture]
+    objectives: str
+    dominated: list[Beaten]
+    dominated_columns: list[str]
+    skipped: list[tuple[str, str]]
+    maps: list[Map]
+    gallery: SweepGallery
+    generators: bool
+    seed: int
+    tables: list[Table]
+    size: str
+    yaml: str
+
+
+def write_sweep(planned: Plan, device: str) -> Path:
+    """Write the files of a finished sweep into its folder. The page."""
+    findings = found(planned)
+    write_json(planned.folder / RESULTS, as_json(findings))
+    write_text(planned.folder / TABLE, as_csv(findings))
+    write_text(planned.folder / PAGE, render(findings, device))
+    return planned.folder / PAGE
+
+
+def render(findings: Findings, device: str) -> str:
+    """The page's HTML."""
+    whole = part(findings, device)
+    return template(TEMPLATE).render(
+        title=whole.title,
+        intro=whole.intro,
+        sweep=whole,
+        facts=facts(findings),
+        command="artok sweep study.yaml",
+        yaml=whole.yaml,
+    )
+
+
+def part(findings: Findings, device: str, brief: bool = False) -> SweepPart:
+    """What a page shows. brief: with the few plots that matter most, as one part among others."""
+    study = findings.planned.study
+    extractor = study.evaluation.extractor
+    fronts = [front for front in findings.fronts if not brief or front.cost in (BITS, LATENCY)]
+    few = {reconstruction_distance(extractor), generation_distance(extractor), RATE} if brief else None
+    return SweepPart(
+        title=study.title or f"Sweep {study.name}",
+        intro=study.intro
+        or f"{study.tokenizer} in {len(findings.outcomes)} settings: what each keeps of an image, and what it costs.",
+        summary=sweep_summary.paragraphs(findings, _distance(findings).n),
+        hedges=sweep_summary.hedges(findings),
+        fronts=[front_plot(findings, front) for front in fronts],
+        objectives=joined([quantity.name for quantity in findings.objectives]),
+        dominated=[beaten(findings, each) for each in findings.dominated],
+        dominated_columns=[quantity.head for quantity in findings.objectives],
+        skipped=[(title(labels), reason) for labels, reason in findings.planned.skipped],
+        maps=list(maps(findings, few)),
+        gallery=sweep_gallery.show(findings, device),
+        generators=study.generator is not None,
+        seed=gallery.SEED,
+        tables=list(tables(findings)),
+        size=measured_text(findings),
+        yaml=dump(study),
+    )
+
+
+def title(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{axis} {label}" for axis, label in labels.items())
+
+
+# ---------------------------------------------------------------------------------------------- plots
+
+
+def ticks(findings: Findings) -> tuple[Ticks, Ticks | None, list[Ticks]]:
+    """The grid's first axis, its second, and the others."""
+    every = [Ticks(axis.name, tuple(entry.label for entry in axis.entries)) for axis in findings.planned.axes]
+    return every[0], every[1] if len(every) > 1 else None, every[2:]
+
+
+def front_plot(findings: Findings, front: Front) -> Picture:
+    """A marker for the first axis and a colour for the others; with one axis, colours alone."""
+    first, second, others = ticks(findings)
+    if second is None:
+        colours, markers = first, None
+    else:
+        combinations = itertools.product(*(axis.labels for axis in (second, *others)))
+        names = " ".join(axis.name for axis in (second, *others))
+        colours, markers = Ticks(names, tuple(" ".join(labels) for labels in combinations)), first
+    points = []
+    for outcome in findings.outcomes:
+        pair = [outcome.values.get(quantity.name) for quantity in (front.cost, front.quality)]
+        if pair[0] is None or pair[1] is None:
+            continue
+        labels = list(outcome.cell.labels.values())
+        colour = colours.labels.index(" ".join(labels[1:]) if markers else labels[0])
+        marker = markers.labels.index(labels[0]) if markers else 0
+        points.append(Point(outcome.cell.name, pair[0], pair[1], colour, marker))
+    what = "Samples" if front.quality.side == "generator" else "Reconstructions"
+    heading = f"{what} against {front.cost.name}"
+    return trade_off(heading, front.cost.head, front.quality.head, points, front.names, colours, markers)
+
+
+def maps(findings: Findings, few: Collection[Quantity] | None = None) -> Iterator[Map]:
+    """A heat map of each quantity worth one, or of `few` of them; with more than two axes, one for each combination of
+    the others."""
+    study = findings.planned.study
+    extractor = study.evaluation.extractor
+    wanted = [
+        reconstruction_distance(extractor),
+        PSNR,
+        *(perturbed_distance(extractor, share) for share in study.robustness.shares[:1]),
+        USAGE,
+        PERPLEXITY,
+        BITS_PER_PIXEL,
+        generation_distance(extractor),
+        RATE,
+        LATENCY,
+        MEMORY,
+    ]
+    first, second, others = ticks(findings)
+    columns = second or first
+    rows = first if second else Ticks("", ("",))
+    cells = {tuple(outcome.cell.labels.values()): outcome for outcome in findings.outcomes}
+    for quantity in wanted:
+        if quantity not in findings.quantities or (few is not None and quantity not in few):
+            continue
+        for rest in itertools.product(*(axis.labels for axis in others)):
+            values = [
+                [_mean(cells.get((row, column, *rest) if second else (column,)), quantity) for column in columns.labels]
+                for row in rows.labels
+            ]
+            if any(value is not None for row in values for value in row):
+                where = "".join(f", {axis.name} {label}" for axis, label in zip(others, rest, strict=True))
+                picture = heat_map(quantity.name + where, quantity.unit, rows, columns, values, quantity.better)
+                yield Map(picture, quantity.text)
+
+
+def _mean(outcome: Outcome | None, quantity: Quantity) -> float | None:
+    value = outcome.values.get(quantity.name) if outcome else None
+    return value.mean if value else None
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def tables(findings: Findings) -> Iterator[Table]:
+    """One of the tokenizers, one of the generators."""
+    for side, caption in ((TOKENIZER, "Tokenizers"), (GENERATOR, "Generators")):
+        columns = tuple(quantity for quantity in findings.quantities if quantity.side == side)
+        if not columns:
+            continue
+        best = {quantity.name: _best(findings, quantity) for quantity in columns}
+        rows = tuple(
+            Row(
+                outcome.cell.title,
+                tuple(
+                    Figure(
+                        spread_text(outcome.values, quantity.name),
+                        best[quantity.name] is not None and _mean(outcome, quantity) == best[quantity.name],
+                    )
+                    for quantity in columns
+                ),
+            )
+            for outcome in findings.outcomes
+        )
+        yield Table(caption, columns, rows)
+
+
+def _best(findings: Findings, quantity: Quantity) -> float | None:
+    """The best mean, where values differ and there is a better."""
+    values = [value for outcome in findings.outcomes if (value := _mean(outcome, quantity)) is not None]
+    if not quantity.better or len(set(values)) < 2:
+        return None
+    return max(values) if quantity.better == "higher" else min(values)
+
+
+def beaten(findings: Findings, each: Dominated) -> Beaten:
+    gains = []
+    for quantity in findings.objectives:
+        pair = each.gains.get(quantity.name)
+        gains.append(f"{sweep_summary.short(pair[1])} for {sweep_summary.short(pair[0])}" if pair else "")
+    return Beaten(findings.outcome(each.name).cell.title, findings.outcome(each.by).cell.title, tuple(gains))
+
+
+# ---------------------------------------------------------------------------------------------- origin
+
+
+def _distance(findings: Findings) -> Measurement:
+    """The Fréchet distance of the first tokenizer, whose N, features and floor are those of all."""
+    results = Results.load(findings.outcomes[0].cell.trials[0].folder / TOKENIZER / MEASURED)
+    return next(entry for entry in results.measurements if entry.dim is not None)
+
+
+def measured_text(findings: Findings) -> str:
+    entry = _distance(findings)
+    floor = f" The same distance between as many training images and the held-out ones is {entry.floor:.3g}."
+    return f"Measured on {entry.n:,} held-out images." + (floor if entry.floor is not None else "")
+
+
+def facts(findings: Findings) -> dict[str, str]:
+    """Term to text: what all figures of the page share."""
+    planned = findings.planned
+    run = runs_of(findings.outcomes[0].cell.trials[0])[0]
+    entry = _distance(findings)
+    spent = [
+        value.mean * value.seeds
+        for outcome in findings.outcomes
+        for name in (TOKENIZER_TIME.name, GENERATOR_TIME.name)
+        if (value := outcome.values.get(name)) is not None
+    ]
+    trained = {"training": f"{sum(spent):,.0f} core-seconds in all"} if spent else {}
+    budget = {"budget of a generator": sweep_summary.budget_text(planned.study)} if planned.study.generator else {}
+    return {
+        "artok": __version__,
+        "data": f"{run.data.kind}, {'x'.join(map(str, run.saved.facts.image))}, fingerprint {run.saved.facts.data}",
+        "images measured": f"{entry.n:,}, against {entry.reference_n:,} held out",
+        "features": f"{entry.extractor}, fingerprint {entry.fingerprint}, {entry.dim} dimensions",
+        "seeds": ", ".join(map(str, planned.study.seeds)),
+        **budget,
+        **trained,
+        "machine of this page": machine(),
+        "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }

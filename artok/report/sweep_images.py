@@ -1,0 +1,118 @@
+"""Pictures of a sweep: the same held-out images through every tokenizer, samples of every generator, entropy maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import torch
+from torch import Tensor
+
+from artok.evaluation.run_directory import Run
+from artok.images import from_uint8, to_uint8
+from artok.layout import TokenLayout
+from artok.pipeline import Pipeline
+from artok.report.data_uris import Picture, strip
+from artok.report.images import NARROW, SEED, Real, RealImages, one_each
+from artok.saved import load_tokenizer
+from artok.studies.grid_point import runs_of
+from artok.studies.grid_results import Findings, Outcome
+
+EACH = 1  # samples of each class
+MAP = 72  # CSS pixels of an entropy map
+COLOURS = matplotlib.colormaps["viridis"]
+
+
+@dataclass(frozen=True)
+class EntropyMap:
+    """What the codes at each position of the finest scale say, in bits. least, most: over its positions. scales: the
+    mean of each scale, for several."""
+
+    picture: Picture
+    least: float
+    most: float
+    scales: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class CellGallery:
+    """What a cell's first seed does."""
+
+    outcome: Outcome
+    reconstructions: Picture
+    samples: Picture | None
+    entropy: EntropyMap | None
+
+
+@dataclass(frozen=True)
+class SweepGallery:
+    """most: bits that the brightest colour of the entropy maps stands for, with a scale of colours up to it."""
+
+    names: list[str]
+    originals: Picture
+    classes: list[str]
+    cells: list[CellGallery]
+    most: float
+    colours: Picture | None
+
+
+@torch.no_grad()
+def show(findings: Findings, device: str) -> SweepGallery:
+    """The same images, labels and seed for all cells."""
+    first = runs_of(findings.outcomes[0].cell.trials[0])[0]
+    real = RealImages().of(first.data)
+    originals, names = one_each(real)
+    tops = [
+        max(map(max, outcome.records[0].positions)) for outcome in findings.outcomes if outcome.records[0].positions
+    ]
+    most = max(tops, default=0.0)
+    cells = [_cell(outcome, real, originals, names, most, device) for outcome in findings.outcomes]
+    colours = (
+        _coloured(torch.linspace(0, 1, 24)[None], "Colours from 0 bits, dark, to the most, bright") if tops else None
+    )
+    what = f"{len(originals)} held-out images ({', '.join(names)}) as they are"
+    return SweepGallery(names, strip(originals, what, NARROW), real.names, cells, most, colours)
+
+
+def _cell(
+    outcome: Outcome, real: Real, originals: Tensor, names: Sequence[str], most: float, device: str
+) -> CellGallery:
+    runs, title = runs_of(outcome.cell.trials[0]), outcome.cell.title
+    tokenizer = load_tokenizer(runs[0].folder)[0].to(device)
+    decoded = to_uint8(tokenizer.decode(tokenizer.encode(from_uint8(originals).to(device)))).cpu()
+    pictures = strip(decoded, f"The same held-out images ({', '.join(names)}) after {title}", NARROW)
+    positions = outcome.records[0].positions
+    entropy = entropy_map(torch.tensor(positions), outcome.cell.layout, most, title) if positions else None
+    samples = _samples(runs[1], real, title, device) if len(runs) > 1 else None
+    return CellGallery(outcome, pictures, samples, entropy)
+
+
+def _samples(run: Run, real: Real, title: str, device: str) -> Picture:
+    pipeline = Pipeline.from_pretrained(run.folder, device)
+    sampling = pipeline.settings({**run.results.sampling, "seed": SEED})
+    images = to_uint8(pipeline(real.labels, EACH, sampling=sampling))
+    return strip(images, f"Samples of {', '.join(real.names)} by the generator on the tokens of {title}", NARROW)
+
+
+def entropy_map(positions: Tensor, layout: TokenLayout, most: float, title: str) -> EntropyMap:
+    """A square for each position of the finest scale, brighter with more bits, up to `most`.
+
+    positions: (N, K) bits; the codes of one position are added up.
+    """
+    bits = positions.sum(1)
+    parts = [bits[scale] for scale in layout.scales()]
+    names = layout.scale_names() if len(parts) > 1 else []
+    scales = tuple((name, float(part.mean())) for name, part in zip(names, parts, strict=False))
+    field = parts[-1].view(-1, layout.grid[-1])
+    least, top = float(field.min()), float(field.max())
+    sides = " by ".join(map(str, field.shape))
+    alt = f"Entropy by position of {title}: {least:.2f} to {top:.2f} bits in a grid of {sides}"
+    return EntropyMap(_coloured(field / max(most, 1e-9), alt), least, top, scales)
+
+
+def _coloured(field: Tensor, alt: str) -> Picture:
+    """Shares (H, W) in [0, 1] as squares of colour, about as large as a map."""
+    pixels = torch.from_numpy(COLOURS(field.double().numpy())[..., :3])
+    image = (255 * pixels).round().to(torch.uint8).permute(2, 0, 1)
+    return strip(image[None], alt, MAP if field.shape[0] > 1 else 4 * MAP)

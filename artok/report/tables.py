@@ -1,0 +1,102 @@
+"""The figures of several runs side by side, grouped by what they measure, each explained in a line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from artok.evaluation.statistics import Noise
+from artok.metrics.catalogue import GROUPS, Better, Explained, explain
+from artok.metrics.results import Results, side_by_side
+from artok.studies.pareto import Value
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    best: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric. size: images measured, and real ones compared with where it compares sets."""
+
+    name: str
+    about: Explained
+    cells: tuple[Cell, ...]
+    floor: str
+    size: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """columns: names of the runs. groups: title and rows. notes: below the table."""
+
+    columns: tuple[str, ...]
+    groups: tuple[tuple[str, tuple[Row, ...]], ...]
+    notes: tuple[str, ...]
+
+
+def figures(
+    results: Sequence[Results], same_tokens: bool = True, values: Sequence[Mapping[str, Value]] | None = None
+) -> Figures:
+    """The results side by side; an ArtokError when they cannot be compared (see `side_by_side`).
+
+    same_tokens: whether all runs have one tokenizer: likelihoods of different tokens have no best.
+    values: of each result, the means and spreads of what was measured over several seeds; then all that cannot be told
+    apart from the best are marked.
+    """
+    several = values or [{} for _ in results]
+    table = side_by_side(results)
+    rows: dict[str, list[Row]] = {group: [] for group in GROUPS}
+    for name, *texts, floor, size in table.rows:
+        about = explain(name)
+        ranked = same_tokens or about.group != "Likelihood"
+        means = [_value(result, name) for result in results]
+        best = _best(means, about.better, _floor(results, name), ranked)
+        best = _alike(best, [each.get(name) for each in several], about.better)
+        texts = [
+            f"{text} ± {each[name].spread:.2g}" if name in each and each[name].spread else text
+            for text, each in zip(texts, several, strict=True)
+        ]
+        cells = tuple(Cell(text, column in best) for column, text in enumerate(texts))
+        rows[about.group].append(Row(name, about, cells, floor, size))
+    groups = tuple((group, tuple(members)) for group, members in rows.items() if members)
+    return Figures(table.header[1:-2], groups, table.notes)
+
+
+def _value(results: Results, name: str) -> float | None:
+    found = next((entry.value for entry in results.measurements if entry.name == name), None)
+    return results.cost.get(name) if found is None else found
+
+
+def _floor(results: Sequence[Results], name: str) -> float | None:
+    floors = (entry.floor for result in results for entry in result.measurements if entry.name == name)
+    return next((floor for floor in floors if floor is not None), None)
+
+
+def _best(values: Sequence[float | None], better: Better, floor: float | None, ranked: bool) -> set[int]:
+    """Columns with the best value; none when there is nothing to choose between."""
+    known = {column: value for column, value in enumerate(values) if value is not None}
+    if not ranked or len(set(known.values())) < 2 or not better or (better == "at the floor" and floor is None):
+        return set()
+    merit = {
+        "higher": lambda value: value,
+        "lower": lambda value: -value,
+        "at the floor": lambda value: -abs(value - (floor or 0.0)),
+    }[better]
+    top = max(map(merit, known.values()))
+    return {column for column, value in known.items() if merit(value) == top}
+
+
+def _alike(best: set[int], values: Sequence[Value | None], better: Better) -> set[int]:
+    """The best columns with those that seeds alone may set apart from them; none where that is all of them."""
+    top = next((values[column] for column in best), None)
+    if top is None:
+        return best
+    known = {column: value for column, value in enumerate(values) if value is not None}
+    noise = Noise.of(
+        {str(column): value for column, value in known.items()}, "lower" if better == "lower" else "higher"
+    )
+    alike = {column for column, value in known.items() if noise.apart(value, top) is False}
+    return set() if len(alike) == len(values) else best | alike

@@ -1,1 +1,0 @@
-"""What a design costs, counted on the meta device: shapes without numbers."""

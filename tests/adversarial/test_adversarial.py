@@ -1,0 +1,259 @@
+"""Critics: every discriminator kind, games and penalties in closed form, augmentation, LeCam's running means."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from helpers.models import IMAGE
+from torch import nn
+
+from artok.adversarial.augment import changed, holed, recoloured, shifted
+from artok.adversarial.critic import Critic, CriticConfig, decayed
+from artok.adversarial.discriminators.base import Discriminator
+from artok.adversarial.games import GAMES, squared_slopes
+from artok.config import find, kinds, validate
+from artok.errors import ConfigError
+from artok.nn.blur import doubled, halved
+from artok.noise import Noise
+
+KINDS = kinds("adversarial.discriminators")
+LABELLED = [kind for kind in KINDS if kind not in ("patch", "backbone")]
+
+
+def images(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, *IMAGE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def noise(count: int, seed: int = 0) -> Noise:
+    return Noise(seed, torch.arange(count))
+
+
+def discriminator(kind: str, classes: int = 0) -> Discriminator:
+    torch.manual_seed(0)
+    built: Discriminator = find("adversarial.discriminators", kind).tiny().build(IMAGE, classes)  # type: ignore[attr-defined]
+    for parameter in built.parameters():  # outputs that start at zero would make every test pass
+        if parameter.requires_grad and parameter.ndim >= 2 and not parameter.any():
+            nn.init.normal_(parameter, std=0.2)
+    return built
+
+
+def critic(**changes: Any) -> Critic:
+    torch.manual_seed(0)
+    section = {"discriminator": {"kind": "dcgan", "width": 8, "norm": "none"}} | changes
+    return validate(CriticConfig, section, "critic").build(IMAGE, 0)
+
+
+# ---------------------------------------------------------------------------------------------- discriminators
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_of_each_image_alone_and_every_weight_learns(kind: str) -> None:
+    scorer = discriminator(kind).eval()
+    whole = scorer(images(4), None)
+    assert whole.shape[0] == 4
+    torch.testing.assert_close(scorer(images(4)[1:3], None), whole[1:3], rtol=1e-4, atol=1e-5)
+    x = images(4).requires_grad_()
+    scorer.train()(x, None).square().sum().backward()
+    assert x.grad is not None and x.grad.flatten(1).norm(dim=1).gt(0).all()
+    idle = [name for name, p in scorer.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert not idle
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_penalty_on_slopes_reaches_the_weights(kind: str) -> None:
+    scorer = discriminator(kind).train()
+    x = images(2).requires_grad_()
+    squared_slopes(scorer(x, None), x).mean().backward()
+    assert any(p.grad is not None and bool(p.grad.any()) for p in scorer.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_matter_or_are_refused(kind: str) -> None:
+    if kind not in LABELLED:
+        with pytest.raises(ConfigError, match="classes"):
+            discriminator(kind, classes=3)
+        return
+    scorer = discriminator(kind, classes=3).eval()
+    scores = [scorer(images(2), torch.full((2,), label)) for label in range(3)]
+    assert not torch.allclose(scores[0], scores[1]) and not torch.allclose(scores[1], scores[2])
+
+
+def test_a_frozen_backbone_stays_as_it_is() -> None:
+    scorer = discriminator("backbone").train()
+    before = {name: tensor.clone() for name, tensor in scorer.backbone.state_dict().items()}
+    trained = [p for p in scorer.parameters() if p.requires_grad]
+    assert trained and not any(p.requires_grad for p in scorer.backbone.parameters())
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    scorer(images(4), None).square().sum().backward()
+    optimizer.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in scorer.backbone.state_dict().items())
+
+
+def test_images_too_small_for_a_discriminator_are_refused() -> None:
+    patch = find("adversarial.discriminators", "patch")
+    with pytest.raises(ConfigError, match="too small"):
+        patch(layers=3).build((3, 8, 8), 0)  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="multiples of 4"):
+        find("adversarial.discriminators", "residual")(widths=(8, 8, 8)).build((3, 18, 18), 0)  # type: ignore[attr-defined]
+
+
+def test_the_patch_discriminator_is_the_published_one() -> None:
+    """taming-transformers: three convolutions of stride 2 and two of 1, scores of 30x30 patches at 256 px."""
+    patch = find("adversarial.discriminators", "patch")().build((3, 256, 256), 0)  # type: ignore[attr-defined]
+    trained = sum(p.numel() for p in patch.parameters())
+    by_hand = 3 * 64 * 16 + 64 + sum(a * b * 16 + 2 * b for a, b in ((64, 128), (128, 256), (256, 512))) + 512 * 16 + 1
+    assert trained == by_hand
+    assert patch(torch.zeros(2, 3, 256, 256), None).shape == (2, 1, 30, 30)
+
+
+# ---------------------------------------------------------------------------------------------- games and penalties
+
+
+def test_games_in_closed_form() -> None:
+    real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
+
+    def soft(x: float) -> float:
+        return math.log1p(math.exp(x))
+
+    expected = {
+        "hinge": (0.5 * ((0 + 0.5) / 2 + (0 + 1) / 2), 1.5),
+        "non_saturating": ((soft(-2) + soft(-0.5)) / 2 + (soft(-3) + soft(0)) / 2, (soft(3) + soft(0)) / 2),
+        "least_squares": (0.5 * ((1 + 0.25) / 2 + 9 / 2), 0.5 * (16 + 1) / 2),
+        "relativistic": ((soft(-5) + soft(-0.5)) / 2, (soft(5) + soft(0.5)) / 2),
+        "wasserstein": (-1.5 - 1.25, 1.5),
+    }
+    assert set(expected) == set(GAMES)
+    for name, game in GAMES.items():
+        found = float(game.critic(real, fake)), float(game.opponent(real, fake))
+        assert found == pytest.approx(expected[name], rel=1e-5), name
+
+
+class Linear(Discriminator):
+    """A score whose slope is known: the weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(math.prod(IMAGE)))
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        return images.flatten(1) @ self.weight
+
+
+def test_penalties_of_a_linear_critic() -> None:
+    config = critic(r1=2.0, r2=4.0, gradient_penalty=10.0, penalty_every=3, penalty_final=0.5).config
+    built = Critic(config, Linear())
+    square = float(built.discriminator.weight.detach().square().sum())  # type: ignore[union-attr,operator]
+    for progress, share in ((0.0, 1.0), (0.5, 0.75), (1.0, 0.5)):
+        losses = {
+            name: x.detach() for name, x in built(images(4), images(4, 1), None, noise(4), 3, progress).losses.items()
+        }
+        assert float(losses["r1"]) == pytest.approx(3 * share * 1.0 * square, rel=1e-4)
+        assert float(losses["r2"]) == pytest.approx(3 * share * 2.0 * square, rel=1e-4)
+        assert float(losses["gradient_penalty"]) == pytest.approx(3 * 10 * (square**0.5 - 1) ** 2, rel=1e-3)
+    assert set(built(images(4), images(4, 1), None, noise(4), 4, 0.0).losses) == {"critic"}  # not due
+
+
+@pytest.mark.parametrize("penalty", ["r1", "r2", "gradient_penalty"])
+def test_penalties_hold_in_bfloat16_too(penalty: str) -> None:
+    built = critic(**{penalty: 1.0})
+    exact = built(images(4), images(4, 1), None, noise(4), 0, 0.0).losses[penalty].detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = built(images(4), images(4, 1).bfloat16(), None, noise(4), 0, 0.0).losses[penalty]
+    rough.backward()
+    torch.testing.assert_close(rough.detach(), exact, rtol=0.05, atol=1e-3)
+
+
+def test_the_cosine_of_a_penalty() -> None:
+    assert [decayed(0.1, p) for p in (0.0, 1.0, 2.0)] == pytest.approx([1.0, 0.1, 0.1])
+    assert decayed(0.0, 0.5) == pytest.approx(0.5)
+
+
+def test_lecam_pulls_scores_to_the_other_sides_running_mean() -> None:
+    built = critic(lecam=2.0, lecam_decay=0.9)
+    first = built(images(4), images(4, 1), None, noise(4), 0, 0.0)
+    means = torch.stack([first.monitors["score_real"], first.monitors["score_fake"]])
+    built.settle(lambda value: value)
+    torch.testing.assert_close(built.mean_scores, means)  # the first means are taken whole
+    second = built(images(4, 2), images(4, 3), None, noise(4), 1, 0.0)
+    real, fake = (built.scores(x, None, noise(4)).detach() for x in (images(4, 2), images(4, 3)))
+    expected = 2.0 * ((real - means[1]).square().mean() + (fake - means[0]).square().mean())
+    torch.testing.assert_close(second.losses["lecam"].detach(), expected)
+    built.settle(lambda value: value)
+    now = torch.stack([real.mean(), fake.mean()])
+    torch.testing.assert_close(built.mean_scores, 0.9 * means + 0.1 * now)
+
+
+def test_lecam_is_refused_where_scores_have_no_zero() -> None:
+    with pytest.raises(ConfigError, match="lecam anchors scores"):
+        critic(game="relativistic", lecam=0.1)
+
+
+def test_spectral_normalisation_bounds_every_layer() -> None:
+    built = critic(spectral_norm=True).train()
+    for _ in range(30):
+        built.scores(images(2), None, noise(2))
+    built.eval()
+    weights = [m.weight.detach().flatten(1) for m in built.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(weights) == 3
+    for weight in weights:
+        assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(1.0, abs=0.05)
+
+
+def test_the_critics_accuracy_says_who_wins() -> None:
+    built = Critic(critic().config, Linear())
+    bright = torch.ones(4, *IMAGE) * built.discriminator.weight.detach().sign().view(IMAGE)  # type: ignore[union-attr,operator]
+    assert float(built(bright, -bright, None, noise(4), 0, 0.0).monitors["critic_accuracy"]) == 1
+    assert float(built(-bright, bright, None, noise(4), 0, 0.0).monitors["critic_accuracy"]) == 0
+
+
+# ---------------------------------------------------------------------------------------------- augmentation
+
+
+def test_every_change_differs_by_image_and_passes_the_gradient() -> None:
+    for change in ("color", "translation", "cutout"):
+        x = images(1).expand(6, -1, -1, -1).clone().requires_grad_()
+        y = changed(x, (change,), noise(6))  # type: ignore[arg-type]
+        assert y.shape == x.shape
+        assert not torch.equal(y[0], y[1]) or not torch.equal(y[1], y[2])
+        y.sum().backward()
+        assert x.grad is not None and bool(x.grad.any())
+    assert torch.equal(changed(images(2), (), noise(2)), images(2))
+
+
+def test_a_batch_is_changed_as_its_images_are_alone() -> None:
+    every = ("color", "translation", "cutout")
+    whole = changed(images(4), every, noise(4))
+    torch.testing.assert_close(changed(images(4)[2:], every, noise(4)[2:]), whole[2:])
+
+
+def test_shifts_are_whole_pixels_with_zeros_behind() -> None:
+    x = torch.ones(1, 1, 16, 16)
+    assert torch.equal(shifted(x, torch.tensor([[0.5, 0.5]])), x)
+    moved = shifted(x, torch.tensor([[0.0, 0.999]]))  # two up, two to the right
+    assert torch.equal(moved[0, 0, :14, 2:], torch.ones(14, 14))
+    assert moved.sum() == 14 * 14
+
+
+def test_holes_are_half_the_side_and_colours_keep_their_mean() -> None:
+    x = torch.ones(1, 2, 16, 16)
+    assert int((holed(x, torch.tensor([[0.5, 0.5]])) == 0).sum()) == 2 * 8 * 8
+    still = torch.tensor([[0.5, 0.5, 0.5]])
+    torch.testing.assert_close(recoloured(images(1), still), images(1), rtol=1e-5, atol=1e-6)
+    bright = recoloured(images(1), torch.tensor([[1.0, 0.5, 0.5]]))
+    torch.testing.assert_close(bright, images(1) + 0.5, rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------- resampling
+
+
+def test_halving_is_the_binomial_filter() -> None:
+    x = images(2)
+    row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    kernel = torch.outer(row, row).expand(3, 1, 4, 4)
+    expected = nn.functional.conv2d(x, kernel, stride=2, padding=1, groups=3)
+    torch.testing.assert_close(halved(x), expected)
+    inner = halved(doubled(torch.full((1, 1, 8, 8), 0.7)))[..., 1:-1, 1:-1]
+    torch.testing.assert_close(inner, torch.full_like(inner, 0.7))

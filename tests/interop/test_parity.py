@@ -1,0 +1,40 @@
+"""Imported published checkpoints compute what official code computed: every tensor of every fixture that is found.
+
+The fixtures lie in the folder that the environment variable ARTOK_FIXTURES names; other sizes of the same families may
+be put there. Each is written to a file as the published ones are and goes through the code of `artok import`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.parity import continuous, discrete, tokenizers
+from helpers.parity.fixtures import FOLDER, Fixture, disagreement, fixture, names
+from torch import Tensor
+
+FAMILIES: dict[str, Callable[[Fixture], dict[str, Tensor]]] = {
+    "taming_vqgan": tokenizers.vq,
+    "llamagen_vq": tokenizers.vq,
+    "var_vqvae": tokenizers.var_vqvae,
+    "mar_kl": tokenizers.mar_kl,
+    "sd_vae_kl": tokenizers.sd_vae_kl,
+    "llamagen_gpt": discrete.llamagen_gpt,
+    "var_transformer": discrete.var_transformer,
+    "mar": continuous.mar,
+    "dit": continuous.dit,
+}
+
+
+@pytest.mark.skipif(not names(), reason=f"no official fixtures in {FOLDER}; set ARTOK_FIXTURES to their folder")
+@pytest.mark.parametrize("name", names())
+@torch.inference_mode()
+def test_every_recorded_tensor(name: str, tmp_path: Path) -> None:
+    recorded = fixture(name, tmp_path)
+    ours = FAMILIES[recorded.about["family"]](recorded)
+    outputs = recorded.about["outputs"]
+    assert not set(outputs) - set(ours), "recorded and not computed"
+    wrong = [disagreement(output, ours[output], recorded.io[output]) for output in outputs]
+    assert not any(wrong), [reason for reason in wrong if reason]

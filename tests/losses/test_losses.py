@@ -1,0 +1,244 @@
+"""The contract of every loss kind, and what is special to the perceptual and the adversarial one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from helpers.models import IMAGE, tokenizer_experiment
+from torch import nn
+
+from artok.config import find, kinds, validate
+from artok.errors import ArtokError, CheckpointError, ConfigError
+from artok.losses import adversarial, perceptual
+from artok.losses.base import AdversarialLoss, Loss, LossConfig, Moment, Setting
+from artok.metrics import cost
+from artok.metrics.features import Extractor, ExtractorConfig, TrainingImages, open_extractor
+from artok.metrics.per_channel import PerChannel
+from artok.noise import Noise
+from artok.planning.meta_model import comparisons
+from artok.training.tasks import TokenizerTask
+
+DEVICE = torch.device("cpu")
+
+
+def images(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, *IMAGE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def training() -> TrainingImages:
+    bright = (images(64, 5) * 60 + 127 + 60 * torch.sign(torch.arange(64) % 2 - 0.5)[:, None, None, None]).byte()
+    return TrainingImages(bright, torch.arange(64) % 2, 2)
+
+
+def extractor(config: ExtractorConfig) -> Extractor:
+    return config.build(training() if config.trained else None, DEVICE, None)
+
+
+SETTING = Setting(IMAGE, DEVICE, extractor)
+
+
+@pytest.fixture(autouse=True)
+def short_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    from artok.metrics.extractors import classifier
+
+    monkeypatch.setattr(classifier, "SEEN_AT_LEAST", 512)
+    monkeypatch.setattr(classifier, "EPOCHS", 1)
+
+
+def config(kind: str, **changes: Any) -> LossConfig:
+    found = find("losses", kind)
+    tiny: LossConfig = found.tiny()  # type: ignore[attr-defined]
+    return validate(found, tiny.model_dump() | changes, "loss")  # type: ignore[return-value]
+
+
+def moment(seen: int, others: torch.Tensor, layer: nn.Parameter | None = None, count: int = 4) -> Moment:
+    return Moment(seen, Noise(0, torch.arange(count)), others, layer)
+
+
+@pytest.mark.parametrize("kind", kinds("losses"))
+def test_a_loss_trains_the_reconstruction_and_nothing_of_itself(kind: str) -> None:
+    torch.manual_seed(0)
+    loss = config(kind).build(SETTING)
+    x = images(4, 1).requires_grad_()
+    if isinstance(loss, AdversarialLoss):
+        loss.critic.get_buffer("factor").fill_(1.0)
+        losses, _ = loss(x, images(4), moment(0, x.sum()))
+        assert loss.critic is not None
+    else:
+        assert isinstance(loss, Loss)
+        losses = loss(x, images(4))
+        assert not any(p.requires_grad for p in loss.parameters())
+        assert float(sum(v.detach() for v in loss(images(4), images(4)).values())) == pytest.approx(0, abs=1e-6)
+    torch.stack(list(losses.values())).sum().backward()
+    assert x.grad is not None and x.grad.flatten(1).norm(dim=1).gt(0).all()
+
+
+# ---------------------------------------------------------------------------------------------- perceptual
+
+
+def test_the_classifier_that_trains_is_not_the_one_that_judges() -> None:
+    loss = config("perceptual").build(SETTING)
+    judge = open_extractor("classifier", training())
+    own = loss.distance.maps.__self__  # type: ignore[union-attr]
+    assert own.fingerprint != judge.fingerprint
+    with pytest.raises(ConfigError, match="greater than or equal to 1"):
+        config("perceptual", seed=0)
+
+
+def test_layers_are_chosen_and_unknown_ones_refused() -> None:
+    x, y = images(2), images(2, 1)
+    every = config("perceptual").build(SETTING).distance(x, y)
+    some = [config("perceptual", layers=[layer]).build(SETTING).distance(x, y) for layer in range(4)]
+    torch.testing.assert_close(torch.stack(some).mean(0), every)
+    with pytest.raises(ArtokError, match="layers 0 to 3, and no 9"):
+        config("perceptual", layers=[9]).build(SETTING).distance(x, y)
+
+
+def test_a_distance_is_that_of_directions() -> None:
+    """Feature vectors (1, 0) and (0, 5) are at right angles: their unit vectors differ by 2, whatever their lengths."""
+
+    def maps(x: torch.Tensor, layers: Any) -> list[torch.Tensor]:
+        return [x]
+
+    distance = perceptual.FeatureDistance(maps, None)
+    x, y = torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)
+    x[:, 0], y[:, 1] = 1, 5
+    assert float(distance(x, y)) == pytest.approx(2.0)
+    assert float(distance(x, 7 * x)) == pytest.approx(0.0)
+
+
+def test_channels_that_are_images_of_their_own_are_compared_one_by_one() -> None:
+    """The features are those of a classifier of single channels, and a plan counts what such a comparison costs."""
+    experiment = tokenizer_experiment(
+        data={"kind": "stacked", "size": 16, "train": 64, "test": 32},
+        losses=[{"kind": "perceptual", "features": "classifier"}],
+    )
+    task = TokenizerTask(experiment, experiment.data.open("train"), experiment.data.open("test"), DEVICE)
+    (_, loss), *_ = task.comparisons
+    assert isinstance(loss, perceptual.Perceptual)
+    x, y = images(2), images(2, 1)
+    joined = loss.distance.maps.__self__  # type: ignore[union-attr]
+    assert isinstance(joined, PerChannel)
+    first_maps, last_maps = (joined.single.maps(x[:, [channel]], None) for channel in (0, 2))
+    for whole, first, last in zip(joined.maps(x, None), first_maps, last_maps, strict=True):
+        assert whole.shape[1] == 3 * first.shape[1]
+        torch.testing.assert_close(whole[:, : first.shape[1]], first)
+        torch.testing.assert_close(whole[:, -last.shape[1] :], last)
+    assert float(loss(x, y)["perceptual"]) > 0
+    (blank,) = comparisons(experiment)
+    counted = cost.flops(lambda: blank(x.to("meta"), y.to("meta")))
+    assert counted == pytest.approx(cost.flops(lambda: loss(x, y)))
+
+
+def test_a_timm_backbone_from_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("resnet10t", num_classes=0)
+    torch.save(network.state_dict(), tmp_path / "resnet10t.pth")
+    name = f"timm:resnet10t@{tmp_path / 'resnet10t.pth'}"
+    loss = config("perceptual", features=name, layers=[0, 2]).build(SETTING)
+    assert float(loss.distance(images(2), images(2, 1)).min()) > 0  # type: ignore[union-attr,operator]
+    with pytest.raises(ConfigError, match="not all there"):
+        config("perceptual", features=name, layers=[40]).build(SETTING).distance(images(2), images(2, 1))
+
+
+def test_an_extractor_without_maps_says_so() -> None:
+    class Pooled(Extractor):
+        name = "pooled"
+
+        def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return images.float().mean((2, 3)), None
+
+    with pytest.raises(ArtokError, match="'pooled' gives no maps to train on"):
+        Pooled().maps(images(1), None)
+
+
+def test_lpips_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="leave layers out"):
+        config("perceptual", features="lpips", layers=[1])
+    with pytest.raises(ConfigError, match="weights are for features lpips"):
+        config("perceptual", weights="x.pth")
+    pytest.importorskip("lpips")
+    with pytest.raises(CheckpointError, match="there is no file"):
+        perceptual.open_lpips(tmp_path / "nothing.pth")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="does not hold torchvision's VGG16"):
+        perceptual.open_lpips(tmp_path / "other.pth")
+
+
+def test_lpips_is_that_of_its_authors(tmp_path: Path) -> None:
+    lpips = pytest.importorskip("lpips")
+    import torchvision
+
+    torch.manual_seed(0)
+    vgg = torchvision.models.vgg16(weights=None)
+    torch.save(vgg.state_dict(), tmp_path / "vgg16.pth")
+    ours = perceptual.open_lpips(tmp_path / "vgg16.pth")
+    theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    for index, layer in enumerate(vgg.features):
+        for part in theirs.net.children():
+            if str(index) in dict(part.named_children()):
+                part.get_submodule(str(index)).load_state_dict(layer.state_dict())
+    x, y = images(2).repeat(1, 1, 4, 4), images(2, 1).repeat(1, 1, 4, 4)
+    torch.testing.assert_close(ours(x, y), theirs(x, y).flatten())
+
+
+# ---------------------------------------------------------------------------------------------- adversarial
+
+
+def layer_and_output(count: int = 4) -> tuple[nn.Parameter, torch.Tensor]:
+    """A last layer, and reconstructions that it made."""
+    torch.manual_seed(0)
+    layer = nn.Parameter(torch.randn(3, 3))
+    return layer, torch.einsum("oc,bchw->bohw", layer, images(count, 3))
+
+
+def built(**changes: Any) -> adversarial.Adversarial:
+    torch.manual_seed(0)
+    loss = config("adversarial", **changes).build(SETTING)
+    assert isinstance(loss, adversarial.Adversarial)
+    return loss
+
+
+def test_the_adaptive_weight_is_the_published_ratio() -> None:
+    loss = built(weight=0.8)
+    layer, made = layer_and_output()
+    others = made.square().mean()
+    for _ in range(2):
+        losses, told = loss(made, images(4), moment(0, others, layer))
+        loss.settle(lambda value: value)
+    plain = loss.critic.opposing(images(4), made, None, Noise(0, torch.arange(4)))
+    slopes = [torch.autograd.grad(part, layer, retain_graph=True)[0].norm() for part in (others, plain)]
+    factor = slopes[0] / (slopes[1] + 1e-4)
+    torch.testing.assert_close(told["adversarial_factor"], factor)
+    torch.testing.assert_close(losses["adversarial"], 0.8 * factor * plain)
+
+
+def test_the_adaptive_weight_does_not_depend_on_how_a_batch_is_split() -> None:
+    factors = []
+    for parts in (1, 2, 4):
+        loss = built()
+        layer, made = layer_and_output()
+        for rows in torch.arange(4).chunk(parts):
+            part = made[rows]
+            loss(part, images(4)[rows], Moment(0, Noise(0, rows), part.square().mean(), layer))
+        loss.settle(lambda value: value)
+        factors.append(float(loss.critic.get_buffer("factor")))
+    assert factors[0] > 0
+    assert factors[1:] == pytest.approx([factors[0]] * 2, rel=1e-4)
+
+
+def test_the_critic_warms_up_and_its_weight_ramps() -> None:
+    loss = built(start=100, warmup=50, ramp=200)
+    assert loss.starts(batch=32) == 4
+    assert [loss.share(seen) for seen in (0, 149, 150, 250, 350, 1000)] == [0, 0, 0, 0.5, 1, 1]
+    layer, made = layer_and_output()
+    assert loss(made, images(4), moment(149, made.mean(), layer)) == ({}, {})
+    losses, _ = loss(made, images(4), moment(150, made.square().mean(), layer))
+    loss.settle(lambda value: value)
+    assert float(losses["adversarial"].detach()) == 0  # the first step only measures
+    losses, _ = loss(made, images(4), moment(250, made.square().mean(), layer))
+    assert float(losses["adversarial"].detach()) != 0

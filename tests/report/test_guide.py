@@ -1,0 +1,183 @@
+"""The decision guide and the noise behind it, on figures made up to have a winner, a tie, or nothing to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from artok.config import validate
+from artok.evaluation.statistics import Noise
+from artok.generators.raster import Config as Raster
+from artok.layout import TokenLayout
+from artok.report.decision_guide import Candidate, Choice, guide, rank
+from artok.studies.config import Study, load_study
+from artok.studies.model_scaling import count, heads_for, sized
+from artok.studies.pareto import Value
+from artok.training.merged_log import unbroken
+
+NAME = "FD[made up]"
+
+
+def candidate(
+    name: str, quality: list[float], options: Mapping[str, tuple[float, float]] | None = None, **values: Any
+) -> Candidate:
+    known = {key: Value.of(each if isinstance(each, list) else [each] * 3) for key, each in values.items()}
+    return Candidate(name, Value.of(quality), known, options or {})
+
+
+def choice(candidates: list[Candidate], begins: str, budget: str | None = None) -> Choice:
+    return next(each for each in guide(candidates, budget, NAME) if each.question.startswith(begins))
+
+
+def test_a_clear_lead_has_one_winner_and_its_size() -> None:
+    found = choice([candidate("a", [1.0, 1.1, 0.9]), candidate("b", [3.0, 3.2, 2.9])], "Nothing")
+    assert found.winners == ("a",)
+    assert "a has 1 ± 0.1; b follows with 3.03 ± 0.15, 3 times as much." in found.text
+    assert "noise" not in found.text
+
+
+def test_a_difference_within_the_noise_is_called_so() -> None:
+    close = [candidate("a", [1.0, 1.6, 0.7]), candidate("b", [1.2, 0.8, 1.5]), candidate("c", [9.0, 9.5, 8.0])]
+    found = choice(close, "Nothing")
+    assert set(found.winners) == {"a", "b"}
+    assert "within the noise of the seeds" in found.text
+    assert "c follows with 8.83" in found.text
+
+
+def test_single_seeds_leave_the_noise_unknown() -> None:
+    found = choice([candidate("a", [1.0]), candidate("b", [1.1]), candidate("c", [2.0])], "Nothing")
+    assert found.winners == ("a", "b")
+    assert "with one seed too close to tell from b (1.1); c follows with 2" in found.text
+    assert "not beyond doubt" in found.text
+
+
+def test_what_is_broken_is_no_choice() -> None:
+    collapsed = replace(candidate("quick", [9.0, 9.1, 8.9], latency=[2.0, 2.1, 1.9]), broken="collapsed")
+    sound = candidate("sound", [1.0, 1.1, 0.9], latency=[80.0, 82.0, 78.0])
+    found = guide([collapsed, sound], None, NAME)
+    assert all(each.winners == ("sound",) for each in found)
+    assert "Left out of this guide: quick (collapsed)." in found[0].text
+    assert {each.question.partition(":")[0] for each in found} == {"Nothing but quality", "Latency"}
+    both = guide([collapsed, replace(sound, broken="collapsed")], None, NAME)
+    assert both[1].winners == ("quick",)
+
+
+def test_one_that_cannot_be_told_from_the_best_is_among_the_best() -> None:
+    close = [candidate("a", [1.0, 1.6, 0.7], memory=5.0), candidate("b", [1.2, 0.8, 1.5], memory=1.0)]
+    found = choice([*close, candidate("c", [9.0, 9.5, 8.0], memory=5.0)], "Memory")
+    assert found.winners == ("b",)
+    assert found.text.endswith("It is also among the best in quality.")
+    found = choice([candidate("a", [9.0, 9.5, 8.0], memory=5.0), close[1]], "Memory")
+    assert found.text.endswith("It is also the best in quality.")
+
+
+def test_a_constraint_names_its_price_in_quality() -> None:
+    quick = candidate("quick", [5.0, 5.1, 4.9], latency=[2.0, 2.1, 1.9], tokens=4.0)
+    good = candidate("good", [1.0, 1.1, 0.9], {"2 steps": (10.0, 3.0)}, latency=[80.0, 82.0, 78.0], tokens=16.0)
+    found = choice([quick, good], "Latency")
+    assert found.winners == ("quick",)
+    assert f"The price: {NAME} 5 ± 0.1, where good has 1 ± 0.1." in found.text
+    assert "from 2 ms quick (5), from 10 ms good in 2 steps (3), from 80 ms good (1)" in found.text
+    assert choice([quick, good], "Tokens").winners == ("quick",)
+
+
+def test_where_the_constraint_does_not_decide_quality_does() -> None:
+    one, two = candidate("one", [5.0, 5.1, 4.9], tokens=16.0), candidate("two", [1.0, 1.1, 0.9], tokens=16.0)
+    found = choice([one, two], "Tokens")
+    assert found.winners == ("two",)
+    assert "the same as" in found.text and "quality decides" in found.text
+
+
+def test_equal_budgets_leave_the_cost_to_quality() -> None:
+    one = candidate("one", [5.0, 5.1, 4.9], training=2.0)
+    two = candidate("two", [1.0, 1.1, 0.9], training=2.1)
+    assert choice([one, two], "Training").winners == ("one",)
+    found = choice([one, two], "Training", budget="flops")
+    assert found.winners == ("two",)
+    assert "same operations" in found.text
+
+
+def test_copies_of_training_images_are_no_answer_to_few_of_them() -> None:
+    copying = candidate("copying", [0.5, 0.5, 0.6], data=[0.4, 0.5, 0.45])
+    honest = candidate("honest", [2.0, 2.1, 1.9], data=[0.0, 0.1, 0.05])
+    found = choice([copying, honest], "Data size")
+    assert found.winners == ("honest",)
+    assert "copying leans towards the training images" in found.text
+
+
+def test_more_is_better_where_it_is() -> None:
+    values = {"a": Value.of([0.9, 0.91, 0.92]), "b": Value.of([0.5, 0.52, 0.51])}
+    assert rank(values, "higher").best == ("a",)
+    assert rank(values, "lower").best == ("b",)
+
+
+def test_noise_is_shared_by_all_and_relative_for_distances() -> None:
+    values = {"small": Value.of([1.0, 1.1, 0.9]), "large": Value.of([100.0, 110.0, 90.0])}
+    noise = Noise.of(values, "lower")
+    assert noise.relative and noise.deviation == pytest.approx(0.1) and noise.degrees == 4
+    assert noise.apart(Value(1.0, 0.1, 3), Value(1.2, 0.1, 3)) is False  # |log| .18 against 2.78 * .1 * sqrt(2 / 3)
+    assert noise.apart(Value(1.0, 0.1, 3), Value(1.3, 0.1, 3)) is True
+    shares = Noise.of({"a": Value(0.5, 0.01, 3), "b": Value(0.0, 0.01, 3)}, "higher")
+    assert not shares.relative
+    assert shares.apart(Value(0.5, 0.01, 3), Value(0.52, 0.01, 3)) is False
+    assert shares.apart(Value(0.5, 0.01, 3), Value(0.53, 0.01, 3)) is True
+    assert Noise.of({"a": Value(1.0), "b": Value(2.0)}, "lower").apart(Value(1.0), Value(2.0)) is None
+    exact = Noise.of({"a": Value(16.0, 0.0, 3), "b": Value(30.0, 0.0, 3)}, "lower")
+    assert exact.apart(Value(16.0, 0.0, 3), Value(30.0, 0.0, 3)) is True
+
+
+# ---------------------------------------------------------------------------------------------- parts of a study
+
+
+def test_an_interval_cut_by_a_stop_is_put_together_again() -> None:
+    def event(kind: str, images: int, **values: float) -> dict[str, Any]:
+        return {"event": kind, "images": images, "time": float(images), **values}
+
+    plain = [event("start", 0), *(event("train", images, model_loss=loss) for images, loss in ((16, 4.0), (32, 3.0)))]
+    cut = [
+        *plain[:2],
+        *(event("train", 20, model_loss=2.0), event("checkpoint", 20), event("stop", 20), event("resume", 20)),
+        event("train", 32, model_loss=10 / 3),
+    ]
+    whole = [each for each in unbroken(cut, 16) if each["event"] == "train"]
+    assert [each["images"] for each in whole] == [16, 32]
+    assert whole[1]["model_loss"] == pytest.approx(3.0)
+    assert unbroken(plain, 16) == plain
+    frequent = [event("train", images, model_loss=1.0) for images in (16, 32, 48)]
+    assert unbroken(frequent, 10) == frequent  # batches longer than an interval
+
+
+def test_a_size_keeps_its_proportions() -> None:
+    layout = TokenLayout(((4, 4),), 8, 256, (1, 16, 16))
+    config = Raster(depth=3, width=160, heads=5, multiple_of=8)
+    own = count(config, layout, 10)
+    assert own is not None
+    for factor in (0.2, 1.0, 5.0, 40.0):
+        found, parameters = sized(config, layout, 10, factor * own, 0.05)
+        assert isinstance(found, Raster)
+        assert parameters == count(found, layout, 10)
+        assert parameters == pytest.approx(factor * own, rel=0.05)
+        depth, heads, width = found.shape()
+        assert 0.6 < width / depth / (160 / 3) < 1.7
+        assert 32 / 1.6 <= width / heads <= 32 * 1.6
+    assert sized(config, layout, 10, own * 1.04, 0.05)[0] is config
+
+
+def test_heads_stay_about_as_wide() -> None:
+    assert heads_for(160, 32.0, 1.6) == 5
+    assert heads_for(164, 32.0, 1.6) is None  # 82 or 2 wide
+
+
+@pytest.mark.parametrize("name", ["digits-quick", "digits-families", "digits-demo", "cifar10-families"])
+def test_the_shipped_studies_are_valid(name: str) -> None:
+    study = load_study(name, [])
+    assert len(study.contestants) > 2
+    assert load_study(f"studies/{name}", ["seeds=[4]"]).seeds == (4,)
+
+
+def test_a_study_survives_being_written() -> None:
+    study = load_study("digits-families", [])
+    assert validate(Study, study.model_dump(mode="json"), "again") == study

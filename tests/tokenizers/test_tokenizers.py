@@ -1,0 +1,151 @@
+"""The contract of every tokenizer kind, and of the convolutional one around every quantizer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.models import IMAGE, TOKENIZERS
+
+from artok.config import validate
+from artok.errors import CheckpointError, ConfigError
+from artok.layout import Tokens
+from artok.nn.recompute import set_recompute
+from artok.saved import fingerprint, read_weights, whole_state, write_weights
+from artok.tokenizers import conv
+from artok.tokenizers.base import Tokenizer, TokenizerConfig
+
+
+@pytest.fixture(params=TOKENIZERS)
+def config(request: pytest.FixtureRequest) -> TokenizerConfig:
+    return TOKENIZERS[request.param]()
+
+
+@pytest.fixture
+def tokenizer(config: TokenizerConfig) -> Tokenizer:
+    torch.manual_seed(0)
+    built = config.build(IMAGE)
+    built(images(8))  # a training pass, so that codebooks are started
+    return built.eval()
+
+
+def images(count: int) -> torch.Tensor:
+    return torch.rand(count, *IMAGE, generator=torch.Generator().manual_seed(count)) * 2 - 1
+
+
+@torch.no_grad()
+def test_decoding_what_was_encoded_gives_images(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode(images(5))
+    decoded = tokenizer.decode(tokens)
+    assert decoded.shape == (5, *IMAGE)
+    assert decoded.isfinite().all()
+
+
+@torch.no_grad()
+def test_the_declared_layout_is_the_real_one(tokenizer: Tokenizer) -> None:
+    layout, tokens = tokenizer.layout, tokenizer.encode(images(3))
+    assert layout.image == IMAGE
+    assert tokens.layout == layout
+    assert tuple(tokens.values.shape[1:]) == layout.value_shape()
+    assert tokenizer.embed(tokens).shape == (3, layout.width, *layout.grid)
+    if layout.vocab is not None:
+        assert tokens.values.dtype == torch.int64
+        assert 0 <= int(tokens.values.min()) <= int(tokens.values.max()) < layout.vocab
+
+
+@torch.no_grad()
+def test_encoding_is_deterministic_and_by_image(tokenizer: Tokenizer) -> None:
+    whole = tokenizer.encode(images(6)).values
+    assert torch.equal(whole, tokenizer.encode(images(6)).values)
+    torch.testing.assert_close(tokenizer.encode(images(6)[2:4]).values, whole[2:4])
+
+
+def test_the_training_pass_reaches_every_weight(config: TokenizerConfig) -> None:
+    torch.manual_seed(0)
+    tokenizer = config.build(IMAGE).train()
+    result = tokenizer(images(4))
+    assert result.images.shape == (4, *IMAGE)
+    loss = result.images.square().mean() + sum(result.losses.values(), torch.zeros(()))
+    if not any(True for _ in tokenizer.parameters()):
+        return
+    loss.backward()
+    idle = [name for name, p in tokenizer.named_parameters() if p.requires_grad and p.grad is None]
+    assert not idle
+
+
+@torch.no_grad()
+def test_saved_and_loaded_it_gives_the_same_bits(config: TokenizerConfig, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    write_weights(whole_state(tokenizer), tmp_path / "model.safetensors")
+    torch.manual_seed(1)
+    other = config.build(IMAGE).eval()
+    read_weights(other, tmp_path / "model.safetensors")
+    assert torch.equal(other.encode(images(4)).values, tokenizer.encode(images(4)).values)
+    tokens = tokenizer.encode(images(4))
+    assert torch.equal(other.decode(tokens), tokenizer.decode(tokens))
+    assert fingerprint(other) == fingerprint(tokenizer)
+
+
+@torch.no_grad()
+def test_undecided_tokens_are_zero_vectors(tokenizer: Tokenizer) -> None:
+    layout, tokens = tokenizer.layout, tokenizer.encode(images(2))
+    none = torch.zeros(2, layout.length, dtype=torch.bool)
+    assert not tokenizer.embed(Tokens(tokens.values, layout, none)).any()
+    every = Tokens(tokens.values, layout, ~none)
+    torch.testing.assert_close(tokenizer.embed(every), tokenizer.embed(tokens))
+    assert not tokenizer.prefix(tokens, 0).any()
+    torch.testing.assert_close(tokenizer.prefix(tokens, len(layout.grids)), tokenizer.embed(tokens))
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    def gradients(on: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        tokenizer = conv.Config.tiny().build(IMAGE)
+        assert set_recompute(tokenizer, on) == 2
+        result = tokenizer(images(4))
+        (result.images.square().mean() + sum(result.losses.values(), torch.zeros(()))).backward()
+        return [p.grad for p in tokenizer.parameters() if p.grad is not None]
+
+    for plain, again in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(plain, again)
+
+
+@pytest.mark.parametrize("downsample", [2, 4, 8, 16, 32])
+def test_the_latent_grid_is_the_image_over_the_downsampling(downsample: int) -> None:
+    levels = int(math.log2(downsample)) + 1
+    config = conv.Config.tiny().model_copy(update={"downsample": downsample, "multipliers": (1,) * levels})
+    tokenizer = config.build((3, 64, 32))
+    assert tokenizer.layout.grid == (64 // downsample, 32 // downsample)
+    assert tokenizer(torch.zeros(2, 3, 64, 32)).images.shape == (2, 3, 64, 32)
+
+
+def test_attention_stands_where_it_was_asked_for() -> None:
+    def attentions(where: tuple[int, ...] | str, middle: bool) -> int:
+        section = {"attention": where, "middle_attention": middle, "quantizer": {"kind": "vq", "codes": 8}}
+        section |= {"kind": "conv", "downsample": 4, "multipliers": [1, 1, 1], "width": 8, "blocks": 2}
+        built = validate(conv.Config, section, "test").build((3, 16, 16))
+        return sum(type(module).__name__ == "PixelAttention" for module in built.modules())
+
+    assert attentions((), middle=False) == 0
+    assert attentions((), middle=True) == 2
+    assert attentions("coarsest", middle=False) == attentions((4,), middle=False) == 2 + 3
+    assert attentions((8, 4), middle=False) == 2 * (2 + 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"), [((3, 2, 2), "smaller than the downsampling"), ((3, 18, 16), "multiple of the downsampling")]
+)
+def test_images_that_do_not_fit_are_refused(image: tuple[int, ...], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        conv.Config.tiny().build(image)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    write_weights(whole_state(conv.Config.tiny().build(IMAGE)), tmp_path / "model.safetensors")
+    wider = conv.Config.tiny().model_copy(update={"width": 16}).build(IMAGE)
+    with pytest.raises(CheckpointError, match=r"another architecture.*of another shape"):
+        read_weights(wider, tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="truncated"):
+        read_weights(wider, tmp_path / "model.safetensors")
