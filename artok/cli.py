@@ -77,7 +77,7 @@ def sample(
     run: Run,
     labels: Annotated[str, typer.Option(help="classes by number or name, separated by commas; all unless given")] = "",
     n: Annotated[int, typer.Option("-n", min=1, help="images a label")] = 8,
-    guidance: Annotated[float | None, typer.Option(min=0, help="1 is none")] = None,
+    cfg_scale: Annotated[float | None, typer.Option(min=0, help="classifier-free guidance; 1 is none")] = None,
     temperature: Annotated[float | None, typer.Option(min=0)] = None,
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
     top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
@@ -94,7 +94,7 @@ def sample(
     from artok.training.progress import Progress
 
     pipeline = Pipeline.from_pretrained(run, device=device())
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance, "seed": seed}
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "cfg_scale": cfg_scale, "seed": seed}
     given |= {"truncation": truncation, "steps": steps}
     settings = pipeline.settings({name: value for name, value in given.items() if value is not None})
     folder = out or Path("samples") / Path(run).name
@@ -354,7 +354,7 @@ def known_failure(error: BaseException) -> str | None:
     """A sentence for failures of the machine; None for what can only be a fault of ours, which keeps its traceback."""
     text = str(error)
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
-        return "out of memory; use a smaller batch (or training.accumulate to split it) or a smaller model"
+        return "out of memory; use a smaller batch, a smaller model, or training.gradient_accumulation_steps"
     if "storage size calculation overflowed" in text.lower():
         return "tensors of such a size cannot exist; ask for something smaller"
     if isinstance(error, OSError) and error.errno in (28, 122):

@@ -8,22 +8,24 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from functools import lru_cache
+from functools import cache, lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from yaml import YAMLError
 
 from artok.errors import ConfigError
+from artok.renamed import RENAMED, RENAMED_VALUES
 
 SHIPPED = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")  # in a wheel, in a checkout
 
@@ -33,6 +35,32 @@ class Config(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_renamed(cls, section: object) -> object:
+        """Keys of earlier versions under their names of today, each said once."""
+        if not isinstance(section, Mapping):
+            return section
+        read = dict(section)
+        for above in cls.__mro__:
+            table = RENAMED.get(f"{above.__module__.removeprefix('artok.')}.{above.__qualname__}", {})
+            for old in set(read) & set(table) - set(cls.model_fields):
+                _say_renamed(old, table[old])
+                read[table[old]] = read.pop(old)
+        for key, values in RENAMED_VALUES.items():
+            if key in cls.model_fields and isinstance(read.get(key), str) and read[key] in values:
+                _say_renamed(read[key], values[read[key]])
+                read[key] = values[read[key]]
+        return read
+
+
+@cache
+def _say_renamed(old: str, new: str) -> None:
+    print(
+        f"artok: in configs '{old}' is now called '{new}'; the old name will be refused from 1.0 on",
+        file=sys.stderr,
     )
 
 

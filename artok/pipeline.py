@@ -85,7 +85,7 @@ class Pipeline:
         labels: Sequence[int] | Tensor | int,
         n: int = 1,
         *,
-        guidance: float | None = None,
+        cfg_scale: float | None = None,
         seed: int | None = None,
         sampling: Sampling | None = None,
         batch: int = 64,
@@ -94,7 +94,7 @@ class Pipeline:
 
         Image i depends on the seed and on i, not on `batch`. ConfigError: a label outside the classes.
         """
-        given = {"guidance": guidance, "seed": seed}
+        given = {"cfg_scale": cfg_scale, "seed": seed}
         settings = self.settings({name: value for name, value in given.items() if value is not None}, sampling)
         condition = self.condition(labels, n)
         images = []
@@ -107,10 +107,10 @@ class Pipeline:
         """`sampling`, or the pipeline's own, with changes on top, checked against the model."""
         merged = (sampling or self.sampling).model_dump() | dict(changes)
         settings = validate(Sampling, merged, "sampling")
-        if settings.guides and self.saved.generator and self.saved.generator.label_dropout == 0:
+        if settings.guides and self.saved.generator and self.saved.generator.class_dropout == 0:
             raise ConfigError(
-                "guidance needs a generator trained with label_dropout above 0, and this one has no unconditional "
-                "half; use guidance=1"
+                "guidance needs a generator trained with class_dropout above 0, and this one has no unconditional "
+                "half; use cfg_scale=1"
             )
         self.generator.check(settings)
         return settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import helpers.paths  # noqa: F401 - reads the environment before it is changed
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ import torch
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Trained extractors and cached tokens of the tests stay out of the user's cache."""
+    os.environ.pop("ARTOK_DATA", None)  # only tests that ask for local copies get them: see helpers.paths
     before = os.environ.get("ARTOK_CACHE")
     os.environ["ARTOK_CACHE"] = str(tmp_path_factory.getbasetemp().parent / "artok-cache")
     torch.set_num_threads(1)

@@ -14,8 +14,8 @@ VQ = {
     "tokenizer": {
         "kind": "conv",
         "downsample": 4,
-        "multipliers": [1, 1, 1],
-        "quantizer": {"kind": "vq", "codes": 32},
+        "channel_multipliers": [1, 1, 1],
+        "quantizer": {"kind": "vq", "codebook_size": 32},
     },
     "training": {"images": 10},
 }
@@ -27,7 +27,7 @@ def built(**changes: object) -> Experiment:
 
 def test_a_section_becomes_the_config_of_its_kind() -> None:
     experiment = built()
-    assert experiment.tokenizer.quantizer.codes == 32
+    assert experiment.tokenizer.quantizer.codebook_size == 32
     assert experiment.data.kind == "digits"
 
 
@@ -35,16 +35,19 @@ def test_a_section_becomes_the_config_of_its_kind() -> None:
     ("changes", "words"),
     [
         ({"trainning": {}}, ["'trainning'", "'training'"]),
-        ({"training": {"bacth": 3}}, ["'training.bacth'", "'batch'"]),
-        ({"tokenizer": {"quantizer": {"codez": 3}}}, ["'tokenizer.quantizer.codez'", "'codes'"]),
+        ({"training": {"global_bacth": 3}}, ["'training.global_bacth'", "'global_batch'"]),
+        (
+            {"tokenizer": {"quantizer": {"codebook_sise": 3}}},
+            ["'tokenizer.quantizer.codebook_sise'", "'codebook_size'"],
+        ),
         ({"tokenizer": {"quantizer": {"kind": "vqq"}}}, ["'tokenizer.quantizer'", "'vq'"]),
         ({"tokenizer": {"kind": "comv"}}, ["'tokenizer'", "'conv'"]),
         ({"training": {"images": "many"}}, ["'training.images'", "a whole number", "'many'"]),
         ({"training": {"images": -5}}, ["'training.images'", "greater than 0"]),
         ({"training": {"precision": "bf61"}}, ["'training.precision'", "bf16"]),
         ({"tokenizer": {"downsample": 6}}, ["'tokenizer'", "power of two"]),
-        ({"tokenizer": {"multipliers": [1]}}, ["needs 3 multipliers"]),
-        ({"training": {"optimizer": {"rate": "fast"}}}, ["'training.optimizer.rate'", "a number"]),
+        ({"tokenizer": {"channel_multipliers": [1]}}, ["needs 3 multipliers"]),
+        ({"training": {"optimizer": {"lr": "fast"}}}, ["'training.optimizer.lr'", "a number"]),
         ({"data": {"kind": "../x"}}, ["'data'", "digits"]),
     ],
 )
@@ -71,9 +74,11 @@ def test_layers_and_overrides_go_above_what_they_extend(tmp_path: Path) -> None:
 
 
 def test_a_section_whose_kind_changes_starts_afresh() -> None:
-    below = {"quantizer": {"kind": "vq", "codes": 8}}
+    below = {"quantizer": {"kind": "vq", "codebook_size": 8}}
     assert config.override(below, ["quantizer.kind=fsq"]) == {"quantizer": {"kind": "fsq"}}
-    assert config.override(below, ["quantizer.width=4"]) == {"quantizer": {"kind": "vq", "codes": 8, "width": 4}}
+    assert config.override(below, ["quantizer.code_dim=4"]) == {
+        "quantizer": {"kind": "vq", "codebook_size": 8, "code_dim": 4}
+    }
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2", "a: ${nothing}\nb: 1"])

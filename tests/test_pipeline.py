@@ -48,9 +48,9 @@ def test_an_image_depends_on_its_seed_and_number_not_on_the_batch(pipeline: Pipe
 
 
 def test_guidance_changes_images_and_one_does_not(pipeline: Pipeline) -> None:
-    plain = pipeline([0, 1], n=4, guidance=1.0)
+    plain = pipeline([0, 1], n=4, cfg_scale=1.0)
     assert torch.equal(pipeline([0, 1], n=4), plain)
-    assert not torch.equal(pipeline([0, 1], n=4, guidance=8.0), plain)
+    assert not torch.equal(pipeline([0, 1], n=4, cfg_scale=8.0), plain)
 
 
 def test_saved_and_loaded_it_makes_the_same_images(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -87,9 +87,9 @@ def test_impossible_labels_are_refused(pipeline: Pipeline, labels: list[int], n:
 def test_impossible_settings_are_refused(pipeline: Pipeline) -> None:
     with pytest.raises(ConfigError, match="temperature"):
         pipeline.settings({"temperature": -1})
-    pipeline.saved.generator.__dict__["label_dropout"] = 0.0
-    with pytest.raises(ConfigError, match="label_dropout above 0"):
-        pipeline([1], guidance=2.0)
+    pipeline.saved.generator.__dict__["class_dropout"] = 0.0
+    with pytest.raises(ConfigError, match="class_dropout above 0"):
+        pipeline([1], cfg_scale=2.0)
 
 
 def test_what_is_no_pipeline_is_refused(run: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class Step:
         self.optimizers = {
             name: make_optimizer(player, experiment.training.optimizer) for name, player in self.task.players.items()
         }
-        self.loader = Loader(train, experiment.data, experiment.training.batch, 0)
+        self.loader = Loader(train, experiment.data, experiment.training.global_batch, 0)
         self.loading: list[float] = []
         self.computing: list[float] = []
 
@@ -75,7 +75,7 @@ def main() -> None:
             computing, loading = statistics.median(step.computing[3:]), statistics.median(step.loading[3:])
             whole = computing + loading
             print(
-                f"{name:<20} {str(dtype).removeprefix('torch.'):<10} {experiment.training.batch / whole:>9.0f} "
+                f"{name:<20} {str(dtype).removeprefix('torch.'):<10} {experiment.training.global_batch / whole:>9.0f} "
                 f"{1e3 * computing:>9.1f} {1e3 * loading:>11.2f} {loading / whole:>6.1%}"
             )
 

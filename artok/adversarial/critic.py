@@ -33,11 +33,11 @@ class CriticConfig(Config):
     lecam: weight of LeCam's regulariser (Tseng et al. 2021), lecam_decay: of the running mean scores that it needs.
     spectral_norm: every weight divided by its largest singular value, one power iteration a pass (Miyato et al. 2018).
     augment: differentiable changes of all images that the discriminator sees.
-    turns: critic steps for one of its opponent's (5 in WGAN-GP).
+    n_critic: critic steps for one of its opponent's (5 in WGAN-GP).
     """
 
     discriminator: Annotated[DiscriminatorConfig, of_kind("adversarial.discriminators"), OPEN]
-    game: GameName = "hinge"
+    gan_loss: GameName = "hinge"
     r1: float = Field(0.0, ge=0)
     r2: float = Field(0.0, ge=0)
     gradient_penalty: float = Field(0.0, ge=0)
@@ -47,12 +47,12 @@ class CriticConfig(Config):
     lecam_decay: float = Field(0.99, ge=0, lt=1)
     spectral_norm: bool = False
     augment: tuple[Change, ...] = ()
-    turns: int = Field(1, ge=1)
+    n_critic: int = Field(1, ge=1)
 
     @model_validator(mode="after")
     def _lecam_has_two_scores(self) -> CriticConfig:
-        if self.lecam and self.game in ("relativistic", "wasserstein"):
-            raise ValueError(f"lecam anchors scores that have a zero, and those of game {self.game} have none")
+        if self.lecam and self.gan_loss in ("relativistic", "wasserstein"):
+            raise ValueError(f"lecam anchors scores that have a zero, and those of game {self.gan_loss} have none")
         return self
 
     def build(self, image: tuple[int, ...], classes: int) -> Critic:
@@ -78,7 +78,7 @@ class Critic(nn.Module):
                 weighted = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear | nn.Embedding)
                 if weighted and module.weight.requires_grad and not nn.utils.parametrize.is_parametrized(module):
                     spectral_norm(module)
-        self.game = GAMES[config.game]
+        self.game = GAMES[config.gan_loss]
         self.mean_scores: Tensor  # LeCam's running means, of real and of made images
         self.register_buffer("mean_scores", torch.zeros(2))
         self._fresh: list[Tensor] = []  # mean scores of this step's parts
@@ -113,7 +113,7 @@ class Critic(nn.Module):
     def opposing(self, real: Tensor, fake: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """What the opponent minimises, a scalar through which `fake` is trained."""
         fake_scores = self.scores(fake, labels, noise).float()
-        if self.config.game != "relativistic":
+        if self.config.gan_loss != "relativistic":
             return self.game.opponent(fake_scores, fake_scores)
         return self.game.opponent(self.scores(real, labels, noise).float(), fake_scores)
 

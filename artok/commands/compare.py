@@ -118,7 +118,7 @@ def keep_course(plan: Plan) -> None:
             if curve.points > 1 and seed in entry.trainings:
                 planned = entry.trainings[seed]
                 training = planned.experiment.training
-                section = training.model_dump() | {"weights_every": -(-training.images // curve.points)}
+                section = training.model_dump() | {"snapshot_every": -(-training.images // curve.points)}
                 changed = planned.experiment.model_dump() | {"training": section}
                 planned.experiment = validate(Experiment, changed, planned.name)
 

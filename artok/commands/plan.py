@@ -23,7 +23,7 @@ def refuse_numbers(config: str, given: Sequence[str]) -> None:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ConfigError(
             f"{options} would change nothing of {config}: options describe a design that has no config; change this "
-            "one by key.sub=value, such as data.size=64 or training.batch=32"
+            "one by key.sub=value, such as data.size=64 or training.global_batch=32"
         )
 
 

@@ -79,7 +79,7 @@ class Config(DataConfig):
             local = str(Path(os.environ[LOCAL]) / name.rpartition("/")[2])
         copies = sorted(Path(local).glob("*.parquet")) if isinstance(local, str) else []
         files = {path.stem: str(path) for path in copies}
-        return section | {"path": "parquet", "files": files} if files else section
+        return section | {"path": "parquet", "local": local, "files": files} if files else section
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:

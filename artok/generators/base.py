@@ -81,7 +81,7 @@ class AdversarialGenerator(Generator, ABC):
 class GeneratorConfig(Part, ABC):
     """The `generator:` section."""
 
-    label_dropout: float = Field(0.1, ge=0, le=1, description="share of labels hidden in training, for guidance")
+    class_dropout: float = Field(0.1, ge=0, le=1, description="share of labels hidden in training, for guidance")
 
     @abstractmethod
     def refuse(self, layout: TokenLayout) -> str | None:

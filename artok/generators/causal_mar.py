@@ -29,7 +29,7 @@ class CausalMar(PatchedGenerator):
         hidden = int(config.mlp_ratio * width)
         self.recompute = False
         self.class_embedding = nn.Embedding(classes + 1, width)
-        self.positions = nn.Parameter(torch.zeros(1, config.buffer + self.length - 1, width))
+        self.positions = nn.Parameter(torch.zeros(1, config.buffer_size + self.length - 1, width))
         self.input_norm = nn.LayerNorm(width, eps=EPS)
         self.blocks = nn.ModuleList(VitBlock(width, self.heads, hidden, config.dropout) for _ in range(2 * depth))
         self.norm = nn.LayerNorm(width, eps=EPS)
@@ -45,7 +45,7 @@ class CausalMar(PatchedGenerator):
 
         x_BnD: the tokens before: 0 .. n - 1 at start 0, else the one token start - 1. cache: of what was read before.
         """
-        buffer, parts = self.config.buffer, [self.input(x_BnD)]
+        buffer, parts = self.config.buffer_size, [self.input(x_BnD)]
         first = 0 if start == 0 else buffer + start - 1
         if start == 0:
             parts.insert(0, self.class_embedding(labels)[:, None].expand(-1, buffer, -1).to(parts[0].dtype))
@@ -62,7 +62,7 @@ class CausalMar(PatchedGenerator):
         return z + self.output_positions[:, start : start + z.shape[1]]
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
-        x_BND, draws = self.patches(tokens), self.config.multiplicity
+        x_BND, draws = self.patches(tokens), self.config.diffusion_batch_mul
         z_BNW = self.conditions(x_BND[:, :-1], condition.labels)
         uniform, normal = noise.uniform(self.length, draws), noise.normal(self.length, draws, self.dimension)
         terms = self.head.losses(x_BND.flatten(0, 1), z_BNW.flatten(0, 1), uniform.flatten(0, 1), normal.flatten(0, 1))
@@ -77,7 +77,7 @@ class CausalMar(PatchedGenerator):
             len(self.blocks),
             len(labels),
             self.heads,
-            self.config.buffer + self.length - 1,
+            self.config.buffer_size + self.length - 1,
             self.input.out_features // self.heads,
             labels.device,
             getattr(torch, sampling.dtype),

@@ -26,16 +26,16 @@ from artok.sampling.settings import Sampling
 
 
 class Config(GeneratorConfig):
-    """kind: gan. latent: numbers that it makes an image from. network: a file in `artok/generators/gan_networks`.
+    """kind: gan. z_dim: numbers that it makes an image from. network: a file in `artok/generators/gan_networks`.
 
     critic: its opponent, which is trained beside it and never saved with it.
     """
 
     kind: Literal["gan"] = "gan"
-    latent: int = Field(64, ge=1)
+    z_dim: int = Field(64, ge=1)
     network: Annotated[GanNetworkConfig, of_kind("generators.gan_networks"), OPEN]
     critic: CriticConfig
-    label_dropout: float = Field(0.0, ge=0, le=0, description="a GAN has no unconditional half to guide with")
+    class_dropout: float = Field(0.0, ge=0, le=0, description="a GAN has no unconditional half to guide with")
 
     def refuse(self, layout: TokenLayout) -> str | None:
         if layout.discrete or len(layout.grids) != 1:
@@ -51,12 +51,12 @@ class Config(GeneratorConfig):
     @classmethod
     def tiny(cls) -> Config:
         critic = CriticConfig(
-            discriminator=residual_discriminator.Config(widths=(16, 16, 16), blocks=1, groups=2, embedding=8),
-            game="relativistic",
+            discriminator=residual_discriminator.Config(channels=(16, 16, 16), blocks=1, groups=2, embedding_dim=8),
+            gan_loss="relativistic",
             r1=0.1,
             r2=0.1,
         )
-        return cls(latent=8, network=residual.Config.tiny(), critic=critic)
+        return cls(z_dim=8, network=residual.Config.tiny(), critic=critic)
 
 
 class Gan(AdversarialGenerator):
@@ -65,7 +65,7 @@ class Gan(AdversarialGenerator):
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)
         self.config = config
-        self.network = config.network.build(config.latent, layout.grid, layout.width, classes)
+        self.network = config.network.build(config.z_dim, layout.grid, layout.width, classes)
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         """The opponent's view of as many made images."""
@@ -73,14 +73,14 @@ class Gan(AdversarialGenerator):
         return {"adversarial": self.opponent.opposing(self.pictures(tokens), fake, condition.labels, noise)}
 
     def made(self, condition: Condition, noise: Noise) -> Tensor:
-        return self.network(noise.normal(self.config.latent), condition.labels)
+        return self.network(noise.normal(self.config.z_dim), condition.labels)
 
     def pictures(self, tokens: Tokens) -> Tensor:
         return tokens.values.transpose(1, 2).unflatten(2, self.layout.grid)
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
         """One pass. temperature scales the latents, truncation cuts their tails off."""
-        latents = truncated_normal(noise, self.config.latent, sampling.truncation)
+        latents = truncated_normal(noise, self.config.z_dim, sampling.truncation)
         made = self.network(latents * sampling.temperature, condition.labels)
         yield Tokens(made.float().flatten(2).transpose(1, 2), self.layout)
 

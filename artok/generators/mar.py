@@ -35,9 +35,10 @@ class Config(GeneratorConfig):
 
     size: a published model, or leave it out and turn one dial, `depth`, the layers of the encoder and as many of the
     decoder: width 64 * depth, depth heads, and a head of depth / 2 layers as wide as the model unless given.
-    buffer: copies of the class embedding before the tokens. patch: side of the squares of tokens read as one.
-    multiplicity: times and noises that each token's loss is taken at.
-    mask_low, mask_deviation: the share of masked tokens in training is normal around 1, cut off below mask_low.
+    buffer_size: copies of the class embedding before the tokens. patch_size: side of the squares of tokens read as one.
+    diffusion_batch_mul: times and noises that each token's loss is taken at.
+    mask_ratio_min, mask_ratio_std: the share of masked tokens in training is normal around 1, cut off
+        below mask_ratio_min.
     embedding_init: deviation of the first weights of the class, the mask token and the positions that the transformer
         reads. Published is .02; in runs of a few hundred steps known tokens are then not placed, so not used: 1 helps.
     token_init: the same for the layer that embeds a token's numbers, Xavier's unless given; 1 / sqrt(their count) makes
@@ -59,12 +60,12 @@ class Config(GeneratorConfig):
     head_depth: int | None = Field(None, ge=1)
     head_width: int | None = Field(None, ge=1)
     mlp_ratio: float = Field(4.0, gt=0)
-    buffer: int = Field(64, ge=1)
-    patch: int = Field(1, ge=1)
+    buffer_size: int = Field(64, ge=1)
+    patch_size: int = Field(1, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
-    multiplicity: int = Field(4, ge=1)
-    mask_low: float = Field(0.7, ge=0, lt=1)
-    mask_deviation: float = Field(0.25, gt=0)
+    diffusion_batch_mul: int = Field(4, ge=1)
+    mask_ratio_min: float = Field(0.7, ge=0, lt=1)
+    mask_ratio_std: float = Field(0.25, gt=0)
     embedding_init: float = Field(0.02, gt=0)
     token_init: float | None = Field(None, gt=0)
     causal: bool = False
@@ -102,8 +103,8 @@ class Config(GeneratorConfig):
     def refuse(self, layout: TokenLayout) -> str | None:
         if layout.discrete:
             return "needs continuous tokens, since its diffusion head draws vectors and not codes"
-        if not divides(layout.grid, self.patch):
-            return f"with patch {self.patch} needs a grid whose sides are multiples of it"
+        if not divides(layout.grid, self.patch_size):
+            return f"with patch {self.patch_size} needs a grid whose sides are multiples of it"
         return None
 
     def build(self, layout: TokenLayout, classes: int) -> Generator:
@@ -114,7 +115,7 @@ class Config(GeneratorConfig):
     @classmethod
     def tiny(cls) -> Config:
         diffusion = DiffusionConfig(schedule="cosine", variance="learned", timesteps=50, steps=10)
-        return cls(depth=1, width=32, heads=2, buffer=2, dropout=0.0, steps=4, diffusion=diffusion)
+        return cls(depth=1, width=32, heads=2, buffer_size=2, dropout=0.0, steps=4, diffusion=diffusion)
 
 
 class PatchedGenerator(Generator):
@@ -128,8 +129,8 @@ class PatchedGenerator(Generator):
         self.config = config
         width, _, _, head_depth, head_width = config.shape()
         told, _, _ = config.decoder_shape()
-        self.length = math.prod(patch_grid(layout.grid, config.patch))
-        self.dimension = layout.width * config.patch**2
+        self.length = math.prod(patch_grid(layout.grid, config.patch_size))
+        self.dimension = layout.width * config.patch_size**2
         self.input = nn.Linear(self.dimension, width)
         self.head = DiffusionHead(config.diffusion, self.dimension, told, head_width, head_depth)
 
@@ -140,11 +141,11 @@ class PatchedGenerator(Generator):
 
     def patches(self, tokens: Tokens) -> Tensor:
         """Token values as (B, N, D) patches."""
-        return split_patches(tokens.values, self.layout.grid, self.config.patch)
+        return split_patches(tokens.values, self.layout.grid, self.config.patch_size)
 
     def finished(self, patches: Tensor, known_BN: Tensor | None) -> Tokens:
         """Tokens of (B, N, D) patches, of which those in known_BN are decided, or all."""
-        grid, side = self.layout.grid, self.config.patch
+        grid, side = self.layout.grid, self.config.patch_size
         values = merge_patches(patches, grid, side).clone()
         if known_BN is None:
             return Tokens(values, self.layout)
@@ -171,7 +172,7 @@ class Mar(PatchedGenerator):
         wide, layers, decoder_heads = config.decoder_shape()
         hidden = int(config.mlp_ratio * width)
         self.body = MaskedTransformer(
-            self.length, classes, width, heads, hidden, depth, layers, config.buffer, config.dropout,
+            self.length, classes, width, heads, hidden, depth, layers, config.buffer_size, config.dropout,
             (wide, decoder_heads, int(config.mlp_ratio * wide)),
         )  # fmt: skip
         self.apply(initialise_linear)
@@ -179,9 +180,9 @@ class Mar(PatchedGenerator):
         self.initialise_input()
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
-        x_BND, draws = self.patches(tokens), self.config.multiplicity
+        x_BND, draws = self.patches(tokens), self.config.diffusion_batch_mul
         order, counts = noise.permutation(self.length), self.masked_counts(noise.uniform())
-        room = self.length - math.ceil(self.config.mask_low * self.length)
+        room = self.length - math.ceil(self.config.mask_ratio_min * self.length)
         z_BNW = self.body(self.input(x_BND), condition.labels, order, counts, room)
         masked = masked_flags(order, counts)
         uniform, normal = noise.uniform(self.length, draws), noise.normal(self.length, draws, self.dimension)
@@ -202,11 +203,11 @@ class Mar(PatchedGenerator):
 
         The published code draws one share for a whole batch; here each image has its own.
         """
-        normal = torch.distributions.Normal(1.0, self.config.mask_deviation)
-        low = float(normal.cdf(torch.tensor(self.config.mask_low)))
-        share = 1 + self.config.mask_deviation * torch.special.ndtri((low + (0.5 - low) * uniform).double())
-        count = (share.clamp(self.config.mask_low, 1) * self.length).ceil().long()
-        return count.clamp(math.ceil(self.config.mask_low * self.length), self.length).clamp(min=1)
+        normal = torch.distributions.Normal(1.0, self.config.mask_ratio_std)
+        low = float(normal.cdf(torch.tensor(self.config.mask_ratio_min)))
+        share = 1 + self.config.mask_ratio_std * torch.special.ndtri((low + (0.5 - low) * uniform).double())
+        count = (share.clamp(self.config.mask_ratio_min, 1) * self.length).ceil().long()
+        return count.clamp(math.ceil(self.config.mask_ratio_min * self.length), self.length).clamp(min=1)
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
         batch, count, total = len(condition), self.length, self.passes(sampling)

@@ -34,9 +34,10 @@ class Config(GeneratorConfig):
     """kind: maskgit.
 
     size: near the published model, or leave it out and turn one dial, `depth`, the layers of the encoder and as many of
-    the decoder: width 64 * depth and depth heads unless given. buffer: copies of the class embedding before the tokens.
+    the decoder: width 64 * depth and depth heads unless given. buffer_size: copies of the class embedding before the
+    tokens.
     embedding_init: deviation of the first weights of codes, class, mask token and the positions read; published is .02.
-    smoothing: of the labels in the loss. steps: passes of a sampling that names none.
+    label_smoothing: of the labels in the loss. steps: passes of a sampling that names none.
     """
 
     kind: Literal["maskgit"] = "maskgit"
@@ -45,10 +46,10 @@ class Config(GeneratorConfig):
     width: int | None = Field(None, ge=2)
     heads: int | None = Field(None, ge=1)
     mlp_ratio: float = Field(4.0, gt=0)
-    buffer: int = Field(1, ge=1)
+    buffer_size: int = Field(1, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
     embedding_init: float = Field(0.02, gt=0)
-    smoothing: float = Field(0.1, ge=0, lt=1)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
     steps: int = Field(8, ge=1)
 
     @model_validator(mode="after")
@@ -81,7 +82,7 @@ class Config(GeneratorConfig):
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(depth=1, width=32, heads=2, dropout=0.0, smoothing=0.0, steps=4)
+        return cls(depth=1, width=32, heads=2, dropout=0.0, label_smoothing=0.0, steps=4)
 
 
 class MaskedCodes(Generator):
@@ -93,7 +94,7 @@ class MaskedCodes(Generator):
         self.config, (width, depth, heads) = config, config.shape()
         self.embedding = nn.Embedding(layout.vocab, width)
         self.body = MaskedTransformer(
-            layout.length, classes, width, heads, int(config.mlp_ratio * width), depth, depth, config.buffer,
+            layout.length, classes, width, heads, int(config.mlp_ratio * width), depth, depth, config.buffer_size,
             config.dropout,
         )  # fmt: skip
         self.head = nn.Sequential(nn.LayerNorm(width, eps=EPS), nn.Linear(width, layout.vocab))
@@ -109,7 +110,7 @@ class MaskedCodes(Generator):
         masked = masked_flags(order, counts)
         logits = self.head(picked(z, masked, self.expected)).float()
         targets = picked(codes, masked, self.expected)
-        nats = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.config.smoothing)
+        nats = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.config.label_smoothing)
         weights = picked((1 / (counts * len(tokens)))[:, None].expand_as(masked), masked, self.expected)
         return {"masked_nll": (nats * weights).sum()}
 

@@ -53,7 +53,7 @@ class Config(GeneratorConfig):
     dropout: float = Field(0.0, ge=0, lt=1)
     qk_norm: bool = False
     tied_head: bool = Field(False, description="share the output weights with the token embedding")
-    rotary_base: float = Field(10000.0, gt=1)
+    rope_base: float = Field(10000.0, gt=1)
     class_position: Literal["zero", "origin"] = "zero"
 
     @model_validator(mode="after")
@@ -112,7 +112,7 @@ class Raster(Generator):
         )
         self.norm = nn.RMSNorm(width, eps=1e-5)
         self.head = nn.Linear(width, layout.vocab, bias=False)
-        table = rotary_table(layout.grid, width // self.heads, config.rotary_base)
+        table = rotary_table(layout.grid, width // self.heads, config.rope_base)
         first = torch.zeros_like(table[:1]) if config.class_position == "zero" else table[:1]
         table = torch.cat([first, table.repeat_interleave(layout.codes, 0)])
         self.rotary: Tensor

@@ -34,7 +34,7 @@ class Config(GeneratorConfig):
     """kind: var.
 
     depth: the one dial, 16, 20, 24, 30 and 36 in the paper: width 64 * depth and depth heads unless given.
-    expansion: width inside the feed-forward layers over the width outside.
+    mlp_ratio: width inside the feed-forward layers over the width outside.
     shared_adaln: one modulation of the blocks by the class, with a learned offset in each (the 512 px model), and not
         one for each block.
     drop_path: share of images whose branches the last block skips, rising linearly from 0 in the first; as published,
@@ -49,7 +49,7 @@ class Config(GeneratorConfig):
     depth: int = Field(16, ge=1)
     width: int | None = Field(None, ge=1)
     heads: int | None = Field(None, ge=1)
-    expansion: float = Field(4.0, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0)
     shared_adaln: bool = False
     drop_path: float | None = Field(None, ge=0, lt=1)
     gate_init: float = Field(1e-3, ge=0)
@@ -154,7 +154,7 @@ class Block(nn.Module):
     def __init__(self, config: Config, sizes: tuple[int, ...]) -> None:
         super().__init__()
         heads, width = config.shape()
-        hidden = round(config.expansion * width)
+        hidden = round(config.mlp_ratio * width)
         self.attention = CosineAttention(width, heads, sizes, config.attention == "flex")
         self.expand = nn.Linear(width, hidden)
         self.contract = nn.Linear(hidden, width)

@@ -77,22 +77,22 @@ def describe_conv(tensors: Mapping[str, Tensor], spelling: Spelling, image: int)
     section = {
         "kind": "conv",
         "downsample": 2 ** (len(encoder["widths"]) - 1),
-        "width": base,
-        "multipliers": [width // base for width in encoder["widths"]],
-        "blocks": encoder["blocks"],
-        "attention": attention_sides(encoder["attends"], image),
+        "base_channels": base,
+        "channel_multipliers": [width // base for width in encoder["widths"]],
+        "num_res_blocks": encoder["blocks"],
+        "attention_resolutions": attention_sides(encoder["attends"], image),
         "middle_attention": encoder["middle"] or decoder["middle"],
-        "latent": shape_of(tensors, "decoder.conv_in.weight", 4)[1],
+        "z_channels": shape_of(tensors, "decoder.conv_in.weight", 4)[1],
         "quantizer_kernel": shape_of(tensors, "quant_conv.weight", 4)[2],
     }
     if decoder["widths"] != encoder["widths"]:
-        section["decoder_multipliers"] = [width // base for width in decoder["widths"]]
+        section["decoder_channel_multipliers"] = [width // base for width in decoder["widths"]]
     if stem != base:
         section["stem"] = stem
     if decoder["blocks"] != encoder["blocks"] + 1:
-        section["decoder_blocks"] = decoder["blocks"]
+        section["decoder_num_res_blocks"] = decoder["blocks"]
     if decoder["attends"] != encoder["attends"]:
-        section["decoder_attention"] = attention_sides(decoder["attends"], image)
+        section["decoder_attention_resolutions"] = attention_sides(decoder["attends"], image)
     return section
 
 

@@ -76,7 +76,7 @@ def described(patches: Sequence[int], classes: int, depth: int, hidden: int, out
     outputs: numbers for a patch."""
     width, channels, patch, _ = patches
     size = next((name for name, (d, w, _) in SIZES.items() if (d, w) == (depth, width)), None)
-    network: dict[str, Any] = {"kind": "dit", "patch": patch, "mlp_ratio": hidden / width}
+    network: dict[str, Any] = {"kind": "dit", "patch_size": patch, "mlp_ratio": hidden / width}
     network |= {"size": size} if size else {"depth": depth, "width": width, "heads": None}
     variance = "learned" if outputs == 2 * channels * patch**2 else "beta"
     section: dict[str, Any] = {"kind": "diffusion", "network": network}
@@ -84,7 +84,7 @@ def described(patches: Sequence[int], classes: int, depth: int, hidden: int, out
         section["guided_channels"] = GUIDED
     section["diffusion"] = {"schedule": "linear", "variance": variance, "steps": 250}
     words = f"DiT-{size}/{patch}" if size else f"DiT of {depth} layers, width {width}, patch {patch}"
-    return Found(section, words, classes=classes, sampling={"guidance": 1.5 if size else 1.0})
+    return Found(section, words, classes=classes, sampling={"cfg_scale": 1.5 if size else 1.0})
 
 
 def patch_sources(network: DiffusionTransformer, embedding: str, output: str) -> dict[str, Source]:

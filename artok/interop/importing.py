@@ -245,7 +245,7 @@ def resized(saved: Saved, size: int | None) -> Saved:
         return saved
     ratio = size / saved.facts.image[-1]
     settings = cast(Any, saved.tokenizer).model_dump()
-    for key in ("attention", "decoder_attention"):
+    for key in ("attention_resolutions", "decoder_attention_resolutions"):
         if isinstance(settings.get(key), list | tuple):
             settings[key] = [round(side * ratio) for side in settings[key]]
     facts = saved.facts.model_copy(update={"image": (saved.facts.image[0], size, size)})

@@ -44,7 +44,7 @@ class LlamaGenGpt(Family):
         if size is None or RasterConfig(size=size).hidden_width() != hidden:
             section["hidden"] = hidden
         words = f"LlamaGen-{size}" if size else f"LlamaGen of {layers} layers, width {width}"
-        return Found(section, words, classes=classes - 1, sampling={"guidance": GUIDANCE.get(size or "", 1.0)})
+        return Found(section, words, classes=classes - 1, sampling={"cfg_scale": GUIDANCE.get(size or "", 1.0)})
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         assert isinstance(module, Raster)

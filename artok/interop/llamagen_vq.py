@@ -41,11 +41,11 @@ class LlamaGenVq(Family):
         codes, width = shape_of(tensors, TABLE, 2)
         section["quantizer"] = {
             "kind": "vq",
-            "codes": codes,
-            "width": width,
+            "codebook_size": codes,
+            "code_dim": width,
             "similarity": "cosine",
             "update": "gradient",
-            "revive_below": 0.0,
+            "dead_code_threshold": 0.0,
         }
         return Found(section, f"LlamaGen tokenizer ds{section['downsample']}, {codes} codes of {width}", image=image)
 

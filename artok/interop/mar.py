@@ -62,7 +62,7 @@ class MarFamily(Family):
         length = shape_of(tensors, "diffusion_pos_embed_learned", 3)[1]
         section: dict[str, Any] = {
             "kind": "mar",
-            "buffer": shape_of(tensors, "encoder_pos_embed_learned", 3)[1] - length,
+            "buffer_size": shape_of(tensors, "encoder_pos_embed_learned", 3)[1] - length,
         }
         measures = (width, depth, head_depth, head_width)
         plain = (decoder_width, decoder_depth) == (width, depth)
@@ -75,7 +75,7 @@ class MarFamily(Family):
         if not plain:
             section |= {"decoder_depth": decoder_depth, "decoder_width": decoder_width}
         section["mlp_ratio"] = shape_of(tensors, "encoder_blocks.0.mlp.fc1.weight", 2)[0] / width
-        section["patch"] = patch = _patch(dimension, asked)
+        section["patch_size"] = patch = _patch(dimension, asked)
         if asked.layout is not None and asked.layout.length != length * patch**2:
             raise CheckpointError(
                 f"the model has {length} positions of {patch}x{patch} tokens, and the tokenizer gives {asked.layout}; "
@@ -83,7 +83,7 @@ class MarFamily(Family):
             )
         section["diffusion"] = {"schedule": "cosine", "variance": "learned", "steps": 100}
         words = f"MAR-{size}" if size else f"MAR of {depth}+{decoder_depth} layers, width {width}"
-        sampling = {"guidance": GUIDANCE.get(size or "", 1.0), "guidance_schedule": "linear"}
+        sampling = {"cfg_scale": GUIDANCE.get(size or "", 1.0), "cfg_schedule": "linear"}
         return Found(section, words, classes=classes, sampling=sampling)
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:

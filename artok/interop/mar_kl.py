@@ -33,7 +33,7 @@ class MarKl(Family):
         image = asked.image or 256
         section = describe_conv(tensors, TAMING, image)
         width = shape_of(tensors, "post_quant_conv.weight", 4)[1]
-        section["quantizer"] = {"kind": "gaussian", "width": width}
+        section["quantizer"] = {"kind": "gaussian", "latent_channels": width}
         stable = (section["downsample"], width) == (8, 4)
         words = f"KL autoencoder f{section['downsample']}, {width} channels"
         if stable:

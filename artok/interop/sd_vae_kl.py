@@ -59,7 +59,7 @@ class SdVaeKl(Family):
         image = asked.image or 256
         section = describe_conv(tensors, spelling_of(tensors), image)
         width = shape_of(tensors, "post_quant_conv.weight", 4)[1]
-        section["quantizer"] = {"kind": "gaussian", "width": width}
+        section["quantizer"] = {"kind": "gaussian", "latent_channels": width}
         words = f"KL autoencoder f{section['downsample']}, {width} channels"
         return Found(section, words, image=image, scale=STABLE_DIFFUSION_SCALE)
 

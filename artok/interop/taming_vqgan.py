@@ -38,7 +38,7 @@ class TamingVqgan(Family):
         image = asked.image or 256
         section = describe_conv(tensors, TAMING, image)
         section["quantizer"] = quantizer = _quantizer(tensors)
-        words = f"VQGAN f{section['downsample']}, {quantizer['codes']} codes of width {quantizer['width']}"
+        words = f"VQGAN f{section['downsample']}, {quantizer['codebook_size']} codes of width {quantizer['code_dim']}"
         return Found(section, words + (", Gumbel" if quantizer["kind"] == "gumbel" else ""), image=image)
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
@@ -63,9 +63,9 @@ def _of_var(tensors: Mapping[str, Tensor]) -> bool:
 def _quantizer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     codes, width = shape_of(tensors, GUMBEL if GUMBEL in tensors else TABLE, 2)
     if GUMBEL in tensors:
-        return {"kind": "gumbel", "codes": codes, "width": width}
-    published = {"similarity": "euclidean", "update": "gradient", "revive_below": 0.0}
-    return {"kind": "vq", "codes": codes, "width": width, **published}
+        return {"kind": "gumbel", "codebook_size": codes, "code_dim": width}
+    published = {"similarity": "euclidean", "update": "gradient", "dead_code_threshold": 0.0}
+    return {"kind": "vq", "codebook_size": codes, "code_dim": width, **published}
 
 
 FAMILY = TamingVqgan()

@@ -93,7 +93,7 @@ def autoencoder(tokenizer: Tokenizer, config: object) -> Any:
 
 def vae_config(tokenizer: ConvTokenizer, config: ConvConfig) -> dict[str, Any]:
     """The arguments of AutoencoderKL, or a ConfigError with what it has no place for."""
-    widths = [config.width * multiplier for multiplier in config.multipliers]
+    widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
     groups = {gcd(width, config.groups) for width in widths}
     image = tokenizer.layout.image
     sides = [image[1] >> level for level in range(len(widths))]
@@ -102,15 +102,15 @@ def vae_config(tokenizer: ConvTokenizer, config: ConvConfig) -> dict[str, Any]:
         wanted = (sides[-1],) if where == "coarsest" else tuple(where)  # type: ignore[arg-type]
         return [side in wanted for side in sides]
 
-    encoder = attends(config.attention)
-    decoder = encoder if config.decoder_attention is None else attends(config.decoder_attention)
+    encoder = attends(config.attention_resolutions)
+    decoder = encoder if config.decoder_attention_resolutions is None else attends(config.decoder_attention_resolutions)
     obstacles = {
         "a quantizer other than gaussian": not isinstance(tokenizer.quantizer, GaussianBottleneck),
-        "a decoder with other widths": config.decoder_multipliers not in (None, config.multipliers),
-        "another number of decoder blocks": config.decoder_blocks not in (None, config.blocks + 1),
+        "a decoder with other widths": config.decoder_channel_multipliers not in (None, config.channel_multipliers),
+        "another number of decoder blocks": config.decoder_num_res_blocks not in (None, config.num_res_blocks + 1),
         "quantizer_kernel 3": config.quantizer_kernel != 1,
-        "a latent width other than the quantizer's": config.latent != tokenizer.layout.width,
-        "a stem other than the first level's width": (config.stem or config.width) != widths[0],
+        "a latent width other than the quantizer's": config.z_channels != tokenizer.layout.width,
+        "a stem other than the first level's width": (config.stem or config.base_channels) != widths[0],
         f"groups {config.groups}, which the widths {widths} do not share": len(groups) > 1,
         "images that are not square": image[1] != image[2],
     }
@@ -123,7 +123,7 @@ def vae_config(tokenizer: ConvTokenizer, config: ConvConfig) -> dict[str, Any]:
         "down_block_types": ["AttnDownEncoderBlock2D" if here else "DownEncoderBlock2D" for here in encoder],
         "up_block_types": ["AttnUpDecoderBlock2D" if here else "UpDecoderBlock2D" for here in reversed(decoder)],
         "block_out_channels": widths,
-        "layers_per_block": config.blocks,
+        "layers_per_block": config.num_res_blocks,
         "latent_channels": tokenizer.layout.width,
         "norm_num_groups": groups.pop(),
         "sample_size": image[1],
@@ -186,17 +186,19 @@ def transformer(generator: object) -> Any:
 def scheduler(generator: LatentDiffusion) -> Any:
     """The DDIM scheduler of the generator's noise schedule; a ConfigError for the straight path."""
     diffusion = generator.config.diffusion
-    if diffusion.schedule not in SCHEDULES or diffusion.target not in PREDICTIONS:
-        raise ConfigError(f"diffusers' DDIM has no schedule {diffusion.schedule} with target {diffusion.target}")
+    if diffusion.schedule not in SCHEDULES or diffusion.prediction_type not in PREDICTIONS:
+        raise ConfigError(
+            f"diffusers' DDIM has no schedule {diffusion.schedule} with target {diffusion.prediction_type}"
+        )
     return _library().DDIMScheduler(
         num_train_timesteps=diffusion.timesteps,
-        beta_start=diffusion.first_beta,
-        beta_end=diffusion.last_beta,
+        beta_start=diffusion.beta_start,
+        beta_end=diffusion.beta_end,
         beta_schedule=SCHEDULES[diffusion.schedule],
-        prediction_type=PREDICTIONS[diffusion.target],
-        clip_sample=diffusion.clip is not None,
-        clip_sample_range=diffusion.clip or 1.0,
-        rescale_betas_zero_snr=diffusion.zero_terminal,
+        prediction_type=PREDICTIONS[diffusion.prediction_type],
+        clip_sample=diffusion.clip_sample is not None,
+        clip_sample_range=diffusion.clip_sample or 1.0,
+        rescale_betas_zero_snr=diffusion.zero_terminal_snr,
     )
 
 

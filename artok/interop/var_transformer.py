@@ -16,7 +16,7 @@ from artok.interop.families import Asked, Family, Found, Source, count, renamed,
 BLOCK = "blocks.{i}.attn.mat_qkv.weight"
 SHARED = "shared_ada_lin.1.weight"
 GATES = {16: 1e-3, 20: 1e-3, 24: 1e-4, 30: 1e-5, 36: 5e-6}  # initial, as published
-PUBLISHED = {"guidance": 2.5, "guidance_schedule": "linear", "top_k": 900, "top_p": 0.96}  # guidance is 1 + theirs
+PUBLISHED = {"cfg_scale": 2.5, "cfg_schedule": "linear", "top_k": 900, "top_p": 0.96}  # guidance is 1 + theirs
 
 
 class VarTransformer(Family):
@@ -46,7 +46,7 @@ class VarTransformer(Family):
         if (heads, width) != (depth, 64 * depth):
             section |= {"heads": heads, "width": width}
         expansion = shape_of(tensors, "blocks.0.ffn.fc1.weight", 2)[0] / width
-        section |= {"expansion": expansion, "gate_init": GATES.get(depth, 1e-3)}
+        section |= {"mlp_ratio": expansion, "gate_init": GATES.get(depth, 1e-3)}
         return Found(section, f"VAR-d{depth}", classes=classes - 1, sampling=PUBLISHED)
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:

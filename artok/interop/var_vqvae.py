@@ -53,12 +53,12 @@ class VarVqvae(Family):
             published = None
         section["quantizer"] = {
             "kind": "multiscale",
-            "codes": codes,
-            "width": width,
+            "codebook_size": codes,
+            "code_dim": width,
             "scales": published,
             "phi": count(tensors, PHI + ".weight"),
             "update": "gradient",
-            "revive_below": 0.0,
+            "dead_code_threshold": 0.0,
         }
         return Found(section, f"VAR tokenizer, {codes} codes of width {width}", image=image)
 

@@ -223,11 +223,11 @@ def overheads(device: Device) -> tuple[float, float]:
     ratio = fastest(lambda: x.view(2, 8)) / fastest(lambda: x + x)
     layout = TokenLayout(((4, 4),), 4, 64, (1, 16, 16))
     latent = TokenLayout(((4, 4),), 4, None, (1, 16, 16))
-    flow = DiffusionConfig(schedule="straight", target="velocity", solver="euler", steps=8)
+    flow = DiffusionConfig(schedule="straight", prediction_type="velocity", solver="euler", steps=8)
     shares = [
         overhead(raster.Config(depth=3, width=64, heads=2, multiple_of=8), layout, device, ratio),
         overhead(
-            diffusion.Config(network=dit.Config(depth=3, width=64, heads=2, patch=1), diffusion=flow),
+            diffusion.Config(network=dit.Config(depth=3, width=64, heads=2, patch_size=1), diffusion=flow),
             latent, device, ratio,
         ),
     ]  # fmt: skip

@@ -84,22 +84,27 @@ def experiment_of(wish: Wish) -> Experiment:
         "tokenizer": {
             "kind": "conv",
             "downsample": wish.downsample,
-            "multipliers": MULTIPLIERS[wish.downsample],
-            "latent": 256,
+            "channel_multipliers": MULTIPLIERS[wish.downsample],
+            "z_channels": 256,
             "quantizer": quantizer(wish),
         },
         "generator": generator(wish),
-        "training": {"images": wish.batch, "batch": wish.batch, "ema": 0.9999},
+        "training": {"images": wish.batch, "global_batch": wish.batch, "ema": 0.9999},
     }
     return validate(Experiment, section, "the design")
 
 
 def quantizer(wish: Wish) -> dict[str, Any]:
     if wish.family == "var":
-        return {"kind": "multiscale", "codes": wish.codes, "width": 32, "scales": wish.scales or SCALES.get(wish.side)}
+        return {
+            "kind": "multiscale",
+            "codebook_size": wish.codes,
+            "code_dim": 32,
+            "scales": wish.scales or SCALES.get(wish.side),
+        }
     if wish.family in DISCRETE:
-        return {"kind": "vq", "codes": wish.codes, "width": 8}
-    return {"kind": "gaussian", "width": wish.channels or (4 if wish.downsample <= 8 else 16)}
+        return {"kind": "vq", "codebook_size": wish.codes, "code_dim": 8}
+    return {"kind": "gaussian", "latent_channels": wish.channels or (4 if wish.downsample <= 8 else 16)}
 
 
 def generator(wish: Wish) -> dict[str, Any]:
@@ -107,7 +112,7 @@ def generator(wish: Wish) -> dict[str, Any]:
     shape = {"width": width, "heads": max(1, width // 64) if width % 64 == 0 else 1}
     if wish.family == "diffusion":
         patch = 2 if wish.downsample <= 8 and wish.side % 2 == 0 else 1
-        return {"kind": "diffusion", "network": {"kind": "dit", "depth": wish.depth, "patch": patch, **shape}}
+        return {"kind": "diffusion", "network": {"kind": "dit", "depth": wish.depth, "patch_size": patch, **shape}}
     half = max(1, wish.depth // 2)
     return {"kind": wish.family, "depth": half if wish.family in ("mar", "maskgit") else wish.depth, **shape}
 
@@ -119,7 +124,7 @@ def wish_of(design: Design) -> Wish:
         raise ConfigError("to compare families, name a generator's config")
     depth, width = transformer(design)
     wish = Wish(
-        size=layout.image[-1], depth=depth, width=width, classes=design.classes, batch=experiment.training.batch
+        size=layout.image[-1], depth=depth, width=width, classes=design.classes, batch=experiment.training.global_batch
     )
     wish = replace(wish, downsample=layout.image[-1] // layout.grid[-1], codes=layout.vocab or wish.codes)
     scales = tuple(grid[0] for grid in layout.grids) if len(layout.grids) > 1 else None

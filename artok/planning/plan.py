@@ -191,7 +191,7 @@ def token_plan(design: Design) -> TokenPlan:
 
 def training_plan(design: Design, device: Device, precision: Precision) -> TrainingPlan:
     training = design.experiment.training
-    batch = training.batch // training.accumulate
+    batch = training.global_batch // training.gradient_accumulation_steps
     step = training_step(design, batch, device.chip, DTYPES[precision])
     resident = size_in_bytes(design.trained)
     seconds = step.costs.total(lambda work: device.seconds(work, resident))
@@ -201,9 +201,9 @@ def training_plan(design: Design, device: Device, precision: Precision) -> Train
         attention_share=step.costs.attention_flops / max(step.costs.flops, 1),
         activations=step.saved / batch,
         memory=training_bytes(design, step),
-        seconds=(seconds + update / training.accumulate) / batch,
+        seconds=(seconds + update / training.gradient_accumulation_steps) / batch,
         images=training.images,
-        batch=training.batch,
+        batch=training.global_batch,
     )
 
 

@@ -96,7 +96,7 @@ def sample_tokens(
         for _ in generator.steps(Condition(labels), sampling, Noise(0, labels), codec):
             emulation.end_forward()  # `Pipeline.steps` leaves autocast before each yield
             steps.append(trace.take())
-            if sampling.guidance_interval == (0.0, 1.0) and on_a_line(steps):
+            if sampling.cfg_interval == (0.0, 1.0) and on_a_line(steps):
                 break
     return Passes(tuple(steps), max(count, len(steps)), cache[0], trace.peak)
 

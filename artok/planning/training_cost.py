@@ -40,7 +40,7 @@ def training_flops(experiment: Experiment, classes: int | None = None, chip: Chi
     out, as everywhere in this field. classes: of the data unless given. chip: fused attention kernels of a GPU
     recompute the scores in the backward pass, which counts.
     """
-    batch = experiment.training.batch // experiment.training.accumulate
+    batch = experiment.training.global_batch // experiment.training.gradient_accumulation_steps
     return training_step(build(experiment, classes), batch, chip).costs.flops / batch
 
 
@@ -65,8 +65,8 @@ def training_step(design: Design, batch: int, chip: Chip = "cpu", dtype: torch.d
     for part in design.trained.train().modules():
         if isinstance(part, Quantizer):
             part.eval()  # what keeps a codebook alive depends on its numbers; it multiplies no matrices
-    if design.experiment.training.recompute and not set_recompute(design.trained, True):
-        raise ConfigError("training.recompute is on, but nothing in this model offers it; switch it off")
+    if design.experiment.training.gradient_checkpointing and not set_recompute(design.trained, True):
+        raise ConfigError("training.gradient_checkpointing is on, but nothing in this model offers it; switch it off")
     losses = generator_losses if design.generator else tokenizer_losses
     critic = design.critic
     with frozen(critic or nn.Module()):
@@ -81,7 +81,7 @@ def training_step(design: Design, batch: int, chip: Chip = "cpu", dtype: torch.d
             plain = turn(critic, lambda: critic_losses(design, critic, batch, due=False), chip, dtype)
             costs = costs.share(1 / every) + plain.costs.share(1 - 1 / every)
     return Step(
-        step.costs.share(1 / critic.config.turns) + costs,
+        step.costs.share(1 / critic.config.n_critic) + costs,
         max(step.saved, other.saved),
         max(step.activations, other.activations),
         max(step.gradients, other.gradients),
@@ -138,7 +138,7 @@ def generator_losses(design: Design, batch: int) -> dict[str, Tensor]:
         with torch.no_grad():
             tokens = design.tokenizer.encode(torch.empty(batch, *design.layout.image, device=META))
     random = noise(batch)
-    drop = random.uniform() < design.experiment.generator.label_dropout  # type: ignore[union-attr]
+    drop = random.uniform() < design.experiment.generator.class_dropout  # type: ignore[union-attr]
     condition = Condition(torch.empty(batch, dtype=torch.int64, device=META)).dropped(drop, design.classes)
     return dict(design.generator(tokens, condition, random, design.tokenizer))
 

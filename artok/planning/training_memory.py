@@ -67,7 +67,7 @@ def largest_block(model: nn.Module) -> int:
 
 def training_bytes(design: Design, step: Step) -> float:
     """Of training on one device: the formula for DDP with one process."""
-    parts = design.experiment.training.accumulate
+    parts = design.experiment.training.gradient_accumulation_steps
     working = step.peak if parts == 1 else step.activations + step.gradients
     return state_bytes(design) + frozen_bytes(design) + working
 
@@ -86,7 +86,7 @@ def needs(design: Design, counts: tuple[int, ...], chip: Chip, dtype: torch.dtyp
     """For each number of devices that the batch can be shared out to, under DDP and, on several, FSDP."""
     training, found = design.experiment.training, list[Need]()
     for devices in counts:
-        local, left = divmod(training.batch, devices * training.accumulate)
+        local, left = divmod(training.global_batch, devices * training.gradient_accumulation_steps)
         if left or not local:
             continue
         step = training_step(design, local, chip, dtype)

@@ -27,31 +27,31 @@ from artok.quantizers.gradients import rotation_trick, straight_through
 class CodebookConfig(QuantizerConfig, ABC):
     """What every learned table of codes can be told.
 
-    codes: vectors V in the table. width: length D of each.
+    codebook_size: vectors V in the table. code_dim: length D of each.
     update: "ema" moves each code to the running mean of the latents that chose it (van den Oord 2017,
         appendix A.1; Razavi 2019, section 2.1);
         "gradient" trains the table with the codebook loss (van den Oord 2017, equation 3), as VQGAN and LlamaGen do.
     decay: of the running means and counts, a step.
-    commitment: weight beta of the loss that keeps the latents near their codes.
+    commitment_weight: weight beta of the loss that keeps the latents near their codes.
     kmeans_init: start the table from k-means (`kmeans_iters` rounds) of the first training batch.
-    revive_below: a code whose running count of choices a step falls below this is replaced by a latent of the batch;
-        0 never does.
+    dead_code_threshold: a code whose running count of choices a step falls below this is replaced by a latent of the
+        batch; 0 never does.
     rotation_trick: gradients through a rotation (Fifty 2024) and not straight through.
     """
 
-    codes: int = Field(256, ge=2)
-    width: int = Field(8, ge=1)
+    codebook_size: int = Field(256, ge=2)
+    code_dim: int = Field(8, ge=1)
     update: Literal["ema", "gradient"] = "ema"
     decay: float = Field(0.9, gt=0, lt=1)
-    commitment: float = Field(0.25, ge=0)
+    commitment_weight: float = Field(0.25, ge=0)
     kmeans_init: bool = False
     kmeans_iters: int = Field(10, ge=1)
-    revive_below: float = Field(1.0, ge=0)
+    dead_code_threshold: float = Field(1.0, ge=0)
     rotation_trick: bool = False
 
     @model_validator(mode="after")
     def _can_rotate(self) -> CodebookConfig:
-        if self.width == 1 and self.rotation_trick:
+        if self.code_dim == 1 and self.rotation_trick:
             raise ValueError("rotation_trick needs a width of at least 2")
         return self
 
@@ -64,7 +64,7 @@ class CodebookQuantizer(Quantizer):
     """
 
     def __init__(self, grid: tuple[int, ...], config: CodebookConfig, levels: int = 1, cosine: bool = False) -> None:
-        super().__init__((grid,), config.width, config.codes, codes=levels)
+        super().__init__((grid,), config.code_dim, config.codebook_size, codes=levels)
         self.levels = nn.ModuleList(Codebook(config, cosine) for _ in range(levels))
         self.cosine = cosine
         self.config = config
@@ -84,12 +84,12 @@ class CodebookQuantizer(Quantizer):
             residual, total = residual - codes.detach(), total + codes.detach()
             commitment = commitment + residual.square().mean()
             chosen.append(values)
-        losses = {"commitment": self.config.commitment * commitment}
+        losses = {"commitment": self.config.commitment_weight * commitment}
         if self.config.update == "gradient":
             losses["codebook"] = codebook
         stacked = torch.stack(chosen, dim=-1)
         vectors = to_grid(self.estimator(points, total), self.grids[0])
-        return Quantized(vectors, stacked, losses, code_usage(stacked, self.config.codes))
+        return Quantized(vectors, stacked, losses, code_usage(stacked, self.config.codebook_size))
 
     def dequantize(self, values: Tensor) -> Tensor:
         codes = [F.embedding(values[..., index], table) for index, table in enumerate(self.tables())]
@@ -111,13 +111,13 @@ class Codebook(nn.Module):
         self.cosine = cosine
         self.follows_means = config.update == "ema"
         self.decay = config.decay
-        self.revives = config.revive_below > 0
+        self.revives = config.dead_code_threshold > 0
         library = VectorQuantize(
-            dim=config.width,
-            codebook_size=config.codes,
+            dim=config.code_dim,
+            codebook_size=config.codebook_size,
             decay=config.decay,
             kmeans_iters=config.kmeans_iters,
-            threshold_ema_dead_code=config.revive_below,
+            threshold_ema_dead_code=config.dead_code_threshold,
             use_cosine_sim=cosine and self.follows_means,  # it knows no gradients on the sphere; `vectors` does
             learnable_codebook=not self.follows_means,
             ema_update=self.follows_means,

@@ -16,15 +16,15 @@ LOG_VARIANCE = (-30.0, 20.0)  # as published: keeps exp() finite
 class Config(QuantizerConfig):
     """kind: gaussian.
 
-    width: latent channels; the encoder delivers twice as many, means and then log variances.
-    weight: of the KL divergence from a unit Gaussian, with both the divergence and the reconstruction error summed over
-        an image, as in the published models (1e-6 there): only so does one weight mean the same at every size.
+    latent_channels: latent channels; the encoder delivers twice as many, means and then log variances.
+    kl_weight: of the KL divergence from a unit Gaussian, with both the divergence and the reconstruction error summed
+        over an image, as in the published models (1e-6 there): only so does one weight mean the same at every size.
     sample: train the decoder on draws from the posterior; without it, on its mean. Encoding always gives the mean.
     """
 
     kind: Literal["gaussian"] = "gaussian"
-    width: int = Field(16, ge=1)
-    weight: float = Field(1e-6, ge=0)
+    latent_channels: int = Field(16, ge=1)
+    kl_weight: float = Field(1e-6, ge=0)
     sample: bool = True
 
     def build(self, grid: tuple[int, ...]) -> GaussianBottleneck:
@@ -32,7 +32,7 @@ class Config(QuantizerConfig):
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(width=4)
+        return cls(latent_channels=4)
 
 
 class GaussianBottleneck(Quantizer):
@@ -40,7 +40,7 @@ class GaussianBottleneck(Quantizer):
     generator can be trained on it: the posterior's deviation against that of the means over a batch."""
 
     def __init__(self, grid: tuple[int, ...], config: Config) -> None:
-        super().__init__((grid,), config.width, None, input_channels=2 * config.width)
+        super().__init__((grid,), config.latent_channels, None, input_channels=2 * config.latent_channels)
         self.config = config
 
     def quantize(self, latents: Tensor) -> Quantized:
@@ -55,7 +55,7 @@ class GaussianBottleneck(Quantizer):
             "posterior_deviation": deviation.detach().mean(),
             "latent_deviation": mean.detach().transpose(0, 1).flatten(1).std(1).mean(),
         }
-        return Quantized(vectors, to_sequence(vectors), {}, monitors, sums={"kl": self.config.weight * nats})
+        return Quantized(vectors, to_sequence(vectors), {}, monitors, sums={"kl": self.config.kl_weight * nats})
 
     def dequantize(self, values: Tensor) -> Tensor:
         return to_grid(values, self.grids[0])

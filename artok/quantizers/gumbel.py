@@ -17,23 +17,23 @@ from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, code_us
 
 
 class Config(QuantizerConfig):
-    """codes: vectors V in the table. width: length D of each.
+    """codebook_size: vectors V in the table. code_dim: length D of each.
     temperature: of the soft draw in training; high ones mix codes, low ones give gradients of high variance.
-    divergence: weight of the KL divergence of the scores from a uniform distribution, which keeps all codes in use.
+    kl_weight: weight of the KL divergence of the scores from a uniform distribution, which keeps all codes in use.
     """
 
     kind: Literal["gumbel"] = "gumbel"
-    codes: int = Field(256, ge=2)
-    width: int = Field(8, ge=1)
+    codebook_size: int = Field(256, ge=2)
+    code_dim: int = Field(8, ge=1)
     temperature: float = Field(1.0, gt=0)
-    divergence: float = Field(5e-4, ge=0)
+    kl_weight: float = Field(5e-4, ge=0)
 
     def build(self, grid: tuple[int, ...]) -> GumbelQuantizer:
         return GumbelQuantizer(grid, self)
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(codes=16, width=4)
+        return cls(codebook_size=16, code_dim=4)
 
 
 class GumbelQuantizer(Quantizer):
@@ -41,11 +41,11 @@ class GumbelQuantizer(Quantizer):
     (straight through); else it is the one of the highest score."""
 
     def __init__(self, grid: tuple[int, ...], config: Config) -> None:
-        super().__init__((grid,), config.width, config.codes)
+        super().__init__((grid,), config.code_dim, config.codebook_size)
         self.config = config
-        self.scores = nn.Linear(config.width, config.codes)
-        self.table = nn.Embedding(config.codes, config.width)
-        nn.init.uniform_(self.table.weight, -1 / math.sqrt(config.width), 1 / math.sqrt(config.width))
+        self.scores = nn.Linear(config.code_dim, config.codebook_size)
+        self.table = nn.Embedding(config.codebook_size, config.code_dim)
+        nn.init.uniform_(self.table.weight, -1 / math.sqrt(config.code_dim), 1 / math.sqrt(config.code_dim))
 
     def quantize(self, latents: Tensor) -> Quantized:
         scores = self.scores(to_sequence(latents))
@@ -57,9 +57,9 @@ class GumbelQuantizer(Quantizer):
             codes = self.table(values)
         values = values.unsqueeze(-1)
         log_probability = scores.log_softmax(-1)
-        nats = (log_probability.exp() * (log_probability + math.log(self.config.codes))).sum(-1).mean()
-        losses = {"divergence": self.config.divergence * nats}
-        return Quantized(to_grid(codes, self.grids[0]), values, losses, code_usage(values, self.config.codes))
+        nats = (log_probability.exp() * (log_probability + math.log(self.config.codebook_size))).sum(-1).mean()
+        losses = {"divergence": self.config.kl_weight * nats}
+        return Quantized(to_grid(codes, self.grids[0]), values, losses, code_usage(values, self.config.codebook_size))
 
     def dequantize(self, values: Tensor) -> Tensor:
         return to_grid(self.table(values.squeeze(-1)), self.grids[0])

@@ -22,20 +22,20 @@ from artok.quantizers.gradients import straight_through
 
 
 class Config(QuantizerConfig):
-    """codes: V, a power of 2, so the width is log2 V.
-    entropy: weight of the entropy loss. diversity: weight within it of the spread over all codes against the certainty
-    of each token. temperature: of the soft assignment to codes behind both.
-    commitment: weight of the loss that keeps the latents near +-1.
+    """codebook_size: V, a power of 2, so the width is log2 V.
+    entropy_weight: weight of the entropy loss. diversity_gamma: weight within it of the spread over all codes against
+    the certainty of each token. temperature: of the soft assignment to codes behind both.
+    commitment_weight: weight of the loss that keeps the latents near +-1.
     """
 
     kind: Literal["lfq"] = "lfq"
-    codes: int = Field(256, ge=2, le=2**24)
-    entropy: float = Field(0.1, ge=0)
-    diversity: float = Field(1.0, ge=0)
+    codebook_size: int = Field(256, ge=2, le=2**24)
+    entropy_weight: float = Field(0.1, ge=0)
+    diversity_gamma: float = Field(1.0, ge=0)
     temperature: float = Field(0.01, gt=0)
-    commitment: float = Field(0.25, ge=0)
+    commitment_weight: float = Field(0.25, ge=0)
 
-    @field_validator("codes")
+    @field_validator("codebook_size")
     @classmethod
     def _power_of_two(cls, codes: int) -> int:
         if codes & (codes - 1):
@@ -48,7 +48,7 @@ class Config(QuantizerConfig):
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(codes=16)
+        return cls(codebook_size=16)
 
 
 class LookupFreeQuantizer(Quantizer):
@@ -57,8 +57,8 @@ class LookupFreeQuantizer(Quantizer):
     place: Tensor
 
     def __init__(self, grid: tuple[int, ...], config: Config) -> None:
-        bits = config.codes.bit_length() - 1
-        super().__init__((grid,), bits, config.codes)
+        bits = config.codebook_size.bit_length() - 1
+        super().__init__((grid,), bits, config.codebook_size)
         self.config = config
         self.register_buffer("place", 2 ** torch.arange(bits - 1, -1, -1), persistent=False)
 
@@ -67,11 +67,11 @@ class LookupFreeQuantizer(Quantizer):
         positive = points > 0
         codes = torch.where(positive, 1.0, -1.0)
         values = (positive * self.place).sum(-1, keepdim=True)
-        losses = {"commitment": self.config.commitment * F.mse_loss(points, codes)}
+        losses = {"commitment": self.config.commitment_weight * F.mse_loss(points, codes)}
         if self.training:  # costs more than all the rest
-            losses["entropy"] = self.config.entropy * self._entropy(points.flatten(0, 1))
+            losses["entropy"] = self.config.entropy_weight * self._entropy(points.flatten(0, 1))
         vectors = to_grid(straight_through(points, codes), self.grids[0])
-        return Quantized(vectors, values, losses, code_usage(values, self.config.codes))
+        return Quantized(vectors, values, losses, code_usage(values, self.config.codebook_size))
 
     def dequantize(self, values: Tensor) -> Tensor:
         return to_grid(torch.where((values & self.place) != 0, 1.0, -1.0), self.grids[0])
@@ -91,7 +91,7 @@ class LookupFreeQuantizer(Quantizer):
         if several_processes():
             mean = all_reduce(mean) / distributed.get_world_size()
         spread = -(mean * mean.clamp(min=1e-12).log()).sum()
-        return certainty - self.config.diversity * spread
+        return certainty - self.config.diversity_gamma * spread
 
     def _assignment(self, points: Tensor) -> Tensor:
         """The soft assignment (M, 2**bits) of points (M, bits) to the corners of their cube; ones when bits is 0."""

@@ -36,12 +36,13 @@ class Config(CodebookConfig):
     standardise: look residuals up less their scale's running mean and divided by its running deviation, channel by
         channel (running with `decay`), and undo it on the codes. Without it a shared table holds large codes, which
         only coarse scales choose, and small ones, which only fine scales choose.
-    conscience: share of an even use that each code keeps at each scale, by discounts on the distance of those that a
-        scale chooses less often (DeSieno 1988); 0 has none. It needs `standardise`, which gives the discounts their
+    usage_balancing: share of an even use that each code keeps at each scale, by discounts on the distance of those that
+        a scale chooses less often (DeSieno 1988); 0 has none. It needs `standardise`, which gives the discounts their
         unit, and keeps the coarsest scales, where tokens are fewest, from using a handful of codes.
 
-    VAR is `codes: 4096, width: 32, update: gradient, revive_below: 0` with scales [1, 2, 3, 4, 5, 6, 8, 10, 13, 16].
-    There is no k-means start: before there are codes there are no residuals of later scales to start from. Instead,
+    VAR is `codebook_size: 4096, code_dim: 32, update: gradient, dead_code_threshold: 0` with scales [1, 2, 3, 4, 5, 6,
+    8, 10, 13, 16]. There is no k-means start: before there are codes there are no residuals of later scales to start
+    from. Instead,
     dead codes are replaced by residuals drawn evenly from the scales: drawn from all residuals alike, hardly any would
     come from the coarse scales, which have few; drawn for each scale by itself, codes that serve others would go.
     """
@@ -51,12 +52,12 @@ class Config(CodebookConfig):
     phi: int = Field(4, ge=1)
     scale_dropout: float = Field(0.0, ge=0, le=1)
     standardise: bool = False
-    conscience: float = Field(0.0, ge=0, lt=1)
+    usage_balancing: float = Field(0.0, ge=0, lt=1)
     kmeans_init: Literal[False] = False
 
     @model_validator(mode="after")
     def _conscience_has_a_unit(self) -> Config:
-        if self.conscience and not self.standardise:
+        if self.usage_balancing and not self.standardise:
             raise ValueError(
                 "conscience needs standardise: true, for its discounts are in units of standardised residuals"
             )
@@ -92,7 +93,7 @@ class Config(CodebookConfig):
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(codes=16, width=4)
+        return cls(codebook_size=16, code_dim=4)
 
 
 def _text(grid: tuple[int, ...]) -> str:
@@ -130,14 +131,18 @@ class MultiScaleQuantizer(Quantizer):
     """Codes of all scales, coarse to fine, whose parts add up to the latent."""
 
     def __init__(self, grids: tuple[tuple[int, ...], ...], config: Config) -> None:
-        super().__init__(grids, config.width, config.codes)
+        super().__init__(grids, config.code_dim, config.codebook_size)
         self.config = config
         self.book = Codebook(config, cosine=False)
         self.assignment = shared_convolutions(len(grids), config.phi)
-        self.phi = nn.ModuleList(Phi(config.width, len(grids[-1])) for _ in range(max(self.assignment) + 1))
-        self.standardisation = Standardisation(len(grids), config.width, config.decay) if config.standardise else None
-        self.conscience = Conscience(len(grids), config.codes, config.conscience) if config.conscience else None
-        self.usage = Usage(len(grids), config.codes)
+        self.phi = nn.ModuleList(Phi(config.code_dim, len(grids[-1])) for _ in range(max(self.assignment) + 1))
+        self.standardisation = (
+            Standardisation(len(grids), config.code_dim, config.decay) if config.standardise else None
+        )
+        self.conscience = (
+            Conscience(len(grids), config.codebook_size, config.usage_balancing) if config.usage_balancing else None
+        )
+        self.usage = Usage(len(grids), config.codebook_size)
         self.estimator = rotation_trick if config.rotation_trick else straight_through
 
     def quantize(self, latents: Tensor) -> Quantized:
@@ -161,7 +166,7 @@ class MultiScaleQuantizer(Quantizer):
         vectors = self.estimator(to_sequence(latents), to_sequence(self._dropped(totals)))
         values = torch.cat(chosen, dim=1).unsqueeze(-1)
         losses = {
-            "commitment": self.config.commitment * commitment / len(self.grids),
+            "commitment": self.config.commitment_weight * commitment / len(self.grids),
             "codebook": codebook / len(self.grids),
         }
         return Quantized(to_grid(vectors, self.grids[-1]), values, losses, self._monitors(values, chosen))
@@ -193,12 +198,12 @@ class MultiScaleQuantizer(Quantizer):
         is kept of each scale by itself."""
         counts = self.book.count(torch.cat(points), torch.cat([values.flatten() for values in chosen]))
         if counts is not None and self.book.revives:
-            each = math.ceil(self.config.codes / len(points))
+            each = math.ceil(self.config.codebook_size / len(points))
             drawn = [scale[torch.randperm(len(scale), device=scale.device)[:each]] for scale in points]
             revived = self.book.revive(torch.cat(drawn), spared=counts > 0)
             if self.conscience is not None:
                 self.conscience.forget(revived)
-        by_scale = hits(chosen, self.config.codes)
+        by_scale = hits(chosen, self.config.codebook_size)
         self.usage.follow(by_scale)
         if self.conscience is not None:
             self.conscience.follow(by_scale)
@@ -216,10 +221,10 @@ class MultiScaleQuantizer(Quantizer):
         return torch.stack(totals)[kept, torch.arange(batch, device=device)]
 
     def _monitors(self, values: Tensor, chosen: list[Tensor]) -> dict[str, Tensor]:
-        monitors, names = code_usage(values, self.config.codes), [_text(grid) for grid in self.grids]
+        monitors, names = code_usage(values, self.config.codebook_size), [_text(grid) for grid in self.grids]
         if self.training:
             return monitors | self.usage.monitors(names)
         for name, scale in zip(names, chosen, strict=True):
-            usage = code_usage(scale.unsqueeze(-1), self.config.codes)
+            usage = code_usage(scale.unsqueeze(-1), self.config.codebook_size)
             monitors |= {f"{kind}, {name}": value for kind, value in usage.items()}
         return monitors

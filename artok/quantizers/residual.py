@@ -10,18 +10,18 @@ from artok.quantizers.codebook import CodebookConfig, CodebookQuantizer
 
 
 class Config(CodebookConfig):
-    """levels: codes K a position, each level with its own table of `codes` vectors.
+    """num_quantizers: codes K a position, each level with its own table of `codebook_size` vectors.
 
     The distance is Euclidean: what is left over has a length that matters, so it cannot be put on a sphere.
     """
 
     kind: Literal["residual"] = "residual"
-    codes: int = Field(64, ge=2)
-    levels: int = Field(3, ge=2)
+    codebook_size: int = Field(64, ge=2)
+    num_quantizers: int = Field(3, ge=2)
 
     def build(self, grid: tuple[int, ...]) -> CodebookQuantizer:
-        return CodebookQuantizer(grid, self, levels=self.levels)
+        return CodebookQuantizer(grid, self, levels=self.num_quantizers)
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(codes=16, width=4, levels=2)
+        return cls(codebook_size=16, code_dim=4, num_quantizers=2)

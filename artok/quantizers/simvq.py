@@ -15,15 +15,15 @@ from artok.quantizers.gradients import rotation_trick, straight_through
 
 
 class Config(QuantizerConfig):
-    """codes: vectors V in the table. width: length D of each.
-    commitment: weight of the loss that keeps the latents near their codes, against 1 of the codebook loss.
+    """codebook_size: vectors V in the table. code_dim: length D of each.
+    commitment_weight: weight of the loss that keeps the latents near their codes, against 1 of the codebook loss.
     rotation_trick: gradients through a rotation (Fifty 2024) and not straight through; the library's default for it.
     """
 
     kind: Literal["simvq"] = "simvq"
-    codes: int = Field(256, ge=2)
-    width: int = Field(8, ge=2)
-    commitment: float = Field(0.25, ge=0)
+    codebook_size: int = Field(256, ge=2)
+    code_dim: int = Field(8, ge=2)
+    commitment_weight: float = Field(0.25, ge=0)
     rotation_trick: bool = True
 
     def build(self, grid: tuple[int, ...]) -> SimVectorQuantizer:
@@ -31,7 +31,7 @@ class Config(QuantizerConfig):
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(codes=16, width=4)
+        return cls(codebook_size=16, code_dim=4)
 
 
 class SimVectorQuantizer(Quantizer):
@@ -44,11 +44,11 @@ class SimVectorQuantizer(Quantizer):
     frozen: Tensor
 
     def __init__(self, grid: tuple[int, ...], config: Config) -> None:
-        super().__init__((grid,), config.width, config.codes)
-        self.commitment = config.commitment
+        super().__init__((grid,), config.code_dim, config.codebook_size)
+        self.commitment = config.commitment_weight
         self.estimator = rotation_trick if config.rotation_trick else straight_through
-        self.register_buffer("frozen", torch.randn(config.codes, config.width) * config.width**-0.5)
-        self.transform = nn.Linear(config.width, config.width, bias=False)
+        self.register_buffer("frozen", torch.randn(config.codebook_size, config.code_dim) * config.code_dim**-0.5)
+        self.transform = nn.Linear(config.code_dim, config.code_dim, bias=False)
 
     def quantize(self, latents: Tensor) -> Quantized:
         points, vectors = to_sequence(latents), self.transform(self.frozen)

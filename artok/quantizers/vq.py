@@ -13,18 +13,18 @@ class Config(CodebookConfig):
     """similarity: "cosine" puts latents and codes on the unit sphere (Yu 2021, arXiv 2110.04627, section 3.2), and the
     decoder receives the normalised codes, as in LlamaGen; "euclidean" leaves them.
 
-    VQGAN is `similarity: euclidean, update: gradient, revive_below: 0, commitment: 0.25`; LlamaGen the same with
-    `similarity: cosine`. The default commitment is higher, since on the sphere a squared difference averages only
-    1/width: on digits 1 gained .3 to 1.3 dB over .25 in five pairs of runs.
+    VQGAN is `similarity: euclidean, update: gradient, dead_code_threshold: 0, commitment_weight: 0.25`; LlamaGen the
+    same with `similarity: cosine`. The default commitment is higher, since on the sphere a squared difference averages
+    only 1/code_dim: on digits 1 gained .3 to 1.3 dB over .25 in five pairs of runs.
     """
 
     kind: Literal["vq"] = "vq"
     similarity: Literal["euclidean", "cosine"] = "cosine"
-    commitment: float = Field(1.0, ge=0)
+    commitment_weight: float = Field(1.0, ge=0)
 
     @model_validator(mode="after")
     def _has_directions(self) -> Config:
-        if self.width == 1 and self.similarity == "cosine":
+        if self.code_dim == 1 and self.similarity == "cosine":
             raise ValueError("similarity cosine needs a width of at least 2: on a line there are only two directions")
         return self
 
@@ -33,4 +33,4 @@ class Config(CodebookConfig):
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(codes=16, width=4)
+        return cls(codebook_size=16, code_dim=4)

@@ -54,39 +54,40 @@ Network = Callable[[Tensor, Tensor], Tensor]
 class DiffusionConfig(Config):
     """schedule: "straight" is flow matching; the others are chains of `timesteps` steps.
 
-    first_beta, last_beta: of the linear schedules. zero_terminal: end a chain at no signal at all.
+    beta_start, beta_end: of the linear schedules. zero_terminal_snr: end a chain at no signal at all.
     variance: of DDPM's steps; "learned" doubles the network's output and adds a variational bound term to the loss.
-    min_snr: the gamma of min-SNR weighting (5 in Hang et al. 2023), or none.
+    min_snr_gamma: the gamma of min-SNR weighting (5 in Hang et al. 2023), or none.
     times: uniform, or logit-normal (Esser et al. 2024, arXiv 2403.03206, eq. 19) with its mean and deviation.
-    spacing: which steps a shortened chain keeps. clip: largest magnitude of a predicted x_0 while sampling, for pixels.
+    timestep_spacing: which steps a shortened chain keeps. clip_sample: largest magnitude of a predicted x_0 while
+    sampling, for pixels.
     solver, steps: what sampling uses unless it says otherwise.
     """
 
     schedule: Schedule = "linear"
     timesteps: int = Field(1000, ge=2)
-    first_beta: float = Field(1e-4, gt=0, lt=1)
-    last_beta: float = Field(0.02, gt=0, lt=1)
-    zero_terminal: bool = False
-    target: Target = "epsilon"
+    beta_start: float = Field(1e-4, gt=0, lt=1)
+    beta_end: float = Field(0.02, gt=0, lt=1)
+    zero_terminal_snr: bool = False
+    prediction_type: Target = "epsilon"
     variance: Literal["posterior", "beta", "learned"] = "posterior"
-    min_snr: float | None = Field(None, gt=0)
+    min_snr_gamma: float | None = Field(None, gt=0)
     times: Literal["uniform", "logit_normal"] = "uniform"
     logit_mean: float = 0.0
-    logit_deviation: float = Field(1.0, gt=0)
-    spacing: Spacing = "spread"
-    clip: float | None = Field(None, gt=0)
+    logit_std: float = Field(1.0, gt=0)
+    timestep_spacing: Spacing = "linspace"
+    clip_sample: float | None = Field(None, gt=0)
     solver: SolverName = "ddpm"
     steps: int = Field(100, ge=1)
 
     @model_validator(mode="after")
     def _fits_together(self) -> DiffusionConfig:
         is_straight = self.schedule == "straight"
-        if self.target == "epsilon" and (is_straight or self.zero_terminal):
+        if self.prediction_type == "epsilon" and (is_straight or self.zero_terminal_snr):
             raise ValueError(
                 "target epsilon says nothing of the tokens where there is no signal, which the straight path and "
                 "zero_terminal begin with; use x0, v or velocity"
             )
-        if is_straight and (self.variance == "learned" or self.zero_terminal):
+        if is_straight and (self.variance == "learned" or self.zero_terminal_snr):
             raise ValueError("a learned variance and zero_terminal belong to chains, not to schedule straight")
         if not is_straight and self.steps > self.timesteps:
             raise ValueError(f"steps {self.steps} are more than the {self.timesteps} timesteps of the schedule")
@@ -100,14 +101,14 @@ class DiffusionConfig(Config):
         """The whole chain, or for the straight path a row that only serves tables."""
         if self.schedule == "straight":
             return straight(even_times(self.timesteps))
-        levels = chain(betas(self.schedule, self.timesteps, self.first_beta, self.last_beta))
-        return to_zero_terminal(levels) if self.zero_terminal else levels
+        levels = chain(betas(self.schedule, self.timesteps, self.beta_start, self.beta_end))
+        return to_zero_terminal(levels) if self.zero_terminal_snr else levels
 
     def sampling_levels(self, steps: int) -> Levels:
         """The levels of a sampling in that many steps. ConfigError: the chain has fewer, or cannot be spaced so."""
         if self.schedule == "straight":
             return straight(even_times(steps))
-        return self.training_levels().kept(kept_steps(self.timesteps, steps, self.spacing))
+        return self.training_levels().kept(kept_steps(self.timesteps, steps, self.timestep_spacing))
 
     def plan(self, sampling: Sampling, steps: int | None) -> tuple[SolverName, int]:
         """The solver and its steps for a sampling. ConfigError as in `sampling_levels`."""
@@ -162,7 +163,7 @@ class Diffusion(nn.Module):
         share = uniform.double()
         if self.config.times == "logit_normal":
             normal = torch.special.ndtri(share.clamp(1e-7, 1 - 1e-7))
-            share = torch.sigmoid(self.config.logit_mean + self.config.logit_deviation * normal)
+            share = torch.sigmoid(self.config.logit_mean + self.config.logit_std * normal)
         if self.config.schedule == "straight":
             t = share.float()
             return Times(1 - t, t, t * TIME_SCALE, None)
@@ -191,12 +192,12 @@ class Diffusion(nn.Module):
         interpolation: Tensor | None = None
         if config.variance == "learned":
             output, interpolation = output.chunk(2, dim=-1)
-        mse = (output - wanted(config.target, clean, noise, signal, sigma)).square().flatten(1).mean(1)
-        if config.min_snr is not None:
-            mse = mse * min_snr_weights(config.target, times.signal, times.sigma, config.min_snr)
+        mse = (output - wanted(config.prediction_type, clean, noise, signal, sigma)).square().flatten(1).mean(1)
+        if config.min_snr_gamma is not None:
+            mse = mse * min_snr_weights(config.prediction_type, times.signal, times.sigma, config.min_snr_gamma)
         if interpolation is None:
             return {"mse": mse}
-        believed = to_clean(config.target, output.detach(), x, signal, sigma)
+        believed = to_clean(config.prediction_type, output.detach(), x, signal, sigma)
         assert times.index is not None
         return {"mse": mse, "vb": self._bound(clean, x, believed, interpolation, times.index)}
 
@@ -235,9 +236,9 @@ class Diffusion(nn.Module):
         interpolation: Tensor | None = None
         if self.config.variance == "learned":
             output, interpolation = output.chunk(2, dim=-1)
-        clean = to_clean(self.config.target, output, x, level.signal, level.sigma)
-        if self.config.clip is not None:
-            clean = clean.clamp(-self.config.clip, self.config.clip)
+        clean = to_clean(self.config.prediction_type, output, x, level.signal, level.sigma)
+        if self.config.clip_sample is not None:
+            clean = clean.clamp(-self.config.clip_sample, self.config.clip_sample)
         return Denoised(clean, interpolation)
 
 

@@ -18,16 +18,16 @@ def scale_at(sampling: Sampling, step: int, steps: int, share: float | None = No
     """The guidance scale at step 0..steps-1 of a generation.
 
     linear and cosine rise from 1 at the first step to `guidance` at the last (the cosine with its power, as RAR's,
-    Yu et al. 2024); outside `guidance_interval` (Kynkaanniemi et al. 2024) there is none. share: how far on the way
+    Yu et al. 2024); outside `cfg_interval` (Kynkaanniemi et al. 2024) there is none. share: how far on the way
     from 0 to 1 the step is, where a family measures that otherwise than by its steps.
     """
     if share is None:
         share = step / max(steps - 1, 1)
-    low, high = sampling.guidance_interval
+    low, high = sampling.cfg_interval
     if not low * steps <= step < high * steps:
         return 1.0
-    if sampling.guidance_schedule == "linear":
-        return 1 + (sampling.guidance - 1) * share
-    if sampling.guidance_schedule == "cosine":
-        return 1 + (sampling.guidance - 1) * (1 - math.cos(math.pi * share**sampling.guidance_power)) / 2
-    return sampling.guidance
+    if sampling.cfg_schedule == "linear":
+        return 1 + (sampling.cfg_scale - 1) * share
+    if sampling.cfg_schedule == "cosine":
+        return 1 + (sampling.cfg_scale - 1) * (1 - math.cos(math.pi * share**sampling.cfg_power)) / 2
+    return sampling.cfg_scale

@@ -18,7 +18,7 @@ from torch import Tensor
 from artok.errors import ConfigError
 
 Schedule = Literal["linear", "scaled_linear", "cosine", "straight"]
-Spacing = Literal["spread", "stride"]
+Spacing = Literal["linspace", "leading"]
 
 TIME_SCALE = 1000.0  # what a network is told at the noisiest end of the straight path, near the chains' last step
 
@@ -131,12 +131,12 @@ def even_times(steps: int) -> Tensor:
 def kept_steps(length: int, count: int, spacing: Spacing) -> list[int]:
     """Which `count` steps of a chain of `length` a shortened one keeps, ascending.
 
-    spread: evenly from the first to the last, rounded. stride: every k-th from 0, for the smallest whole k that gives
-    that number. ConfigError: more steps than there are, or a number that no stride gives.
+    linspace: evenly from the first to the last, rounded. leading: every k-th from 0, for the smallest whole k that
+    gives that number. ConfigError: more steps than there are, or a number that no stride gives.
     """
     if count > length:
         raise ConfigError(f"{count} sampling steps are more than the {length} of the noise schedule; ask for fewer")
-    if spacing == "spread":
+    if spacing == "linspace":
         if count == 1:
             return [length - 1]
         stride = (length - 1) / (count - 1)
@@ -145,4 +145,4 @@ def kept_steps(length: int, count: int, spacing: Spacing) -> list[int]:
     for stride_ in range(1, length + 1):
         if len(range(0, length, stride_)) == count:
             return list(range(0, length, stride_))
-    raise ConfigError(f"no whole stride takes {count} of the {length} steps of the noise schedule; use spacing spread")
+    raise ConfigError(f"no whole stride takes {count} of the {length} steps; use timestep_spacing linspace")

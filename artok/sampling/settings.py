@@ -13,17 +13,17 @@ from artok.sampling.solvers import SolverName
 class Sampling(Config):
     """The `sampling:` section.
 
-    guidance: classifier-free guidance under artok's one convention, uncond + guidance * (cond - uncond): 1 is off.
-    guidance_schedule: how the scale moves from 1 to `guidance` over the steps. guidance_interval: the share of the
+    cfg_scale: classifier-free guidance under artok's one convention, uncond + guidance * (cond - uncond): 1 is off.
+    cfg_schedule: how the scale moves from 1 to `cfg_scale` over the steps. cfg_interval: the share of the
     steps, from and up to, that is guided at all.
     eta: DDIM's share of DDPM's noise. choice_temperature: of the Gumbel noise on the confidence by which masked
     generation decides what to keep (4.5 in MaskGIT's code).
     """
 
-    guidance: float = Field(1.0, ge=0)
-    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    guidance_power: float = Field(1.0, gt=0, description="bends the cosine schedule")
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    cfg_scale: float = Field(1.0, ge=0)
+    cfg_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    cfg_power: float = Field(1.0, gt=0, description="bends the cosine schedule")
+    cfg_interval: tuple[float, float] = (0.0, 1.0)
     temperature: float = Field(1.0, ge=0, description="0 takes the most likely token")
     truncation: float | None = Field(None, gt=0, description="largest number in a GAN's latents")
     top_k: int | None = Field(None, ge=1)
@@ -39,4 +39,4 @@ class Sampling(Config):
     @property
     def guides(self) -> bool:
         """Whether the unconditional half has to run."""
-        return self.guidance != 1
+        return self.cfg_scale != 1

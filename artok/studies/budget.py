@@ -94,11 +94,11 @@ def _resized(entry: Entry, experiment: Experiment, target: float, tolerance: flo
 def _lasting(name: str, experiment: Experiment, wanted: float, tolerance: float) -> tuple[dict[str, Any], str]:
     """Training for as many images, in whole batches, its schedule and intervals in proportion."""
     training = experiment.training
-    images = round(wanted / training.batch) * training.batch
+    images = round(wanted / training.global_batch) * training.global_batch
     if not images or abs(images / wanted - 1) > tolerance:
         raise ConfigError(
-            f"{name}: the budget lasts for {wanted:,.1f} images, which whole batches of {training.batch} cannot come "
-            f"within {tolerance:.0%} of; raise the budget or lower training.batch"
+            f"{name}: the budget lasts for {wanted:,.1f} images, which whole batches of {training.global_batch} "
+            f"cannot come within {tolerance:.0%} of; raise the budget or lower training.global_batch"
         )
     if images == training.images:
         return {}, f"{images:,} images, as its config says"
@@ -128,7 +128,7 @@ def meter(plan: Plan, entry: Entry, speeds: Mapping[str, float]) -> Meter | None
         parameters = cost.parameters(experiment.generator.build(entry.layout, entry.classes))
     steps = experiment.training.steps()
     flops = _flops(experiment, plan, entry)
-    return Meter(parameters, flops, steps * experiment.training.batch, speeds.get(entry.name))
+    return Meter(parameters, flops, steps * experiment.training.global_batch, speeds.get(entry.name))
 
 
 # ---------------------------------------------------------------------------------------------- speed
@@ -157,7 +157,7 @@ def known_speeds(budget: Budget | None, folder: Path) -> dict[str, float]:
 def probe_of(entry: Entry, seed: int) -> Experiment:
     """A short training of a contestant that shows its speed: steps alone, with nothing measured or drawn."""
     experiment = entry.trainings[seed].experiment
-    batch = experiment.training.batch
+    batch = experiment.training.global_batch
     never = PROBED * batch + 1
     section = experiment.training.model_dump() | dict.fromkeys(INTERVALS, never)
     section |= {

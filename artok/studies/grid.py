@@ -62,9 +62,10 @@ class Sweep(Config):
     tokenizer: the config whose settings vary; tokenizer_settings: sections on top of it. generator: the config of what
     is trained on each cell's tokens, on the tokenizer's data with its own augmentation, with `settings` on top; without
     one, tokenizers alone are compared.
-    grid: axis to its entries. An axis such as `tokenizer.quantizer.codes` is that setting of the tokenizer's config,
-    and its entries are values. Any other name is free, and its entries are sections of settings that go together, such
-    as {label: f8, tokenizer: {downsample: 8, multipliers: [1, 2, 2, 4]}}; without a label, the first value names it.
+    grid: axis to its entries. An axis such as `tokenizer.quantizer.codebook_size` is that setting of the tokenizer's
+    config, and its entries are values. Any other name is free, and its entries are sections of settings that go
+    together, such as {label: f8, tokenizer: {downsample: 8, multipliers: [1, 2, 2, 4]}}; without a label, the first
+    value names it.
     impossible: whether combinations that cannot be trained are refused all at once, or skipped with their reason.
     seeds: each trains every cell once, tokenizer and generator.
     workers: cells trained side by side; one a core (at most 4) on a CPU and one on a GPU unless given.
@@ -360,13 +361,13 @@ def fitted(experiment: Experiment, budget: Budget | None, flops: float) -> Exper
     if budget is None:
         return experiment
     wanted = budget.amount if budget.kind == "images" else budget.amount / flops
-    steps = round(wanted / training.batch)
+    steps = round(wanted / training.global_batch)
     if steps < LEAST_STEPS:
         raise ConfigError(
-            f"the budget leaves its generator {wanted:,.0f} images, less than {LEAST_STEPS} steps of {training.batch}; "
-            "raise the budget or make the generator smaller"
+            f"the budget leaves its generator {wanted:,.0f} images, less than {LEAST_STEPS} steps of "
+            f"{training.global_batch}; raise the budget or make the generator smaller"
         )
-    return experiment.model_copy(update={"training": training.lasting(steps * training.batch)})
+    return experiment.model_copy(update={"training": training.lasting(steps * training.global_batch)})
 
 
 def load_sweep(name: str, overrides: Sequence[str]) -> Sweep:

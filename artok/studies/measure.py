@@ -127,9 +127,9 @@ def _of_seed(plan: Plan, entry: Entry, seed: int) -> Iterator[Cell]:
     generator = built(entry, saved.generator)
     for steps in steps_of(generator, sampling, study.grid.steps):
         yield cell("steps", study.grid.n, steps, steps=steps)
-    if saved.generator.label_dropout:
+    if saved.generator.class_dropout:
         for guidance in study.grid.guidance:
-            yield cell("guidance", study.grid.n, guidance, guidance=guidance)
+            yield cell("guidance", study.grid.n, guidance, cfg_scale=guidance)
 
 
 def _course(plan: Plan, entry: Entry, seed: int, sampling: Sampling) -> Iterator[Cell]:

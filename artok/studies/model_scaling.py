@@ -19,6 +19,7 @@ from artok.metrics import cost
 GRAIN = 4  # widths are multiples of it, so that positions and rotations have their pairs
 LEAN = (1.6, 4.0)  # the factor by which a head may be wider or narrower than in the config; the second if need be
 FURTHER = 4.0  # the widest that a depth is tried at, over the width that the target suggests
+WIDTHS = ("width", "base_channels", "channels")  # what a family calls its width
 PROPORTIONAL = ("head_width", "decoder_width", "hidden")  # widths beside the main one, which follow it where given
 
 
@@ -49,9 +50,9 @@ class Dial:
                 "change; give size: null with depth, width and heads, or another budget"
             )
         depth, heads = getattr(part, "depth", None), getattr(part, "heads", None)
-        width = getattr(part, "width", None) or (
-            64 * depth if depth else max(getattr(part, "widths", ()), default=None)
-        )
+        dial = next((name for name in WIDTHS if name in type(part).model_fields), None)
+        given: Any = getattr(part, dial) if dial else None
+        width = max(given) if dial == "channels" else given or (64 * depth if depth else None)
         if not isinstance(width, int):
             raise ConfigError(f"generator {config.kind} has no width to turn; match another budget than parameters")
         return cls(section, depth, width, (heads or depth) if "heads" in type(part).model_fields else None)
@@ -67,9 +68,9 @@ class Dial:
     def turned(self, config: GeneratorConfig, depth: int | None, width: int) -> GeneratorConfig | None:
         """The config at another size, or None when it cannot be that wide."""
         part: Any = config if self.section is None else getattr(config, self.section)
-        changes: dict[str, Any] = {"width": width}
-        if "widths" in type(part).model_fields:
-            changes = {"widths": tuple(self.scaled(each, width) for each in part.widths)}
+        dial = next(name for name in WIDTHS if name in type(part).model_fields)
+        levels = tuple(self.scaled(each, width) for each in part.channels) if dial == "channels" else width
+        changes: dict[str, Any] = {dial: levels}
         if depth is not None:
             changes["depth"] = depth
         if self.heads is not None:

@@ -21,26 +21,29 @@ class Config(TokenizerConfig):
     """kind: conv.
 
     downsample: image side over grid side, a power of two. width times each multiplier gives the channels of a level,
-    finest first; there are log2(downsample) + 1 levels. attention: grid sides that have attention, or "coarsest".
-    latent: channels that the encoder puts out and the decoder takes in, around the quantizer's own width.
+    finest first; there are log2(downsample) + 1 levels. attention_resolutions: grid sides that have attention, or
+    "coarsest".
+    z_channels: channels that the encoder puts out and the decoder takes in, around the quantizer's own width.
     """
 
     kind: Literal["conv"] = "conv"
     downsample: int = Field(16, ge=2, le=32)
-    width: int = Field(128, ge=1)
+    base_channels: int = Field(128, ge=1)
     stem: int | None = Field(None, ge=1, description="channels after the first convolution; width unless given")
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    decoder_multipliers: tuple[int, ...] | None = Field(
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    decoder_channel_multipliers: tuple[int, ...] | None = Field(
         None, description="the same for the decoder; as in the encoder unless given (LlamaGen tells them apart)"
     )
-    blocks: int = Field(2, ge=1, description="residual blocks a level of the encoder")
-    decoder_blocks: int | None = Field(None, ge=1, description="the same for the decoder; one more unless given")
-    attention: tuple[int, ...] | Literal["coarsest"] = "coarsest"
-    decoder_attention: tuple[int, ...] | Literal["coarsest"] | None = Field(
+    num_res_blocks: int = Field(2, ge=1, description="residual blocks a level of the encoder")
+    decoder_num_res_blocks: int | None = Field(
+        None, ge=1, description="the same for the decoder; one more unless given"
+    )
+    attention_resolutions: tuple[int, ...] | Literal["coarsest"] = "coarsest"
+    decoder_attention_resolutions: tuple[int, ...] | Literal["coarsest"] | None = Field(
         None, description="the same for the decoder; as in the encoder unless given"
     )
     middle_attention: bool = True
-    latent: int = Field(256, ge=1)
+    z_channels: int = Field(256, ge=1)
     quantizer_kernel: Literal[1, 3] = Field(1, description="side of the convolutions before and after the quantizer")
     groups: int = Field(32, ge=1, description="groups of each GroupNorm")
     quantizer: Annotated[QuantizerConfig, of_kind("quantizers"), OPEN]
@@ -50,7 +53,7 @@ class Config(TokenizerConfig):
         if self.downsample & (self.downsample - 1):
             raise ValueError(f"downsample must be a power of two (2, 4, 8, 16, 32), got {self.downsample}")
         levels = self.downsample.bit_length()
-        for multipliers in filter(None, (self.multipliers, self.decoder_multipliers)):
+        for multipliers in filter(None, (self.channel_multipliers, self.decoder_channel_multipliers)):
             if len(multipliers) != levels:
                 raise ValueError(
                     f"downsample {self.downsample} needs {levels} multipliers, got {len(multipliers)}: "
@@ -78,7 +81,13 @@ class Config(TokenizerConfig):
         from artok.quantizers import vq
 
         return cls(
-            downsample=4, width=8, multipliers=(1, 1, 2), blocks=1, latent=8, groups=4, quantizer=vq.Config.tiny()
+            downsample=4,
+            base_channels=8,
+            channel_multipliers=(1, 1, 2),
+            num_res_blocks=1,
+            z_channels=8,
+            groups=4,
+            quantizer=vq.Config.tiny(),
         )
 
 
@@ -90,7 +99,7 @@ class ConvTokenizer(Tokenizer):
         channels, *size = image
         grid = tuple(side // config.downsample for side in size)
         quantizer = config.quantizer.build(grid)
-        widths = [config.width * multiplier for multiplier in config.multipliers]
+        widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
         sides = [size[0] >> level for level in range(len(widths))]
 
         def attends(where: tuple[int, ...] | Literal["coarsest"]) -> list[bool]:
@@ -99,23 +108,30 @@ class ConvTokenizer(Tokenizer):
         padding = config.quantizer_kernel // 2
         self.encoder = Encoder(
             in_channels=channels,
-            stem=config.stem or config.width,
+            stem=config.stem or config.base_channels,
             widths=widths,
-            blocks=config.blocks,
-            attention=attends(config.attention),
+            blocks=config.num_res_blocks,
+            attention=attends(config.attention_resolutions),
             middle_attention=config.middle_attention,
-            out_channels=config.latent * quantizer.input_channels // quantizer.width,
+            out_channels=config.z_channels * quantizer.input_channels // quantizer.width,
             groups=config.groups,
         )
-        encoded = config.latent * quantizer.input_channels // quantizer.width
+        encoded = config.z_channels * quantizer.input_channels // quantizer.width
         self.to_quantizer = nn.Conv2d(encoded, quantizer.input_channels, config.quantizer_kernel, padding=padding)
         self.quantizer = quantizer
-        self.from_quantizer = nn.Conv2d(quantizer.width, config.latent, config.quantizer_kernel, padding=padding)
+        self.from_quantizer = nn.Conv2d(quantizer.width, config.z_channels, config.quantizer_kernel, padding=padding)
         self.decoder = Decoder(
-            in_channels=config.latent,
-            widths=[config.width * multiplier for multiplier in config.decoder_multipliers or config.multipliers],
-            blocks=config.decoder_blocks or config.blocks + 1,
-            attention=attends(config.attention if config.decoder_attention is None else config.decoder_attention),
+            in_channels=config.z_channels,
+            widths=[
+                config.base_channels * multiplier
+                for multiplier in config.decoder_channel_multipliers or config.channel_multipliers
+            ],
+            blocks=config.decoder_num_res_blocks or config.num_res_blocks + 1,
+            attention=attends(
+                config.attention_resolutions
+                if config.decoder_attention_resolutions is None
+                else config.decoder_attention_resolutions
+            ),
             middle_attention=config.middle_attention,
             out_channels=channels,
             groups=config.groups,

@@ -15,22 +15,22 @@ from artok.tokenizers.base import Reconstruction, Tokenizer, TokenizerConfig
 
 
 class Config(TokenizerConfig):
-    """kind: pixels. patch: side of the squares of pixels that make a token."""
+    """kind: pixels. patch_size: side of the squares of pixels that make a token."""
 
     kind: Literal["pixels"] = "pixels"
-    patch: int = Field(1, ge=1)
+    patch_size: int = Field(1, ge=1)
 
     def build(self, image: tuple[int, ...]) -> PixelTokenizer:
-        if any(side % self.patch for side in image[-2:]):
+        if any(side % self.patch_size for side in image[-2:]):
             raise ConfigError(
-                f"the image side must be a multiple of tokenizer.patch {self.patch}, and "
-                f"{'x'.join(map(str, image[1:]))} is not; change data.size or tokenizer.patch"
+                f"the image side must be a multiple of tokenizer.patch_size {self.patch_size}, and "
+                f"{'x'.join(map(str, image[1:]))} is not; change data.size or tokenizer.patch_size"
             )
-        return PixelTokenizer(self.patch, image)
+        return PixelTokenizer(self.patch_size, image)
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(patch=4)
+        return cls(patch_size=4)
 
 
 class PixelTokenizer(Tokenizer):

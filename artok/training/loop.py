@@ -67,13 +67,17 @@ class Trainer:
         self.training: Training = task.experiment.training
         self.seed = task.experiment.seed
         processes = accelerator.num_processes
-        if self.training.batch % (processes * self.training.accumulate):
+        if self.training.global_batch % (processes * self.training.gradient_accumulation_steps):
             raise ConfigError(
-                f"training.batch {self.training.batch} must be a multiple of {processes} processes times accumulate "
-                f"{self.training.accumulate}"
+                f"training.global_batch {self.training.global_batch} must be a multiple of {processes} processes "
+                f"times gradient_accumulation_steps {self.training.gradient_accumulation_steps}"
             )
-        if self.training.recompute and not sum(set_recompute(module, True) for module in task.players.values()):
-            raise ConfigError("training.recompute is on, but nothing in this model offers it; switch it off")
+        if self.training.gradient_checkpointing and not sum(
+            set_recompute(module, True) for module in task.players.values()
+        ):
+            raise ConfigError(
+                "training.gradient_checkpointing is on, but nothing in this model offers it; switch it off"
+            )
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         for player, module in task.players.items():
@@ -122,11 +126,11 @@ class Trainer:
         while self.seen < training.images:
             torch.manual_seed(fold("step", self.seed, self.seen, self.accelerator.process_index))
             self.step(next(batches), meter)
-            before, self.seen = self.seen, self.seen + training.batch
+            before, self.seen = self.seen, self.seen + training.global_batch
             meter.steps += 1
-            meter.images += training.batch
+            meter.images += training.global_batch
             self.progress.advance(self.seen)
-            stopping = interrupt.heeded(self.accelerator, self.seen // training.batch)
+            stopping = interrupt.heeded(self.accelerator, self.seen // training.global_batch)
             last = self.seen >= training.images
             if stopping or last or crossed(before, self.seen, training.log_every):
                 self.report(meter)
@@ -137,7 +141,7 @@ class Trainer:
                 self.monitor()
             if last or crossed(before, self.seen, training.preview_every):
                 self.preview()
-            if training.weights_every and not last and crossed(before, self.seen, training.weights_every):
+            if training.snapshot_every and not last and crossed(before, self.seen, training.snapshot_every):
                 self.write_weights(self.folder / MOMENTS / f"{self.seen:012d}.safetensors")
             if stopping or last or crossed(before, self.seen, training.checkpoint_every):
                 if meter.steps:
@@ -151,8 +155,8 @@ class Trainer:
 
     def step(self, batch: Any, meter: Meter) -> None:
         """One turn on a batch for each player whose turn it is."""
-        parts = self.task.split(batch, self.training.accumulate)
-        turn = self.seen // self.training.batch
+        parts = self.task.split(batch, self.training.gradient_accumulation_steps)
+        turn = self.seen // self.training.global_batch
         for player, module in self.modules.items():
             if not self.task.plays(player, turn):
                 continue
@@ -169,7 +173,7 @@ class Trainer:
                         self.accelerator.backward(total / len(parts))
                     meter.add({**step.losses, **step.monitors, f"{player}_loss": total}, 1 / len(parts))
                 # a bound of infinity changes no gradient: it only measures
-                norm = self.accelerator.clip_grad_norm_(module.parameters(), settings.clip or math.inf)
+                norm = self.accelerator.clip_grad_norm_(module.parameters(), settings.grad_clip or math.inf)
                 if norm is not None:
                     meter.add({f"{player}_gradient_norm": norm}, 1.0)
                 optimizer.step()
@@ -210,7 +214,7 @@ class Trainer:
         rate = self.training.optimizer.rate_at(self.seen, self.training.images)
         skipped = self.task.skipped()
         spent = round(time.process_time() - self.began, 2)  # of this process, since it started or resumed
-        self.record("train", values | {"rate": rate, "skipped": len(skipped), "core_seconds": spent})
+        self.record("train", values | {"lr": rate, "skipped": len(skipped), "core_seconds": spent})
         if len(skipped) > self.skipped:
             self.progress.skipped(skipped[self.skipped :])
             self.skipped = len(skipped)
@@ -220,7 +224,7 @@ class Trainer:
             kept = f"the last good checkpoint is {newest}" if newest else "there was no checkpoint yet"
             raise RunError(
                 f"{bad[0]} is no finite number after {self.seen} images, so training stopped; {kept}. "
-                "Lower training.optimizer.rate, or train with precision fp32"
+                "Lower training.optimizer.lr, or train with precision fp32"
             )
         self.progress.show(self.seen, values)
 
@@ -277,7 +281,7 @@ class Trainer:
         with self.shared_weights():
             measured = self.task.measure()
         self.write_weights(self.folder / WEIGHTS)  # first: a run whose last checkpoint is there counts as finished
-        checkpoints.save(self.accelerator, self.folder / "checkpoints", self.seen, self.training.keep)
+        checkpoints.save(self.accelerator, self.folder / "checkpoints", self.seen, self.training.keep_last)
         self.record("checkpoint", measured)
 
     def write_weights(self, path: Path) -> None:
@@ -305,4 +309,4 @@ def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimi
         {"params": list(compress(trained, decays)), "weight_decay": settings.weight_decay},
         {"params": [p for p, decay in zip(trained, decays, strict=True) if not decay], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.rate, betas=settings.betas, eps=settings.eps, fused=True)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)

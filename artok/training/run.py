@@ -43,7 +43,7 @@ from artok.training.tasks import GeneratorTask, Task, TokenizerTask
 
 # Settings that do not change what is computed: they may differ between a run and its resumption.
 FREE = {f"{what}_every" for what in ("log", "validate", "preview", "monitor", "checkpoint", "weights")}
-FREE |= {"validate_images", "monitor_images", "monitor_features", "keep", "trackers"}
+FREE |= {"validate_images", "monitor_images", "monitor_extractor", "keep_last", "trackers"}
 
 
 LOCK = ".training"  # held by who trains in a folder
@@ -99,7 +99,7 @@ def make_accelerator(experiment: Experiment, folder: Path) -> Accelerator:
 
 def len_text(experiment: Experiment) -> str:
     training = experiment.training
-    return f"{training.images:,} images in {training.steps():,} steps of {training.batch}"
+    return f"{training.images:,} images in {training.steps():,} steps of {training.global_batch}"
 
 
 def count_parameters(task: Task) -> int:
@@ -157,7 +157,7 @@ def make_monitor(
         train_split = data.open("train")
     labels = source.labels if isinstance(source, TokenCache) else None
     splits = train_split, data.open("test"), labels, held_out.labels
-    return Monitor(training.monitor_features, images, *splits, data.size, device)
+    return Monitor(training.monitor_extractor, images, *splits, data.size, device)
 
 
 def frozen_tokenizer(experiment: Experiment) -> tuple[Tokenizer, Saved]:
@@ -217,7 +217,7 @@ def same_tokenizer(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
-    """Lines such as "training.batch: 64, now 128" for what two nested mappings do not share."""
+    """Lines such as "training.global_batch: 64, now 128" for what two nested mappings do not share."""
     lines = []
     for key in [*now, *(key for key in before if key not in now and not (key == "facts" and not place))]:
         old, new = before.get(key), now.get(key)

@@ -22,71 +22,76 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 class Optimizer(Config):
     """AdamW (Loshchilov and Hutter 2019), for one player.
 
-    warmup: images over which the rate rises from 0. hold: share of the images after that at the full rate. final: the
-    rate at the end of a cosine or a straight line, as a share of `rate`.
-    weight_decay: on matrices only; vectors (biases, gains) are never decayed. clip: largest gradient norm.
+    warmup: images over which the rate rises from 0. hold: share of the images after that at the full rate.
+    min_lr_ratio: the rate at the end of a cosine or a straight line, as a share of `lr`.
+    weight_decay: on matrices only; vectors (biases, gains) are never decayed. grad_clip: largest gradient norm.
     """
 
-    rate: float = Field(1e-3, gt=0)
+    lr: float = Field(1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: int = Field(0, ge=0)
     hold: float = Field(0.0, ge=0, lt=1)
-    final: float = Field(0.0, ge=0, le=1)
-    clip: float | None = Field(1.0, gt=0)
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    grad_clip: float | None = Field(1.0, gt=0)
 
     def rate_at(self, seen: int, total: int) -> float:
         """The learning rate after `seen` of `total` images."""
         warm = min(1.0, (seen + 1) / self.warmup) if seen < self.warmup else 1.0
         if self.schedule == "constant":
-            return self.rate * warm
+            return self.lr * warm
         share = (seen - self.warmup) / max(total - self.warmup, 1)
         share = min(max((share - self.hold) / (1 - self.hold), 0.0), 1.0)
         left = 1 - share if self.schedule == "linear" else (1 + math.cos(math.pi * share)) / 2
-        return self.rate * warm * (self.final + (1 - self.final) * left)
+        return self.lr * warm * (self.min_lr_ratio + (1 - self.min_lr_ratio) * left)
 
 
 class Training(Config):
     """How long, how fast, and what is written on the way.
 
-    images: images seen in all. batch: images of one optimizer step, over all processes and accumulation together.
+    images: images seen in all. global_batch: images of one optimizer step, over all processes and accumulation
+    together.
     ema: decay of the averaged weights at each step, or null for none; a share of the steps so far warms it up.
     The intervals (log, validate, preview, monitor, checkpoint, weights) are in images too.
     """
 
     images: int = Field(gt=0, le=MOST_IMAGES)
-    batch: int = Field(64, ge=1)
-    accumulate: int = Field(1, ge=1, description="parts that a process splits its share of a batch into")
+    global_batch: int = Field(64, ge=1)
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="parts that a process splits its share of a batch into"
+    )
     optimizer: Optimizer = Optimizer()
     critic: Optimizer = Field(Optimizer(), description="the same for an adversarial loss's discriminator")
     precision: Precision = "auto"
     ema: float | None = Field(None, gt=0, lt=1)
     compile: bool = False
-    recompute: bool = Field(False, description="gradient checkpointing: less memory, more time")
+    gradient_checkpointing: bool = Field(False, description="gradient checkpointing: less memory, more time")
     log_every: int = Field(1_000, ge=1)
     validate_every: int = Field(10_000, ge=1)
     validate_images: int = Field(1_000, ge=1, description="held-out images of a validation")
     preview_every: int = Field(20_000, ge=1)
     monitor_images: int = Field(200, ge=0, description="samples by which a generator's variety is watched; 0 for none")
     monitor_every: int | None = Field(None, ge=1, description="validate_every unless given")
-    monitor_features: ExtractorName = Field(
+    monitor_extractor: ExtractorName = Field(
         "pixels", description="what they are compared through: an extractor such as classifier"
     )
     checkpoint_every: int = Field(20_000, ge=1)
-    keep: int = Field(2, ge=1, description="checkpoints kept")
-    weights_every: int | None = Field(None, ge=1, description="keeps the weights of that moment, to be measured later")
+    keep_last: int = Field(2, ge=1, description="checkpoints kept")
+    snapshot_every: int | None = Field(None, ge=1, description="keeps the weights of that moment, to be measured later")
     trackers: tuple[str, ...] = Field((), description="tensorboard, wandb, ...: what accelerate knows")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Training:
-        if self.batch % self.accumulate:
-            raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
+        if self.global_batch % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"batch {self.global_batch} must be a multiple of accumulate {self.gradient_accumulation_steps}"
+            )
         return self
 
     def steps(self) -> int:
-        return math.ceil(self.images / self.batch)
+        return math.ceil(self.images / self.global_batch)
 
     def lasting(self, images: int) -> Training:
         """The same training for another number of images, its warm-ups and intervals in proportion.
@@ -98,7 +103,7 @@ class Training(Config):
         share = images / self.images
         intervals = {name: getattr(self, name) for name in INTERVALS}
         changes: dict[str, object] = {
-            name: max(self.batch, round(every * share)) for name, every in intervals.items() if every is not None
+            name: max(self.global_batch, round(every * share)) for name, every in intervals.items() if every is not None
         }
         for player in ("optimizer", "critic"):
             optimizer: Optimizer = getattr(self, player)

@@ -120,14 +120,14 @@ class TokenizerTask(Task):
 
     def _critic_from(self) -> int:
         assert self.adversary is not None
-        return self.adversary.starts(self.experiment.training.batch)
+        return self.adversary.starts(self.experiment.training.global_batch)
 
     def settle(self, mean: Callable[[Tensor], Tensor]) -> None:
         if self.adversary is not None:
             self.adversary.settle(mean)
 
     def batches(self, start: int, rank: int, world: int) -> Stream[Batch]:
-        batch, seed = self.experiment.training.batch, self.experiment.seed
+        batch, seed = self.experiment.training.global_batch, self.experiment.seed
         with Loader(self.train_split, self.experiment.data, batch, seed, start, rank, world) as loader:
             yield from loader
 
@@ -153,7 +153,7 @@ class TokenizerTask(Task):
             against, told = self.adversary(reconstructions, images, moment)
             losses |= against
             monitors |= told
-            if self.plays("critic", seen // self.experiment.training.batch):
+            if self.plays("critic", seen // self.experiment.training.global_batch):
                 self.made.append(reconstructions.detach())
         with torch.no_grad():
             errors = ((reconstructions.clamp(-1, 1) - images) / 2).square().mean((1, 2, 3))
@@ -162,7 +162,7 @@ class TokenizerTask(Task):
 
     def _critic_losses(self, critic: nn.Module, images: Tensor, positions: Tensor, seen: int) -> Step:
         noise = Noise(fold("critic", self.experiment.seed), positions.to(self.device))
-        step = seen // self.experiment.training.batch
+        step = seen // self.experiment.training.global_batch
         verdict = critic(images, self.made.popleft(), None, noise, step, seen / self.experiment.training.images)
         return Step(verdict.losses, verdict.monitors)
 
@@ -225,7 +225,7 @@ class GeneratorTask(Task):
         self.saved_tokenizer = saved_tokenizer
         self.generator: Generator = experiment.generator.build(tokenizer.layout, len(facts.classes)).to(device)
         self.generator.check(experiment.sampling)
-        self.label_dropout = experiment.generator.label_dropout
+        self.class_dropout = experiment.generator.class_dropout
         self.players = {"model": self.generator}
         self.critic = experiment.generator.build_critic(tokenizer.layout, len(facts.classes))
         if self.critic is not None:
@@ -236,7 +236,7 @@ class GeneratorTask(Task):
     def plays(self, player: str, step: int) -> bool:
         if self.critic is None or player == "critic":
             return True
-        turns = self.critic.config.turns
+        turns = self.critic.config.n_critic
         return step % turns == turns - 1
 
     def settle(self, mean: Callable[[Tensor], Tensor]) -> None:
@@ -244,7 +244,7 @@ class GeneratorTask(Task):
             self.critic.settle(mean)
 
     def batches(self, start: int, rank: int, world: int) -> Stream[TokenBatch]:
-        batch, seed = self.experiment.training.batch, self.experiment.seed
+        batch, seed = self.experiment.training.global_batch, self.experiment.seed
         if isinstance(self.source, TokenCache):
             yield from TokenLoader(self.source, batch, seed, start, rank, world)
             return
@@ -264,7 +264,7 @@ class GeneratorTask(Task):
         if player == "critic":
             return self._critic_losses(modules["critic"], batch, seen)
         noise = Noise(fold("training", self.experiment.seed), batch.positions)
-        condition = Condition(batch.labels).dropped(noise.uniform() < self.label_dropout, self.generator.classes)
+        condition = Condition(batch.labels).dropped(noise.uniform() < self.class_dropout, self.generator.classes)
         return Step(modules["model"](batch.tokens, condition, noise, self.tokenizer))
 
     def _critic_losses(self, critic: nn.Module, batch: TokenBatch, seen: int) -> Step:
@@ -274,7 +274,7 @@ class GeneratorTask(Task):
         with torch.no_grad():
             fake = self.generator.made(condition, noise)
         real = self.generator.pictures(batch.tokens)
-        step, share = seen // self.experiment.training.batch, seen / self.experiment.training.images
+        step, share = seen // self.experiment.training.global_batch, seen / self.experiment.training.images
         verdict = critic(real, fake, condition.labels, noise, step, share)
         return Step(verdict.losses, verdict.monitors)
 

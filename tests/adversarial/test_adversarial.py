@@ -42,7 +42,7 @@ def discriminator(kind: str, classes: int = 0) -> Discriminator:
 
 def critic(**changes: Any) -> Critic:
     torch.manual_seed(0)
-    section = {"discriminator": {"kind": "dcgan", "width": 8, "norm": "none"}} | changes
+    section = {"discriminator": {"kind": "dcgan", "base_channels": 8, "norm": "none"}} | changes
     return validate(CriticConfig, section, "critic").build(IMAGE, 0)
 
 
@@ -97,7 +97,7 @@ def test_images_too_small_for_a_discriminator_are_refused() -> None:
     with pytest.raises(ConfigError, match="too small"):
         patch(layers=3).build((3, 8, 8), 0)  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="multiples of 4"):
-        find("adversarial.discriminators", "residual")(widths=(8, 8, 8)).build((3, 18, 18), 0)  # type: ignore[attr-defined]
+        find("adversarial.discriminators", "residual")(channels=(8, 8, 8)).build((3, 18, 18), 0)  # type: ignore[attr-defined]
 
 
 def test_the_patch_discriminator_is_the_published_one() -> None:

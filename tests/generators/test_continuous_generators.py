@@ -80,7 +80,7 @@ def rows_of(module: nn.Module) -> list[int]:
 def test_the_head_runs_on_the_tokens_of_the_step_only(guidance: float) -> None:
     model = built(mar.Config.tiny(), LATENTS)
     rows = rows_of(model.head.net)
-    last(model, Sampling(guidance=guidance, steps=4, head_steps=5), count=3)
+    last(model, Sampling(cfg_scale=guidance, steps=4, head_steps=5), count=3)
     left = [16]
     for step in range(4):
         left.append(still_masked(16, 4, step, left[-1]))
@@ -144,7 +144,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_images() -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_patches_are_decided_as_squares(causal: bool) -> None:
-    config = mar.Config.tiny().model_copy(update={"patch": 2, "causal": causal})
+    config = mar.Config.tiny().model_copy(update={"patch_size": 2, "causal": causal})
     model = built(config, LATENTS)
     with torch.no_grad():
         states = list(model.steps(condition(2), Sampling(), noise(2), None))
@@ -180,7 +180,7 @@ def test_every_solver_serves_the_head(solver: str, schedule: str) -> None:
     target = "velocity" if schedule == "straight" else "epsilon"
     section = {"schedule": schedule, "target": target, "timesteps": 50, "steps": 8}
     config = mar.Config.tiny().model_copy(update={"diffusion": validate(diffusion.DiffusionConfig, section, "test")})
-    tokens = last(built(config, LATENTS), validate(Sampling, {"solver": solver, "guidance": 1.5}, "test"))
+    tokens = last(built(config, LATENTS), validate(Sampling, {"solver": solver, "cfg_scale": 1.5}, "test"))
     assert tokens.values.isfinite().all()
 
 
@@ -247,7 +247,7 @@ def test_codes_are_diffused_at_unit_scale_and_come_back_as_the_nearest() -> None
     ("size", "patch", "millions"), [("S", 2, 33), ("B", 2, 131), ("L", 2, 458), ("XL", 2, 675.1), ("XL", 8, 676)]
 )
 def test_dit_has_the_published_sizes(size: str, patch: int, millions: float) -> None:
-    section = {"kind": "diffusion", "network": {"kind": "dit", "size": size, "patch": patch}}
+    section = {"kind": "diffusion", "network": {"kind": "dit", "size": size, "patch_size": patch}}
     layout = TokenLayout(((32, 32),), 4, None, (3, 256, 256))
     config = validate(diffusion.Config, section, "test")
     with torch.device("meta"):
@@ -256,8 +256,15 @@ def test_dit_has_the_published_sizes(size: str, patch: int, millions: float) -> 
 
 
 def test_unet_learns_by_heart_and_is_refused_on_grids_it_cannot_halve() -> None:
-    section = {"kind": "unet", "width": 16, "multipliers": [1, 2], "blocks": 1, "groups": 4, "attention": [1]}
-    given = {"kind": "diffusion", "network": section, "diffusion": {"target": "x0"}}
+    section = {
+        "kind": "unet",
+        "base_channels": 16,
+        "channel_multipliers": [1, 2],
+        "num_res_blocks": 1,
+        "groups": 4,
+        "attention_resolutions": [1],
+    }
+    given = {"kind": "diffusion", "network": section, "diffusion": {"prediction_type": "x0"}}
     config = validate(diffusion.Config, given, "test")
     torch.manual_seed(0)
     model, tokens = config.build(LATENTS, CLASSES), latents(4)
@@ -277,7 +284,7 @@ def test_unet_learns_by_heart_and_is_refused_on_grids_it_cannot_halve() -> None:
 def test_the_guidance_interval_counts_evaluations() -> None:
     model = built(diffusion.Config.tiny(), LATENTS)
     rows = rows_of(model.network)
-    last(model, Sampling(guidance=2.0, guidance_interval=(0.25, 0.75), steps=8), count=3)
+    last(model, Sampling(cfg_scale=2.0, cfg_interval=(0.25, 0.75), steps=8), count=3)
     assert rows == [3, 3, 6, 6, 6, 6, 3, 3]
 
 
@@ -298,7 +305,7 @@ def test_training_and_sampling_in_bfloat16(config: Any, layout: TokenLayout) -> 
     plain = torch.stack(list(model(tokens, condition(3), noise(3), None).values())).sum()
     with torch.autocast("cpu", torch.bfloat16):
         half = torch.stack(list(model(tokens, condition(3), noise(3), None).values())).sum()
-        made = last(model, Sampling(dtype="bfloat16", guidance=1.5))
+        made = last(model, Sampling(dtype="bfloat16", cfg_scale=1.5))
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, plain, rtol=0.05, atol=0.05)
     assert made.values.dtype == (torch.int64 if layout.discrete else torch.float32)
@@ -348,25 +355,27 @@ def test_sizes_that_say_nothing_or_two_things_are_refused(section: dict[str, Any
 @pytest.fixture(scope="module")
 def kl_run(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("kl") / "run"
-    assert train(tokenizer_experiment(tokenizer={"quantizer": {"kind": "gaussian", "width": 4}}), folder)
+    assert train(tokenizer_experiment(tokenizer={"quantizer": {"kind": "gaussian", "latent_channels": 4}}), folder)
     return str(folder)
 
 
-TINY_MAR = {"kind": "mar", "depth": 1, "width": 16, "heads": 2, "buffer": 2, "dropout": 0.0, "steps": 4}
+TINY_MAR = {"kind": "mar", "depth": 1, "width": 16, "heads": 2, "buffer_size": 2, "dropout": 0.0, "steps": 4}
 
 
 def mar_experiment(kl_run: str, **changes: Any) -> Any:
-    section = TINY_MAR | {"diffusion": {"schedule": "straight", "target": "velocity", "solver": "euler", "steps": 4}}
+    section = TINY_MAR | {
+        "diffusion": {"schedule": "straight", "prediction_type": "velocity", "solver": "euler", "steps": 4}
+    }
     return generator_experiment(kl_run, **{"generator": section, "sampling": {}} | changes)
 
 
 def test_mar_trains_and_samples_and_without_label_dropout_refuses_guidance(kl_run: str, tmp_path: Path) -> None:
-    section = mar_experiment(kl_run).generator.model_dump() | {"label_dropout": 0.0}
+    section = mar_experiment(kl_run).generator.model_dump() | {"class_dropout": 0.0}
     assert train(mar_experiment(kl_run, generator=section), tmp_path / "run")
     pipeline = Pipeline.from_pretrained(tmp_path / "run")
     assert pipeline([0, 1]).shape == (2, 1, 16, 16)
     with pytest.raises(ConfigError, match="no unconditional"):
-        pipeline([0], guidance=2.0)
+        pipeline([0], cfg_scale=2.0)
 
 
 def test_too_many_steps_are_refused_before_training(kl_run: str, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_the_same_seed_gives_the_same_tokens_and_another_does_not(pair: tuple[Ge
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_batch_equals_its_images_made_one_by_one(pair: tuple[Generator, Tokenizer], guidance: float) -> None:
     generator, codec = pair
-    sampling = Sampling(temperature=0, guidance=guidance)
+    sampling = Sampling(temperature=0, cfg_scale=guidance)
     whole = last(generator, codec, condition(4), sampling, noise(4))
     for row in range(4):
         rows = slice(row, row + 1)
@@ -116,11 +116,11 @@ def test_a_batch_equals_its_images_made_one_by_one(pair: tuple[Generator, Tokeni
 def test_guidance_one_is_no_guidance_and_two_is_some(pair: tuple[Generator, Tokenizer]) -> None:
     generator, codec = pair
     if isinstance(generator, AdversarialGenerator):
-        pytest.skip("has no unconditional half, and its label_dropout is fixed at 0")
+        pytest.skip("has no unconditional half, and its class_dropout is fixed at 0")
     plain = last(generator, codec, condition(4), Sampling(), noise(4))
-    barely = last(generator, codec, condition(4), Sampling(guidance=1 + 1e-9), noise(4))
+    barely = last(generator, codec, condition(4), Sampling(cfg_scale=1 + 1e-9), noise(4))
     torch.testing.assert_close(barely.values.float(), plain.values.float(), rtol=1e-3, atol=1e-3)
-    strong = last(generator, codec, condition(4), Sampling(guidance=30.0), noise(4))
+    strong = last(generator, codec, condition(4), Sampling(cfg_scale=30.0), noise(4))
     assert not torch.equal(strong.values, plain.values)
 
 

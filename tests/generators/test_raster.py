@@ -70,7 +70,7 @@ def test_a_later_code_never_changes_an_earlier_prediction(layout: TokenLayout) -
 @torch.no_grad()
 def test_guided_decoding_is_the_formula_on_both_halves() -> None:
     built, labels = model(LAYOUT), torch.tensor([0, 1])
-    sampling = Sampling(temperature=0, guidance=3.0)
+    sampling = Sampling(temperature=0, cfg_scale=3.0)
     *_, made = built.steps(Condition(labels), sampling, Noise(0, torch.arange(2)), None)
     flat = made.values.flatten(1)
     conditional = built.logits(flat[:, :-1], labels)

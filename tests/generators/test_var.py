@@ -92,7 +92,7 @@ def test_the_class_reaches_every_place() -> None:
 @torch.no_grad()
 def test_guidance_rises_with_the_scale_and_truncation_comes_after_it() -> None:
     built, labels = model(), torch.tensor([0, 1, 4])
-    sampling = Sampling(temperature=0, guidance=2.5, guidance_schedule="linear")
+    sampling = Sampling(temperature=0, cfg_scale=2.5, cfg_schedule="linear")
     *_, made = built.steps(Condition(labels), sampling, noise(3), codec())
     conditional = built.logits(made, labels, codec())
     unconditional = built.logits(made, torch.full_like(labels, CLASSES), codec())
@@ -111,7 +111,7 @@ def test_a_pass_and_a_picture_for_each_scale() -> None:
     built = model()
     passes = []
     built.head.register_forward_hook(lambda *_: passes.append(1))
-    steps = list(built.steps(Condition(torch.tensor([0, 1])), Sampling(guidance=2.0), noise(2), codec()))
+    steps = list(built.steps(Condition(torch.tensor([0, 1])), Sampling(cfg_scale=2.0), noise(2), codec()))
     assert len(passes) == len(steps) == len(built.parts) == built.passes(Sampling())
     ends = [part.stop for part in built.parts]
     assert [int(step.known[0].sum()) for step in steps[:-1]] == ends[:-1]

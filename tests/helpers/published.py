@@ -27,11 +27,25 @@ from artok.saved import (
 from artok.tokenizers.base import TokenizerConfig
 from artok.weights import empty_parameters
 
-VQ = {"kind": "vq", "codes": 32, "width": 4, "similarity": "euclidean", "update": "gradient", "revive_below": 0.0}
-KL = {"kind": "gaussian", "width": 4}
-CONV: dict[str, Any] = {"kind": "conv", "downsample": 2, "width": 8, "multipliers": [1, 2], "blocks": 1, "latent": 4}
+VQ = {
+    "kind": "vq",
+    "codebook_size": 32,
+    "code_dim": 4,
+    "similarity": "euclidean",
+    "update": "gradient",
+    "dead_code_threshold": 0.0,
+}
+KL = {"kind": "gaussian", "latent_channels": 4}
+CONV: dict[str, Any] = {
+    "kind": "conv",
+    "downsample": 2,
+    "base_channels": 8,
+    "channel_multipliers": [1, 2],
+    "num_res_blocks": 1,
+    "z_channels": 4,
+}
 RASTER: dict[str, Any] = {"kind": "raster", "depth": 2, "width": 32, "heads": 2}
-DIT = {"kind": "diffusion", "network": {"kind": "dit", "depth": 2, "width": 32, "heads": 2, "patch": 2}}
+DIT = {"kind": "diffusion", "network": {"kind": "dit", "depth": 2, "width": 32, "heads": 2, "patch_size": 2}}
 
 
 def tokenizer_config(quantizer: Mapping[str, Any], **changes: Any) -> TokenizerConfig:

@@ -44,10 +44,10 @@ def model(clip: float | None = None, steps: int = 10) -> LatentDiffusion:
     given = about["constructor"]
     config = Config(
         network=dit.Config(
-            depth=given["depth"], width=given["hidden_size"], heads=given["num_heads"], patch=given["patch_size"]
+            depth=given["depth"], width=given["hidden_size"], heads=given["num_heads"], patch_size=given["patch_size"]
         ),
         guided_channels=3,
-        diffusion=DiffusionConfig(variance="learned", clip=clip, steps=steps),
+        diffusion=DiffusionConfig(variance="learned", clip_sample=clip, steps=steps),
     )
     side, channels = given["input_size"], given["in_channels"]
     layout = TokenLayout(((side, side),), channels, None, (3, 8 * side, 8 * side))
@@ -84,12 +84,12 @@ def test_network() -> None:
 @torch.no_grad()
 def test_guidance_on_the_first_three_channels() -> None:
     built, io = model(), recorded().io
-    guided = Guided(built, Condition(io["y"]), Sampling(guidance=recorded().about["cfg_scale"]), 1)
+    guided = Guided(built, Condition(io["y"]), Sampling(cfg_scale=recorded().about["cfg_scale"]), 1)
     close(guided(tokens(io["x"]), io["t"]), tokens(io["out_cfg"])[: len(io["y"])])
 
 
 def chain(prefix: str) -> Levels:
-    config = DiffusionConfig(spacing="stride" if prefix == "ddim" else "spread")
+    config = DiffusionConfig(timestep_spacing="leading" if prefix == "ddim" else "linspace")
     return config.training_levels() if prefix == "full" else config.sampling_levels(10)
 
 
@@ -148,10 +148,10 @@ CHAINS = [
 @pytest.mark.parametrize(("name", "solver", "clip", "options"), CHAINS, ids=[chain[0] for chain in CHAINS])
 def test_whole_guided_chains(name: str, solver: str, clip: float | None, options: dict[str, float]) -> None:
     built, io = model(clip), recorded().io
-    spacing = "stride" if solver == "ddim" else "spread"
-    built.diffusion.config = built.diffusion.config.model_copy(update={"spacing": spacing})
+    spacing = "leading" if solver == "ddim" else "linspace"
+    built.diffusion.config = built.diffusion.config.model_copy(update={"timestep_spacing": spacing})
     drawn = iter(io["step_noise"])
-    sampling = Sampling(guidance=recorded().about["cfg_scale"])
+    sampling = Sampling(cfg_scale=recorded().about["cfg_scale"])
     predict = Guided(built, Condition(io["y"]), sampling, 10)
     states = list(
         built.diffusion.sample(predict, tokens(io["z"]), lambda: tokens(next(drawn)), solver, 10, Options(**options))

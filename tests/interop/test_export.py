@@ -26,7 +26,7 @@ from artok.saved import CONFIG, WEIGHTS, load_generator, load_tokenizer, write_w
 from artok.tokenizers.conv import ConvTokenizer
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-PLAIN: dict[str, Any] = {"attention": []}
+PLAIN: dict[str, Any] = {"attention_resolutions": []}
 
 
 def latent_images(tokens: Tensor, side: int) -> Tensor:
@@ -52,7 +52,12 @@ def autoencoder_run(folder: Path, statistics: str, **changes: Any) -> Path:
 @pytest.mark.parametrize("statistics", ["published", "measured"])
 @pytest.mark.parametrize(
     "changes",
-    [PLAIN, {"attention": "coarsest"}, {"decoder_attention": [], "blocks": 2}, {"middle_attention": False}],
+    [
+        PLAIN,
+        {"attention_resolutions": "coarsest"},
+        {"decoder_attention_resolutions": [], "num_res_blocks": 2},
+        {"middle_attention": False},
+    ],
 )
 @torch.no_grad()
 def test_an_autoencoder_in_diffusers_computes_the_same(
@@ -118,8 +123,12 @@ def test_a_dit_in_diffusers_computes_the_same(tmp_path: Path) -> None:
     [
         (VQ, PLAIN, "a quantizer other than gaussian"),
         (KL, PLAIN | {"quantizer_kernel": 3}, "quantizer_kernel 3"),
-        (KL, PLAIN | {"latent": 8}, "a latent width other than the quantizer's"),
-        (KL, PLAIN | {"decoder_blocks": 4, "decoder_multipliers": [1, 1]}, "other widths; another number of decoder"),
+        (KL, PLAIN | {"z_channels": 8}, "a latent width other than the quantizer's"),
+        (
+            KL,
+            PLAIN | {"decoder_num_res_blocks": 4, "decoder_channel_multipliers": [1, 1]},
+            "other widths; another number of decoder",
+        ),
     ],
 )
 def test_what_diffusers_has_no_place_for_is_refused(
@@ -148,7 +157,7 @@ def test_another_generator_is_refused(tmp_path: Path) -> None:
 def test_onnx_graphs_compute_the_same_at_any_batch_size(kind: str, tmp_path: Path) -> None:
     import onnxruntime
 
-    section = {"gaussian": KL, "multiscale": {"kind": kind, "codes": 32, "width": 4, "scales": [1, 2, 8]}}
+    section = {"gaussian": KL, "multiscale": {"kind": kind, "codebook_size": 32, "code_dim": 4, "scales": [1, 2, 8]}}
     run = tokenizer_run(tmp_path / "run", section[kind], middle_attention=False)
     ours, _ = load_tokenizer(run)
     encode, decode = (onnxruntime.InferenceSession(str(path)) for path in to_onnx(run, tmp_path / "out"))

@@ -79,12 +79,18 @@ def test_a_tokenizer_becomes_a_run_that_computes_the_same(file: Path, tmp_path: 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"downsample": 4, "multipliers": (1, 2, 2), "attention": (8, 4), "groups": 8},
-        {"attention": (), "decoder_attention": (16,), "middle_attention": False},
-        {"decoder_multipliers": (3, 2), "decoder_blocks": 3, "blocks": 2, "groups": 1, "width": 8},
-        {"multipliers": (2, 3), "stem": 16, "width": 32, "latent": 6},
-        {"quantizer": VQ | {"codes": 7, "width": 3}, "latent": 5, "quantizer_kernel": 3},
-        {"quantizer": {"kind": "gumbel", "codes": 16, "width": 4}, "latent": 8},
+        {"downsample": 4, "channel_multipliers": (1, 2, 2), "attention_resolutions": (8, 4), "groups": 8},
+        {"attention_resolutions": (), "decoder_attention_resolutions": (16,), "middle_attention": False},
+        {
+            "decoder_channel_multipliers": (3, 2),
+            "decoder_num_res_blocks": 3,
+            "num_res_blocks": 2,
+            "groups": 1,
+            "base_channels": 8,
+        },
+        {"channel_multipliers": (2, 3), "stem": 16, "base_channels": 32, "z_channels": 6},
+        {"quantizer": VQ | {"codebook_size": 7, "code_dim": 3}, "z_channels": 5, "quantizer_kernel": 3},
+        {"quantizer": {"kind": "gumbel", "codebook_size": 16, "code_dim": 4}, "z_channels": 8},
     ],
 )
 def test_any_size_of_vqgan_is_recognised(changes: dict[str, Any], tmp_path: Path) -> None:
@@ -94,7 +100,9 @@ def test_any_size_of_vqgan_is_recognised(changes: dict[str, Any], tmp_path: Path
     config = tokenizer_config(quantizer, **changes)
     built = randomised(config.build((3, 16, 16)))
     hint = "quantize.embed.weight" if quantizer["kind"] == "gumbel" else "quantize.embedding.weight"
-    state = published_state("taming_vqgan", built, {hint: torch.empty(quantizer["codes"], quantizer["width"])})
+    state = published_state(
+        "taming_vqgan", built, {hint: torch.empty(quantizer["codebook_size"], quantizer["code_dim"])}
+    )
     if quantizer["kind"] == "gumbel":  # a 1x1 convolution there
         state["quantize.proj.weight"] = state["quantize.proj.weight"][..., None, None]
     torch.save({"state_dict": state}, tmp_path / "file.pt")
@@ -110,8 +118,8 @@ def test_any_size_of_vqgan_is_recognised(changes: dict[str, Any], tmp_path: Path
 @pytest.mark.parametrize("scales", [[1, 8], [1, 4, 8], [1, 2, 4, 6, 8]])
 def test_convolutions_that_few_scales_leave_idle_are_no_strangers(scales: list[int], tmp_path: Path) -> None:
     """VAR's files hold four of them, however many of those the scales use."""
-    quantizer = {"kind": "multiscale", "codes": 16, "width": 4, "scales": scales, "phi": 4} | {
-        key: VQ[key] for key in ("update", "revive_below")
+    quantizer = {"kind": "multiscale", "codebook_size": 16, "code_dim": 4, "scales": scales, "phi": 4} | {
+        key: VQ[key] for key in ("update", "dead_code_threshold")
     }
     built = randomised(tokenizer_config(quantizer, quantizer_kernel=3, groups=1).build((3, 16, 16)))
     hints = {f"quantize.quant_resi.qresi_ls.{i}.weight": torch.ones(4, 4, 3, 3) for i in range(4)}
@@ -172,7 +180,7 @@ PUBLISHED: list[tuple[str, str, dict[str, Any], TokenLayout]] = [
     *(("mar", f"MAR-{size}", {"kind": "mar", "size": size}, LATENT16) for size in ("base", "large", "huge")),
     ("dit", "DiT-XL/2", {"kind": "diffusion", "network": {"kind": "dit", "size": "XL"}}, LATENT32),
     ("dit_diffusers", "DiT-XL/2", {"kind": "diffusion", "network": {"kind": "dit", "size": "XL"}}, LATENT32),
-    ("dit", "DiT-S/8", {"kind": "diffusion", "network": {"kind": "dit", "size": "S", "patch": 8}}, LATENT32),
+    ("dit", "DiT-S/8", {"kind": "diffusion", "network": {"kind": "dit", "size": "S", "patch_size": 8}}, LATENT32),
 ]  # fmt: skip
 
 
@@ -217,13 +225,18 @@ def test_published_sizes_are_recognised_by_shapes_alone(
 @pytest.mark.parametrize(
     ("family", "section", "quantizer", "codes"),
     [
-        ("taming_vqgan", {}, {"kind": "vq", "codes": 16384, "width": 256}, (16384, 256)),
-        ("llamagen_vq", {}, {"kind": "vq", "codes": 16384, "width": 8}, (16384, 8)),
-        ("mar_kl", {"latent": 16, "decoder_attention": []}, {"kind": "gaussian", "width": 16}, None),
+        ("taming_vqgan", {}, {"kind": "vq", "codebook_size": 16384, "code_dim": 256}, (16384, 256)),
+        ("llamagen_vq", {}, {"kind": "vq", "codebook_size": 16384, "code_dim": 8}, (16384, 8)),
+        (
+            "mar_kl",
+            {"z_channels": 16, "decoder_attention_resolutions": []},
+            {"kind": "gaussian", "latent_channels": 16},
+            None,
+        ),
         (
             "sd_vae_kl",
-            {"downsample": 8, "multipliers": [1, 2, 4, 4], "latent": 4, "attention": []},
-            {"kind": "gaussian", "width": 4},
+            {"downsample": 8, "channel_multipliers": [1, 2, 4, 4], "z_channels": 4, "attention_resolutions": []},
+            {"kind": "gaussian", "latent_channels": 4},
             None,
         ),
     ],
@@ -231,7 +244,8 @@ def test_published_sizes_are_recognised_by_shapes_alone(
 def test_published_tokenizers_are_recognised(
     family: str, section: dict[str, Any], quantizer: dict[str, Any], codes: tuple[int, int] | None
 ) -> None:
-    config = {"downsample": 16, "width": 128, "multipliers": [1, 1, 2, 2, 4], "blocks": 2, "latent": 256} | section
+    stages = {"base_channels": 128, "channel_multipliers": [1, 1, 2, 2, 4], "num_res_blocks": 2}
+    config = {"downsample": 16, **stages, "z_channels": 256} | section
     with empty_parameters():
         module = tokenizer_config(quantizer, **config).build((3, 256, 256))
     hints = {} if codes is None else {"quantize.embedding.weight": torch.empty(codes, device="meta")}
@@ -243,10 +257,11 @@ def test_published_tokenizers_are_recognised(
     chosen = family_of(tensors, None)
     assert chosen.name == family
     found = chosen.describe(tensors, Asked())
-    assert {key: found.section[key] for key in config if key != "attention"} == {
-        key: value for key, value in config.items() if key != "attention"
+    assert {key: found.section[key] for key in config if key != "attention_resolutions"} == {
+        key: value for key, value in config.items() if key != "attention_resolutions"
     }
-    assert found.section["quantizer"]["width"] == quantizer["width"]
+    width = "latent_channels" if codes is None else "code_dim"
+    assert found.section["quantizer"][width] == quantizer[width]
 
 
 # ---------------------------------------------------------------------------------------------- refusals
@@ -346,7 +361,11 @@ def test_what_the_file_does_not_tell_is_asked_for(file: Path, tmp_path: Path) ->
     refused(path, tmp_path, Wishes(), "needs the tokenizer that it was trained on", ConfigError)
     refused(file, tmp_path, Wishes(tokenizer=str(run)), "is a tokenizer itself", ConfigError)
     refused(
-        file, tmp_path, Wishes(overrides=("tokenizer.widht=3",)), "did you mean 'tokenizer.width'|'width'", ConfigError
+        file,
+        tmp_path,
+        Wishes(overrides=("tokenizer.base_chanels=3",)),
+        "did you mean 'tokenizer.base_channels'|'base_channels'",
+        ConfigError,
     )
     import_file(file, tmp_path / "taken", SMALL)
     with pytest.raises(ConfigError, match="holds a run already"):
@@ -365,7 +384,7 @@ def test_a_tokenizer_of_other_tokens_is_refused(tmp_path: Path) -> None:
 
 def test_a_generator_says_how_many_positions_it_has(tmp_path: Path) -> None:
     run = tokenizer_run(tmp_path / "kl", KL)
-    section = {"kind": "mar", "depth": 1, "width": 32, "heads": 2, "head_depth": 1, "head_width": 32, "buffer": 2}
+    section = {"kind": "mar", "depth": 1, "width": 32, "heads": 2, "head_depth": 1, "head_width": 32, "buffer_size": 2}
     layout = load_tokenizer(run)[0].layout
     built = randomised(generator_config(section).build(layout, 3))
     hints = {"class_emb.weight": torch.empty(3, 32), "fake_latent": torch.empty(1, 32)}

@@ -50,14 +50,14 @@ def test_an_imported_run_is_used_as_any_other(
     ok("import", files / "gpt.pt", "--tokenizer", vq, "--out", gpt, "generator.heads=2", *DIGITS)
     assert "PSNR" in ok("reconstruct", vq, files / "orange.png", "--out", tmp_path / "r")
     assert "PSNR" in ok("evaluate", vq, "-n", 40, *DIGITS)  # other data than the run names
-    assert "bits/dim" in ok("evaluate", gpt, "-n", 40, "guidance=1.5")
+    assert "bits/dim" in ok("evaluate", gpt, "-n", 40, "cfg_scale=1.5")
     assert "40" in (gpt / "results.json").read_text()
     assert "540 images, 1 rows each" in ok("encode", vq, "kind=digits", "--split", "test", "--out", tmp_path / "tokens")
     ok("sample", gpt, "--labels", "3", "-n", 2, "--out", tmp_path / "s")
     ok("export", gpt, "--out", tmp_path / "shared")
     assert torch.equal(Pipeline.from_pretrained(tmp_path / "shared")([3]), Pipeline.from_pretrained(gpt)([3]))
     ok("export", gpt, "--format", "npz", "-n", 3, "--out", tmp_path / "samples.npz")
-    short = ("training.images=64", "training.batch=32")
+    short = ("training.images=64", "training.global_batch=32")
     ok("train", vq / "config.yaml", *short, *DIGITS, "--out", tmp_path / "afresh")
     ok(
         "train",

@@ -62,7 +62,12 @@ def fused(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def autoencoder(recorded: Official, **section: object) -> conv.ConvTokenizer:
     width = recorded.io["mean"].shape[1]
-    given = {"kind": "conv", "downsample": 2, "latent": width, "quantizer": {"kind": "gaussian", "width": width}}
+    given = {
+        "kind": "conv",
+        "downsample": 2,
+        "z_channels": width,
+        "quantizer": {"kind": "gaussian", "latent_channels": width},
+    }
     image = tuple(recorded.io["image"].shape[1:])
     return validate(conv.Config, given | section, "test").build(image).eval()
 
@@ -132,6 +137,6 @@ def statistics(tokenizer: conv.ConvTokenizer) -> dict[str, Tensor]:
 
 
 def test_a_missing_folder_skips(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    monkeypatch.setattr("official.FOLDER", tmp_path)
+    monkeypatch.setattr("helpers.official.FOLDER", tmp_path)
     with pytest.raises(pytest.skip.Exception, match="ARTOK_FIXTURES"):
         official("mar")

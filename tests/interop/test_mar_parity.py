@@ -60,11 +60,11 @@ def model(recorded: Official) -> Mar:
         heads=given["encoder_num_heads"],
         head_depth=given["diffloss_d"],
         head_width=given["diffloss_w"],
-        buffer=given["buffer_size"],
-        patch=patch,
-        multiplicity=given["diffusion_batch_mul"],
+        buffer_size=given["buffer_size"],
+        patch_size=patch,
+        diffusion_batch_mul=given["diffusion_batch_mul"],
         diffusion=DiffusionConfig(
-            schedule="cosine", variance="learned", spacing="stride", steps=int(given["num_sampling_steps"])
+            schedule="cosine", variance="learned", timestep_spacing="leading", steps=int(given["num_sampling_steps"])
         ),
     )
     layout = TokenLayout(((side, side),), width, None, (3, given["img_size"], given["img_size"]))
@@ -124,8 +124,8 @@ def test_coefficients(recorded: Official, prefix: str) -> None:
     if prefix == "train":
         levels = config.training_levels()
     else:
-        spacing = {"short": "spread", "strided": "stride"}[prefix]
-        levels = config.model_copy(update={"spacing": spacing}).sampling_levels(len(kept))
+        spacing = {"short": "linspace", "strided": "leading"}[prefix]
+        levels = config.model_copy(update={"timestep_spacing": spacing}).sampling_levels(len(kept))
     assert levels.times.tolist() == kept.tolist()
     agrees_with_tables(levels, io, prefix)
 
@@ -186,7 +186,7 @@ def test_the_whole_training_loss(recorded: Official, monkeypatch: pytest.MonkeyP
     built, io = model(recorded), recorded.io
     counts = io["mask"].sum(1).long()
     monkeypatch.setattr(built, "masked_counts", lambda uniform: counts)
-    monkeypatch.setattr(built, "config", built.config.model_copy(update={"mask_low": 0.0}))
+    monkeypatch.setattr(built, "config", built.config.model_copy(update={"mask_ratio_min": 0.0}))
     losses = built(grid_tokens(built, io["latents"]), Condition(io["labels"]), TrainingNoise(recorded), None)
     close(torch.stack(list(losses.values())).sum(), io["loss_forward_loss"])
 
@@ -196,7 +196,7 @@ def test_each_head_step(recorded: Official) -> None:
     built, io = model(recorded), recorded.io
     head, x = built.head, io["head_x"]
     steps = len(io["short_timestep_map"])
-    levels = built.config.diffusion.model_copy(update={"spacing": "spread"}).sampling_levels(steps)
+    levels = built.config.diffusion.model_copy(update={"timestep_spacing": "linspace"}).sampling_levels(steps)
     for j in range(steps):
         index = steps - 1 - j
         told = torch.full((len(x),), levels.times[index])
@@ -238,9 +238,9 @@ class SamplingNoise(Noise):
 @pytest.mark.parametrize("suffix", ["", "_strided"])
 def test_whole_head_chains(recorded: Official, suffix: str) -> None:
     built, io, about = model(recorded), recorded.io, recorded.about
-    spacing = "stride" if suffix else "spread"
+    spacing = "leading" if suffix else "linspace"
     diffusion = built.head.diffusion
-    diffusion.config = diffusion.config.model_copy(update={"spacing": spacing})
+    diffusion.config = diffusion.config.model_copy(update={"timestep_spacing": spacing})
     order = torch.arange(len(io["head_x"]))[None]
     for name, guided in (("nocfg", False), ("cfg", True)):
         noise = SamplingNoise(io["head_init_noise"][None], io["head_step_noise"][:, None], order, 1)
@@ -256,8 +256,8 @@ def test_whole_generations(recorded: Official, name: str) -> None:
     built, io, about = model(recorded), recorded.io, recorded.about
     given, iterations = about["generation"][name], about["num_iter"]
     sampling = Sampling(
-        guidance=given["cfg"],
-        guidance_schedule=given["cfg_schedule"],
+        cfg_scale=given["cfg"],
+        cfg_schedule=given["cfg_schedule"],
         temperature=given["temperature"],
         steps=iterations,
     )
@@ -276,5 +276,5 @@ def test_whole_generations(recorded: Official, name: str) -> None:
 
 
 def test_linear_guidance_follows_the_tokens() -> None:
-    sampling = Sampling(guidance=3.0, guidance_schedule="linear")
+    sampling = Sampling(cfg_scale=3.0, cfg_schedule="linear")
     assert scale_at(sampling, 0, 4, share=0.25) == 1.5

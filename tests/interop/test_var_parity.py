@@ -81,16 +81,16 @@ def tokenizer() -> tuple[ConvTokenizer, Recorded]:
     config = conv.Config(
         downsample=2 ** (levels - 1),
         width=made["ch"],
-        multipliers=over["ch_mult"],
-        blocks=blocks,
+        channel_multipliers=over["ch_mult"],
+        num_res_blocks=blocks,
         latent=made["z_channels"],
         quantizer_kernel=made["quant_conv_ks"],
         quantizer=multiscale.Config(
-            codes=made["vocab_size"],
+            codebook_size=made["vocab_size"],
             width=made["z_channels"],
             scales=made["v_patch_nums"],
             update="gradient",
-            revive_below=0,
+            dead_code_threshold=0,
             phi=made["share_quant_resi"],
         ),
     )
@@ -151,7 +151,7 @@ def transformer(name: str) -> tuple[Var, ConvTokenizer, Recorded]:
         depth=made["depth"],
         width=made["embed_dim"],
         heads=made["num_heads"],
-        expansion=made["mlp_ratio"],
+        mlp_ratio=made["mlp_ratio"],
         shared_adaln=made["shared_aln"],
     )
     built = config.build(codec.layout, made["num_classes"])
@@ -226,7 +226,7 @@ def test_teacher_forced_logits_are_the_official_ones(name: str) -> None:
 def test_greedy_generation_is_the_official_one(name: str, run: str) -> None:
     built, codec, fixture = transformer(name)
     scale = fixture.about["generation"][run]["cfg"]
-    sampling = Sampling(temperature=0, guidance=1 + scale, guidance_schedule="linear")
+    sampling = Sampling(temperature=0, cfg_scale=1 + scale, cfg_schedule="linear")
     noise = Noise(0, torch.arange(len(fixture.io["labels"])))
     *_, tokens = built.steps(Condition(fixture.io["labels"]), sampling, noise, codec)
     assert torch.equal(tokens.values[..., 0], fixture.io[f"{run}_idx"])

@@ -151,7 +151,7 @@ def artok(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], l
 
 
 def test_the_command_plans_a_config(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = artok(monkeypatch, capsys, "plan digits/var training.batch=64 --device L4 --json")
+    code, out, _ = artok(monkeypatch, capsys, "plan digits/var training.global_batch=64 --device L4 --json")
     assert code == 0
     found = json.loads(out)
     assert found["parameters"] == 963_212

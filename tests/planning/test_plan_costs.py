@@ -75,7 +75,7 @@ def real_losses(experiment: Experiment, tokenizer: Tokenizer, generator: Generat
 
 
 def smaller(experiment: Experiment, batch: int) -> Experiment:
-    return experiment.model_copy(update={"training": experiment.training.model_copy(update={"batch": batch})})
+    return experiment.model_copy(update={"training": experiment.training.model_copy(update={"global_batch": batch})})
 
 
 @pytest.mark.parametrize("name", [*TOKENIZER_CONFIGS, *GENERATORS])
@@ -98,7 +98,8 @@ def test_a_critics_turns_are_counted_as_training_takes_them(
         monkeypatch.setattr(classifier, "SEEN_AT_LEAST", 256)
         monkeypatch.setattr(classifier, "EPOCHS", 1)
     task = build_task(experiment, tmp_path, make_accelerator(experiment, tmp_path), Progress("test", quiet=True))
-    seen, turns = experiment.training.images - BATCH, experiment.generator.critic.turns if experiment.generator else 1  # type: ignore[attr-defined]
+    seen = experiment.training.images - BATCH
+    turns = experiment.generator.critic.n_critic if experiment.generator else 1  # type: ignore[attr-defined]
     batch = next(task.batches(0, 0, 1))
 
     def turn(player: str) -> None:
@@ -130,7 +131,7 @@ class Counting(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_any_tokenizer_can_be_counted(kind: str) -> None:
-    section = {"name": "x", "data": {"kind": "shapes", "size": IMAGE[1]}, "training": {"images": 8, "batch": 4}}
+    section = {"name": "x", "data": {"kind": "shapes", "size": IMAGE[1]}, "training": {"images": 8, "global_batch": 4}}
     config = TOKENIZERS[kind]()
     experiment = validate(Experiment, section | {"tokenizer": config.model_dump()}, "test")
     model = config.build(IMAGE)
@@ -157,7 +158,7 @@ def generate(experiment: Experiment, tokenizer: Tokenizer, generator: Generator,
 
 
 def test_a_long_sampling_is_counted_from_its_first_steps() -> None:
-    experiment = load(Experiment, "digits/raster", ["data.size=64", "sampling.guidance=1"])
+    experiment = load(Experiment, "digits/raster", ["data.size=64", "sampling.cfg_scale=1"])
     planned = design.build(experiment)
     counted = sample(planned, experiment.sampling, 1)
     assert counted.passes.count == 256 > len(counted.passes.steps)
@@ -168,7 +169,7 @@ def test_a_long_sampling_is_counted_from_its_first_steps() -> None:
 
 
 def test_guidance_over_a_part_of_the_steps_is_counted_in_full() -> None:
-    changes = ["sampling.guidance=2", "sampling.guidance_interval=[0.7,1.0]", "generator.diffusion.steps=20"]
+    changes = ["sampling.cfg_scale=2", "sampling.cfg_interval=[0.7,1.0]", "generator.diffusion.steps=20"]
     experiment = load(Experiment, "digits/dit", changes)
     _, tokenizer, generator = real("dit")
     assert experiment.generator is not None
@@ -219,7 +220,7 @@ def train_twice(experiment: Experiment, device: str) -> None:
     generator = experiment.generator.build(tokenizer.layout, 10).to(device)
     tokenizer.to(device)
     optimizer, average = make_optimizer(generator, experiment.training.optimizer), Ema(generator, 0.99)
-    batch = experiment.training.batch
+    batch = experiment.training.global_batch
     for step in range(2):
         tokens = random_tokens(tokenizer.layout, batch).to(device)
         condition = Condition(torch.zeros(batch, dtype=torch.int64, device=device))
@@ -274,7 +275,7 @@ def test_predicted_memory_is_what_a_gpu_allocates(name: str) -> None:
 
 def test_checkpointing_saves_memory_and_takes_operations() -> None:
     plain = load(Experiment, "digits/var", ["generator.depth=8"])
-    recomputed = load(Experiment, "digits/var", ["generator.depth=8", "training.recompute=true"])
+    recomputed = load(Experiment, "digits/var", ["generator.depth=8", "training.gradient_checkpointing=true"])
     steps = [training.training_step(design.build(experiment), 32) for experiment in (plain, recomputed)]
     assert steps[1].saved < steps[0].saved / 3
     assert 1.2 < steps[1].costs.flops / steps[0].costs.flops < 1.4

@@ -20,7 +20,7 @@ SCALES = (1, 2, 3, 4)
 
 def built(grid: tuple[int, ...] = (4, 4), **options: object) -> MultiScaleQuantizer:
     torch.manual_seed(0)
-    section = {"kind": "multiscale", "codes": 16, "width": 4, "scales": SCALES} | options
+    section = {"kind": "multiscale", "codebook_size": 16, "code_dim": 4, "scales": SCALES} | options
     quantizer = validate(multiscale.Config, section, "test").build(grid)
     torch.nn.init.normal_(quantizer.book.state.embed, std=0.5)
     return quantizer
@@ -78,7 +78,9 @@ def test_scales_become_grids(
 )
 def test_impossible_scales_are_refused_with_both_sides_named(scales: tuple[int, ...], words: str) -> None:
     tokenizer = conv_around("multiscale")
-    section = tokenizer.model_dump() | {"quantizer": {"kind": "multiscale", "codes": 16, "width": 4, "scales": scales}}
+    section = tokenizer.model_dump() | {
+        "quantizer": {"kind": "multiscale", "codebook_size": 16, "code_dim": 4, "scales": scales}
+    }
     with pytest.raises(ConfigError, match=words):
         validate(type(tokenizer), section, "test").build(IMAGE)
 
@@ -90,7 +92,7 @@ def test_there_is_no_kmeans_start() -> None:
 
 def test_a_conscience_without_standardised_residuals_is_refused() -> None:
     with pytest.raises(ConfigError, match="conscience needs standardise: true"):
-        validate(multiscale.Config, {"kind": "multiscale", "conscience": 0.5}, "test")
+        validate(multiscale.Config, {"kind": "multiscale", "usage_balancing": 0.5}, "test")
 
 
 # ------------------------------------------------------------------------------------------------- the arithmetic
@@ -187,8 +189,8 @@ def test_tokens_that_are_partly_known_stay_so() -> None:
 
 def test_scale_dropout_shows_the_decoder_the_first_scales_of_some_images() -> None:
     given = latents(64)
-    out = built(scale_dropout=0.5, revive_below=0).train()(given)
-    full = built(revive_below=0).train()(given)
+    out = built(scale_dropout=0.5, dead_code_threshold=0).train()(given)
+    full = built(dead_code_threshold=0).train()(given)
     assert out.losses == full.losses
     assert torch.equal(out.values, full.values)
     prefixes = built().prefixes(out.values)
@@ -203,7 +205,7 @@ def test_scale_dropout_shows_the_decoder_the_first_scales_of_some_images() -> No
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_a_collapsed_table_comes_alive_at_every_scale(update: str) -> None:
-    quantizer = built(update=update, codes=32, revive_below=0.5).train()
+    quantizer = built(update=update, codes=32, dead_code_threshold=0.5).train()
     with torch.no_grad():
         quantizer.book.state.embed.copy_(torch.ones(4).expand_as(quantizer.book.state.embed))
         quantizer.book.state.embed_avg.copy_(quantizer.book.state.embed)
@@ -221,7 +223,7 @@ def test_a_collapsed_table_comes_alive_at_every_scale(update: str) -> None:
 
 
 def test_no_code_chosen_in_a_step_changes_under_it_by_revival() -> None:
-    quantizer = built(update="gradient", codes=64, revive_below=1.0).train()
+    quantizer = built(update="gradient", codes=64, dead_code_threshold=1.0).train()
     quantizer.book.state.cluster_size.fill_(0.0)
     before = quantizer.book.vectors().clone()
     out = quantizer(latents(2))
@@ -308,7 +310,7 @@ def test_discounts_reach_the_floor_of_use_that_was_asked_for() -> None:
 
 
 def test_a_revived_code_has_no_discount_from_where_it_stood() -> None:
-    quantizer = built(codes=64, update="gradient", standardise=True, conscience=0.5, revive_below=1.0).train()
+    quantizer = built(codes=64, update="gradient", standardise=True, conscience=0.5, dead_code_threshold=1.0).train()
     assert quantizer.conscience is not None
     quantizer.book.state.cluster_size.fill_(0.0)
     quantizer.conscience.discounts.fill_(5.0)
@@ -321,7 +323,7 @@ def test_a_revived_code_has_no_discount_from_where_it_stood() -> None:
 
 
 def test_usage_is_logged_over_more_images_than_a_batch() -> None:
-    quantizer = built(codes=64, revive_below=0).train()
+    quantizer = built(codes=64, dead_code_threshold=0).train()
     seen = set[int]()
     for step in range(64):  # 512 images, as many as show each code of an even use 8 times at 1x1
         out = quantizer(latents(8, seed=step))

@@ -26,12 +26,14 @@ KINDS = kinds("quantizers")
 GRIDS = [(16,), (4, 4), (2, 3, 3)]
 
 LEARNED: dict[str, CodebookConfig] = {
-    "ema cosine": vq.Config(codes=16, width=4, kmeans_init=True),
-    "ema euclidean": vq.Config(codes=16, width=4, similarity="euclidean", kmeans_init=True, rotation_trick=True),
-    "gradient cosine": vq.Config(codes=16, width=4, update="gradient", kmeans_init=True),
-    "gradient euclidean": vq.Config(codes=16, width=4, update="gradient", similarity="euclidean"),
-    "residual ema": residual.Config(codes=16, width=4, kmeans_init=True),
-    "residual gradient": residual.Config(codes=16, width=4, update="gradient", rotation_trick=True),
+    "ema cosine": vq.Config(codebook_size=16, code_dim=4, kmeans_init=True),
+    "ema euclidean": vq.Config(
+        codebook_size=16, code_dim=4, similarity="euclidean", kmeans_init=True, rotation_trick=True
+    ),
+    "gradient cosine": vq.Config(codebook_size=16, code_dim=4, update="gradient", kmeans_init=True),
+    "gradient euclidean": vq.Config(codebook_size=16, code_dim=4, update="gradient", similarity="euclidean"),
+    "residual ema": residual.Config(codebook_size=16, code_dim=4, kmeans_init=True),
+    "residual gradient": residual.Config(codebook_size=16, code_dim=4, update="gradient", rotation_trick=True),
 }
 
 
@@ -41,7 +43,7 @@ def tiny(kind: str) -> QuantizerConfig:
     return part.tiny()
 
 
-BALANCED = multiscale.Config(codes=16, width=4, revive_below=0, standardise=True, conscience=0.5)
+BALANCED = multiscale.Config(codebook_size=16, code_dim=4, dead_code_threshold=0, standardise=True, usage_balancing=0.5)
 CONFIGS = {**{kind: tiny(kind) for kind in KINDS}, **LEARNED, "multiscale balanced": BALANCED}
 
 
@@ -229,7 +231,7 @@ def _train_every_kind(rank: int) -> dict[str, dict[str, Tensor]]:
 
 
 PLAIN: list[CodebookConfig] = [
-    vq.Config(codes=16, width=4, revive_below=0, similarity=similarity, update=update)
+    vq.Config(codebook_size=16, code_dim=4, dead_code_threshold=0, similarity=similarity, update=update)
     for similarity in ("cosine", "euclidean")
     for update in ("ema", "gradient")
 ] + [BALANCED]
@@ -258,7 +260,7 @@ def _steps_on_halves(rank: int | None) -> dict[str, Tensor]:
 
 def _entropy_gradient(rank: int | None) -> Tensor:
     """The gradient of LFQ's losses to a scale on the latents, averaged over processes as DDP would."""
-    quantizer = lfq.Config(codes=16, temperature=1.0).build((4, 4)).train()
+    quantizer = lfq.Config(codebook_size=16, temperature=1.0).build((4, 4)).train()
     scale = torch.ones((), requires_grad=True)
     batch = latents(quantizer, 16)
     out = quantizer(scale * (batch if rank is None else batch[8 * rank : 8 * rank + 8]))
@@ -285,7 +287,7 @@ def test_two_processes_keep_one_codebook_and_equal_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_a_collapsed_codebook_recovers(name: str) -> None:
-    config = LEARNED[name].model_copy(update={"kmeans_init": False, "revive_below": 0.5})
+    config = LEARNED[name].model_copy(update={"kmeans_init": False, "dead_code_threshold": 0.5})
     quantizer = built(config)
     assert isinstance(quantizer, CodebookQuantizer)
     for level in quantizer.levels:
@@ -298,7 +300,9 @@ def test_a_collapsed_codebook_recovers(name: str) -> None:
 
 
 def test_a_revived_code_starts_as_one_latent_of_the_batch() -> None:
-    quantizer = built(vq.Config(codes=16, width=4, similarity="euclidean", update="gradient", revive_below=0.5))
+    quantizer = built(
+        vq.Config(codebook_size=16, code_dim=4, similarity="euclidean", update="gradient", dead_code_threshold=0.5)
+    )
     state = quantizer.levels[0].state
     state.cluster_size[:, 3:5] = 0.1
     kept = state.embed.detach().clone()
@@ -323,7 +327,9 @@ def _choices(quantizer: Quantizer, points: Tensor) -> Tensor:
 
 
 def test_no_revival_when_switched_off() -> None:
-    quantizer = built(vq.Config(codes=64, width=4, similarity="euclidean", update="gradient", revive_below=0)).train()
+    quantizer = built(
+        vq.Config(codebook_size=64, code_dim=4, similarity="euclidean", update="gradient", dead_code_threshold=0)
+    ).train()
     before = snapshot(quantizer)
     quantizer(latents(quantizer))
     assert same(before, quantizer.state_dict())
@@ -331,7 +337,11 @@ def test_no_revival_when_switched_off() -> None:
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
 def test_running_means_are_the_librarys(similarity: str) -> None:
-    ours = built(vq.Config.model_validate({"codes": 16, "width": 4, "similarity": similarity, "revive_below": 0}))
+    ours = built(
+        vq.Config.model_validate(
+            {"codebook_size": 16, "code_dim": 4, "similarity": similarity, "dead_code_threshold": 0}
+        )
+    )
     theirs = VectorQuantize(4, 16, decay=0.9, use_cosine_sim=similarity == "cosine", rotation_trick=False)
     theirs._codebook.load_state_dict(ours.levels[0].state.state_dict())
     for step in range(5):
@@ -344,7 +354,9 @@ def test_running_means_are_the_librarys(similarity: str) -> None:
 
 
 def test_kmeans_starts_from_the_data_in_training_only() -> None:
-    quantizer = built(vq.Config(codes=4, width=2, similarity="euclidean", kmeans_init=True, revive_below=0))
+    quantizer = built(
+        vq.Config(codebook_size=4, code_dim=2, similarity="euclidean", kmeans_init=True, dead_code_threshold=0)
+    )
     centres = torch.tensor([[5.0, 5.0], [5.0, -5.0], [-5.0, 5.0], [-5.0, -5.0]])
     given = to_grid(centres.repeat(16, 4, 1) + 0.01 * torch.randn(16, 16, 2), (4, 4))
     assert quantizer.eval()(given).vectors.abs().max() < 3
@@ -358,7 +370,7 @@ def test_kmeans_starts_from_the_data_in_training_only() -> None:
 
 def test_cosine_gives_the_decoder_unit_vectors() -> None:
     for update in ("ema", "gradient"):
-        quantizer = built(vq.Config.model_validate({"codes": 16, "width": 4, "update": update}))
+        quantizer = built(vq.Config.model_validate({"codebook_size": 16, "code_dim": 4, "update": update}))
         train(quantizer, 3)
         norms = to_sequence(quantizer(10 * latents(quantizer)).vectors).norm(dim=-1)
         torch.testing.assert_close(norms, torch.ones_like(norms))
@@ -366,7 +378,14 @@ def test_cosine_gives_the_decoder_unit_vectors() -> None:
 
 def test_losses_of_vq_vae() -> None:
     """Equation 3 of van den Oord 2017: 1 to the codebook, beta to the encoder, each with its own gradient."""
-    config = vq.Config(codes=16, width=4, similarity="euclidean", update="gradient", revive_below=0, commitment=0.3)
+    config = vq.Config(
+        codebook_size=16,
+        code_dim=4,
+        similarity="euclidean",
+        update="gradient",
+        dead_code_threshold=0,
+        commitment_weight=0.3,
+    )
     quantizer = built(config).train()
     given = latents(quantizer).requires_grad_()
     out = quantizer(given)
@@ -381,7 +400,7 @@ def test_losses_of_vq_vae() -> None:
 
 
 def test_each_residual_level_adds_detail_and_gradients_pass_once() -> None:
-    quantizer = built(residual.Config(codes=32, width=4, levels=3))
+    quantizer = built(residual.Config(codebook_size=32, code_dim=4, num_quantizers=3))
     train(quantizer, 30)
     given = latents(quantizer).requires_grad_()
     out = quantizer(given)
@@ -429,7 +448,9 @@ def test_rotation_trick_is_a_scaled_rotation() -> None:
 
 def test_lfq_is_the_librarys() -> None:
     torch.manual_seed(0)
-    config = lfq.Config(codes=64, entropy=0.7, diversity=1.3, commitment=0.2, temperature=0.5)
+    config = lfq.Config(
+        codebook_size=64, entropy_weight=0.7, diversity_gamma=1.3, commitment_weight=0.2, temperature=0.5
+    )
     ours = config.build((4, 4)).train()
     theirs = LFQ(
         dim=6, codebook_size=64, entropy_loss_weight=0.7, diversity_gamma=1.3, commitment_loss_weight=0.2
@@ -443,14 +464,14 @@ def test_lfq_is_the_librarys() -> None:
 
 
 def test_lfq_of_many_bits_needs_little_memory_and_its_entropy_rewards_spread() -> None:
-    quantizer = lfq.Config(codes=2**18, temperature=1.0).build((4, 4)).train()
+    quantizer = lfq.Config(codebook_size=2**18, temperature=1.0).build((4, 4)).train()
     spread = quantizer(3 * latents(quantizer, 64)).losses["entropy"]
     collapsed = quantizer(3 * latents(quantizer, 64).abs()).losses["entropy"]
     assert spread < collapsed
 
 
 def test_simvq_is_the_librarys() -> None:
-    ours = built(simvq.Config(codes=16, width=4)).train()
+    ours = built(simvq.Config(codebook_size=16, code_dim=4)).train()
     theirs = SimVQ(4, 16, rotation_trick=True, input_to_quantize_commit_loss_weight=0.25)
     theirs.frozen_codebook.copy_(ours.frozen)
     theirs.code_transform.load_state_dict(ours.transform.state_dict())
@@ -485,18 +506,18 @@ def test_code_usage() -> None:
     [
         (vq.Config, {"codes": 1}, "greater than or equal to 2"),
         (vq.Config, {"decay": 1.0}, "less than 1"),
-        (vq.Config, {"commitment": -1}, "greater than or equal to 0"),
-        (vq.Config, {"width": 1}, "two directions"),
-        (vq.Config, {"width": 1, "similarity": "euclidean", "rotation_trick": True}, "rotation_trick"),
+        (vq.Config, {"commitment_weight": -1}, "greater than or equal to 0"),
+        (vq.Config, {"code_dim": 1}, "two directions"),
+        (vq.Config, {"code_dim": 1, "similarity": "euclidean", "rotation_trick": True}, "rotation_trick"),
         (vq.Config, {"update": "sgd"}, "'ema' or 'gradient'"),
         (vq.Config, {"code": 5}, "Extra inputs"),
-        (residual.Config, {"levels": 1}, "greater than or equal to 2"),
+        (residual.Config, {"num_quantizers": 1}, "greater than or equal to 2"),
         (residual.Config, {"similarity": "cosine"}, "Extra inputs"),
         (fsq.Config, {"levels": [8, 2]}, "greater than or equal to 3"),
         (fsq.Config, {"levels": []}, "at least 1 item"),
         (fsq.Config, {"levels": [64] * 5}, "more than"),
         (lfq.Config, {"codes": 100}, "power of 2, such as 64 or 128"),
-        (simvq.Config, {"width": 0}, "greater than or equal to 2"),
+        (simvq.Config, {"code_dim": 0}, "greater than or equal to 2"),
     ],
 )
 def test_impossible_values_are_refused(config: type[QuantizerConfig], fields: dict[str, object], words: str) -> None:

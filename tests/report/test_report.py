@@ -243,7 +243,7 @@ def test_the_log_tells_what_training_took(runs: Path) -> None:
 
 
 def test_curves_tell_the_sources_of_images_apart() -> None:
-    train_event = {"event": "train", "images": 16, "time": 1.0, "l2": 0.5, "model_loss": 0.5, "rate": 1e-3}
+    train_event = {"event": "train", "images": 16, "time": 1.0, "l2": 0.5, "model_loss": 0.5, "lr": 1e-3}
     validation = {"event": "validation", "images": 16, "time": 2.0, "nll_held_out": 3.0, "nll_train": 1.0}
     found = series([train_event, validation])
     assert found[("nll", HELD_OUT)] == [(16, 3.0)]

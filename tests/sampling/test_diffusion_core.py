@@ -106,14 +106,14 @@ def test_min_snr_weights_give_every_target_the_same_loss(target: Target, levels:
 
 
 def test_which_steps_a_shortened_chain_keeps() -> None:
-    assert kept_steps(1000, 10, "spread") == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
-    assert kept_steps(1000, 10, "stride") == list(range(0, 1000, 100))
-    assert kept_steps(1000, 1000, "spread") == list(range(1000))
-    assert kept_steps(1000, 1, "spread") == [999]
+    assert kept_steps(1000, 10, "linspace") == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
+    assert kept_steps(1000, 10, "leading") == list(range(0, 1000, 100))
+    assert kept_steps(1000, 1000, "linspace") == list(range(1000))
+    assert kept_steps(1000, 1, "linspace") == [999]
     with pytest.raises(ConfigError, match="1001 sampling steps are more than the 1000"):
-        kept_steps(1000, 1001, "spread")
+        kept_steps(1000, 1001, "linspace")
     with pytest.raises(ConfigError, match="no whole stride"):
-        kept_steps(1000, 999, "stride")
+        kept_steps(1000, 999, "leading")
 
 
 # ------------------------------------------------------------------------------------------------- diffusers
@@ -244,7 +244,7 @@ def test_heun_on_the_straight_path_is_the_trapezoid_rule() -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_solvers_start_from_no_signal_at_all(solver: SolverName) -> None:
-    levels = to_zero_terminal(linear()).kept(kept_steps(1000, 10, "spread"))
+    levels = to_zero_terminal(linear()).kept(kept_steps(1000, 10, "linspace"))
     x, noises = fresh(10)
     clean = torch.full_like(x, 0.7)
 
@@ -278,7 +278,7 @@ def test_a_gaussian_is_sampled_with_its_mean_and_covariance(solver: SolverName, 
     if path == "straight":
         levels = straight(torch.arange(1, steps + 1) / steps)
     else:
-        levels = linear().kept(kept_steps(1000, steps, "spread"))
+        levels = linear().kept(kept_steps(1000, steps, "linspace"))
     *_, (sample, _) = SOLVERS[solver](exactly, draw(), levels, draw, Options())
     torch.testing.assert_close(sample.mean(0), mean, rtol=0, atol=0.03)
     torch.testing.assert_close(torch.cov(sample.T), covariance, rtol=0, atol=0.05)
@@ -290,9 +290,9 @@ def test_a_gaussian_is_sampled_with_its_mean_and_covariance(solver: SolverName, 
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"schedule": "straight", "target": "epsilon"}, "says nothing"),
-        ({"zero_terminal": True, "target": "epsilon"}, "says nothing"),
-        ({"schedule": "straight", "target": "velocity", "variance": "learned"}, "belong to chains"),
+        ({"schedule": "straight", "prediction_type": "epsilon"}, "says nothing"),
+        ({"zero_terminal_snr": True, "prediction_type": "epsilon"}, "says nothing"),
+        ({"schedule": "straight", "prediction_type": "velocity", "variance": "learned"}, "belong to chains"),
         ({"timesteps": 50, "steps": 51}, "more than the 50 timesteps"),
     ],
 )
@@ -304,7 +304,7 @@ def test_settings_that_cannot_work_are_refused(section: dict[str, object], words
 def test_more_steps_than_the_schedule_has_are_refused_and_the_straight_path_has_any_number() -> None:
     with pytest.raises(ConfigError, match="1200 sampling steps are more than the 1000"):
         DiffusionConfig().plan(Sampling(), 1200)
-    config = DiffusionConfig(schedule="straight", target="velocity", solver="heun", steps=4)
+    config = DiffusionConfig(schedule="straight", prediction_type="velocity", solver="heun", steps=4)
     assert config.plan(Sampling(), 1200) == ("heun", 1200)
     assert config.evaluations(Sampling(), None) == 7
     assert config.evaluations(Sampling(solver="euler"), None) == 4
@@ -316,7 +316,7 @@ def test_training_times() -> None:
     assert steps.index is not None
     assert torch.bincount(steps.index, minlength=1000).unique().tolist() == [100]
     torch.testing.assert_close(steps.signal.square() + steps.sigma.square(), torch.ones(100_000))
-    section = {"schedule": "straight", "target": "velocity", "times": "logit_normal", "logit_mean": 0.5}
+    section = {"schedule": "straight", "prediction_type": "velocity", "times": "logit_normal", "logit_mean": 0.5}
     path = Diffusion(DiffusionConfig.model_validate(section)).times(uniform)
     logit = torch.logit(path.sigma.double())
     assert float(logit.mean()) == pytest.approx(0.5, abs=1e-3)

@@ -66,15 +66,15 @@ def test_guidance_is_artoks_one_formula() -> None:
     ("settings", "expected"),
     [
         ({}, [3, 3, 3, 3, 3]),
-        ({"guidance_schedule": "linear"}, [1, 1.5, 2, 2.5, 3]),
-        ({"guidance_schedule": "cosine"}, [1, 1 + (1 - math.sqrt(0.5)), 2, 1 + (1 + math.sqrt(0.5)), 3]),
-        ({"guidance_interval": (0.2, 0.8)}, [1, 3, 3, 3, 1]),
+        ({"cfg_schedule": "linear"}, [1, 1.5, 2, 2.5, 3]),
+        ({"cfg_schedule": "cosine"}, [1, 1 + (1 - math.sqrt(0.5)), 2, 1 + (1 + math.sqrt(0.5)), 3]),
+        ({"cfg_interval": (0.2, 0.8)}, [1, 3, 3, 3, 1]),
     ],
 )
 def test_schedules(settings: dict, expected: list[float]) -> None:
-    sampling = Sampling(guidance=3, **settings)
+    sampling = Sampling(cfg_scale=3, **settings)
     assert [scale_at(sampling, step, 5) for step in range(5)] == pytest.approx(expected)
 
 
 def test_one_step_gets_the_full_scale_of_a_constant_schedule() -> None:
-    assert scale_at(Sampling(guidance=2), 0, 1) == 2
+    assert scale_at(Sampling(cfg_scale=2), 0, 1) == 2

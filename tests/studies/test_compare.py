@@ -251,7 +251,7 @@ def test_a_setting_that_stands_twice_in_the_grid_is_sampled_once(
     monkeypatch.setattr(Judge, "samples_alone", lambda *args: sampled.append(args[-1]) or sample(*args))
     for owner in measure.owners(plan):
         measure.measure(plan, owner, "cpu")
-    assert [each.guidance for each in sampled] == [1, 1, 2], "half-way; at the end, its own and at guidance 1; at 2"
+    assert [each.cfg_scale for each in sampled] == [1, 1, 2], "half-way; at the end, its own and at guidance 1; at 2"
     cells = tmp_path / "cells" / "contestants" / "raster" / "seed0"
     contents = [json.loads((cells / f"{name}.json").read_text()) for name in ("images-64", "own", "guidance-1")]
     assert contents[0] == contents[1] == contents[2]
@@ -287,26 +287,26 @@ def test_finished_runs_are_compared_without_training(
 def test_a_sweep_beside_a_study_stands_on_its_page(
     root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid = {"name": "codes", "tokenizer": str(root / "vq.yaml"), "grid": {"tokenizer.quantizer.codes": [8, 16]}}
+    grid = {"name": "codes", "tokenizer": str(root / "vq.yaml"), "grid": {"tokenizer.quantizer.codebook_size": [8, 16]}}
     write_text(tmp_path / "codes.yaml", json.dumps(grid | {"title": "Which codebook", "evaluation": {"n": 16}}))
     runs = {"mine": {"run": str(finished / "trained" / "raster" / "seed0")}}
     wanted = study(root, contestants=runs, budget=None, seeds=[0], sweep=str(tmp_path / "codes.yaml"))
     workers = Workers()
     monkeypatch.setattr(conductor, "run_jobs", workers)
     page = compare(wanted, tmp_path / "out", "cpu")
-    assert workers.done == ["codes-8", "codes-16", "measure mine", "measure tokenizer:mine"]
+    assert workers.done == ["codebook_size-8", "codebook_size-16", "measure mine", "measure tokenizer:mine"]
     assert page is not None
     tags = Tags(page.read_text(encoding="utf-8"))
-    for words in ("Which codebook", "Decision guide", "codes 8", "Images come back best from"):
+    for words in ("Which codebook", "Decision guide", "codebook_size 8", "Images come back best from"):
         assert words in tags.text, words
-    assert any("codes 16" in str(attributes.get("alt")) for tag, attributes in tags.found if tag == "img")
+    assert any("codebook_size 16" in str(attributes.get("alt")) for tag, attributes in tags.found if tag == "img")
     assert all((attributes.get("href") or "#").startswith(("#", "data:")) for _, attributes in tags.found)
     names = [attributes["id"] for _, attributes in tags.found if attributes.get("id")]
     assert len(names) == len(set(names)) and "sweep" in names
     found = results(tmp_path / "out")
-    assert [cell["name"] for cell in found["sweep"]["cells"]] == ["codes-8", "codes-16"]
+    assert [cell["name"] for cell in found["sweep"]["cells"]] == ["codebook_size-8", "codebook_size-16"]
     rows = list(csv.reader((tmp_path / "out" / TABLE).open(encoding="utf-8")))
-    values = {row[4]: float(row[5]) for row in rows if row[:2] == ["codes-16", "sweep"]}
+    values = {row[4]: float(row[5]) for row in rows if row[:2] == ["codebook_size-16", "sweep"]}
     assert values["bits"] == 4 * values["tokens"] == found["sweep"]["cells"][1]["values"]["bits"]["mean"]
     before = page.stat().st_mtime_ns
     compare(wanted, tmp_path / "out", "cpu")
@@ -314,7 +314,11 @@ def test_a_sweep_beside_a_study_stands_on_its_page(
 
 
 def test_an_impossible_sweep_is_refused_before_anything_is_trained(root: Path, tmp_path: Path) -> None:
-    grid = {"name": "codes", "tokenizer": str(root / "vq.yaml"), "grid": {"tokenizer.quantizer.codes": [99_999]}}
+    grid = {
+        "name": "codes",
+        "tokenizer": str(root / "vq.yaml"),
+        "grid": {"tokenizer.quantizer.codebook_size": [99_999]},
+    }
     write_text(tmp_path / "codes.yaml", json.dumps(grid))
     with pytest.raises(ConfigError, match="larger than the data can fill"):
         compare(study(root, sweep=str(tmp_path / "codes.yaml")), tmp_path / "out", "cpu")
@@ -350,7 +354,7 @@ def test_the_grids_own_point_is_measured_once(
     ("kind", "amount"), [("parameters", 60_000), ("parameters", 100_000), ("flops", 2e9), ("images", 5_000)]
 )
 def test_every_contestant_meets_the_budget(root: Path, tmp_path: Path, kind: str, amount: float) -> None:
-    small = {"settings": {"training": {"batch": 8}}}
+    small = {"settings": {"training": {"global_batch": 8}}}
     plan = prepare(study(root, budget={"kind": kind, "amount": amount}, **small), tmp_path)
     for entry in plan.entries:
         found = meter(plan, entry, {})
@@ -361,7 +365,7 @@ def test_every_contestant_meets_the_budget(root: Path, tmp_path: Path, kind: str
         with torch.device("meta"):
             generator = one.generator.build(entry.layout, entry.classes)
         assert cost.parameters(generator) == found.parameters
-        assert found.images == one.training.steps() * one.training.batch
+        assert found.images == one.training.steps() * one.training.global_batch
 
 
 def test_the_operations_of_a_critic_are_part_of_training(tmp_path: Path) -> None:
@@ -423,12 +427,19 @@ def test_the_schedule_keeps_its_shape(root: Path, tmp_path: Path) -> None:
     plan = prepare(study(root, settings=optimizer, budget={"kind": "images", "amount": 640}), tmp_path)
     training = plan.entries[0].trainings[0].experiment.training
     assert (training.images, training.optimizer.warmup, training.log_every) == (640, 160, 160)
-    assert training.weights_every == 320
+    assert training.snapshot_every == 320
 
 
 # ---------------------------------------------------------------------------------------------- mistakes
 
-CONV = {"kind": "conv", "downsample": 4, "width": 8, "multipliers": [1, 1, 1], "latent": 8, "groups": 4}
+CONV = {
+    "kind": "conv",
+    "downsample": 4,
+    "base_channels": 8,
+    "channel_multipliers": [1, 1, 1],
+    "z_channels": 8,
+    "groups": 4,
+}
 DEEPER = {"generator": {"depth": 3}}
 OWN = {"tokenizer": "{root}/vq.yaml", "generator": "{root}/raster.yaml"}
 MISTAKES: dict[str, tuple[dict[str, Any], type[ArtokError], str]] = {

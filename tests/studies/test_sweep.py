@@ -39,10 +39,10 @@ from artok.training.loop import Trainer
 ROOT = REPOSITORY
 GRID: dict[str, Any] = {
     "downsampling": [
-        {"tokenizer": {"downsample": 4, "multipliers": [1, 1, 1]}},
-        {"label": "f8", "tokenizer": {"downsample": 8, "multipliers": [1, 1, 1, 1]}},
+        {"tokenizer": {"downsample": 4, "channel_multipliers": [1, 1, 1]}},
+        {"label": "f8", "tokenizer": {"downsample": 8, "channel_multipliers": [1, 1, 1, 1]}},
     ],
-    "tokenizer.quantizer.codes": [16],
+    "tokenizer.quantizer.codebook_size": [16],
 }
 
 
@@ -75,8 +75,11 @@ def settled(folder: Path, **changes: Any) -> Plan:
 
 
 def test_a_grid_is_the_product_of_its_axes(tmp_path: Path) -> None:
-    grid = {"tokenizer.quantizer": [{"kind": "vq", "codes": 16, "width": 4}, {"kind": "fsq", "levels": [4, 4]}], **GRID}
-    grid.pop("tokenizer.quantizer.codes")
+    grid = {
+        "tokenizer.quantizer": [{"kind": "vq", "codebook_size": 16, "code_dim": 4}, {"kind": "fsq", "levels": [4, 4]}],
+        **GRID,
+    }
+    grid.pop("tokenizer.quantizer.codebook_size")
     planned = settled(tmp_path, grid=grid)
     assert [cell.title for cell in planned.cells] == [
         f"quantizer {kind}, downsampling {label}" for kind in ("vq 16 4", "fsq 4x4") for label in ("4", "f8")
@@ -95,7 +98,7 @@ def test_the_budget_of_flops_gives_longer_sequences_fewer_images(tmp_path: Path)
         (trial,) = cell.trials
         assert trial.generator is not None and cell.flops is not None
         spent[cell.title] = trial.generator.training.images * cell.flops
-        assert trial.generator.training.images % trial.generator.training.batch == 0
+        assert trial.generator.training.images % trial.generator.training.global_batch == 0
     assert list(spent.values()) == pytest.approx([3e8, 3e8], rel=0.05)
     long, short = (cell.trials[0].generator for cell in planned.cells)
     assert long is not None and short is not None
@@ -115,25 +118,28 @@ def test_seeds_are_trials_of_a_cell(tmp_path: Path) -> None:
 def test_an_axis_can_be_replaced_on_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(section(tmp_path)))
-    axes = axes_of(load_sweep(str(path), ["grid.tokenizer.quantizer.codes=[8,32]", "seeds=[1]"]))
+    axes = axes_of(load_sweep(str(path), ["grid.tokenizer.quantizer.codebook_size=[8,32]", "seeds=[1]"]))
     assert [entry.label for entry in axes[1].entries] == ["8", "32"]
     assert load_sweep("digits-sweep", []).name == "digits-sweep"
 
 
-SMALL = {"quantizer": {"codes": 16}}
+SMALL = {"quantizer": {"codebook_size": 16}}
 DEEPER = {"generator": {"depth": 3}}
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no such config": ({"tokenizer": "digits/vqq"}, "no config 'digits/vqq'"),
     "no grid": ({"grid": {}}, "grid"),
     "an empty axis": ({"grid": {"tokenizer.downsample": []}}, "no entries"),
     "a name that is no setting": ({"grid": {"downsampling": [2, 4]}}, "must be a section of settings"),
-    "an entry twice": ({"grid": {"tokenizer.quantizer.codes": [16, 16]}}, "has 16 twice"),
-    "an unknown setting": ({"grid": {"tokenizer.quantizer.codez": [16]}}, "did you mean 'codes'"),
+    "an entry twice": ({"grid": {"tokenizer.quantizer.codebook_size": [16, 16]}}, "has 16 twice"),
+    "an unknown setting": ({"grid": {"tokenizer.quantizer.codebook_sise": [16]}}, "did you mean 'codebook_size'"),
     "an impossible combination": (
         {"grid": {"tokenizer.downsample": [4, 8]}},
         "1 of 2 combinations cannot be trained (downsample 8: ",
     ),
-    "a codebook too large": ({"grid": {"tokenizer.quantizer.codes": [16, 99999]}}, "larger than the data can fill"),
+    "a codebook too large": (
+        {"grid": {"tokenizer.quantizer.codebook_size": [16, 99999]}},
+        "larger than the data can fill",
+    ),
     "two entries that come to the same": (
         {"grid": {"codebook": [{"tokenizer": SMALL}, {"label": "again", "tokenizer": SMALL}]}},
         "codebook 16 and codebook again are the same",
@@ -142,8 +148,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "a generator to sweep": ({"tokenizer": "digits/raster"}, "digits/raster trains no tokenizer"),
     "a tokenizer as generator": ({"generator": "digits/vq", "settings": DEEPER}, "digits/vq trains no generator"),
     "a reason for many": (
-        {"grid": {"tokenizer.quantizer.codes": [16, 32, 64]}, "settings": {"training": {"batch": -1}}},
-        "(codes 16 and codes 32 and 1 more: ",
+        {"grid": {"tokenizer.quantizer.codebook_size": [16, 32, 64]}, "settings": {"training": {"global_batch": -1}}},
+        "(codebook_size 16 and codebook_size 32 and 1 more: ",
     ),
     "a label as long as a page": (
         {"grid": {"codebook": [{"label": "x" * 300, "tokenizer": SMALL}]}},
@@ -157,7 +163,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "a budget for nothing": ({"generator": None}, "there is none"),
     "a small budget": ({"budget": {"kind": "images", "amount": 20}}, "less than 10 steps"),
     "an unfit generator": (
-        {"grid": {"tokenizer.quantizer": [{"kind": "gaussian", "width": 4}]}},
+        {"grid": {"tokenizer.quantizer": [{"kind": "gaussian", "latent_channels": 4}]}},
         "generator raster",
     ),
     "a share of nothing": ({"robustness": {"shares": [0, 0.5]}}, "robustness.shares"),
@@ -186,13 +192,13 @@ def test_a_bad_study_is_one_sentence_before_anything_is_trained(
 
 
 def test_impossible_combinations_can_be_skipped_with_their_reason(tmp_path: Path) -> None:
-    planned = settled(tmp_path, impossible="skip", grid={"tokenizer.quantizer.codes": [16, 99999]})
-    assert [cell.name for cell in planned.cells] == ["codes-16"]
+    planned = settled(tmp_path, impossible="skip", grid={"tokenizer.quantizer.codebook_size": [16, 99999]})
+    assert [cell.name for cell in planned.cells] == ["codebook_size-16"]
     ((labels, reason),) = planned.skipped
-    assert labels == {"codes": "99999"}
+    assert labels == {"codebook_size": "99999"}
     assert "larger than the data can fill" in reason
     with pytest.raises(ConfigError, match="1 of 1 combinations"):
-        settled(tmp_path, impossible="skip", grid={"tokenizer.quantizer.codes": [99999]})
+        settled(tmp_path, impossible="skip", grid={"tokenizer.quantizer.codebook_size": [99999]})
 
 
 # ---------------------------------------------------------------------------------------------- end to end
@@ -218,7 +224,7 @@ def in_this_process(jobs: list[Job], workers: int, done: Any, gpus: int = 0) -> 
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep that no one stopped."""
     folder = tmp_path_factory.mktemp("sweep")
-    grid = {**GRID, "tokenizer.quantizer.codes": [16, 99999]}
+    grid = {**GRID, "tokenizer.quantizer.codebook_size": [16, 99999]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("artok.commands.sweep.run_jobs", in_this_process)
         page = sweep(study(folder, grid=grid, impossible="skip", title="Tiny <sweep>"), folder / "out", "cpu")
@@ -229,7 +235,11 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_its_page_holds_everything_and_needs_nothing(swept: Path) -> None:
     page = (swept / "out" / "report.html").read_text(encoding="utf-8")
     assert "Tiny &lt;sweep&gt;" in page
-    for words in ("downsampling 4, codes 16", "downsampling f8, codes 16", "larger than the data can fill"):
+    for words in (
+        "downsampling 4, codebook_size 16",
+        "downsampling f8, codebook_size 16",
+        "larger than the data can fill",
+    ):
         assert words in page
     for words in ("rFD[classifier], 10% replaced", "bits/dim (rate)", "latency, ms", "memory, MB an image", "PSNR, dB"):
         assert words in page
@@ -244,7 +254,7 @@ def test_its_page_holds_everything_and_needs_nothing(swept: Path) -> None:
 def test_its_figures_are_in_json_and_csv(swept: Path) -> None:
     results = json.loads((swept / "out" / "results.json").read_text())
     rows = list(csv.DictReader((swept / "out" / "results.csv").open()))
-    assert [row["cell"] for row in rows] == ["downsampling-4_codes-16", "downsampling-f8_codes-16"]
+    assert [row["cell"] for row in rows] == ["downsampling-4_codebook_size-16", "downsampling-f8_codebook_size-16"]
     for cell, row, tokens in zip(results["cells"], rows, (16, 4), strict=True):
         values = {name: value["mean"] for name, value in cell["values"].items()}
         assert values["tokens"] == tokens == float(row["tokens"])
@@ -264,12 +274,12 @@ def test_its_figures_are_in_json_and_csv(swept: Path) -> None:
 
 
 def test_killed_and_resumed_it_trains_nothing_twice_and_reports_the_same(swept: Path, tmp_path: Path) -> None:
-    grid = {**GRID, "tokenizer.quantizer.codes": [16, 99999]}
+    grid = {**GRID, "tokenizer.quantizer.codebook_size": [16, 99999]}
     asked = section(swept, grid=grid, impossible="skip", title="Tiny <sweep>")
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(asked))
     command = [sys.executable, "-m", "artok", "sweep", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")]
     cells = tmp_path / "out" / "cells"
-    first, second = cells / "downsampling-4_codes-16", cells / "downsampling-f8_codes-16"
+    first, second = cells / "downsampling-4_codebook_size-16", cells / "downsampling-f8_codebook_size-16"
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not (second / "tokenizer" / "config.yaml").exists():  # in the midst of the second cell
@@ -318,8 +328,8 @@ def test_other_settings_are_refused_and_other_measures_measured_again(swept: Pat
     assert is_measured(other, other.cells[0].trials[0])
     other = plan(study(swept, grid=grid, robustness={"shares": [0.5]}), swept / "out")
     assert not is_measured(other, other.cells[0].trials[0])
-    changed = study(swept, grid=grid, tokenizer_settings={"training": {"batch": 8}})
-    with pytest.raises(CheckpointError, match=r"training.batch: 16, now 8.*artok sweep"):
+    changed = study(swept, grid=grid, tokenizer_settings={"training": {"global_batch": 8}})
+    with pytest.raises(CheckpointError, match=r"training.global_batch: 16, now 8.*artok sweep"):
         sweep(changed, swept / "out", "cpu")
 
 
@@ -339,15 +349,15 @@ def test_an_interruption_says_how_to_go_on(
 
 def test_one_cell_can_be_asked_for(swept: Path) -> None:
     wanted = load_sweep(str(swept / "out" / STUDY), [])
-    assert [cell.name for cell in plan(wanted, swept / "out", only="downsampling-4_codes-16").cells]
-    with pytest.raises(ArtokError, match="no cell nothing; it has downsampling-4_codes-16"):
+    assert [cell.name for cell in plan(wanted, swept / "out", only="downsampling-4_codebook_size-16").cells]
+    with pytest.raises(ArtokError, match="no cell nothing; it has downsampling-4_codebook_size-16"):
         plan(wanted, swept / "out", only="nothing")
 
 
 def test_latent_channels_and_tokenizers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("artok.commands.sweep.run_jobs", in_this_process)
-    quantizers = [{"kind": "gaussian", "width": width} for width in (2, 4)]
-    entries = [{"label": str(each["width"]), "tokenizer": {"quantizer": each}} for each in quantizers]
+    quantizers = [{"kind": "gaussian", "latent_channels": width} for width in (2, 4)]
+    entries = [{"label": str(each["latent_channels"]), "tokenizer": {"quantizer": each}} for each in quantizers]
     grid = {"latent channels": entries}
     page = sweep(study(tmp_path, grid=grid, generator=None, budget=None), tmp_path / "out", "cpu").read_text()
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -364,12 +374,12 @@ def test_latent_channels_and_tokenizers_alone(tmp_path: Path, monkeypatch: pytes
 
 
 def test_findings_name_fronts_and_what_nobody_should_choose(tmp_path: Path) -> None:
-    planned = settled(tmp_path, seeds=[0, 1], grid={**GRID, "tokenizer.quantizer.codes": [16, 32]})
+    planned = settled(tmp_path, seeds=[0, 1], grid={**GRID, "tokenizer.quantizer.codebook_size": [16, 32]})
     figures = {  # rFD, FD, bits
-        "downsampling-4_codes-16": (2.0, 5.0, 64),
-        "downsampling-4_codes-32": (1.0, 6.0, 80),
-        "downsampling-f8_codes-16": (4.0, 4.0, 16),
-        "downsampling-f8_codes-32": (4.5, 7.0, 20),
+        "downsampling-4_codebook_size-16": (2.0, 5.0, 64),
+        "downsampling-4_codebook_size-32": (1.0, 6.0, 80),
+        "downsampling-f8_codebook_size-16": (4.0, 4.0, 16),
+        "downsampling-f8_codebook_size-32": (4.5, 7.0, 20),
     }
     records = [
         Record(name, seed, {**named(rebuilt + 0.01 * seed, sampled + 0.01 * seed), "bits": bits}, [])
@@ -378,27 +388,30 @@ def test_findings_name_fronts_and_what_nobody_should_choose(tmp_path: Path) -> N
     ]
     findings = find_out(planned, records)
     (beaten,) = findings.dominated
-    assert (beaten.name, beaten.by) == ("downsampling-f8_codes-32", "downsampling-f8_codes-16")
+    assert (beaten.name, beaten.by) == ("downsampling-f8_codebook_size-32", "downsampling-f8_codebook_size-16")
     assert set(beaten.gains) == {"rFD[classifier]", "FD[classifier]", "bits"}
     fronts = {(front.quality.name, front.cost.name): front.names for front in findings.fronts}
-    assert fronts["FD[classifier]", "bits"] == ("downsampling-f8_codes-16",)
+    assert fronts["FD[classifier]", "bits"] == ("downsampling-f8_codebook_size-16",)
     text = " ".join(paragraphs(findings, measured=100))
     assert "less than half" not in text
-    assert "Images come back best from downsampling 4, codes 32" in text
-    assert "New images are best from downsampling f8, codes 16" in text
+    assert "Images come back best from downsampling 4, codebook_size 32" in text
+    assert "New images are best from downsampling f8, codebook_size 16" in text
     assert "comes 3rd of 4" in text
-    assert "Nobody should choose downsampling f8, codes 32" in text
+    assert "Nobody should choose downsampling f8, codebook_size 32" in text
     assert len(as_csv(findings).splitlines()) == 9
     assert as_json(findings)["cells"][0]["values"]["rFD[classifier]"]["seeds"] == 2
 
 
 def test_a_codebook_is_called_idle_only_where_tokens_could_fill_it(tmp_path: Path) -> None:
-    planned = settled(tmp_path, grid={**GRID, "tokenizer.quantizer.codes": [16, 1024]})
+    planned = settled(tmp_path, grid={**GRID, "tokenizer.quantizer.codebook_size": [16, 1024]})
     records = [Record(cell.name, 0, {**named(1.0, 1.0), "bits": 9, "codes in use": 0.3}, []) for cell in planned.cells]
     text = " ".join(paragraphs(find_out(planned, records), measured=100))  # 400 or 1,600 tokens
     idle = next(sentence for sentence in text.split(". ") if "less than half" in sentence)
-    assert "downsampling 4, codes 16, downsampling 4, codes 1024 and downsampling f8, codes 16" in idle
-    assert "downsampling f8, codes 1024" not in idle  # 307 codes of 400 tokens
+    assert (
+        "downsampling 4, codebook_size 16, downsampling 4, codebook_size 1024 and downsampling f8, codebook_size 16"
+        in idle
+    )
+    assert "downsampling f8, codebook_size 1024" not in idle  # 307 codes of 400 tokens
 
 
 def named(rebuilt: float, sampled: float) -> dict[str, float]:

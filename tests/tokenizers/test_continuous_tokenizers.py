@@ -40,14 +40,14 @@ def test_the_divergence_is_that_of_torch() -> None:
 
 def test_the_weight_is_that_of_sums_over_an_image() -> None:
     """One more number an image in the reconstruction error must weigh as much as one more nat of divergence."""
-    tokenizer = autoencoder(weight=0.5).train()
+    tokenizer = autoencoder(kl_weight=0.5).train()
     result = tokenizer(images(4))
     expected = 0.5 * result.monitors["kl_nats"] / math.prod(IMAGE)
     torch.testing.assert_close(result.losses["kl"].detach(), expected)
 
 
 def test_the_posterior_is_sampled_in_training_only_and_with_its_own_deviation() -> None:
-    bottleneck = gaussian.Config(width=2).build((4, 4)).train()
+    bottleneck = gaussian.Config(latent_channels=2).build((4, 4)).train()
     latents = torch.zeros(4_000, 4, 4, 4)
     latents[:, :2], latents[:, 2:] = 3.0, 2 * math.log(0.5)
     drawn = bottleneck(latents)
@@ -55,7 +55,7 @@ def test_the_posterior_is_sampled_in_training_only_and_with_its_own_deviation() 
     assert float(drawn.vectors.std()) == pytest.approx(0.5, abs=0.01)
     assert float(drawn.monitors["posterior_deviation"]) == pytest.approx(0.5)
     assert torch.equal(bottleneck.eval()(latents).vectors, latents[:, :2])
-    plain = gaussian.Config(width=2, sample=False).build((4, 4)).train()
+    plain = gaussian.Config(latent_channels=2, sample=False).build((4, 4)).train()
     assert torch.equal(plain(latents).vectors, latents[:, :2])
 
 
@@ -79,7 +79,7 @@ def test_codes_have_no_statistics() -> None:
 
 
 def test_training_measures_the_latents_of_the_weights_it_writes(tmp_path: Path) -> None:
-    section = {"quantizer": {"kind": "gaussian", "width": 4}}
+    section = {"quantizer": {"kind": "gaussian", "latent_channels": 4}}
     experiment = tokenizer_experiment(tokenizer=section, training={"ema": 0.9})
     assert train(experiment, tmp_path / "run")
     tokenizer, _ = load_tokenizer(tmp_path / "run")
@@ -99,7 +99,7 @@ def test_training_measures_the_latents_of_the_weights_it_writes(tmp_path: Path) 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_pixels_are_their_own_tokens(patch: int) -> None:
-    tokenizer = pixels.Config(patch=patch).build(IMAGE)
+    tokenizer = pixels.Config(patch_size=patch).build(IMAGE)
     given = images(3)
     tokens = tokenizer.encode(given)
     assert tokens.values.shape == (3, (16 // patch) ** 2, 3 * patch**2)
@@ -111,9 +111,9 @@ def test_pixels_are_their_own_tokens(patch: int) -> None:
 
 
 def test_pixel_tokenizers_of_two_patches_are_told_apart() -> None:
-    assert len({fingerprint(pixels.Config(patch=patch).build(IMAGE)) for patch in (1, 2, 4)}) == 3
-    with pytest.raises(ConfigError, match=r"multiple of tokenizer\.patch 3"):
-        pixels.Config(patch=3).build(IMAGE)
+    assert len({fingerprint(pixels.Config(patch_size=patch).build(IMAGE)) for patch in (1, 2, 4)}) == 3
+    with pytest.raises(ConfigError, match=r"multiple of tokenizer\.patch_size 3"):
+        pixels.Config(patch_size=3).build(IMAGE)
 
 
 @pytest.mark.parametrize("grid", [(4, 6), (3, 4, 6)])

@@ -114,7 +114,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 @pytest.mark.parametrize("downsample", [2, 4, 8, 16, 32])
 def test_the_latent_grid_is_the_image_over_the_downsampling(downsample: int) -> None:
     levels = int(math.log2(downsample)) + 1
-    config = conv.Config.tiny().model_copy(update={"downsample": downsample, "multipliers": (1,) * levels})
+    config = conv.Config.tiny().model_copy(update={"downsample": downsample, "channel_multipliers": (1,) * levels})
     tokenizer = config.build((3, 64, 32))
     assert tokenizer.layout.grid == (64 // downsample, 32 // downsample)
     assert tokenizer(torch.zeros(2, 3, 64, 32)).images.shape == (2, 3, 64, 32)
@@ -122,8 +122,18 @@ def test_the_latent_grid_is_the_image_over_the_downsampling(downsample: int) -> 
 
 def test_attention_stands_where_it_was_asked_for() -> None:
     def attentions(where: tuple[int, ...] | str, middle: bool) -> int:
-        section = {"attention": where, "middle_attention": middle, "quantizer": {"kind": "vq", "codes": 8}}
-        section |= {"kind": "conv", "downsample": 4, "multipliers": [1, 1, 1], "width": 8, "blocks": 2}
+        section = {
+            "attention_resolutions": where,
+            "middle_attention": middle,
+            "quantizer": {"kind": "vq", "codebook_size": 8},
+        }
+        section |= {
+            "kind": "conv",
+            "downsample": 4,
+            "channel_multipliers": [1, 1, 1],
+            "base_channels": 8,
+            "num_res_blocks": 2,
+        }
         built = validate(conv.Config, section, "test").build((3, 16, 16))
         return sum(type(module).__name__ == "PixelAttention" for module in built.modules())
 
@@ -143,7 +153,7 @@ def test_images_that_do_not_fit_are_refused(image: tuple[int, ...], words: str) 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     write_weights(whole_state(conv.Config.tiny().build(IMAGE)), tmp_path / "model.safetensors")
-    wider = conv.Config.tiny().model_copy(update={"width": 16}).build(IMAGE)
+    wider = conv.Config.tiny().model_copy(update={"base_channels": 16}).build(IMAGE)
     with pytest.raises(CheckpointError, match=r"another architecture.*of another shape"):
         read_weights(wider, tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:1000])

@@ -353,7 +353,7 @@ def test_a_resumed_run_is_judged_as_an_uninterrupted_one(
 
     def until(self: Trainer, batch: Any, meter: Any) -> None:
         step(self, batch, meter)
-        if self.seen + self.training.batch == stop:
+        if self.seen + self.training.global_batch == stop:
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
@@ -402,7 +402,7 @@ def test_a_run_is_the_same_with_and_without_a_monitor(tokenizer_run: Path, tmp_p
 def test_gradient_norms_are_logged_without_a_bound_too(tokenizer_run: Path, tmp_path: Path) -> None:
     norms = []
     for clip in (None, 1e9):
-        settings = {"optimizer": {"clip": clip}}
+        settings = {"optimizer": {"grad_clip": clip}}
         assert train(generator_experiment(str(tokenizer_run), training=settings), tmp_path / str(clip))
         events = read_log(tmp_path / str(clip) / "log.jsonl")
         norms.append([event["model_gradient_norm"] for event in events if event["event"] == "train"])
@@ -434,8 +434,8 @@ def test_too_few_images_are_not_watched(tokenizer_run: Path, tmp_path: Path, cap
 
 
 def test_features_that_do_not_exist_are_refused_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"'monitor_features': there is no .* 'pixel'; did you mean 'pixels'"):
-        validate(Training, {"images": 1, "monitor_features": "pixel"}, "test")
+    with pytest.raises(ConfigError, match=r"'monitor_extractor': there is no .* 'pixel'; did you mean 'pixels'"):
+        validate(Training, {"images": 1, "monitor_extractor": "pixel"}, "test")
 
 
 def test_a_log_keeps_in_memory_what_it_has_on_disk(tmp_path: Path) -> None:

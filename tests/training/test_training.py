@@ -66,7 +66,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, images: int, how: type[BaseExceptio
 
     def until(self: Trainer, batch: Any, meter: Any) -> None:
         step(self, batch, meter)
-        if self.seen + self.training.batch == images:
+        if self.seen + self.training.global_batch == images:
             if isinstance(how, int):
                 signal.raise_signal(how)
             else:
@@ -143,11 +143,11 @@ def test_a_finished_run_is_left_as_it_is(tokenizer_run: Path) -> None:
 
 @pytest.mark.parametrize("family", ["tokenizer", "generator"])
 def test_two_processes_equal_one(tokenizer_run: Path, tmp_path: Path, family: str) -> None:
-    plain = {"quantizer": {"revive_below": 0.0}}  # revival draws from each process's own latents
+    plain = {"quantizer": {"dead_code_threshold": 0.0}}  # revival draws from each process's own latents
     if family == "tokenizer":
         experiment = tokenizer_experiment(tokenizer=plain)
     else:
-        experiment = generator_experiment(str(tokenizer_run), training={"accumulate": 2})
+        experiment = generator_experiment(str(tokenizer_run), training={"gradient_accumulation_steps": 2})
     (tmp_path / "experiment.yaml").write_text(dump(experiment))
     assert train(experiment, tmp_path / "one")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
@@ -175,7 +175,9 @@ def free_port() -> str:
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulated_parts_equal_the_whole_batch(tokenizer_run: Path, tmp_path: Path, parts: int) -> None:
     assert train(generator_experiment(str(tokenizer_run)), tmp_path / "whole")
-    assert train(generator_experiment(str(tokenizer_run), training={"accumulate": parts}), tmp_path / "parts")
+    assert train(
+        generator_experiment(str(tokenizer_run), training={"gradient_accumulation_steps": parts}), tmp_path / "parts"
+    )
     for name, tensor in weights(tmp_path / "whole").items():
         torch.testing.assert_close(weights(tmp_path / "parts")[name], tensor, rtol=1e-3, atol=1e-4)
 
@@ -223,7 +225,9 @@ def test_averaged_weights_are_what_is_saved(tokenizer_run: Path, tmp_path: Path)
     assert torch.equal(checkpoint["head.weight"], plain["head.weight"])
 
 
-@pytest.mark.parametrize("changes", [{"training": {"recompute": True}}, {"training": {"precision": "bf16"}}])
+@pytest.mark.parametrize(
+    "changes", [{"training": {"gradient_checkpointing": True}}, {"training": {"precision": "bf16"}}]
+)
 def test_options_train_as_well(tokenizer_run: Path, tmp_path: Path, changes: dict) -> None:
     assert train(generator_experiment(str(tokenizer_run), **changes), tmp_path)
     losses = [event["nll"] for event in read_log(tmp_path / "log.jsonl") if event["event"] == "train"]
@@ -242,11 +246,11 @@ def test_tensorboard_gets_the_same_figures(tokenizer_run: Path, tmp_path: Path) 
 
 
 def test_the_rate_warms_up_and_falls() -> None:
-    settings = Optimizer(rate=1.0, warmup=100, final=0.1)
+    settings = Optimizer(lr=1.0, warmup=100, min_lr_ratio=0.1)
     rates = [settings.rate_at(seen, 1100) for seen in (0, 50, 100, 600, 1100)]
     assert rates == pytest.approx([0.01, 0.51, 1.0, 0.55, 0.1])
-    assert Optimizer(rate=1.0, schedule="constant").rate_at(900, 1000) == 1.0
-    line = Optimizer(rate=1.0, warmup=100, schedule="linear", hold=0.2, final=0.1)
+    assert Optimizer(lr=1.0, schedule="constant").rate_at(900, 1000) == 1.0
+    line = Optimizer(lr=1.0, warmup=100, schedule="linear", hold=0.2, min_lr_ratio=0.1)
     assert [line.rate_at(seen, 1100) for seen in (50, 300, 700, 1100)] == pytest.approx([0.51, 1.0, 0.55, 0.1])
 
 
@@ -269,8 +273,8 @@ def test_weights_decay_but_for_vectors_and_what_a_module_spares() -> None:
 
 
 def test_other_settings_are_not_resumed(tokenizer_run: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"tokenizer\.width: 8, now 16.*--fresh"):
-        train(tokenizer_experiment(tokenizer={"width": 16}), tokenizer_run)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.base_channels: 8, now 16.*--fresh"):
+        train(tokenizer_experiment(tokenizer={"base_channels": 16}), tokenizer_run)
     assert (tokenizer_run / "model.safetensors").exists()
 
 
@@ -310,15 +314,18 @@ def test_a_folder_is_trained_in_by_one_process_at_a_time(tmp_path: Path, capfd: 
     assert (folder / f"{LOCK}.lock").stat().st_ino == lock
 
 
+DEEP = {"downsample": 16, "channel_multipliers": [1] * 5}
+ODD = {"global_batch": 16, "gradient_accumulation_steps": 3}
+
+
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
         (lambda run: generator_experiment("runs/nowhere"), CheckpointError, "no run"),
         (lambda run: generator_experiment(str(run), data={"size": 32}), ConfigError, "was trained on images of"),
-        (lambda run: tokenizer_experiment(tokenizer={"downsample": 16, "multipliers": [1] * 5}, data={"size": 8}),
-         ConfigError, "smaller than the downsampling"),
-        (lambda run: tokenizer_experiment(tokenizer={"quantizer": {"codes": 65536}}), ConfigError, "can fill"),
-        (lambda run: tokenizer_experiment(training={"batch": 16, "accumulate": 3}), ConfigError, "multiple of accum"),
+        (lambda run: tokenizer_experiment(tokenizer=DEEP, data={"size": 8}), ConfigError, "smaller than the down"),
+        (lambda run: tokenizer_experiment(tokenizer={"quantizer": {"codebook_size": 65536}}), ConfigError, "can fill"),
+        (lambda run: tokenizer_experiment(training=ODD), ConfigError, "must be a multiple"),
         (lambda run: tokenizer_experiment(training={"precision": "fp16"}), ConfigError, "needs a GPU"),
         (lambda run: generator_experiment(str(run), tokens={"cache": "nowhere"}), ArtokError, "no tokens in nowhere"),
         (lambda run: tokenizer_experiment(training={"trackers": ["abacus"]}), ConfigError, r"trackers \['abacus'\]"),
@@ -383,8 +390,8 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------- two players
 
-CRITIC = {"discriminator": {"kind": "dcgan", "width": 8, "norm": "none"}, "r1": 0.1}
-PLAIN = {"quantizer": {"revive_below": 0.0, "update": "gradient"}}  # what else depends on how a batch is split
+CRITIC = {"discriminator": {"kind": "dcgan", "base_channels": 8, "norm": "none"}, "r1": 0.1}
+PLAIN = {"quantizer": {"dead_code_threshold": 0.0, "update": "gradient"}}  # what else depends on how a batch is split
 
 
 def vqgan_experiment(**changes: Any) -> Experiment:
@@ -394,8 +401,13 @@ def vqgan_experiment(**changes: Any) -> Experiment:
 
 
 def gan_experiment(**changes: Any) -> Experiment:
-    network = {"kind": "residual", "widths": [16, 16, 16], "blocks": 1, "groups": 2, "embedding": 8}
-    generator = {"kind": "gan", "latent": 8, "network": network, "critic": CRITIC | {"game": "relativistic", "r2": 0.1}}
+    network = {"kind": "residual", "channels": [16, 16, 16], "blocks": 1, "groups": 2, "embedding_dim": 8}
+    generator = {
+        "kind": "gan",
+        "z_dim": 8,
+        "network": network,
+        "critic": CRITIC | {"gan_loss": "relativistic", "r2": 0.1},
+    }
     section = {"tokenizer": {"kind": "pixels"}, "generator": generator, "training": {"ema": 0.9}}
     return validate(Experiment, merge(merge(TOKENIZER, {"name": "tiny-gan"}), merge(section, changes)), "test")
 
@@ -418,14 +430,17 @@ def test_two_players_lose_alike_in_parts_and_in_two_processes(
     bfloat16 rounds the gradient of each part by itself, to 3 digits: small steps, lest that grows by the end, no ratio
     of gradients as a weight, and a bottleneck with no nearest code to flip.
     """
-    settings = {"precision": precision, "optimizer": {"rate": rate}, "critic": {"rate": rate}}
+    settings = {"precision": precision, "optimizer": {"lr": rate}, "critic": {"lr": rate}}
     changes: dict[str, Any] = {}
     if (family, precision) == ("vqgan", "bf16"):
         losses = [loss.model_dump() for loss in vqgan_experiment().losses]
         losses[1]["adaptive"] = False
-        changes = {"losses": losses, "tokenizer": {"quantizer": {"kind": "gaussian", "width": 4, "sample": False}}}
+        changes = {
+            "losses": losses,
+            "tokenizer": {"quantizer": {"kind": "gaussian", "latent_channels": 4, "sample": False}},
+        }
     whole = PLAYERS[family](training=settings, **changes)
-    parts = PLAYERS[family](training=settings | {"accumulate": 2}, **changes)
+    parts = PLAYERS[family](training=settings | {"gradient_accumulation_steps": 2}, **changes)
     assert train(whole, tmp_path / "whole")
     assert train(parts, tmp_path / "parts")
     (tmp_path / "experiment.yaml").write_text(dump(parts))
@@ -467,7 +482,7 @@ def test_a_critic_that_waits_and_turns_that_are_skipped(tmp_path: Path) -> None:
     losses[1] |= {"start": 64}
     assert train(vqgan_experiment(losses=losses), tmp_path / "late")
     assert [value > 0 for value in figures(tmp_path / "late", "critic")[0]] == [False, False, True, True]
-    assert train(gan_experiment(generator={"critic": {"turns": 4}}), tmp_path / "turns")
-    assert train(gan_experiment(generator={"critic": {"turns": 100}}), tmp_path / "never")
+    assert train(gan_experiment(generator={"critic": {"n_critic": 4}}), tmp_path / "turns")
+    assert train(gan_experiment(generator={"critic": {"n_critic": 100}}), tmp_path / "never")
     assert any(figures(tmp_path / "turns", "adversarial")[0])
     assert not any(figures(tmp_path / "never", "adversarial")[0])

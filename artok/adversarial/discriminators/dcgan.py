@@ -14,14 +14,14 @@ from artok.errors import ConfigError
 
 
 class Config(DiscriminatorConfig):
-    """kind: dcgan. width: channels at half the image's size, doubled at every halving down to 4 pixels.
+    """kind: dcgan. base_channels: channels at half the image's size, doubled at every halving down to 4 pixels.
 
     norm: "batch" as in DCGAN; "none" for spectral normalisation (the critic's `spectral_norm`) or a gradient penalty,
     which batch normalisation would undermine.
     """
 
     kind: Literal["dcgan"] = "dcgan"
-    width: int = Field(64, ge=1)
+    base_channels: int = Field(64, ge=1)
     norm: Literal["batch", "group", "none"] = "batch"
 
     def build(self, image: tuple[int, ...], classes: int) -> DcganDiscriminator:
@@ -29,7 +29,7 @@ class Config(DiscriminatorConfig):
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(width=8, norm="none")
+        return cls(base_channels=8, norm="none")
 
 
 class DcganDiscriminator(Discriminator):
@@ -41,7 +41,7 @@ class DcganDiscriminator(Discriminator):
         halvings = max(1, int(math.log2(min(height, width) / 4)))
         if any(side % 2**halvings for side in (height, width)):
             raise ConfigError(f"discriminator kind dcgan cannot halve images of {height}x{width} {halvings} times")
-        widths = [channels, *(config.width << level for level in range(halvings))]
+        widths = [channels, *(config.base_channels << level for level in range(halvings))]
         layers: list[nn.Module] = []
         for level in range(halvings):
             norm = make_norm(config.norm if level else "none", widths[level + 1])

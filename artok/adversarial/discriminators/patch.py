@@ -24,7 +24,7 @@ class Config(DiscriminatorConfig):
     """
 
     kind: Literal["patch"] = "patch"
-    width: int = Field(64, ge=1)
+    base_channels: int = Field(64, ge=1)
     layers: int = Field(3, ge=1, description="convolutions of stride 2")
     norm: Literal["batch", "group", "none"] = "batch"
 
@@ -46,7 +46,7 @@ class Config(DiscriminatorConfig):
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(width=8, layers=1, norm="group")
+        return cls(base_channels=8, layers=1, norm="group")
 
 
 class PatchDiscriminator(Discriminator):
@@ -54,7 +54,7 @@ class PatchDiscriminator(Discriminator):
 
     def __init__(self, config: Config, channels: int) -> None:
         super().__init__()
-        widths = [config.width * min(2**index, 8) for index in range(config.layers + 1)]
+        widths = [config.base_channels * min(2**index, 8) for index in range(config.layers + 1)]
         blocks: list[nn.Module] = [nn.Conv2d(channels, widths[0], KERNEL, 2, 1), nn.LeakyReLU(0.2)]
         for index in range(1, config.layers + 1):
             stride = 2 if index < config.layers else 1

@@ -16,23 +16,23 @@ from artok.nn.r3 import GroupedBlock, base_grid, scaled_, widened
 
 
 class Config(DiscriminatorConfig):
-    """kind: residual. widths: channels of each resolution, coarsest first, so that it mirrors the generator's.
+    """kind: residual. channels: channels of each resolution, coarsest first, so that it mirrors the generator's.
 
     As published for CIFAR-10: widths 768 four times, blocks 2, groups 96, embedding the latter's 768.
     """
 
     kind: Literal["residual"] = "residual"
-    widths: tuple[int, ...] = Field(min_length=1)
+    channels: tuple[int, ...] = Field(min_length=1)
     blocks: int = Field(2, ge=1, description="residual blocks a resolution")
     groups: int = Field(1, ge=1)
-    embedding: int = Field(64, ge=1, description="width of the space in which images meet labels")
+    embedding_dim: int = Field(64, ge=1, description="width of the space in which images meet labels")
 
     def build(self, image: tuple[int, ...], classes: int) -> ResidualDiscriminator:
         return ResidualDiscriminator(self, image, classes)
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(widths=(8, 8, 8), blocks=1, groups=2, embedding=8)
+        return cls(channels=(8, 8, 8), blocks=1, groups=2, embedding_dim=8)
 
 
 class ResidualDiscriminator(Discriminator):
@@ -40,7 +40,7 @@ class ResidualDiscriminator(Discriminator):
 
     def __init__(self, config: Config, image: tuple[int, ...], classes: int) -> None:
         super().__init__()
-        widths = config.widths[::-1]  # in running order, finest first
+        widths = config.channels[::-1]  # in running order, finest first
         in_all = len(widths) * config.blocks
         self.start = scaled_(nn.Conv2d(image[0], widths[0], 1, bias=False), 1.0)
         self.stages = nn.ModuleList(
@@ -50,10 +50,10 @@ class ResidualDiscriminator(Discriminator):
         self.transitions = nn.ModuleList(widened(a, b) for a, b in pairwise(widths))
         last, base = widths[-1], base_grid(image[1:], len(widths))
         self.basis = nn.Parameter(torch.randn(last, *base) / math.sqrt(base[0] * base[1]))
-        self.features = scaled_(nn.Linear(last, config.embedding if classes else 1, bias=False), 1.0)
-        self.embedding = nn.Embedding(classes, config.embedding) if classes else None
+        self.features = scaled_(nn.Linear(last, config.embedding_dim if classes else 1, bias=False), 1.0)
+        self.embedding = nn.Embedding(classes, config.embedding_dim) if classes else None
         if self.embedding is not None:
-            nn.init.normal_(self.embedding.weight, 0.0, 1 / math.sqrt(config.embedding))
+            nn.init.normal_(self.embedding.weight, 0.0, 1 / math.sqrt(config.embedding_dim))
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         x = self.start(images)

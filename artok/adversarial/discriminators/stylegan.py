@@ -21,10 +21,10 @@ from artok.nn.r3 import SLOPE
 
 
 class Config(DiscriminatorConfig):
-    """kind: stylegan. width: channels at the full resolution, doubled at every halving up to `largest`."""
+    """kind: stylegan. base_channels: channels at the full resolution, doubled at every halving up to `largest`."""
 
     kind: Literal["stylegan"] = "stylegan"
-    width: int = Field(64, ge=1)
+    base_channels: int = Field(64, ge=1)
     largest: int = Field(512, ge=1)
 
     def build(self, image: tuple[int, ...], classes: int) -> StyleGanDiscriminator:
@@ -32,7 +32,7 @@ class Config(DiscriminatorConfig):
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(width=8, largest=16)
+        return cls(base_channels=8, largest=16)
 
 
 class DownBlock(nn.Module):
@@ -59,7 +59,7 @@ class StyleGanDiscriminator(Discriminator):
         halvings = max(0, int(math.log2(min(height, width) / 4)))
         if any(side % 2**halvings for side in (height, width)):
             raise ConfigError(f"discriminator kind stylegan cannot halve images of {height}x{width} {halvings} times")
-        widths = [min(config.width << level, config.largest) for level in range(halvings + 1)]
+        widths = [min(config.base_channels << level, config.largest) for level in range(halvings + 1)]
         self.start = nn.Conv2d(channels, widths[0], 1)
         self.blocks = nn.Sequential(*(DownBlock(a, b) for a, b in pairwise(widths)))
         self.last = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)

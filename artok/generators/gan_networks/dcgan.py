@@ -15,24 +15,24 @@ from artok.nn.r3 import base_grid
 
 
 class Config(GanNetworkConfig):
-    """kind: dcgan. widths: channels of each resolution before the last, coarsest first, which has none of its own.
+    """kind: dcgan. channels: channels of each resolution before the last, coarsest first, which has none of its own.
 
     As published for 64x64: widths 1024, 512, 256, 128 from 4x4 on, the label aside.
     """
 
     kind: Literal["dcgan"] = "dcgan"
-    widths: tuple[int, ...] = Field(min_length=1)
-    embedding: int = Field(32, ge=1, description="numbers that a label adds to the latent")
+    channels: tuple[int, ...] = Field(min_length=1)
+    embedding_dim: int = Field(32, ge=1, description="numbers that a label adds to the latent")
 
     def refuse(self, grid: tuple[int, ...]) -> str | None:
-        return refuse_halving(grid, len(self.widths))
+        return refuse_halving(grid, len(self.channels))
 
     def build(self, latent: int, grid: tuple[int, ...], width: int, classes: int) -> DcganNetwork:
         return DcganNetwork(self, latent, grid, width, classes)
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(widths=(16, 16), embedding=8)
+        return cls(channels=(16, 16), embedding_dim=8)
 
 
 class DcganNetwork(GanNetwork):
@@ -40,10 +40,10 @@ class DcganNetwork(GanNetwork):
 
     def __init__(self, config: Config, latent: int, grid: tuple[int, ...], width: int, classes: int) -> None:
         super().__init__()
-        widths = [*config.widths, width]
+        widths = [*config.channels, width]
         self.base = base_grid(grid, len(widths))
-        self.embedding = nn.Embedding(classes, config.embedding)
-        self.start = nn.Linear(latent + config.embedding, widths[0] * self.base[0] * self.base[1], bias=False)
+        self.embedding = nn.Embedding(classes, config.embedding_dim)
+        self.start = nn.Linear(latent + config.embedding_dim, widths[0] * self.base[0] * self.base[1], bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in widths[:-1])
         self.convolutions = nn.ModuleList(
             nn.ConvTranspose2d(a, b, 4, 2, 1, bias=index == len(widths) - 2)  # a norm has a shift of its own

@@ -15,36 +15,36 @@ from artok.nn.r3 import GroupedBlock, base_grid, scaled_, widened
 
 
 class Config(GanNetworkConfig):
-    """kind: residual. widths: channels of each resolution, coarsest first; each next one has twice the sides.
+    """kind: residual. channels: channels of each resolution, coarsest first; each next one has twice the sides.
 
     As published for CIFAR-10: widths 768 four times, blocks 2, groups 96, embedding 768.
     """
 
     kind: Literal["residual"] = "residual"
-    widths: tuple[int, ...] = Field(min_length=1)
+    channels: tuple[int, ...] = Field(min_length=1)
     blocks: int = Field(2, ge=1, description="residual blocks a resolution")
     groups: int = Field(1, ge=1)
-    embedding: int = Field(64, ge=1, description="numbers that a label adds to the latent")
+    embedding_dim: int = Field(64, ge=1, description="numbers that a label adds to the latent")
 
     def refuse(self, grid: tuple[int, ...]) -> str | None:
-        return refuse_halving(grid, len(self.widths) - 1)
+        return refuse_halving(grid, len(self.channels) - 1)
 
     def build(self, latent: int, grid: tuple[int, ...], width: int, classes: int) -> ResidualNetwork:
         return ResidualNetwork(self, latent, grid, width, classes)
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(widths=(16, 16, 16), blocks=1, groups=2, embedding=8)
+        return cls(channels=(16, 16, 16), blocks=1, groups=2, embedding_dim=8)
 
 
 class ResidualNetwork(GanNetwork):
     def __init__(self, config: Config, latent: int, grid: tuple[int, ...], width: int, classes: int) -> None:
         super().__init__()
-        widths = config.widths
+        widths = config.channels
         in_all = len(widths) * config.blocks
-        self.embedding = nn.Embedding(classes, config.embedding)
+        self.embedding = nn.Embedding(classes, config.embedding_dim)
         self.basis = nn.Parameter(torch.randn(widths[0], *base_grid(grid, len(widths))))
-        self.scale = scaled_(nn.Linear(latent + config.embedding, widths[0], bias=False), 1.0)
+        self.scale = scaled_(nn.Linear(latent + config.embedding_dim, widths[0], bias=False), 1.0)
         self.transitions = nn.ModuleList(widened(a, b) for a, b in pairwise(widths))
         self.stages = nn.ModuleList(
             nn.Sequential(*(GroupedBlock(width, config.groups, in_all) for _ in range(config.blocks)))

@@ -26,7 +26,7 @@ class Config(NetworkConfig):
     """kind: dit.
 
     size: a published model, or leave it out and turn one dial, `depth`: width 64 * depth and depth heads unless given.
-    patch: side of the squares of tokens read as one; "XL/2" is size XL with patch 2.
+    patch_size: side of the squares of tokens read as one; "XL/2" is size XL with patch 2.
     condition_init: deviation of the first weights of the label's and the time's embeddings. Published is .02; in runs
     of a few hundred steps these are then too small to be noticed in time, and 0.1 learns much sooner.
     """
@@ -37,7 +37,7 @@ class Config(NetworkConfig):
     width: int | None = Field(None, ge=4)
     heads: int | None = Field(None, ge=1)
     mlp_ratio: float = Field(4.0, gt=0)
-    patch: int = Field(2, ge=1)
+    patch_size: int = Field(2, ge=1)
     condition_init: float = Field(0.02, gt=0)
 
     @model_validator(mode="after")
@@ -59,8 +59,8 @@ class Config(NetworkConfig):
         return self.depth, self.width or 64 * self.depth, self.heads or self.depth
 
     def refuse(self, grid: tuple[int, ...]) -> str | None:
-        if not divides(grid, self.patch):
-            return f"with network.patch {self.patch} needs a grid whose sides are multiples of it"
+        if not divides(grid, self.patch_size):
+            return f"with network.patch {self.patch_size} needs a grid whose sides are multiples of it"
         return None
 
     def build(self, grid: tuple[int, ...], width: int, out: int, classes: int) -> DiffusionTransformer:
@@ -68,7 +68,7 @@ class Config(NetworkConfig):
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(depth=1, width=32, heads=2, patch=1)
+        return cls(depth=1, width=32, heads=2, patch_size=1)
 
 
 class DiffusionTransformer(DiffusionNetwork):
@@ -77,16 +77,16 @@ class DiffusionTransformer(DiffusionNetwork):
     def __init__(self, config: Config, grid: tuple[int, ...], width: int, out: int, classes: int) -> None:
         super().__init__()
         depth, hidden, heads = config.shape()
-        self.grid, self.patch, self.recompute = grid, config.patch, False
-        self.input = nn.Linear(width * config.patch**2, hidden)
+        self.grid, self.patch, self.recompute = grid, config.patch_size, False
+        self.input = nn.Linear(width * config.patch_size**2, hidden)
         self.time = TimeEmbedding(hidden)
         self.label = nn.Embedding(classes + 1, hidden)
         self.blocks = nn.ModuleList(
             ConditionedBlock(hidden, heads, int(config.mlp_ratio * hidden)) for _ in range(depth)
         )
-        self.output = ConditionedOutput(hidden, out * config.patch**2)
+        self.output = ConditionedOutput(hidden, out * config.patch_size**2)
         self.positions: Tensor
-        self.register_buffer("positions", sincos_table(patch_grid(grid, config.patch), hidden), persistent=False)
+        self.register_buffer("positions", sincos_table(patch_grid(grid, config.patch_size), hidden), persistent=False)
         self.apply(initialise_linear)
         for layer in (self.label, self.time.layers[0], self.time.layers[2]):
             assert isinstance(layer, nn.Embedding | nn.Linear)

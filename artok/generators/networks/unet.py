@@ -20,19 +20,19 @@ class Config(NetworkConfig):
     """kind: unet.
 
     width times each multiplier gives the channels of a level, finest first; each level halves the sides.
-    blocks: residual blocks a level on the way down; one more on the way up. attention: levels that have it, from 0, the
-    finest; the middle always does.
+    num_res_blocks: residual blocks a level on the way down; one more on the way up. attention_resolutions: levels that
+    have it, from 0, the finest; the middle always does.
     """
 
     kind: Literal["unet"] = "unet"
-    width: int = Field(128, ge=1)
-    multipliers: tuple[int, ...] = (1, 2, 2)
-    blocks: int = Field(2, ge=1)
-    attention: tuple[int, ...] = ()
+    base_channels: int = Field(128, ge=1)
+    channel_multipliers: tuple[int, ...] = (1, 2, 2)
+    num_res_blocks: int = Field(2, ge=1)
+    attention_resolutions: tuple[int, ...] = ()
     groups: int = Field(32, ge=1)
 
     def refuse(self, grid: tuple[int, ...]) -> str | None:
-        factor = 2 ** (len(self.multipliers) - 1)
+        factor = 2 ** (len(self.channel_multipliers) - 1)
         if len(grid) != 2 or any(side % factor for side in grid):
             return f"with network kind unet needs a grid of two axes whose sides are multiples of {factor}"
         return None
@@ -42,7 +42,7 @@ class Config(NetworkConfig):
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(width=16, multipliers=(1, 2), blocks=1, groups=4)
+        return cls(base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1, groups=4)
 
 
 class ConditionedResidual(nn.Module):
@@ -90,15 +90,15 @@ class UNet(DiffusionNetwork):
     def __init__(self, config: Config, grid: tuple[int, ...], width: int, out: int, classes: int) -> None:
         super().__init__()
         self.grid, self.recompute = grid, False
-        widths = [config.width * multiplier for multiplier in config.multipliers]
-        condition, groups, last = 4 * config.width, config.groups, len(widths) - 1
+        widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
+        condition, groups, last = 4 * config.base_channels, config.groups, len(widths) - 1
         self.time, self.label = TimeEmbedding(condition), nn.Embedding(classes + 1, condition)
-        self.input = nn.Conv2d(width, config.width, 3, padding=1)
+        self.input = nn.Conv2d(width, config.base_channels, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        channels, kept = config.width, [config.width]
+        channels, kept = config.base_channels, [config.base_channels]
         for index, wide in enumerate(widths):
-            for _ in range(config.blocks):
-                self.down.append(Stage(channels, wide, condition, index in config.attention, groups))
+            for _ in range(config.num_res_blocks):
+                self.down.append(Stage(channels, wide, condition, index in config.attention_resolutions, groups))
                 channels = wide
                 kept.append(channels)
             if index < last:
@@ -108,8 +108,10 @@ class UNet(DiffusionNetwork):
             [Stage(channels, channels, condition, True, groups), Stage(channels, channels, condition, False, groups)]
         )
         for index, wide in reversed(list(enumerate(widths))):
-            for _ in range(config.blocks + 1):
-                self.up.append(Stage(channels + kept.pop(), wide, condition, index in config.attention, groups))
+            for _ in range(config.num_res_blocks + 1):
+                self.up.append(
+                    Stage(channels + kept.pop(), wide, condition, index in config.attention_resolutions, groups)
+                )
                 channels = wide
             if index:
                 self.up.append(Upsample(channels))

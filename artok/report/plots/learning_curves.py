@@ -52,7 +52,7 @@ TITLES = {  # quantity: title and unit; a quantity that is not here goes by its 
 }
 # Not shown: settings, and what perplexity says already.
 BOOKKEEPING = (
-    "rate",
+    "lr",
     "skipped",
     "images_per_second",
     "core_seconds",

@@ -105,16 +105,19 @@ def spaced(built: Mar | LatentDiffusion, **changes: object) -> DiffusionConfig:
 def mar(fixture: Fixture) -> dict[str, Tensor]:
     made, about = fixture.made, fixture.about
     side = made["img_size"] // made["vae_stride"]
-    quantizer = {"kind": "gaussian", "width": made["vae_embed_dim"]}
+    quantizer = {"kind": "gaussian", "latent_channels": made["vae_embed_dim"]}
     tokenizer = any_tokenizer(fixture.folder / f"{fixture.name}-tokenizer", side, quantizer)
-    own = [f"generator.heads={made['encoder_num_heads']}", f"generator.multiplicity={made['diffusion_batch_mul']}"]
+    own = [
+        f"generator.heads={made['encoder_num_heads']}",
+        f"generator.diffusion_batch_mul={made['diffusion_batch_mul']}",
+    ]
     own.append(f"generator.decoder_heads={made['decoder_num_heads']}")
     built, _ = imported_generator(fixture, tokenizer, *own)
     assert isinstance(built, Mar)
     found = mar_body(fixture, built) | mar_losses(fixture, built) | mar_head(fixture, built)
     chains = {"train": built.config.diffusion.training_levels()}
-    for prefix, spacing in (("short", "spread"), ("strided", "stride")):
-        config = spaced(built, spacing=spacing)
+    for prefix, spacing in (("short", "linspace"), ("strided", "leading")):
+        config = spaced(built, timestep_spacing=spacing)
         chains[prefix] = config.sampling_levels(len(fixture.io[f"{prefix}_timestep_map"]))
     for prefix, levels in chains.items():
         found |= tables(levels, prefix)
@@ -185,7 +188,7 @@ def whole_loss(fixture: Fixture, built: Mar) -> Tensor:
     io = fixture.io
     counts, before = io["mask"].sum(1).long(), built.config
     built.masked_counts = lambda uniform: counts  # type: ignore[method-assign]
-    built.config = before.model_copy(update={"mask_low": 0.0})
+    built.config = before.model_copy(update={"mask_ratio_min": 0.0})
     tokens = Tokens(io["latents"].flatten(2).transpose(1, 2), built.layout)
     losses = built(tokens, Condition(io["labels"]), TrainingNoise(fixture, built.length), None)
     built.config = before
@@ -204,9 +207,9 @@ def mar_head(fixture: Fixture, built: Mar) -> dict[str, Tensor]:
         "head_out_cfg": torch.cat([guided, other]),
     }
     order = torch.arange(len(x))[None]
-    for suffix, spacing in (("_strided", "stride"), ("", "spread")):
+    for suffix, spacing in (("_strided", "leading"), ("", "linspace")):
         steps = len(io["short_timestep_map"])
-        levels = spaced(built, spacing=spacing, steps=steps).sampling_levels(steps)
+        levels = spaced(built, timestep_spacing=spacing, steps=steps).sampling_levels(steps)
         for name, chosen, temperature in (("nocfg", None, 1.0), ("cfg", null[None], about["temperature"])):
             noise = GivenNoise(io["head_init_noise"][None], io["head_step_noise"][:, None], order, 1)
             drawn = head.sample(z[None], chosen, scale, Sampling(temperature=temperature), noise)
@@ -226,10 +229,10 @@ def mar_head(fixture: Fixture, built: Mar) -> dict[str, Tensor]:
 
 def mar_generation(fixture: Fixture, built: Mar, name: str) -> dict[str, Tensor]:
     io, given, iterations = fixture.io, fixture.about["generation"][name], fixture.about["num_iter"]
-    spaced(built, spacing="stride", steps=len(io["strided_timestep_map"]))
+    spaced(built, timestep_spacing="leading", steps=len(io["strided_timestep_map"]))
     sampling = Sampling(
-        guidance=given["cfg"],
-        guidance_schedule=given["cfg_schedule"],
+        cfg_scale=given["cfg"],
+        cfg_schedule=given["cfg_schedule"],
         temperature=given["temperature"],
         steps=iterations,
     )
@@ -260,7 +263,7 @@ def dit(fixture: Fixture) -> dict[str, Tensor]:
     made, io = fixture.made, fixture.io
     side, channels = made["input_size"], made["in_channels"]
     tokenizer = any_tokenizer(
-        fixture.folder / f"{fixture.name}-tokenizer", side, {"kind": "gaussian", "width": channels}
+        fixture.folder / f"{fixture.name}-tokenizer", side, {"kind": "gaussian", "latent_channels": channels}
     )
     built, _ = imported_generator(fixture, tokenizer, f"generator.network.heads={made['num_heads']}")
     assert isinstance(built, LatentDiffusion)
@@ -271,8 +274,8 @@ def dit(fixture: Fixture) -> dict[str, Tensor]:
     found["train_x_t"] = times.signal[:, None, None] * clean + times.sigma[:, None, None] * noise
     shaped = {name: pictures(value, side) for name, value in found.items()}
     coefficients = tables(built.config.diffusion.training_levels(), "full")
-    for prefix, spacing in (("ddpm", "spread"), ("ddim", "stride")):
-        levels = spaced(built, spacing=spacing).sampling_levels(len(io[f"{prefix}_timestep_map"]))
+    for prefix, spacing in (("ddpm", "linspace"), ("ddim", "leading")):
+        levels = spaced(built, timestep_spacing=spacing).sampling_levels(len(io[f"{prefix}_timestep_map"]))
         coefficients |= tables(levels, prefix)
     network = built.network
     return shaped | coefficients | {
@@ -287,7 +290,7 @@ def dit(fixture: Fixture) -> dict[str, Tensor]:
 def dit_network(fixture: Fixture, built: LatentDiffusion) -> dict[str, Tensor]:
     io, network = fixture.io, built.network
     x, null = sequence(io["x"]), torch.full_like(io["y"], built.classes)
-    guided = Guided(built, Condition(io["y"]), Sampling(guidance=fixture.about["cfg_scale"]), 1)(x, io["t"])
+    guided = Guided(built, Condition(io["y"]), Sampling(cfg_scale=fixture.about["cfg_scale"]), 1)(x, io["t"])
     without, acted = network(x, io["t"], null), built.config.guided_channels or built.layout.width
     other = torch.cat([guided[..., :acted], without[..., acted:]], dim=-1)
     return {"out": network(x, io["t"], io["y"]), "out_null": without, "out_cfg": torch.cat([guided, other])}
@@ -300,7 +303,7 @@ CHAINS = {  # solver, clipping and options of each guided run
     "ddim_clip": ("ddim", 1.0, Options()),
     "ddim_eta1": ("ddim", None, Options(eta=1.0)),
 }
-SPACING = {"ddpm": "spread", "ddim": "stride"}
+SPACING = {"ddpm": "linspace", "ddim": "leading"}
 
 
 def dit_chains(fixture: Fixture, built: LatentDiffusion) -> dict[str, Tensor]:
@@ -314,8 +317,8 @@ def dit_chains(fixture: Fixture, built: LatentDiffusion) -> dict[str, Tensor]:
         return list(built.diffusion.sample(predict, start, lambda: next(draws), solver, len(noises), options))  # type: ignore[arg-type]
 
     for name, (solver, clip, options) in CHAINS.items():
-        spaced(built, spacing=SPACING[solver], clip=clip)
-        guided = Guided(built, labels, Sampling(guidance=fixture.about["cfg_scale"]), len(noises))
+        spaced(built, timestep_spacing=SPACING[solver], clip_sample=clip)
+        guided = Guided(built, labels, Sampling(cfg_scale=fixture.about["cfg_scale"]), len(noises))
         states = run(guided, solver, replace(options, variance=own.variance))
         found[f"{name}_traj"] = torch.stack([x for x, _ in states])
         found[f"{name}_final"] = states[-1][0]
@@ -325,10 +328,10 @@ def dit_chains(fixture: Fixture, built: LatentDiffusion) -> dict[str, Tensor]:
         return built.network(x, told, labels.labels)
 
     for solver, spacing in SPACING.items():
-        levels = spaced(built, spacing=spacing, clip=None).sampling_levels(len(noises))
+        levels = spaced(built, timestep_spacing=spacing, clip_sample=None).sampling_levels(len(noises))
         alone = each_step(built.diffusion, network, sequence(io["x"]), noises, levels, solver, own)
         found |= {f"{solver}_step_{name}": value for name, value in alone.items()}
-    spaced(built, spacing="spread")
+    spaced(built, timestep_spacing="linspace")
     found["ddpm_nocfg_final"] = from_the_entrance(built, labels, [start, *noises])
     return found
 

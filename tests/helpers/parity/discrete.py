@@ -52,9 +52,9 @@ def generated(
 def llamagen_gpt(fixture: Fixture) -> dict[str, Tensor]:
     made, io = fixture.made, fixture.io
     side = math.isqrt(made["block_size"])
-    quantizer = {"kind": "vq", "codes": made["vocab_size"], "width": 4}
+    quantizer = {"kind": "vq", "codebook_size": made["vocab_size"], "code_dim": 4}
     tokenizer = any_tokenizer(fixture.folder / f"{fixture.name}-tokenizer", side, quantizer)
-    own = [f"generator.heads={made['n_head']}", f"generator.rotary_base={made['rope_base']}"]
+    own = [f"generator.heads={made['n_head']}", f"generator.rope_base={made['rope_base']}"]
     built, codec = imported_generator(fixture, tokenizer, *own)
     assert isinstance(built, raster.Raster)
     labels, codes = io["labels"], io["codes"]
@@ -68,7 +68,7 @@ def llamagen_gpt(fixture: Fixture) -> dict[str, Tensor]:
     for name, given in fixture.about["generation"].items():
         last = given.get("cfg_interval", -1)  # the last decode step that is guided; the prefill comes before step 0
         until = 1.0 if last < 0 else min(1.0, (last + 2) / codes.shape[1])
-        sampling = Sampling(temperature=0, guidance=max(given["cfg_scale"], 1.0), guidance_interval=(0.0, until))
+        sampling = Sampling(temperature=0, cfg_scale=max(given["cfg_scale"], 1.0), cfg_interval=(0.0, until))
         made_tokens, logits = generated(raster, built, labels, sampling, codec)
         found |= {f"{name}_idx": made_tokens.values[..., 0], f"{name}_logits": torch.stack(logits, dim=1)}
     return found | filtered(fixture)
@@ -85,7 +85,7 @@ def var_transformer(fixture: Fixture) -> dict[str, Tensor]:
         "logits_null": built.logits(tokens, torch.full_like(labels, built.classes), codec),
     }
     for name, given in fixture.about["generation"].items():
-        sampling = Sampling(temperature=0, guidance=1 + given["cfg"], guidance_schedule="linear")
+        sampling = Sampling(temperature=0, cfg_scale=1 + given["cfg"], cfg_schedule="linear")
         made_tokens, logits = generated(var, built, labels, sampling, codec)
         found |= {
             f"{name}_idx": made_tokens.values[..., 0],

@@ -89,10 +89,10 @@ def any_tokenizer(folder: Path, side: int, quantizer: dict[str, Any]) -> Path:
     section = {
         "kind": "conv",
         "downsample": 2,
-        "width": 4,
-        "multipliers": [1, 1],
-        "blocks": 1,
-        "latent": 4,
+        "base_channels": 4,
+        "channel_multipliers": [1, 1],
+        "num_res_blocks": 1,
+        "z_channels": 4,
         "groups": 1,
     }
     config = find("tokenizers", "conv").model_validate(section | {"quantizer": quantizer})

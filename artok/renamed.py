@@ -1,0 +1,88 @@
+"""Config keys that had other names before 0.2: read under the old name, and said to be renamed. Deleted at 1.0."""
+
+from __future__ import annotations
+
+_CODEBOOK = {
+    "codes": "codebook_size",
+    "width": "code_dim",
+    "commitment": "commitment_weight",
+    "revive_below": "dead_code_threshold",
+    "conscience": "usage_balancing",
+}
+_STAGES = {
+    "width": "base_channels",
+    "multipliers": "channel_multipliers",
+    "blocks": "num_res_blocks",
+    "attention": "attention_resolutions",
+}
+_SAMPLING = {
+    "guidance": "cfg_scale",
+    "guidance_schedule": "cfg_schedule",
+    "guidance_power": "cfg_power",
+    "guidance_interval": "cfg_interval",
+}
+
+RENAMED_VALUES = {"timestep_spacing": {"spread": "linspace", "stride": "leading"}}  # new key, old value: new value
+
+RENAMED: dict[str, dict[str, str]] = {  # module and class below artok, old key: new key
+    "training.settings.Training": {
+        "batch": "global_batch",
+        "accumulate": "gradient_accumulation_steps",
+        "recompute": "gradient_checkpointing",
+        "keep": "keep_last",
+        "weights_every": "snapshot_every",
+        "monitor_features": "monitor_extractor",
+    },
+    "training.settings.Optimizer": {"rate": "lr", "clip": "grad_clip", "final": "min_lr_ratio"},
+    "sampling.settings.Sampling": _SAMPLING,
+    "sampling.diffusion.DiffusionConfig": {
+        "first_beta": "beta_start",
+        "last_beta": "beta_end",
+        "zero_terminal": "zero_terminal_snr",
+        "min_snr": "min_snr_gamma",
+        "target": "prediction_type",
+        "logit_deviation": "logit_std",
+        "spacing": "timestep_spacing",
+        "clip": "clip_sample",
+    },
+    "quantizers.codebook.CodebookConfig": _CODEBOOK,
+    "quantizers.residual.Config": {"levels": "num_quantizers"},
+    "quantizers.gumbel.Config": {"codes": "codebook_size", "width": "code_dim", "divergence": "kl_weight"},
+    "quantizers.simvq.Config": _CODEBOOK,
+    "quantizers.lfq.Config": {
+        "codes": "codebook_size",
+        "entropy": "entropy_weight",
+        "diversity": "diversity_gamma",
+        "commitment": "commitment_weight",
+    },
+    "quantizers.gaussian.Config": {"width": "latent_channels", "weight": "kl_weight"},
+    "tokenizers.conv.Config": {
+        **_STAGES,
+        "decoder_multipliers": "decoder_channel_multipliers",
+        "decoder_blocks": "decoder_num_res_blocks",
+        "decoder_attention": "decoder_attention_resolutions",
+        "latent": "z_channels",
+    },
+    "tokenizers.pixels.Config": {"patch": "patch_size"},
+    "generators.base.GeneratorConfig": {"label_dropout": "class_dropout"},
+    "generators.networks.unet.Config": _STAGES,
+    "generators.networks.dit.Config": {"patch": "patch_size"},
+    "generators.raster.Config": {"rotary_base": "rope_base"},
+    "generators.var.Config": {"expansion": "mlp_ratio"},
+    "generators.maskgit.Config": {"buffer": "buffer_size", "smoothing": "label_smoothing"},
+    "generators.mar.Config": {
+        "buffer": "buffer_size",
+        "patch": "patch_size",
+        "multiplicity": "diffusion_batch_mul",
+        "mask_low": "mask_ratio_min",
+        "mask_deviation": "mask_ratio_std",
+    },
+    "generators.gan.Config": {"latent": "z_dim"},
+    "generators.gan_networks.dcgan.Config": {"widths": "channels", "embedding": "embedding_dim"},
+    "generators.gan_networks.residual.Config": {"widths": "channels", "embedding": "embedding_dim"},
+    "adversarial.critic.CriticConfig": {"game": "gan_loss", "turns": "n_critic"},
+    "adversarial.discriminators.dcgan.Config": {"width": "base_channels"},
+    "adversarial.discriminators.patch.Config": {"width": "base_channels"},
+    "adversarial.discriminators.stylegan.Config": {"width": "base_channels"},
+    "adversarial.discriminators.residual.Config": {"widths": "channels", "embedding": "embedding_dim"},
+}
