@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from artok.allocator import keep_freed_memory
 from artok.errors import ArtokError, RunError
 
 # Heavy imports stay inside the commands, so that --help and a mistyped argument answer at once.
@@ -334,6 +335,7 @@ def device() -> str:
 
 def main() -> None:
     """Entry point. A user's mistake is one sentence and exit code 2; a failure while running is 1."""
+    keep_freed_memory()
     try:
         app()
     except ArtokError as error:

@@ -8,7 +8,7 @@ import pytest
 from helpers.paths import REPOSITORY
 
 ROOT = REPOSITORY / "artok"
-LEAVES = {"", "errors", "layout", "noise", "config", "images", "locks", "weights", "renamed"}
+LEAVES = {"", "allocator", "errors", "layout", "noise", "config", "images", "locks", "weights", "renamed"}
 ALLOWED = {
     **dict.fromkeys(LEAVES, LEAVES),
     "nn": LEAVES,
