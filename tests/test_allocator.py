@@ -31,9 +31,7 @@ def run(**environment: str) -> tuple[bool, int]:
     return bool(kept), faults
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "confstr") or "glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""), reason="no glibc"
-)
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
 def test_blocks_are_used_again_without_page_faults() -> None:
     kept, faults = run()
     assert kept and faults < 100
