@@ -319,14 +319,6 @@ def compare(
         typer.echo(f"open {page} in a browser")
 
 
-@app.command(hidden=True)
-def serve(replies: Annotated[int, typer.Argument(help="the file descriptor that answers go to")]) -> None:
-    """Run the commands on standard input, each in a fork of this process: what studies start theirs with."""
-    from artok.studies.fork_server import serve as run
-
-    run(replies, main)
-
-
 def device() -> str:
     import torch
 

@@ -6,13 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from artok.evaluation.statistics import Noise, shown
+from artok.evaluation.statistics import Comparison, Value, shown
 from artok.metrics.results import number
 from artok.report.text import LEANING, joined
-from artok.studies.pareto import Value
 
 Better = Literal["higher", "lower"]
-BY_EYE = 0.15  # with one seed a lead counts from this share on: another seed changes a Fréchet distance by about that
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Choice:
 class Ranking:
     """best: the highest or lowest mean, then all that cannot be told apart from it. others: the rest, in order.
 
-    sure: False where single seeds leave the noise unknown, so that a rule of thumb stands in for it.
+    sure: False where single seeds leave the noise unknown, so that the best is the best mean and no more is known.
     """
 
     best: tuple[str, ...]
@@ -76,16 +74,11 @@ class Ranking:
 def rank(values: Mapping[str, Value], better: Better) -> Ranking:
     """Who is ahead, and who cannot be told apart from that."""
     order = sorted(values, key=lambda name: values[name].mean, reverse=better == "higher")
-    top = values[order[0]]
-    noise = Noise.of(values, better)
-    differs = {name: noise.apart(values[name], top) for name in order[1:]}
-    unsure = [name for name in order[1:] if differs[name] is None]
-    for name in unsure:
-        low, high = sorted((values[name].mean, top.mean))
-        differs[name] = low <= 0 or high / low - 1 > BY_EYE
-    best = [order[0], *(name for name in order[1:] if not differs[name])]
+    compared = Comparison(values, better)
+    differs = {name: compared.differ(name, order[0]) for name in order[1:]}
+    best = [order[0], *(name for name in order[1:] if differs[name] is False)]
     others = [name for name in order[1:] if name not in best]
-    return Ranking(tuple(best), tuple(others), not unsure)
+    return Ranking(tuple(best), tuple(others), None not in differs.values())
 
 
 def guide(candidates: Sequence[Candidate], same_budget: str | None, distance: str) -> list[Choice]:
@@ -174,15 +167,14 @@ def _sentence(values: Mapping[str, Value], ranking: Ranking, measure: str, unit:
     if len(ranking.best) > 1:
         rivals = joined([f"{name} ({shown(values[name], unit)})" for name in ranking.best[1:]])
         equal = all(values[name].mean == values[first].mean for name in ranking.best)
-        near = "within the noise of the seeds from" if ranking.sure else "with one seed too close to tell from"
-        how = "the same as" if equal else near
+        how = "the same as" if equal else "within the noise of the seeds from"
         subject += f", {how} {rivals}"
     if ranking.others:
         after = ranking.others[0]
         lead = _lead(values[first].mean, values[after].mean)
         subject += f"; {after} follows with {shown(values[after], unit)}{lead}"
     if not ranking.sure and ranking.others:
-        subject += "; from one seed, so not beyond doubt"
+        subject += " (one seed: the noise is not known)"
     return subject + "."
 
 

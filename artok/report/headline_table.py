@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from artok.evaluation.statistics import shown
+from artok.evaluation.statistics import Value, shown
 from artok.metrics.catalogue import measured
 from artok.metrics.results import number
-from artok.studies.pareto import Value
 from artok.studies.results import Contestant
 
 QUALITIES = ("precision", "recall", "class consistency")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from artok.config import dump
 from artok.evaluation.run_directory import open_run
-from artok.evaluation.statistics import shown
+from artok.evaluation.statistics import Value, shown
 from artok.report import images as gallery
 from artok.report import study_text as compare_summary
 from artok.report.data_uris import Picture
@@ -33,7 +33,6 @@ from artok.report.sweep import part
 from artok.report.tables import Figures, figures
 from artok.report.text import BROKEN, joined
 from artok.saved import write_text
-from artok.studies.pareto import Value
 from artok.studies.results import Contestant, Outcome
 from artok.training.merged_log import log_interval, unbroken
 

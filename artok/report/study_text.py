@@ -9,6 +9,7 @@ from pathlib import Path
 
 from artok.data.base import DataConfig
 from artok.evaluation.evaluator import MEMORY
+from artok.evaluation.statistics import Value
 from artok.metrics.catalogue import measured
 from artok.metrics.results import number
 from artok.report import text as summary
@@ -16,7 +17,6 @@ from artok.report.decision_guide import Candidate, Choice
 from artok.report.text import BROKEN, joined
 from artok.studies.budget import UNITS
 from artok.studies.config import Budget, Study
-from artok.studies.pareto import Value
 from artok.studies.results import Contestant, Outcome
 
 COPIES = "learned by heart"
@@ -107,8 +107,7 @@ def hedges(outcome: Outcome) -> list[str]:
     if seeds > 1:
         first = (
             f"± is the standard deviation over {seeds} seeds. A difference counts where seeds alone would make one as "
-            "large less than 5% of the time (Fisher's test, the noise of all contestants taken together); of many "
-            "comparisons some pass by luck."
+            "large, among all pairs, less than 5% of the time (Tukey's HSD)."
         )
     else:
         first = "With one seed each nothing is known of the noise: differences of a few percent may be chance."
@@ -145,17 +144,16 @@ def candidate(one: Contestant) -> Candidate:
     """A contestant as the guide sees it."""
     quality = one.value(one.distance)
     assert quality is not None
-    seeds = quality.seeds
     known: dict[str, Value | None] = {
         "latency": one.latency,
-        "tokens": Value(one.tokens, 0.0, max(seeds, 2)),
-        "memory": Value(one.pooled.cost[MEMORY], 0.0, max(seeds, 2)),
+        "tokens": Value(one.tokens, exact=True),
+        "memory": Value(one.pooled.cost[MEMORY], exact=True),
         "diversity": one.value("recall"),
         "condition": one.value("class consistency"),
         "data": _copies(one),
     }
     if one.meter is not None:
-        known["training"] = Value(one.meter.flops_an_image * one.meter.images / 1e12, 0.0, max(seeds, 2))
+        known["training"] = Value(one.meter.flops_an_image * one.meter.images / 1e12, exact=True)
     values = {key: value for key, value in known.items() if value is not None}
     return Candidate(one.name, quality, values, dict(_options(one)), broken(one))
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
+from artok.evaluation.statistics import Comparison
 from artok.metrics.results import number
 from artok.report.text import joined
 from artok.studies.grid import Axis, Sweep
@@ -22,7 +23,6 @@ from artok.studies.grid_columns import (
     reconstruction_distance,
 )
 from artok.studies.grid_results import Findings, Outcome
-from artok.studies.pareto import noise
 
 UNUSED = 0.5  # with a smaller share of its codes in use, a codebook is larger than it needs to be
 
@@ -93,8 +93,9 @@ def _best(findings: Findings) -> Iterator[str]:
 
 
 def _within_noise(findings: Findings, quantity: Quantity, one: str, other: str) -> bool:
-    pair = [findings.outcome(name).values[quantity.name] for name in (one, other)]
-    return 0 < abs(pair[0].mean - pair[1].mean) <= noise(*pair)
+    values = {each.cell.name: each.values[quantity.name] for each in findings.outcomes if quantity.name in each.values}
+    assert quantity.better
+    return Comparison(values, quantity.better).differ(one, other) is False
 
 
 def _figures(outcome: Outcome, wanted: Sequence[Quantity]) -> str:
@@ -208,6 +209,4 @@ def hedges(findings: Findings) -> list[str]:
             "Every figure comes from one seed: differences of a few percent are within what another seed would give, "
             "and fronts and verdicts take them at face value."
         ]
-    return [
-        f"± is the standard deviation over {seeds} seeds. A difference counts when it exceeds twice its standard error."
-    ]
+    return [f"± is the standard deviation over {seeds} seeds."]

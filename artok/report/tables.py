@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from artok.evaluation.statistics import Noise
+from artok.evaluation.statistics import Comparison, Value
 from artok.metrics.catalogue import GROUPS, Better, Explained, explain
 from artok.metrics.results import Results, side_by_side
-from artok.studies.pareto import Value
 
 
 @dataclass(frozen=True)
@@ -91,12 +90,10 @@ def _best(values: Sequence[float | None], better: Better, floor: float | None, r
 
 def _alike(best: set[int], values: Sequence[Value | None], better: Better) -> set[int]:
     """The best columns with those that seeds alone may set apart from them; none where that is all of them."""
-    top = next((values[column] for column in best), None)
+    top = next((str(column) for column in best if values[column] is not None), None)
     if top is None:
         return best
-    known = {column: value for column, value in enumerate(values) if value is not None}
-    noise = Noise.of(
-        {str(column): value for column, value in known.items()}, "lower" if better == "lower" else "higher"
-    )
-    alike = {column for column, value in known.items() if noise.apart(value, top) is False}
+    known = {str(column): value for column, value in enumerate(values) if value is not None}
+    compared = Comparison(known, "lower" if better == "lower" else "higher")
+    alike = {int(column) for column in known if compared.differ(column, top) is False}
     return set() if len(alike) == len(values) else best | alike

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from artok.evaluation.statistics import Value
+from artok.evaluation.statistics import Comparison, Value
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Dominated:
-    """A setting that nobody should choose, since `by` is no worse in any objective and better in `gains`.
+    """A setting that `by` dominates: better in `gains` beyond the noise, and equal in every other objective.
 
     gains: objective to (this setting's value, that of `by`).
     """
@@ -33,70 +32,66 @@ class Dominated:
 Settings = Mapping[str, Mapping[str, Value]]  # setting, objective: value; an objective that it has not is left out
 
 
-def noise(one: Value, other: Value) -> float:
-    """The difference of two means that seeds alone may explain: twice its standard error, 0 where it is unknown."""
-    if min(one.seeds, other.seeds) < 2:
-        return 0.0
-    return 2 * math.sqrt(one.spread**2 / one.seeds + other.spread**2 / other.seeds)
+class Dominance:
+    """Which settings are better than which, with every objective compared over all settings at once."""
 
+    def __init__(self, settings: Settings, objectives: Sequence[Objective]) -> None:
+        self.settings, self.objectives = settings, objectives
+        self.compared = {
+            each.name: Comparison(
+                {name: of[each.name] for name, of in settings.items() if each.name in of}, each.better
+            )
+            for each in objectives
+        }
 
-def surpasses(one: Value, other: Value, objective: Objective) -> bool:
-    """Whether `one` is better by more than the noise."""
-    gain = other.mean - one.mean if objective.better == "lower" else one.mean - other.mean
-    return gain > noise(one, other)
+    def better(self, one: str, other: str, objective: Objective, unknown: bool = False) -> bool:
+        """Whether `one` is better beyond the noise. unknown: what a single seed each is taken for."""
+        mean, than = (self.settings[name][objective.name].mean for name in (one, other))
+        ahead = mean < than if objective.better == "lower" else mean > than
+        differ = self.compared[objective.name].differ(one, other)
+        return ahead and (unknown if differ is None else differ)
 
+    def dominates(self, one: str, other: str, unknown: bool = False) -> bool:
+        """Whether `one` is better in some objective, and in each of the others better too or exactly equal.
 
-def dominates(one: Mapping[str, Value], other: Mapping[str, Value], objectives: Sequence[Objective]) -> bool:
-    """Whether `one` is better in some objective, and in each of the others better too or exactly equal.
-
-    A difference within the noise is neither: it proves nothing. An objective that only one of them has, such as the
-    bits of codes against continuous tokens, makes them incomparable.
-    """
-    better = False
-    for objective in objectives:
-        pair = one.get(objective.name), other.get(objective.name)
-        if pair[0] is None or pair[1] is None:
-            if pair[0] is not pair[1]:
+        An objective that only one of them has, such as the bits of codes against continuous tokens, makes them
+        incomparable.
+        """
+        better = False
+        for objective in self.objectives:
+            pair = [self.settings[name].get(objective.name) for name in (one, other)]
+            if pair[0] is None or pair[1] is None:
+                if pair[0] is not pair[1]:
+                    return False
+            elif self.better(one, other, objective, unknown):
+                better = True
+            elif pair[0].mean != pair[1].mean:
                 return False
-            continue
-        if surpasses(pair[0], pair[1], objective):
-            better = True
-        elif pair[0].mean != pair[1].mean:
-            return False
-    return better
+        return better
 
 
 def front(settings: Settings, objectives: Sequence[Objective]) -> list[str]:
-    """The settings that no other dominates, in their order; those that lack an objective are left out."""
-    whole = {
-        name: values for name, values in settings.items() if all(objective.name in values for objective in objectives)
-    }
-    return [
-        name
-        for name, values in whole.items()
-        if not any(dominates(other, values, objectives) for other in whole.values())
-    ]
+    """The settings that no other dominates, in their order; those that lack an objective are left out.
+
+    Single seeds, of whose noise nothing is known, are taken at face value: a front is for looking at.
+    """
+    whole = {name: values for name, values in settings.items() if all(each.name in values for each in objectives)}
+    order = Dominance(whole, objectives)
+    return [name for name in whole if not any(order.dominates(other, name, unknown=True) for other in whole)]
 
 
 def dominated(settings: Settings, objectives: Sequence[Objective]) -> list[Dominated]:
-    """Every dominated setting with one that dominates it, preferably one that is not dominated itself."""
-    beaten = {
-        name: [other for other, theirs in settings.items() if dominates(theirs, values, objectives)]
-        for name, values in settings.items()
-    }
+    """Every setting that another dominates beyond the noise, preferably one that is not dominated itself."""
+    order = Dominance(settings, objectives)
+    beaten = {name: [other for other in settings if order.dominates(other, name)] for name in settings}
     found = []
     for name, others in beaten.items():
         if others:
             by = min(others, key=lambda other: (bool(beaten[other]), len(beaten[other]), others.index(other)))
-            found.append(Dominated(name, by, _gains(settings[name], settings[by], objectives)))
+            gains = {
+                each.name: (settings[name][each.name].mean, settings[by][each.name].mean)
+                for each in objectives
+                if each.name in settings[name] and order.better(by, name, each)
+            }
+            found.append(Dominated(name, by, gains))
     return found
-
-
-def _gains(
-    loser: Mapping[str, Value], winner: Mapping[str, Value], objectives: Sequence[Objective]
-) -> dict[str, tuple[float, float]]:
-    return {
-        objective.name: (loser[objective.name].mean, winner[objective.name].mean)
-        for objective in objectives
-        if objective.name in loser and surpasses(winner[objective.name], loser[objective.name], objective)
-    }

@@ -12,6 +12,7 @@ from typing import Any
 from artok import __version__
 from artok.errors import ConfigError
 from artok.evaluation.run_directory import LOG, Run, open_run
+from artok.evaluation.statistics import Value
 from artok.metrics.catalogue import DISTANCE, explain, measured
 from artok.metrics.results import Results, side_by_side
 from artok.saved import TOKENIZER
@@ -19,7 +20,6 @@ from artok.studies.budget import Meter, known_speeds, meter
 from artok.studies.grid_results import Findings
 from artok.studies.grid_results import as_json as sweep_json
 from artok.studies.measure import Cell, Marks, built, cells_of, read_cell, tokenizers_of
-from artok.studies.pareto import Value
 from artok.studies.resolve import Entry, Plan
 from artok.studies.timing import Times
 from artok.training.health import Finding, diagnose

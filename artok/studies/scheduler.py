@@ -1,19 +1,26 @@
-"""Commands that depend on one another, run side by side on the cores there are."""
+"""Commands that depend on one another, run side by side on the cores, GPUs or Slurm nodes there are."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from artok.errors import ArtokError, RunError
-from artok.studies.fork_server import Fork, Server, can_fork
+from artok.errors import ArtokError, ConfigError, RunError
 
 INTERRUPTED = 130
 # What a launcher tells its processes. A job is a launch of its own, so it must not take itself for one of them.
@@ -21,6 +28,12 @@ LAUNCHED = (
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"),
     *("ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
 )
+# What training and measuring import, some of it only when first used: a fork of a process that has it starts at once.
+PRELOADED = [
+    *("artok.cli", "artok.training.run", "artok.commands.compare", "artok.studies.measure"),
+    *("torch._dynamo", "torch.utils.flop_counter", "vector_quantize_pytorch"),
+    *("sklearn.datasets", "sklearn.neighbors", "scipy.linalg"),
+]
 
 
 @dataclass(frozen=True)
@@ -43,12 +56,13 @@ class Job:
         return [*(self.launcher or (sys.executable,)), "-m", "artok", *self.arguments]
 
 
-@dataclass
-class Running:
-    job: Job
-    process: subprocess.Popen[bytes] | Fork
-    began: float
-    slot: int
+@dataclass(frozen=True)
+class Slurm:
+    """Where jobs are submitted to. folder: of logs. settings: of submitit's AutoExecutor, such as `timeout_min`,
+    `gpus_per_node`, `slurm_partition`; and `cluster`, slurm unless given."""
+
+    folder: Path
+    settings: Mapping[str, Any]
 
 
 def run_jobs(
@@ -56,63 +70,51 @@ def run_jobs(
     workers: int,
     done: Callable[[Mapping[str, float]], None] | None = None,
     gpus: int = 0,
+    slurm: Slurm | None = None,
 ) -> dict[str, float]:
     """Run every job, at most `workers` at a time, the earlier in the list first; wall seconds of each that was done.
 
     Each job is a process of one thread: two such processes use two cores where two threads of one wait for each other.
     done: told the seconds of those that are done, the last one last, whenever one ends. gpus: how many there are, of
-    which each worker then sees one.
+    which each worker then sees one. slurm: have each job run by Slurm instead of this machine.
     RunError: a job failed; the others are told to save and stop. KeyboardInterrupt: the user stopped them.
     """
-    waiting = list(jobs)
+    if slurm is not None:
+        require_submitit()
+    named, order = {job.name: job for job in jobs}, TopologicalSorter({job.name: job.after for job in jobs})
+    order.prepare()
+    ready: list[Job] = []
     seconds: dict[str, float] = {}
-    running: dict[str, Running] = {}
-    with ExitStack() as servers, _forwarded(running):  # jobs are stopped before the servers that tell of them
-        start = Starter(workers, gpus, servers)
-        while waiting or running:
-            for job in [job for job in waiting if set(job.after) <= set(seconds)][: workers - len(running)]:
-                slot = min(set(range(workers)) - {each.slot for each in running.values()})
-                running[job.name] = Running(job, start(job, slot), time.perf_counter(), slot)
-                waiting.remove(job)
-            time.sleep(0.05)
-            for name in [name for name, each in running.items() if each.process.poll() is not None]:
-                each = running.pop(name)
-                code = each.process.returncode
-                if not code:
-                    seconds[name] = time.perf_counter() - each.began
-                elif each.job.may_fail and code == RunError.exit_code:
-                    waiting = _without(name, waiting)
-                else:
+    free, running = set(range(workers)), dict[Any, tuple[Job, BaseProcess, float, int]]()
+    with _stopping(running):
+        while True:
+            ready = sorted([*ready, *(named[name] for name in order.get_ready())], key=jobs.index)
+            while ready and free:
+                job, slot = ready.pop(0), min(free)
+                free.remove(slot)
+                process = _start(job, environment(job, workers, slot, gpus, slurm is not None), gpus, slurm)
+                running[process.sentinel] = job, process, time.perf_counter(), slot
+            if not running:
+                return seconds
+            for sentinel in wait(list(running)):
+                job, process, began, slot = running[sentinel]
+                process.join()
+                del running[sentinel]
+                free.add(slot)
+                if not process.exitcode:
+                    seconds[job.name] = time.perf_counter() - began
+                    order.done(job.name)
+                elif not (job.may_fail and process.exitcode == RunError.exit_code):
                     _stop(running)
-                    _fail(name, code)
+                    _fail(job.name, process.exitcode)
                 if done is not None:
                     done(seconds)
-    return seconds
 
 
-@dataclass
-class Starter:
-    """Starts jobs: each slot has a server of its own that forks them, where processes can be forked."""
-
-    workers: int
-    gpus: int
-    stack: ExitStack
-    servers: dict[int, Server] = field(default_factory=dict)
-
-    def __call__(self, job: Job, slot: int) -> subprocess.Popen[bytes] | Fork:
-        variables = environment(job, self.workers, slot, self.gpus)
-        if job.launcher or not can_fork(self.gpus):
-            return subprocess.Popen(job.command, env=variables)
-        if slot not in self.servers:
-            self.servers[slot] = Server(variables)
-            self.stack.callback(self.servers[slot].close)
-        return self.servers[slot].start(job.arguments)
-
-
-def environment(job: Job, workers: int, slot: int, gpus: int) -> dict[str, str]:
+def environment(job: Job, workers: int, slot: int, gpus: int, elsewhere: bool = False) -> dict[str, str]:
     """The job's environment variables: one thread and one GPU for each of several workers; no other launch's."""
     variables = {key: value for key, value in os.environ.items() if key not in LAUNCHED and "TORCHELASTIC" not in key}
-    if workers > 1:
+    if workers > 1 and not elsewhere:
         variables["OMP_NUM_THREADS"] = "1"
         if gpus > 1 and not job.launcher:
             seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
@@ -120,13 +122,30 @@ def environment(job: Job, workers: int, slot: int, gpus: int) -> dict[str, str]:
     return variables
 
 
-def _without(name: str, jobs: Sequence[Job]) -> list[Job]:
-    """The jobs that do not wait for the named one, directly or through others."""
-    lost, kept = {name}, list(jobs)
-    while found := [job for job in kept if lost & set(job.after)]:
-        lost |= {job.name for job in found}
-        kept = [job for job in kept if job.name not in lost]
-    return kept
+def _start(job: Job, variables: Mapping[str, str], gpus: int, slurm: Slurm | None) -> BaseProcess:
+    """A process that runs the job: a fork of one that has imported everything, or the guard of a process of its own.
+
+    A launcher starts processes of its own, and so does whoever uses a GPU, which forks must not share.
+    """
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
+        context.set_forkserver_preload(PRELOADED)
+    if slurm is not None:
+        process = context.Process(target=run_on_slurm, args=(job.command, dict(variables), slurm))
+    elif job.launcher or gpus or not forks:
+        process = context.Process(target=run_apart, args=(job.command, dict(variables)))
+    else:
+        process = context.Process(target=run_here, args=(job.arguments, dict(variables)))
+    before = dict(os.environ)
+    try:
+        os.environ.clear()
+        os.environ.update(variables)  # the server that forks reads it when the first job starts it
+        process.start()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return process
 
 
 def _fail(name: str, code: int) -> None:
@@ -136,25 +155,96 @@ def _fail(name: str, code: int) -> None:
     raise ArtokError(text) if code == ArtokError.exit_code else RunError(text)
 
 
-def _stop(running: Mapping[str, Running]) -> None:
-    for each in running.values():
-        each.process.terminate()
-    for each in running.values():
-        each.process.wait()
+def _stop(running: Mapping[Any, tuple[Job, BaseProcess, float, int]]) -> None:
+    for _, process, *_ in running.values():
+        process.terminate()
+    for _, process, *_ in running.values():
+        process.join()
 
 
 @contextmanager
-def _forwarded(running: Mapping[str, Running]) -> Iterator[None]:
-    """Pass SIGTERM on to the jobs, which save and stop; Ctrl-C reaches them by itself, so it is only waited for."""
+def _stopping(running: Mapping[Any, tuple[Job, BaseProcess, float, int]]) -> Iterator[None]:
+    """Pass Ctrl-C and SIGTERM on to the jobs, which save and stop, and wait for them."""
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, forward)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException:
         _stop(running)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+# ---------------------------------------------------------------------------------------------- in the job's process
+
+
+def run_here(arguments: Sequence[str], variables: Mapping[str, str]) -> None:
+    """An `artok` command in this process, as it would run by itself."""
+    import torch
+
+    _end_with_parent()
+    os.environ.clear()
+    os.environ.update(variables)
+    if threads := variables.get("OMP_NUM_THREADS", ""):
+        torch.set_num_threads(int(threads))
+    sys.argv = ["artok", *arguments]
+    runpy.run_module("artok", run_name="__main__", alter_sys=True)
+
+
+def run_apart(command: Sequence[str], variables: Mapping[str, str]) -> None:
+    """A command in a process of its own, told to stop when this one is."""
+    process = subprocess.Popen(command, env=variables)
+    signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command gets Ctrl-C by itself
+    _end_with_parent()
+    code = process.wait()
+    sys.exit(code if code >= 0 else INTERRUPTED if -code in (signal.SIGINT, signal.SIGTERM) else RunError.exit_code)
+
+
+def run_on_slurm(command: Sequence[str], variables: Mapping[str, str], slurm: Slurm) -> None:
+    """A command submitted to Slurm, waited for, and cancelled when this process is told to stop."""
+    submitit = require_submitit()
+    settings = dict(slurm.settings)
+    executor = submitit.AutoExecutor(folder=slurm.folder, cluster=settings.pop("cluster", "slurm"))
+    executor.update_parameters(**settings)
+    submitted = executor.submit(subprocess.call, list(command))
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        submitted.cancel()
+        sys.exit(INTERRUPTED)
+
+    signal.signal(signal.SIGTERM, cancel)
+    signal.signal(signal.SIGINT, cancel)
+    _end_with_parent()
+    try:
+        code = submitted.result()
+    except Exception as error:  # a node that failed, a time limit: submitit has its own errors for each
+        print(
+            f"artok: Slurm job {submitted.job_id} ended without a result ({error}); see {slurm.folder}", file=sys.stderr
+        )
+        code = RunError.exit_code
+    sys.exit(code)
+
+
+def require_submitit() -> Any:
+    try:
+        import submitit
+    except ImportError:
+        raise ConfigError("'executor: slurm' needs submitit; install it with pip install 'artok[slurm]'") from None
+    return submitit
+
+
+def _end_with_parent() -> None:
+    """Stop like on SIGTERM, saving, when the process that conducts the jobs is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
 from artok.commands.compare import jobs_of, prepare
 from artok.commands.demo import chosen, demo
-from artok.errors import ArtokError, ConfigError
-from artok.studies import scheduler as jobs
-from artok.studies.fork_server import Server, can_fork
-from artok.studies.scheduler import INTERRUPTED, Job, environment, run_jobs
+from artok.errors import ArtokError, ConfigError, RunError
+from artok.studies.scheduler import Job, Slurm, environment, run_jobs
+
+
+@pytest.fixture(autouse=True)
+def own_server() -> Iterator[None]:
+    """The process that jobs are forked from keeps the output and the variables of the test that started it."""
+    yield
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 300
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_job_waits_for_those_it_needs(tmp_path: Path) -> None:
@@ -58,43 +71,17 @@ def test_each_worker_sees_one_gpu_and_nothing_of_another_launch(monkeypatch: pyt
     assert launched.command == ["torchrun", "--nproc_per_node", "2", "-m", "artok", "configs"]
 
 
-def test_a_server_runs_commands_one_after_another_whatever_becomes_of_them(capfd: pytest.CaptureFixture[str]) -> None:
-    server = Server(os.environ)
-    try:
-        codes = [
-            server.start(arguments).wait() for arguments in (["train", "nowhere.yaml"], ["configs"], ["--nothing"])
-        ]
-    finally:
-        server.close()
-    assert codes == [2, 0, 2]
-    out, err = capfd.readouterr()
-    assert "no config 'nowhere.yaml'" in err
-    assert "digits/vq" in out, "a command prints as it would by itself"
-
-
-def test_a_command_that_is_told_to_stop_saves_and_says_so(tmp_path: Path) -> None:
-    server = Server(os.environ)
-    try:
-        fork = server.start(["train", "digits/vq", "training.images=1000000", "--out", str(tmp_path)])
-        deadline = time.monotonic() + 300
-        while not (tmp_path / "log.jsonl").exists():
-            assert fork.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        fork.terminate()
-        assert fork.wait() == fork.poll() == INTERRUPTED
-    finally:
-        server.close()
-    assert (tmp_path / "checkpoints").exists()
+def test_a_job_that_is_killed_is_a_failure_and_the_next_one_runs() -> None:
+    with pytest.raises(RunError, match="long failed"):
+        run_jobs([Job("long", (), launcher=(sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))], workers=1)
+    assert list(run_jobs([Job("listed", ("configs",))], workers=1)) == ["listed"]
 
 
 def test_a_study_that_is_stopped_stops_its_jobs_and_says_no_more(tmp_path: Path) -> None:
     train = Job("train", ("train", "digits/vq", "training.images=60000", "--out", str(tmp_path)))
 
     def stop(known: object) -> None:
-        deadline = time.monotonic() + 300
-        while not (tmp_path / "log.jsonl").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(tmp_path / "log.jsonl")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -102,19 +89,41 @@ def test_a_study_that_is_stopped_stops_its_jobs_and_says_no_more(tmp_path: Path)
     assert (tmp_path / "checkpoints").exists()
 
 
-def test_a_server_that_is_gone_is_a_job_that_was_killed() -> None:
-    server = Server(os.environ)
-    server._process.kill()
-    assert server.start(["configs"]).wait() == -signal.SIGKILL
-    server.close()
+@pytest.mark.parametrize("apart", [False, True], ids=["fork", "own process"])
+def test_a_study_that_is_killed_leaves_no_training_behind(tmp_path: Path, apart: bool) -> None:
+    """Its jobs notice, save and stop."""
+    launcher = (sys.executable,) if apart else ()
+    script = f"""
+from artok.studies.scheduler import Job, run_jobs
+if __name__ == "__main__":
+    arguments = ("train", "digits/vq", "training.images=1000000", "--out", {str(tmp_path / "run")!r})
+    run_jobs([Job("train", arguments, launcher={launcher!r})], workers=1)
+"""
+    (tmp_path / "conductor.py").write_text(script)
+    with (tmp_path / "errors").open("w") as errors:
+        conductor = subprocess.Popen([sys.executable, str(tmp_path / "conductor.py")], stderr=errors, stdout=errors)
+        wait_for(tmp_path / "run" / "log.jsonl")
+        conductor.kill()
+        conductor.wait()
+        wait_for(tmp_path / "run" / "checkpoints")
+    deadline = time.monotonic() + 120
+    while '"stop"' not in (tmp_path / "run" / "log.jsonl").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
-def test_where_there_is_a_gpu_nothing_is_forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not can_fork(gpus=1)
-    monkeypatch.delattr(os, "fork")
-    assert not can_fork(gpus=0)
-    monkeypatch.setattr(jobs, "Server", None)
-    assert list(run_jobs([Job("listed", ("configs",))], workers=1)) == ["listed"]
+def test_where_there_is_a_gpu_each_job_has_a_process_of_its_own() -> None:
+    assert list(run_jobs([Job("own", ("configs",))], workers=1, gpus=1)) == ["own"]
+
+
+def test_slurm_runs_jobs_and_tells_of_their_failure(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    slurm = Slurm(tmp_path, {"cluster": "local", "timeout_min": 5})
+    good, bad = Job("good", ("configs",)), Job("bad", ("train", "nowhere.yaml"), after=("good",))
+    assert list(run_jobs([good], workers=2, slurm=slurm)) == ["good"]
+    assert "digits/vq" in "".join(path.read_text() for path in tmp_path.glob("*.out"))
+    with pytest.raises(ArtokError, match="bad failed"):
+        run_jobs([good, bad], workers=2, slurm=slurm)
 
 
 @pytest.mark.parametrize("families", [["raster"], ["raster", "gan"], []])

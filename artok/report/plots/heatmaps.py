@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from artok.evaluation.statistics import Value
 from artok.metrics.results import number
 from artok.report.data_uris import Picture
 from artok.report.plots.learning_curves import COLOURS, HEIGHT, INK, LOOK, ROW, WIDTH, drawn, literal, new_axes
-from artok.studies.pareto import Value
 
 LEVELS = 32  # colours of a heat map: each is a shape in the file
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")

@@ -10,12 +10,11 @@ import matplotlib
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from artok.evaluation.statistics import shown
+from artok.evaluation.statistics import Value, shown
 from artok.metrics.catalogue import measured
 from artok.metrics.results import Results, number
 from artok.report.data_uris import Picture
 from artok.report.plots.learning_curves import COLOURS, LOOK, drawn, literal, new_axes, thousands
-from artok.studies.pareto import Value
 from artok.studies.results import Contestant, Measured
 
 WIDE = 8.0  # from this ratio of the largest to the smallest value on, an axis is logarithmic
