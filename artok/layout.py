@@ -184,6 +184,17 @@ class Condition:
         return replace(self, labels=torch.where(torch.as_tensor(drop, device=self.labels.device), null, self.labels))
 
 
+def last(steps: Iterator[Tokens]) -> Tokens:
+    """The last of `steps`, which is the finished sample; each one before it is dropped when the next is there.
+
+    ``*_, tokens = steps`` would keep them all until the end.
+    """
+    tokens = next(steps)
+    for tokens in steps:
+        pass
+    return tokens
+
+
 class Codec(Protocol):
     """What a tokenizer lends to a generator: its frozen token vectors, never its weights to train or save."""
 

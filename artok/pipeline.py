@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from artok.config import validate
 from artok.errors import ArtokError, CheckpointError, ConfigError
 from artok.generators.base import Generator
-from artok.layout import Condition, Tokens
+from artok.layout import Condition, Tokens, last
 from artok.noise import Noise
 from artok.sampling.settings import Sampling
 from artok.saved import (
@@ -99,7 +99,7 @@ class Pipeline:
         condition = self.condition(labels, n)
         images = []
         for start in range(0, len(condition), batch):
-            *_, tokens = self.steps(condition[start : start + batch], settings, first=start)
+            tokens = last(self.steps(condition[start : start + batch], settings, first=start))
             images.append(self.decode(tokens).cpu())
         return torch.cat(images)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +48,23 @@ def test_an_image_depends_on_its_seed_and_number_not_on_the_batch(pipeline: Pipe
     whole = pipeline([1, 2, 3], n=3, seed=4)
     torch.testing.assert_close(pipeline([1, 2, 3], n=3, seed=4, batch=2), whole)
     assert not torch.equal(pipeline([1, 2, 3], n=3, seed=5), whole)
+
+
+def test_unfinished_tokens_do_not_pile_up(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, alive = list[weakref.ref[Tokens]](), list[int]()
+    honest = pipeline.generator.steps
+
+    def watched(*inputs: Any) -> Iterator[Tokens]:
+        for tokens in honest(*inputs):
+            made.append(weakref.ref(tokens))
+            yield tokens
+            del tokens
+            alive.append(sum(reference() is not None for reference in made))
+
+    monkeypatch.setattr(pipeline.generator, "steps", watched)
+    pipeline([1])
+    assert len(made) == 16
+    assert max(alive) <= 2  # one in hand, and the one before it until it is there
 
 
 def test_guidance_changes_images_and_one_does_not(pipeline: Pipeline) -> None:

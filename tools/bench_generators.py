@@ -17,7 +17,7 @@ import torch
 
 from artok.config import load
 from artok.generators.base import Generator
-from artok.layout import Condition
+from artok.layout import Condition, last
 from artok.metrics.cost import flops, parameters
 from artok.noise import Noise
 from artok.sampling.settings import Sampling
@@ -46,7 +46,7 @@ def generate(parts: tuple[Generator, Tokenizer, Sampling], batch: int, device: s
     condition = Condition(torch.zeros(batch, dtype=torch.int64, device=device))
     noise = Noise(0, torch.arange(batch, device=device))
     began = time.perf_counter()
-    *_, tokens = generator.steps(condition, sampling, noise, tokenizer)
+    tokens = last(generator.steps(condition, sampling, noise, tokenizer))
     tokenizer.decode(tokens)
     if device == "cuda":
         torch.cuda.synchronize()

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from artok.config import load
-from artok.layout import Condition
+from artok.layout import Condition, last
 from artok.metrics.cost import parameters
 from artok.noise import Noise
 from artok.planning import calibrate_cpu as calibrate
@@ -34,7 +34,7 @@ def measured(experiment: Experiment, batch: int) -> float:
 
     def make() -> None:
         condition, noise = Condition(torch.zeros(batch, dtype=torch.int64)), Noise(0, torch.arange(batch))
-        *_, tokens = generator.steps(condition, experiment.sampling, noise, tokenizer)
+        tokens = last(generator.steps(condition, experiment.sampling, noise, tokenizer))
         tokenizer.decode(tokens)
 
     return calibrate.fastest(make, 2.0)

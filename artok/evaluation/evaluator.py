@@ -16,7 +16,7 @@ from artok.data.memory import held_in_memory, some
 from artok.data.tokens import evaluation_tokens
 from artok.errors import ConfigError
 from artok.images import from_uint8, to_uint8
-from artok.layout import Condition, TokenLayout
+from artok.layout import Condition, TokenLayout, last
 from artok.metrics import (
     classes,
     codebook,
@@ -217,7 +217,7 @@ class Judge:
         with self.progress.over(0, self.n):
             for start in range(0, self.n, BATCH):
                 part = labels[start : start + BATCH]
-                *_, tokens = pipeline.steps(Condition(part.to(self.device)), sampling, first=start)
+                tokens = last(pipeline.steps(Condition(part.to(self.device)), sampling, first=start))
                 yield Seen(samples=to_uint8(pipeline.decode(tokens)).cpu(), conditions=part)
                 self.progress.advance(start + len(part))
 
@@ -259,5 +259,5 @@ def generation_times(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]
 
 def make(pipeline: Pipeline, sampling: Sampling, count: int) -> Tensor:
     """So many images of the first class."""
-    *_, tokens = pipeline.steps(pipeline.condition([0], count), sampling)
+    tokens = last(pipeline.steps(pipeline.condition([0], count), sampling))
     return pipeline.decode(tokens)

@@ -13,6 +13,7 @@ from artok.config import dump
 from artok.evaluation.code_usage import CodeStudy, examine
 from artok.evaluation.evaluator import BATCH, RESULTS, Judge
 from artok.evaluation.run_directory import Run, is_trained, open_runs
+from artok.layout import last
 from artok.metrics import cost
 from artok.metrics.results import Results
 from artok.noise import fold
@@ -127,7 +128,7 @@ def memory(pipeline: Pipeline, sampling: Sampling) -> float:
 
     @torch.inference_mode()
     def make() -> None:
-        *_, tokens = pipeline.steps(pipeline.condition([0], BATCH), sampling)
+        tokens = last(pipeline.steps(pipeline.condition([0], BATCH), sampling))
         pipeline.decode(tokens)
 
     before = cost.peak_memory(lambda: None, pipeline.device)

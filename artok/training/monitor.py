@@ -12,7 +12,7 @@ from torch import Tensor
 from artok.data.base import Split
 from artok.data.memory import held_in_memory, some
 from artok.images import to_uint8
-from artok.layout import Condition
+from artok.layout import Condition, last
 from artok.metrics.features import extract, parse
 from artok.metrics.variety import NEIGHBOURS, variety
 from artok.noise import Noise, fold
@@ -73,7 +73,7 @@ class Monitor:
         labels, features = self._shared_out(), []
         for start in range(0, self.images, BATCH):
             condition = Condition(labels[start : start + BATCH].to(self.device))
-            *_, tokens = pipeline.steps(condition, pipeline.sampling, first=start)
+            tokens = last(pipeline.steps(condition, pipeline.sampling, first=start))
             features.append(extract(self.extractor, to_uint8(pipeline.decode(tokens)))[0])
         fake = torch.cat(features)
         return {"samples": len(fake)} | variety(
