@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -23,7 +24,8 @@ GAP = 1  # pixels between the images of a strip, transparent
 class Picture:
     """uri: all of the file. alt: what it shows, in words. width, height: CSS pixels to show it at.
 
-    crisp: enlarged pixel by pixel. still: for an animation, its last frame, for whoever asked for less motion.
+    crisp: enlarged pixel by pixel. still: an animation's last frame, shown on paper and to readers who asked for less
+    motion. figure: a plot's, to write it in other formats.
     """
 
     uri: str
@@ -32,6 +34,7 @@ class Picture:
     height: int
     crisp: bool = False
     still: str | None = None
+    figure: Figure | None = field(default=None, repr=False, compare=False)
 
 
 def data_uri(data: bytes, kind: str) -> str:
@@ -68,8 +71,8 @@ def animation(frames: Tensor, alt: str, side: int, columns: int, seconds: float 
     return Picture(uri, alt, still.width, still.height, crisp, still.uri)
 
 
-def svg(text: str, alt: str, width: int, height: int) -> Picture:
-    return Picture(data_uri(text.encode(), "image/svg+xml"), alt, width, height)
+def svg(text: str, alt: str, width: int, height: int, figure: Figure | None = None) -> Picture:
+    return Picture(data_uri(text.encode(), "image/svg+xml"), alt, width, height, figure=figure)
 
 
 def _sheet(images: Tensor, columns: int, side: int) -> tuple[Image.Image, float]:

@@ -19,7 +19,7 @@ from artok.images import from_uint8, to_uint8
 from artok.layout import TokenLayout, Tokens
 from artok.pipeline import Pipeline
 from artok.report.data_uris import Picture, animation, strip, thin
-from artok.report.plots.learning_curves import codebook_plot
+from artok.report.plots.codebook import codebook_plot
 from artok.sampling.settings import Sampling
 from artok.saved import load_tokenizer
 

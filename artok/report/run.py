@@ -127,7 +127,10 @@ def render(
         comparison=summary.comparison(generators),
         hedges=summary.hedges(runs),
         groups=real_parts([generator_part(run, known, side, device) for run in generators], side),
-        curves=[*learning_curves(tokenizers), *learning_curves(generators)],
+        curves=[
+            *learning_curves([(run.name, run.log) for run in tokenizers]),
+            *learning_curves([(run.name, run.log) for run in generators]),
+        ],
         tables=tables,
         sources=[Source(run, cost(run), commands(run), config_text(run)) for run in runs],
         facts={**facts(runs), **notes},

@@ -12,12 +12,12 @@ from artok.config import dump
 from artok.evaluation.run_directory import open_run
 from artok.evaluation.statistics import Value, shown
 from artok.report import images as gallery
+from artok.report import study_plots
 from artok.report import study_text as compare_summary
 from artok.report.data_uris import Picture
 from artok.report.decision_guide import Choice, guide
 from artok.report.headline_table import glance
 from artok.report.images import RealImages
-from artok.report.plots import tradeoffs
 from artok.report.plots.learning_curves import learning_curves
 from artok.report.provenance import config_text
 from artok.report.run import (
@@ -73,7 +73,7 @@ def render(outcome: Outcome, device: str) -> str:
         hedges=compare_summary.hedges(outcome),
         glance=glance(contestants),
         choices=choices,
-        plots=tradeoffs.plots(contestants),
+        plots=study_plots.plots(contestants),
         fewer=compare_summary.fewer(outcome),
         tokenizers=tokenizer_parts(outcome, known, device),
         groups=real_parts(parts, side),
@@ -109,13 +109,13 @@ def tokenizer_parts(outcome: Outcome, known: RealImages, device: str) -> list[To
 
 def curves(contestants: Sequence[Contestant]) -> list[Picture]:
     """Learning curves, a colour a contestant and a line a seed."""
-    runs, numbers = [], []
-    for number, one in enumerate(contestants):
-        for folder, run in {run.folder: run for run in one.runs.values()}.items():
-            if run.log and folder == run.folder:
-                runs.append(replace(run, log=unbroken(run.log, log_interval(folder))))
-                numbers.append(number)
-    return learning_curves(runs, numbers)
+    return learning_curves(
+        [
+            (one.name, unbroken(run.log, log_interval(folder)) if run.log else [])
+            for one in contestants
+            for folder, run in {run.folder: run for run in one.runs.values()}.items()
+        ]
+    )
 
 
 def trained(one: Contestant) -> Trained:

@@ -11,12 +11,14 @@ from pathlib import Path
 from artok import __version__
 from artok.config import dump
 from artok.evaluation.evaluator import RESULTS as MEASURED
-from artok.metrics.results import Measurement, Results
+from artok.evaluation.statistics import Value
+from artok.metrics.results import Measurement, Results, number
 from artok.report import images as gallery
 from artok.report import sweep_images as sweep_gallery
 from artok.report import sweep_text as sweep_summary
 from artok.report.data_uris import Picture
-from artok.report.plots.heatmaps import Point, Ticks, heat_map, spread_text, trade_off
+from artok.report.plots.heatmaps import heat_map
+from artok.report.plots.tradeoffs import Point, trade_off
 from artok.report.provenance import machine
 from artok.report.run import template
 from artok.report.sweep_images import SweepGallery
@@ -161,33 +163,30 @@ def title(labels: Mapping[str, str]) -> str:
 # ---------------------------------------------------------------------------------------------- plots
 
 
-def ticks(findings: Findings) -> tuple[Ticks, Ticks | None, list[Ticks]]:
-    """The grid's first axis, its second, and the others."""
-    every = [Ticks(axis.name, tuple(entry.label for entry in axis.entries)) for axis in findings.planned.axes]
-    return every[0], every[1] if len(every) > 1 else None, every[2:]
+def axes_of(findings: Findings) -> list[tuple[str, list[str]]]:
+    """Name and labels of each axis of the grid."""
+    return [(axis.name, [entry.label for entry in axis.entries]) for axis in findings.planned.axes]
 
 
 def front_plot(findings: Findings, front: Front) -> Picture:
     """A marker for the first axis and a colour for the others; with one axis, colours alone."""
-    first, second, others = ticks(findings)
-    if second is None:
-        colours, markers = first, None
-    else:
-        combinations = itertools.product(*(axis.labels for axis in (second, *others)))
-        names = " ".join(axis.name for axis in (second, *others))
-        colours, markers = Ticks(names, tuple(" ".join(labels) for labels in combinations)), first
+    (first, labels), *others = axes_of(findings)
+    markers = [f"{first} {label}" for label in labels]
+    name = " ".join(name for name, _ in others)
+    colours = [f"{name} {' '.join(labels)}" for labels in itertools.product(*(labels for _, labels in others))]
     points = []
     for outcome in findings.outcomes:
-        pair = [outcome.values.get(quantity.name) for quantity in (front.cost, front.quality)]
-        if pair[0] is None or pair[1] is None:
+        x, y = (outcome.values.get(quantity.name) for quantity in (front.cost, front.quality))
+        if x is None or y is None:
             continue
-        labels = list(outcome.cell.labels.values())
-        colour = colours.labels.index(" ".join(labels[1:]) if markers else labels[0])
-        marker = markers.labels.index(labels[0]) if markers else 0
-        points.append(Point(outcome.cell.name, pair[0], pair[1], colour, marker))
+        own, *rest = outcome.cell.labels.values()
+        marker, colour = f"{first} {own}", f"{name} {' '.join(rest)}"
+        marks = {"colour": colour, "marker": marker} if others else {"colour": marker}
+        points.append(Point(outcome.cell.name, x.mean, y.mean, x.spread, y.spread, **marks))
     what = "Samples" if front.quality.side == "generator" else "Reconstructions"
     heading = f"{what} against {front.cost.name}"
-    return trade_off(heading, front.cost.head, front.quality.head, points, front.names, colours, markers)
+    legend = (colours, markers) if others else (markers,)
+    return trade_off(heading, front.cost.head, front.quality.head, points, front.names, *legend)
 
 
 def maps(findings: Findings, few: Collection[Quantity] | None = None) -> Iterator[Map]:
@@ -207,22 +206,31 @@ def maps(findings: Findings, few: Collection[Quantity] | None = None) -> Iterato
         LATENCY,
         MEMORY,
     ]
-    first, second, others = ticks(findings)
-    columns = second or first
-    rows = first if second else Ticks("", ("",))
+    first, *others = axes_of(findings)
+    rows, columns, others = (first, others[0], others[1:]) if others else (("", [""]), first, [])
     cells = {tuple(outcome.cell.labels.values()): outcome for outcome in findings.outcomes}
     for quantity in wanted:
         if quantity not in findings.quantities or (few is not None and quantity not in few):
             continue
-        for rest in itertools.product(*(axis.labels for axis in others)):
+        for rest in itertools.product(*(labels for _, labels in others)):
             values = [
-                [_mean(cells.get((row, column, *rest) if second else (column,)), quantity) for column in columns.labels]
-                for row in rows.labels
+                [_mean(cells.get((row, column, *rest) if row else (column,)), quantity) for column in columns[1]]
+                for row in rows[1]
             ]
             if any(value is not None for row in values for value in row):
-                where = "".join(f", {axis.name} {label}" for axis, label in zip(others, rest, strict=True))
-                picture = heat_map(quantity.name + where, quantity.unit, rows, columns, values, quantity.better)
+                where = "".join(f", {name} {label}" for (name, _), label in zip(others, rest, strict=True))
+                heading, unit, better = quantity.name + where, quantity.unit, quantity.better
+                picture = heat_map(heading, values, rows[1], columns[1], rows[0], columns[0], unit, better)
                 yield Map(picture, quantity.text)
+
+
+def spread_text(values: Mapping[str, Value], name: str) -> str:
+    """A value as it stands in tables: with its standard deviation where there are several seeds."""
+    value = values.get(name)
+    if value is None:
+        return ""
+    shown = number(value.mean)
+    return f"{shown} ± {value.spread:.2g}" if value.seeds > 1 and value.spread else shown
 
 
 def _mean(outcome: Outcome | None, quantity: Quantity) -> float | None:

@@ -23,7 +23,7 @@ from artok.metrics.results import Measurement, Results
 from artok.report import images as gallery
 from artok.report import text as summary
 from artok.report.data_uris import animation, strip, thin
-from artok.report.plots.learning_curves import HELD_OUT, PLAIN, SAMPLES, series
+from artok.report.plots.learning_curves import HELD_OUT, PLAIN, SAMPLES, read_series
 from artok.report.provenance import from_shipped
 from artok.report.run import write_report
 from artok.report.tables import explain, figures
@@ -245,14 +245,14 @@ def test_the_log_tells_what_training_took(runs: Path) -> None:
 def test_curves_tell_the_sources_of_images_apart() -> None:
     train_event = {"event": "train", "images": 16, "time": 1.0, "l2": 0.5, "model_loss": 0.5, "lr": 1e-3}
     validation = {"event": "validation", "images": 16, "time": 2.0, "nll_held_out": 3.0, "nll_train": 1.0}
-    found = series([train_event, validation])
+    found = read_series([train_event, validation])
     assert found[("nll", HELD_OUT)] == [(16, 3.0)]
     assert found[("nll", PLAIN)] == [(16, 1.0)]
     assert {quantity for quantity, _ in found} == {"nll", "l2"}
 
 
 def test_curves_show_what_the_monitor_saw() -> None:
-    found = series(MONITORS)
+    found = read_series(MONITORS)
     assert found == {("coverage", SAMPLES): [(32, 0.8), (64, 0.02)], ("recall", SAMPLES): [(32, 0.7), (64, 0.1)]}
 
 
@@ -265,7 +265,7 @@ def test_a_run_that_broke_is_named_beside_its_figures(runs: Path, tmp_path: Path
     assert len(re.findall(r"broken <span class=\"alarm\">collapsed</span>", page)) == 3
     text = " ".join(Tags(page).text.split())
     assert "Collapsed, from 64 images on: only 1% of 32 samples are distinct" in text
-    assert "Real images covered by samples" in page
+    assert "Coverage of held-out images" in page
     assert summary.alarm(open_runs([runs / "raster"])[0]) == ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 import os
@@ -24,14 +23,11 @@ from artok.commands.sweep import STUDY, sweep
 from artok.config import validate
 from artok.errors import ArtokError, CheckpointError, ConfigError
 from artok.evaluation.run_directory import is_trained
-from artok.report.data_uris import Picture
-from artok.report.plots.heatmaps import Point, Ticks, heat_map, trade_off
 from artok.report.sweep_text import paragraphs
 from artok.saved import WEIGHTS
 from artok.studies.grid import Plan, Sweep, axes_of, load_sweep, plan
 from artok.studies.grid_point import Record, is_measured, parts, run_cell
 from artok.studies.grid_results import as_csv, as_json, find_out
-from artok.studies.pareto import Value
 from artok.studies.scheduler import Job
 from artok.training.checkpoints import latest
 from artok.training.loop import Trainer
@@ -416,45 +412,6 @@ def test_a_codebook_is_called_idle_only_where_tokens_could_fill_it(tmp_path: Pat
 
 def named(rebuilt: float, sampled: float) -> dict[str, float]:
     return {"rFD[classifier]": rebuilt, "FD[classifier]": sampled, "tokens": 4, "images trained on": 160}
-
-
-def drawing(picture: Picture) -> str:
-    assert picture.uri.startswith("data:image/svg+xml;base64,")
-    return base64.b64decode(picture.uri.partition(",")[2]).decode()
-
-
-def test_a_heat_map_has_numbers_units_names_and_words() -> None:
-    rows, columns = Ticks("downsampling", ("2", "4")), Ticks("codes", ("64", "256", "1024"))
-    picture = heat_map("rFD", "dB", rows, columns, [[1.0, 2.5, None], [40.0, 0.25, 3.0]], "lower")
-    text = drawing(picture)
-    for words in (">rFD<", ">dB<", ">downsampling<", ">codes<", ">1024<", ">2.5<", ">40<", ">0.25 ★<", ">–<"):
-        assert words in text, words
-    assert text.count("★") == 1
-    assert "prefers-color-scheme:dark" in text
-    assert "currentColor" in text
-    assert "4 and 256: 0.25" in picture.alt
-    assert "2 and 1024: none" in picture.alt
-    assert "Better: lower" in picture.alt
-    higher = drawing(heat_map("PSNR", "dB", rows, columns, [[1, 2, 3], [4, 5, 6]], "higher"))
-    assert ">6 ★<" in higher
-    flat = heat_map("same", "", Ticks("", ("",)), columns, [[7, 7, 7]], "lower")
-    assert "★" not in drawing(flat)  # nothing to choose between
-
-
-def test_a_trade_off_shows_every_setting_and_its_front() -> None:
-    points = [
-        Point("small", Value(16), Value(9.0, 0.5, 3), 0, 0),
-        Point("large", Value(64), Value(2.0, 0.1, 3), 1, 0),
-        Point("bad", Value(64), Value(8.0, 0.1, 3), 0, 1),
-    ]
-    colours, markers = Ticks("codes", ("64", "256")), Ticks("downsampling", ("2", "4"))
-    picture = trade_off("Samples", "tokens", "FD", points, ["small", "large"], colours, markers)
-    text = drawing(picture)
-    for words in (">tokens<", ">FD<", ">codes 256<", ">downsampling 4<", ">Pareto front", ">16<", ">64<"):
-        assert words in text, words
-    assert "small: 16, 9 (on the front)" in picture.alt
-    assert "bad: 64, 8" in picture.alt
-    assert "8 (on the front)" not in picture.alt
 
 
 @pytest.mark.parametrize(
