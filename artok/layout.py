@@ -10,6 +10,7 @@ Legend of the shape letters used in names and docstrings throughout artok:
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -189,10 +190,7 @@ def last(steps: Iterator[Tokens]) -> Tokens:
 
     ``*_, tokens = steps`` would keep them all until the end.
     """
-    tokens = next(steps)
-    for tokens in steps:
-        pass
-    return tokens
+    return deque(steps, maxlen=1).pop()
 
 
 class Codec(Protocol):
