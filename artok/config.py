@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from yaml import YAMLError
 
 from artok.errors import ConfigError
-from artok.renamed import RENAMED, RENAMED_VALUES
+from artok.renamed import RENAMED, RENAMED_VALUES, SPLIT_KINDS
 
 SHIPPED = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")  # in a wheel, in a checkout
 
@@ -112,6 +112,7 @@ class _Room:
     def __call__(self, value: object) -> object:
         if not isinstance(value, Mapping):
             return value
+        value = self._split_kind(value)
         try:
             part = find(self.room, value.get("kind"))
             return part.model_validate(value)
@@ -119,6 +120,17 @@ class _Room:
             raise PydanticCustomError("unknown_kind", "{text}", {"text": str(error)}) from None
         except ValidationError as error:
             raise PydanticCustomError("nested", "nested", {"part": part, "error": error}) from None
+
+    def _split_kind(self, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A section of an earlier version whose kind has since become two, as the one that it means."""
+        key, kind, unknown = SPLIT_KINDS.get((self.room, str(value.get("kind"))), ("", "", ()))
+        if key not in value:
+            return value
+        rest = {name: given for name, given in value.items() if name != key}
+        if not value[key]:
+            return rest
+        _say_renamed(f"kind: {value['kind']}, {key}: true", f"kind: {kind}")
+        return {name: given for name, given in rest.items() if name not in unknown} | {"kind": kind}
 
 
 def of_kind(room: str) -> BeforeValidator:

@@ -13,7 +13,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -148,6 +148,11 @@ class Tokens:
     def to(self, device: torch.device | str) -> Tokens:
         return replace(self, values=self.values.to(device), known=None if self.known is None else self.known.to(device))
 
+    @property
+    def flags(self) -> Tensor:
+        """`known` as (B, N) bool, True everywhere where all are."""
+        return torch.ones_like(self.values[..., 0], dtype=torch.bool) if self.known is None else self.known
+
     def first_scales(self, scales: int) -> Tokens:
         """These tokens with all scales after the first `scales` undecided; unchanged when there are no others."""
         if scales >= len(self.layout.grids):
@@ -163,26 +168,103 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Condition:
-    """What generation is told. Class labels now; captions, known tokens and earlier frames have their place here.
+class Text:
+    """A batch of texts.
 
-    labels: (B,) int64. The index one past the last class means "no label", the unconditional half of guidance.
+    values: (B, L, E) float features of a text encoder, or (B, L) int64 token ids. mask: (B, L) bool, where a text has
+    an entry; a row without any is an empty text.
     """
 
-    labels: Tensor
+    values: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if self.values.shape[:2] != self.mask.shape:
+            raise LayoutError(f"text of shape {tuple(self.values.shape)} has a mask of shape {tuple(self.mask.shape)}")
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.mask)
+
+    def __getitem__(self, rows: slice | Tensor) -> Text:
+        return Text(self.values[rows], self.mask[rows])
+
+    def to(self, device: torch.device | str) -> Text:
+        return Text(self.values.to(device), self.mask.to(device))
+
+
+NO_LABEL = -1  # in `Condition.labels`: this row has no label
+
+ConditionPart: TypeAlias = Literal["labels", "text", "known", "control"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a sample is conditioned on: any of these parts, at least one, each with a row for every sample.
+
+    labels: (B,) int64 class indices, or NO_LABEL.
+    text: texts or their features.
+    known: tokens of which those that are `known` are given, and the others are to be made.
+    control: (B, C, *grid) float, a map in register with the finest grid.
+    """
+
+    labels: Tensor | None = None
+    text: Text | None = None
+    known: Tokens | None = None
+    control: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if len({len(part) for part in self._parts().values()}) != 1:
+            raise LayoutError("a condition needs at least one part, and as many rows in each")
+
+    def _parts(self) -> dict[ConditionPart, Tensor | Text | Tokens]:
+        parts: dict[ConditionPart, Tensor | Text | Tokens | None] = {
+            "labels": self.labels,
+            "text": self.text,
+            "known": self.known,
+            "control": self.control,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
+    def parts(self) -> tuple[ConditionPart, ...]:
+        """The names of the parts that are there."""
+        return tuple(self._parts())
+
+    @property
+    def device(self) -> torch.device:
+        part = next(iter(self._parts().values()))
+        return (part if isinstance(part, Tensor) else part.mask if isinstance(part, Text) else part.values).device
+
+    def __len__(self) -> int:
+        return len(next(iter(self._parts().values())))
 
     def __getitem__(self, rows: slice | Tensor) -> Condition:
-        return replace(self, labels=self.labels[rows])
+        return Condition(**{name: part[rows] for name, part in self._parts().items()})  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str) -> Condition:
-        return replace(self, labels=self.labels.to(device))
+        return Condition(**{name: part.to(device) for name, part in self._parts().items()})  # type: ignore[arg-type]
 
-    def dropped(self, drop: Tensor | bool, null: int) -> Condition:
-        """The condition with the rows of `drop` (B,) bool, or all of them, replaced by "no label"."""
-        return replace(self, labels=torch.where(torch.as_tensor(drop, device=self.labels.device), null, self.labels))
+    def dropped(self, part: ConditionPart, rows: Tensor | bool = True) -> Condition:
+        """This condition with a part replaced by its null in the rows of `rows` (B,) bool, or in all.
+
+        The null of labels is NO_LABEL, of text an empty one, of known tokens that none is known, of control zeros.
+        Without the part the condition is returned as it is.
+        """
+        if part not in self.parts:
+            return self
+        drop_B = torch.as_tensor(rows, device=self.device).expand(len(self))
+        if part == "labels":
+            assert self.labels is not None
+            return replace(self, labels=self.labels.masked_fill(drop_B, NO_LABEL))
+        if part == "text":
+            assert self.text is not None
+            return replace(self, text=Text(self.text.values, self.text.mask & ~drop_B[:, None]))
+        if part == "known":
+            assert self.known is not None
+            return replace(self, known=replace(self.known, known=self.known.flags & ~drop_B[:, None]))
+        assert self.control is not None
+        drop = drop_B.view(-1, *[1] * (self.control.ndim - 1))
+        return replace(self, control=self.control.masked_fill(drop, 0))
 
 
 def last(steps: Iterator[Tokens]) -> Tokens:
@@ -190,7 +272,7 @@ def last(steps: Iterator[Tokens]) -> Tokens:
 
     ``*_, tokens = steps`` would keep them all until the end.
     """
-    return deque(steps, maxlen=1).pop()
+    return deque(steps, maxlen=1)[0]
 
 
 class Codec(Protocol):

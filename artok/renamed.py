@@ -24,6 +24,17 @@ _SAMPLING = {
 
 RENAMED_VALUES = {"timestep_spacing": {"spread": "linspace", "stride": "leading"}}  # new key, old value: new value
 
+SPLIT_KINDS = {  # room and old kind: the key that split it, the new kind where that is true, keys that it has not
+    ("generators", "mar"): (
+        "causal",
+        "causal_mar",
+        (
+            *("decoder_depth", "decoder_width", "decoder_heads", "steps"),
+            *("mask_low", "mask_deviation", "mask_ratio_min", "mask_ratio_std"),
+        ),
+    ),
+}
+
 RENAMED: dict[str, dict[str, str]] = {  # module and class below artok, old key: new key
     "training.settings.Training": {
         "batch": "global_batch",
@@ -70,13 +81,12 @@ RENAMED: dict[str, dict[str, str]] = {  # module and class below artok, old key:
     "generators.raster.Config": {"rotary_base": "rope_base"},
     "generators.var.Config": {"expansion": "mlp_ratio"},
     "generators.maskgit.Config": {"buffer": "buffer_size", "smoothing": "label_smoothing"},
-    "generators.mar.Config": {
+    "generators.patched.PatchedConfig": {
         "buffer": "buffer_size",
         "patch": "patch_size",
         "multiplicity": "diffusion_batch_mul",
-        "mask_low": "mask_ratio_min",
-        "mask_deviation": "mask_ratio_std",
     },
+    "generators.mar.Config": {"mask_low": "mask_ratio_min", "mask_deviation": "mask_ratio_std"},
     "generators.gan.Config": {"latent": "z_dim"},
     "generators.gan_networks.dcgan.Config": {"widths": "channels", "embedding": "embedding_dim"},
     "generators.gan_networks.residual.Config": {"widths": "channels", "embedding": "embedding_dim"},

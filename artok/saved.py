@@ -31,6 +31,14 @@ from artok.weights import empty_parameters, read_weights
 
 CONFIG, WEIGHTS, TOKENIZER = "config.yaml", "model.safetensors", "tokenizer"
 
+_LABELS = "conditioner.labels.embedding.weight"
+RENAMED_KEYS = {  # of generators saved before 0.2, to those of today; deleted at 1.0
+    "class_embedding.weight": _LABELS,
+    "body.class_embedding.weight": f"body.{_LABELS}",
+    "network.label.weight": f"network.{_LABELS}",
+    "network.embedding.weight": f"network.{_LABELS}",
+}
+
 
 class Facts(Config):
     """What a model was trained on: (channels, *size) of its images, their classes, and the fingerprints."""
@@ -104,7 +112,7 @@ def load_generator(name: str | Path, layout: TokenLayout) -> tuple[Generator, Sa
     check_layout(saved.generator, layout)
     with empty_parameters():
         generator = saved.generator.build(layout, len(saved.facts.classes))
-    read_weights(generator, folder / WEIGHTS)
+    read_weights(generator, folder / WEIGHTS, RENAMED_KEYS)
     return generator.eval().requires_grad_(False), saved
 
 

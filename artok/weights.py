@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -162,12 +163,15 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return cast(Any, tensor.reshape(-1).view(torch.uint8).numpy()).data
 
 
-def read_weights(module: nn.Module, path: Path) -> None:
+def read_weights(module: nn.Module, path: Path, renamed: Mapping[str, str] = MappingProxyType({})) -> None:
     """Load a safetensors file into a module, giving memory to the parameters that have none.
 
+    renamed: keys of earlier versions to those of today.
     CheckpointError: the file is damaged, or its keys and shapes are not the module's; the first of each are named.
     """
-    given = read_shapes(path)
+    shapes = read_shapes(path)
+    filed = {renamed.get(name, name): name for name in shapes}  # under which key the file has each
+    given = {name: shapes[key] for name, key in filed.items()}
     own = module.state_dict(keep_vars=True)
     first = {id(tensor): name for name, tensor in reversed(own.items())}  # a shared tensor is filed under its first
     problems = {
@@ -184,7 +188,7 @@ def read_weights(module: nn.Module, path: Path) -> None:
         if tensor.is_meta:
             holder, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(holder), leaf, real[id(tensor)])
-    read_into(path, {name: real[id(own[name])] for name in given})
+    read_into(path, {key: real[id(own[name])] for name, key in filed.items()})
 
 
 def _with_memory(tensor: Tensor) -> Tensor:

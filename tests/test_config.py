@@ -121,3 +121,12 @@ def test_a_dumped_config_reads_back_the_same(tmp_path: Path) -> None:
     experiment = built()
     (tmp_path / "out.yaml").write_text(config.dump(experiment))
     assert config.load(Experiment, str(tmp_path / "out.yaml")) == experiment
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_mar_with_its_old_causal_flag_is_read_as_the_kind_that_it_means(causal: bool) -> None:
+    old = {"kind": "mar", "depth": 2, "mask_low": 0.5, "decoder_depth": None, "steps": 8, "causal": causal}
+    generator = built(tokenizer="runs/kl", generator=old).generator
+    assert generator.kind == ("causal_mar" if causal else "mar")
+    assert generator.depth == 2
+    assert causal or generator.mask_ratio_min == 0.5

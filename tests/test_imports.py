@@ -16,12 +16,13 @@ ALLOWED = {
     "tokenizers": LEAVES | {"nn", "quantizers"},
     "sampling": LEAVES | {"nn"},
     "adversarial": LEAVES | {"nn"},
-    "generators": LEAVES | {"nn", "sampling", "adversarial"},
+    "conditioning": LEAVES | {"nn"},
+    "generators": LEAVES | {"nn", "sampling", "adversarial", "conditioning"},
     "data": LEAVES,
     "metrics": LEAVES | {"nn"},
     "losses": LEAVES | {"nn", "adversarial", "metrics"},
 }
-MODELS = LEAVES | {"nn", "quantizers", "tokenizers", "sampling", "adversarial", "generators"}
+MODELS = LEAVES | {"nn", "quantizers", "tokenizers", "sampling", "adversarial", "conditioning", "generators"}
 ALLOWED["saved"] = MODELS
 ALLOWED["pipeline"] = MODELS | {"saved"}
 ALLOWED["training"] = MODELS | {"saved", "pipeline", "losses", "data", "metrics"}

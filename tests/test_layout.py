@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from artok.errors import LayoutError
-from artok.layout import Condition, TokenLayout, Tokens
+from artok.layout import NO_LABEL, Condition, Text, TokenLayout, Tokens
 
 RASTER = TokenLayout(((16, 16),), 8, 16384, (3, 256, 256))
 SCALES = TokenLayout(((1, 1), (2, 2), (3, 3)), 32, 4096, (3, 48, 48))
@@ -65,7 +65,44 @@ def test_an_impossible_layout_is_refused(wrong: dict) -> None:
         TokenLayout(**{"grids": ((4, 4),), "width": 8, "vocab": 4, "image": (1, 8, 8)} | wrong)
 
 
-def test_a_dropped_condition_says_no_label() -> None:
-    condition = Condition(torch.tensor([0, 1, 2]))
-    assert condition.dropped(torch.tensor([True, False, True]), 10).labels.tolist() == [10, 1, 10]
-    assert condition.dropped(True, 10).labels.tolist() == [10, 10, 10]
+PARTS = {
+    "labels": torch.tensor([0, 1, 2]),
+    "text": Text(torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool)),
+    "known": Tokens(torch.randn(3, 256, 16), LATENT, torch.rand(3, 256) < 0.5),
+    "control": torch.ones(3, 2, 16, 16),
+}
+
+
+def null_of(condition: Condition, part: str) -> torch.Tensor:
+    """Where the part is null, (B,) bool."""
+    if part == "labels":
+        return condition.labels == NO_LABEL
+    if part == "control":
+        return ~condition.control.flatten(1).any(1)
+    return ~(condition.text.mask if part == "text" else condition.known.flags).any(1)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_can_be_dropped_in_some_rows_or_all(part: str) -> None:
+    condition = Condition(**PARTS)
+    some = condition.dropped(part, torch.tensor([True, False, True]))
+    assert null_of(some, part).tolist() == [True, False, True]
+    assert null_of(condition.dropped(part), part).all()
+    assert not any(null_of(some, other).any() for other in PARTS if other != part)
+    without = Condition(**{name: value for name, value in PARTS.items() if name != part})
+    assert without.dropped(part) is without
+
+
+def test_a_condition_has_rows_and_at_least_one_part() -> None:
+    condition = Condition(**PARTS)
+    assert condition.parts == tuple(PARTS)
+    assert len(condition) == len(condition.to("cpu")) == 3
+    for rows in (slice(1, 3), torch.tensor([2, 0])):
+        part = condition[rows]
+        assert len(part) == 2
+        assert torch.equal(part.known.values, condition.known.values[rows])
+        assert torch.equal(part.text.mask, condition.text.mask[rows])
+    with pytest.raises(LayoutError, match="at least one part"):
+        Condition()
+    with pytest.raises(LayoutError, match="as many rows"):
+        Condition(labels=torch.arange(2), control=torch.zeros(3, 1, 4, 4))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.models import generator_experiment, tokenizer_experiment
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from artok.errors import CheckpointError, ConfigError
 from artok.evaluation.reconstruct import reconstruct
@@ -126,6 +127,14 @@ def test_what_is_no_pipeline_is_refused(run: Path, tmp_path: Path) -> None:
     weights.write_bytes(bytes(data))
     with pytest.raises(CheckpointError, match="not the one"):
         Pipeline.from_pretrained(tmp_path / "broken")
+
+
+def test_weights_under_the_keys_of_earlier_versions_are_read(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "old")
+    weights = load_file(tmp_path / "old" / "model.safetensors")
+    weights["class_embedding.weight"] = weights.pop("conditioner.labels.embedding.weight")
+    save_file(weights, tmp_path / "old" / "model.safetensors")
+    assert torch.equal(Pipeline.from_pretrained(tmp_path / "old")([1, 2]), Pipeline.from_pretrained(run)([1, 2]))
 
 
 def test_a_hub_name_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

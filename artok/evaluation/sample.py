@@ -60,7 +60,7 @@ def sample(
                 images.append(pipeline.decode(tokens).cpu())
         made = torch.cat(images)
         for index, image in enumerate(made):
-            name = pipeline.classes[int(condition.labels[index])].replace("/", "-")
+            name = pipeline.classes[labels[index // n]].replace("/", "-")
             to_pil(image).save(folder / f"{index:05d}-{name}.png")
         scale = max(1, 64 // made.shape[-1])
         grid(made, columns=n if len(labels) > 1 else None, scale=scale).save(folder / "grid.png")

@@ -4,28 +4,51 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from artok.adversarial.critic import Critic
-from artok.config import Part
-from artok.errors import ConfigError
+from artok.conditioning import labels
+from artok.conditioning.base import ConditionerConfig, Conditioners, Context
+from artok.config import OPEN, Part, of_kind
+from artok.errors import ConfigError, LayoutError
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.noise import Noise
 from artok.sampling.settings import Sampling
 
 
 class Generator(nn.Module, ABC):
-    """A model of the tokens of one layout, conditioned on a class.
+    """A model of the tokens of one layout under a condition.
 
-    classes: number of classes; the label `classes` itself means "no label".
+    classes: number of classes. conditioner: what turns a condition into the context that it reads; a family makes it.
+    keeps_known: whether `steps` keeps the known tokens of its condition.
     """
+
+    conditioner: Conditioners
+    keeps_known: ClassVar[bool] = False
 
     def __init__(self, layout: TokenLayout, classes: int) -> None:
         super().__init__()
         self.layout = layout
         self.classes = classes
+
+    @property
+    def hears(self) -> frozenset[str]:
+        """The parts of a condition that it makes use of."""
+        return self.conditioner.parts | ({"known"} if self.keeps_known else frozenset())
+
+    def context(self, condition: Condition) -> Context:
+        """What the condition says. LayoutError: it has a part that this generator makes no use of."""
+        unheard = [part for part in condition.parts if part not in self.hears]
+        if unheard:
+            raise LayoutError(
+                f"generator {type(self).__module__.rpartition('.')[2]} hears {', '.join(sorted(self.hears))}, and the "
+                f"condition also has {', '.join(unheard)}"
+            )
+        context: Context = self.conditioner(condition)
+        return context
 
     @abstractmethod
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
@@ -81,6 +104,9 @@ class AdversarialGenerator(Generator, ABC):
 class GeneratorConfig(Part, ABC):
     """The `generator:` section."""
 
+    conditioning: tuple[Annotated[ConditionerConfig, of_kind("conditioning"), OPEN], ...] = Field(
+        (labels.Config(),), min_length=1
+    )
     class_dropout: float = Field(0.1, ge=0, le=1, description="share of labels hidden in training, for guidance")
 
     @abstractmethod
@@ -90,6 +116,10 @@ class GeneratorConfig(Part, ABC):
     @abstractmethod
     def build(self, layout: TokenLayout, classes: int) -> Generator:
         """The generator, with fresh weights. The layout has passed `refuse`."""
+
+    def conditioners(self, width: int, classes: int, null: bool = True) -> Conditioners:
+        """Those of `conditioning`, to contexts of `width`. null: whether they know the lack of a condition."""
+        return Conditioners(self.conditioning, width, classes, null)
 
     def build_critic(self, layout: TokenLayout, classes: int) -> Critic | None:
         """The opponent of an AdversarialGenerator, with fresh weights; None for all others."""

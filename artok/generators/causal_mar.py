@@ -3,44 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from artok.conditioning.base import Context
 from artok.errors import ConfigError
-from artok.generators.mar import Config, PatchedGenerator
 from artok.generators.masked import PUBLISHED_DEVIATION
+from artok.generators.patched import PatchedConfig, PatchedGenerator
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, causal_mask
 from artok.nn.recompute import run
 from artok.nn.vit import EPS, VitBlock, initialise_linear
 from artok.noise import Noise
-from artok.sampling.guidance import scale_at
+from artok.sampling.diffusion import DiffusionConfig
+from artok.sampling.guidance import Guidance
 from artok.sampling.settings import Sampling
 
 
+class Config(PatchedConfig):
+    """kind: causal_mar. As many layers as MAR's encoder and decoder together, 2 * depth."""
+
+    kind: Literal["causal_mar"] = "causal_mar"
+
+    def build(self, layout: TokenLayout, classes: int) -> CausalMar:
+        return CausalMar(self, layout, classes)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        diffusion = DiffusionConfig(schedule="cosine", variance="learned", timesteps=50, steps=10)
+        return cls(depth=1, width=32, heads=2, buffer_size=2, dropout=0.0, diffusion=diffusion)
+
+
 class CausalMar(PatchedGenerator):
-    """The sequence is [class, class, ..., token 0, token 1, ...], as many classes as the buffer is long; the output at
-    the last class and at each token is the z of the token that follows."""
+    """The sequence is [context, context, ..., token 0, token 1, ...], as many copies as the buffer is long; the output
+    at the last copy and at each token is the z of the token that follows."""
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
-        super().__init__(config, layout, classes)
-        width, depth, self.heads, _, _ = config.shape()
+        width, depth, heads, _, _ = config.shape()
+        super().__init__(config, layout, classes, width)
+        self.config, self.heads = config, heads
+        self.conditioner = config.conditioners(width, classes)
         hidden = int(config.mlp_ratio * width)
         self.recompute = False
-        self.class_embedding = nn.Embedding(classes + 1, width)
         self.positions = nn.Parameter(torch.zeros(1, config.buffer_size + self.length - 1, width))
         self.input_norm = nn.LayerNorm(width, eps=EPS)
         self.blocks = nn.ModuleList(VitBlock(width, self.heads, hidden, config.dropout) for _ in range(2 * depth))
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.output_positions = nn.Parameter(torch.zeros(1, self.length, width))
         self.apply(initialise_linear)
-        for parameter in (self.class_embedding.weight, self.positions):
-            nn.init.normal_(parameter, std=config.embedding_init)
+        self.conditioner.initialise(partial(nn.init.normal_, std=config.embedding_init))
+        nn.init.normal_(self.positions, std=config.embedding_init)
         nn.init.normal_(self.output_positions, std=PUBLISHED_DEVIATION)
         self.initialise_input()
 
-    def conditions(self, x_BnD: Tensor, labels: Tensor, start: int = 0, cache: KVCache | None = None) -> Tensor:
+    def conditions(self, x_BnD: Tensor, context: Context, start: int = 0, cache: KVCache | None = None) -> Tensor:
         """z (B, m, W) of tokens start, start + 1, ...
 
         x_BnD: the tokens before: 0 .. n - 1 at start 0, else the one token start - 1. cache: of what was read before.
@@ -48,7 +67,7 @@ class CausalMar(PatchedGenerator):
         buffer, parts = self.config.buffer_size, [self.input(x_BnD)]
         first = 0 if start == 0 else buffer + start - 1
         if start == 0:
-            parts.insert(0, self.class_embedding(labels)[:, None].expand(-1, buffer, -1).to(parts[0].dtype))
+            parts.insert(0, context.sequence.expand(-1, buffer, -1).to(parts[0].dtype))
         x = torch.cat(parts, dim=1)
         length = x.shape[1]
         x = self.input_norm(x + self.positions[:, first : first + length])
@@ -62,33 +81,32 @@ class CausalMar(PatchedGenerator):
         return z + self.output_positions[:, start : start + z.shape[1]]
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
-        x_BND, draws = self.patches(tokens), self.config.diffusion_batch_mul
-        z_BNW = self.conditions(x_BND[:, :-1], condition.labels)
+        x_BND, draws = self.patches(tokens), self.draws
+        z_BNW = self.conditions(x_BND[:, :-1], self.context(condition))
         uniform, normal = noise.uniform(self.length, draws), noise.normal(self.length, draws, self.dimension)
         terms = self.head.losses(x_BND.flatten(0, 1), z_BNW.flatten(0, 1), uniform.flatten(0, 1), normal.flatten(0, 1))
         return {name: term.mean() for name, term in terms.items()}
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
         batch, total = len(condition), self.passes(sampling)
-        labels = self.both_labels(condition, sampling)
-        halves = len(labels) // batch
-        x_BND = torch.zeros(batch, self.length, self.dimension, device=labels.device)
+        guidance = Guidance(condition, sampling, total)
+        context = self.context(guidance.condition)
+        x_BND = torch.zeros(batch, self.length, self.dimension, device=condition.device)
         cache = KVCache.allocate(
             len(self.blocks),
-            len(labels),
+            len(context),
             self.heads,
             self.config.buffer_size + self.length - 1,
             self.input.out_features // self.heads,
-            labels.device,
+            condition.device,
             getattr(torch, sampling.dtype),
         )
         for step in range(total):
-            latest = x_BND[:, max(step - 1, 0) : step].repeat(halves, 1, 1)
-            z = self.conditions(latest, labels, step, cache)
-            scale = scale_at(sampling, step, total)
-            drawn = self.head.sample(z[:batch], z[batch:] if halves > 1 else None, scale, sampling, noise)
+            latest = guidance.repeat(x_BND[:, max(step - 1, 0) : step])
+            z = self.conditions(latest, context, step, cache)
+            drawn = self.head.sample(z, guidance.scale(step), sampling, noise)
             x_BND = torch.cat([x_BND[:, :step], drawn, x_BND[:, step + 1 :]], dim=1)
-            known = (torch.arange(self.length, device=labels.device) <= step).expand(batch, -1)
+            known = (torch.arange(self.length, device=condition.device) <= step).expand(batch, -1)
             yield self.finished(x_BND, None if step == total - 1 else known)
 
     def passes(self, sampling: Sampling) -> int:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from artok.conditioning.base import Conditioners
 from artok.config import OPEN, of_kind
 from artok.errors import ConfigError
 from artok.generators.base import Generator, GeneratorConfig
@@ -22,7 +24,7 @@ from artok.generators.networks.base import NetworkConfig
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.noise import Noise
 from artok.sampling.diffusion import Diffusion, DiffusionConfig, starting_noise
-from artok.sampling.guidance import guided, scale_at
+from artok.sampling.guidance import Guidance, guide
 from artok.sampling.settings import Sampling
 from artok.sampling.solvers import evaluations
 
@@ -61,13 +63,20 @@ class LatentDiffusion(Generator):
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)
         self.config = config
-        self.network = config.network.build(layout.grid, layout.width, config.diffusion.channels(layout.width), classes)
+        conditioners = partial(config.conditioners, classes=classes)
+        out = config.diffusion.channels(layout.width)
+        self.network = config.network.build(layout.grid, layout.width, out, conditioners)
         self.diffusion = Diffusion(config.diffusion)
+
+    @property
+    def conditioner(self) -> Conditioners:  # type: ignore[override]
+        return self.network.conditioner
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         clean = self.vectors(tokens, codec)
         times, added = self.diffusion.times(noise.uniform()), noise.normal(*clean.shape[1:])
-        terms = self.diffusion.losses(lambda x, told: self.network(x, told, condition.labels), clean, added, times)
+        context = self.context(condition)
+        terms = self.diffusion.losses(lambda x, time: self.network(x, time, context), clean, added, times)
         return {name: term.mean() for name, term in terms.items()}
 
     def vectors(self, tokens: Tokens, codec: Codec | None) -> Tensor:
@@ -114,21 +123,19 @@ class Guided:
     """The network under a condition, guided as its own count of evaluations says."""
 
     def __init__(self, model: LatentDiffusion, condition: Condition, sampling: Sampling, total: int) -> None:
-        self.model, self.sampling, self.total, self.done = model, sampling, total, 0
-        self.labels = condition.labels
-        self.both = torch.cat([self.labels, condition.dropped(True, model.classes).labels])
+        self.model, self.done = model, 0
+        self.guidance = Guidance(condition, sampling, total)
+        self.both = model.context(self.guidance.condition)
+        self.alone = self.both[: len(condition)]
         self.channels = model.config.guided_channels or model.layout.width
 
-    def __call__(self, x: Tensor, told: Tensor) -> Tensor:
-        scale = scale_at(self.sampling, self.done, self.total)
+    def __call__(self, x: Tensor, time: Tensor) -> Tensor:
+        scale = self.guidance.scale(self.done)
         self.done += 1
         if scale == 1:
-            return self.model.network(x, told, self.labels)
-        told = told.expand(len(x)).repeat(2)
-        output = self.model.network(torch.cat([x, x]), told, self.both)
-        with_label, without = output.chunk(2)
-        target = guided(with_label[..., : self.channels], without[..., : self.channels], scale)
-        return torch.cat([target, with_label[..., self.channels :]], dim=-1)
+            return self.model.network(x, time, self.alone)
+        output = self.model.network(self.guidance.repeat(x), time.expand(len(x)).repeat(2), self.both)
+        return guide(output, scale, self.channels)
 
 
 def code_vectors(codec: Codec, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from artok.nn.denoiser_mlp import DenoiserMlp
 from artok.noise import Noise
 from artok.sampling.diffusion import Diffusion, DiffusionConfig, starting_noise
-from artok.sampling.guidance import guided
+from artok.sampling.guidance import guide
 from artok.sampling.settings import Sampling
 
 
@@ -31,37 +31,32 @@ class DiffusionHead(nn.Module):
         draws = uniform.shape[1]
         repeated = self.net.condition(z).repeat_interleave(draws, 0)
         terms = self.diffusion.losses(
-            lambda x, told: self.net(x, told, repeated),
+            lambda x, time: self.net(x, time, repeated),
             tokens.repeat_interleave(draws, 0),
             normal.flatten(0, 1),
             self.diffusion.times(uniform.flatten()),
         )
         return {name: term.unflatten(0, (-1, draws)).mean(1) for name, term in terms.items()}
 
-    def sample(self, z: Tensor, other: Tensor | None, scale: float, sampling: Sampling, noise: Noise) -> Tensor:
-        """Tokens (B, n, D) under z (B, n, Z), guided away from `other`, z without the label, from the same noise."""
+    def sample(self, z: Tensor, scale: float, sampling: Sampling, noise: Noise) -> Tensor:
+        """Tokens (B, n, D) under z (B, n, Z), or (2B, n, Z) with the unconditional half behind, which has the same
+        noise. scale: of guidance."""
         shape = (z.shape[1], self.width)
         solver, steps = self.diffusion.config.plan(sampling, sampling.head_steps)
         start = starting_noise(noise.normal(*shape), solver, sampling).flatten(0, 1)
-        network = self.guided_network(z.flatten(0, 1), None if other is None else other.flatten(0, 1), scale)
+        network = self.guided_network(z.flatten(0, 1), scale, len(z) > len(noise))
         x = start
         options = self.diffusion.options(sampling)
         for state, _ in self.diffusion.sample(
             network, start, lambda: noise.normal(*shape).flatten(0, 1), solver, steps, options
         ):
             x = state
-        return x.unflatten(0, (len(z), z.shape[1]))
+        return x.unflatten(0, (len(noise), z.shape[1]))
 
-    def guided_network(self, z: Tensor, other: Tensor | None, scale: float) -> Callable[[Tensor, Tensor], Tensor]:
-        """The net under z (R, Z), with the predicted target guided; a learned variance stays that of z."""
-        both = self.net.condition(z if other is None else torch.cat([z, other]))
-        if other is None:
-            return lambda x, told: self.net(x, told, both)
-
-        def network(x: Tensor, told: Tensor) -> Tensor:
-            output = self.net(torch.cat([x, x]), told, both)
-            with_label, without = output.chunk(2)
-            target = guided(with_label[..., : self.width], without[..., : self.width], scale)
-            return torch.cat([target, with_label[..., self.width :]], dim=-1)
-
-        return network
+    def guided_network(self, z: Tensor, scale: float, guides: bool) -> Callable[[Tensor, Tensor], Tensor]:
+        """The net under z (R, Z). guides: z is (2R, Z), the unconditional half behind, and the predicted target is
+        guided; a learned variance stays the conditional one."""
+        condition = self.net.condition(z)
+        if not guides:
+            return lambda x, time: self.net(x, time, condition)
+        return lambda x, time: guide(self.net(torch.cat([x, x]), time, condition), scale, self.width)

@@ -8,6 +8,7 @@ WGAN-GP are settings of the same parts.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from artok.adversarial.critic import Critic, CriticConfig
 from artok.adversarial.discriminators import residual as residual_discriminator
+from artok.conditioning.base import Conditioners
 from artok.config import OPEN, of_kind
 from artok.generators.base import AdversarialGenerator, GeneratorConfig
 from artok.generators.gan_networks import residual
@@ -60,12 +62,17 @@ class Config(GeneratorConfig):
 
 
 class Gan(AdversarialGenerator):
-    """image = network(z, label), z standard normal."""
+    """image = network(z, context), z standard normal."""
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)
         self.config = config
-        self.network = config.network.build(config.z_dim, layout.grid, layout.width, classes)
+        conditioners = partial(config.conditioners, classes=classes, null=False)
+        self.network = config.network.build(config.z_dim, layout.grid, layout.width, conditioners)
+
+    @property
+    def conditioner(self) -> Conditioners:  # type: ignore[override]
+        return self.network.conditioner
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         """The opponent's view of as many made images."""
@@ -73,7 +80,7 @@ class Gan(AdversarialGenerator):
         return {"adversarial": self.opponent.opposing(self.pictures(tokens), fake, condition.labels, noise)}
 
     def made(self, condition: Condition, noise: Noise) -> Tensor:
-        return self.network(noise.normal(self.config.z_dim), condition.labels)
+        return self.network(noise.normal(self.config.z_dim), self.context(condition))
 
     def pictures(self, tokens: Tokens) -> Tensor:
         return tokens.values.transpose(1, 2).unflatten(2, self.layout.grid)
@@ -81,7 +88,7 @@ class Gan(AdversarialGenerator):
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
         """One pass. temperature scales the latents, truncation cuts their tails off."""
         latents = truncated_normal(noise, self.config.z_dim, sampling.truncation)
-        made = self.network(latents * sampling.temperature, condition.labels)
+        made = self.network(latents * sampling.temperature, self.context(condition))
         yield Tokens(made.float().flatten(2).transpose(1, 2), self.layout)
 
     def passes(self, sampling: Sampling) -> int:

@@ -6,51 +6,55 @@ Which tokens are masked is told by an order of the positions and a count: the fi
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from artok.conditioning.base import Conditioners
 from artok.nn.recompute import run
 from artok.nn.vit import EPS, VitBlock
 
 PUBLISHED_DEVIATION = 0.02  # of the first embeddings and positions
 
 
+class Stack(NamedTuple):
+    """The sizes of a stack of blocks. hidden: width inside the feed-forward layers."""
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+
+
 class MaskedTransformer(nn.Module):
     """Embedded tokens, some of them masked, to a vector z for every position.
 
-    The encoder sees the class, as `buffer` copies of its embedding, and the known tokens only; the decoder sees all
+    The encoder sees the context's sequence, copied `buffer` times, and the known tokens only; the decoder sees all
     positions, with a mask token where nothing is known.
     """
 
     def __init__(
-        self,
-        length: int,
-        classes: int,
-        width: int,
-        heads: int,
-        hidden: int,
-        encoder_depth: int,
-        decoder_depth: int,
-        buffer: int,
-        dropout: float,
-        decoder_shape: tuple[int, int, int] | None = None,
+        self, conditioner: Conditioners, length: int, encoder: Stack, decoder: Stack, buffer: int, dropout: float
     ) -> None:
-        """decoder_shape: width, heads and hidden width of the decoder, the encoder's unless given."""
+        """conditioner: to contexts of the encoder's width."""
         super().__init__()
-        wide, decoder_heads, decoder_hidden = decoder_shape or (width, heads, hidden)
+        width, wide = encoder.width, decoder.width
         self.recompute = False
         self.length, self.buffer = length, buffer
-        self.class_embedding = nn.Embedding(classes + 1, width)
+        self.conditioner = conditioner
         self.encoder_positions = nn.Parameter(torch.zeros(1, buffer + length, width))
         self.input_norm = nn.LayerNorm(width, eps=EPS)
-        self.encoder = nn.ModuleList(VitBlock(width, heads, hidden, dropout) for _ in range(encoder_depth))
+        self.encoder = nn.ModuleList(
+            VitBlock(width, encoder.heads, encoder.hidden, dropout) for _ in range(encoder.depth)
+        )
         self.encoder_norm = nn.LayerNorm(width, eps=EPS)
         self.between = nn.Linear(width, wide)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, wide))
         self.decoder_positions = nn.Parameter(torch.zeros(1, buffer + length, wide))
         self.decoder = nn.ModuleList(
-            VitBlock(wide, decoder_heads, decoder_hidden, dropout) for _ in range(decoder_depth)
+            VitBlock(wide, decoder.heads, decoder.hidden, dropout) for _ in range(decoder.depth)
         )
         self.decoder_norm = nn.LayerNorm(wide, eps=EPS)
         self.output_positions = nn.Parameter(torch.zeros(1, length, wide))
@@ -60,15 +64,22 @@ class MaskedTransformer(nn.Module):
 
         Those added to z stay at the published deviation: larger ones would be noise to the head that reads z.
         """
-        for parameter in (self.class_embedding.weight, self.mask_token, self.encoder_positions, self.decoder_positions):
+        self.conditioner.initialise(partial(nn.init.normal_, std=deviation))
+        for parameter in (self.mask_token, self.encoder_positions, self.decoder_positions):
             nn.init.normal_(parameter, std=deviation)
         nn.init.normal_(self.output_positions, std=PUBLISHED_DEVIATION)
 
     def forward(
-        self, embedded_BNW: Tensor, labels: Tensor, order_BN: Tensor, counts: Tensor | int, room: int | None = None
+        self,
+        embedded_BNW: Tensor,
+        sequence_B1W: Tensor,
+        order_BN: Tensor,
+        counts: Tensor | int,
+        room: int | None = None,
     ) -> Tensor:
         """z (B, N, W).
 
+        sequence_B1W: of the context.
         order_BN: (B, N) int64 positions, the masked ones first. counts: how many are masked, one number or (B,) int64.
         room: the most tokens that any image may keep, needed when counts differ; keeps the shapes fixed.
         """
@@ -79,14 +90,14 @@ class MaskedTransformer(nn.Module):
             places = torch.arange(self.length - room, self.length, device=order_BN.device)
             valid = places >= counts[:, None]
             kept = torch.where(valid, order_BN[:, self.length - room :], self.length)
-        return self.decode(self.encode(embedded_BNW, labels, kept, valid), kept)
+        return self.decode(self.encode(embedded_BNW, sequence_B1W, kept, valid), kept)
 
-    def encode(self, embedded_BNW: Tensor, labels: Tensor, kept_BM: Tensor, valid_BM: Tensor | None = None) -> Tensor:
-        """(B, buffer + M, W) of the class and the tokens at kept positions; entries that are not valid are room."""
+    def encode(
+        self, embedded_BNW: Tensor, sequence_B1W: Tensor, kept_BM: Tensor, valid_BM: Tensor | None = None
+    ) -> Tensor:
+        """(B, buffer + M, W) of the context and the tokens at kept positions; entries that are not valid are room."""
         index = kept_BM.clamp(max=self.length - 1)[..., None].expand(-1, -1, embedded_BNW.shape[2])
-        first = (
-            self.class_embedding(labels)[:, None].expand(-1, self.buffer, -1) + self.encoder_positions[:, : self.buffer]
-        )
+        first = sequence_B1W.expand(-1, self.buffer, -1) + self.encoder_positions[:, : self.buffer]
         tokens = (embedded_BNW + self.encoder_positions[:, self.buffer :]).gather(1, index)
         x = self.input_norm(torch.cat([first.to(tokens.dtype), tokens], dim=1))
         mask = None

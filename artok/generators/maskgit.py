@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from artok.conditioning.base import Conditioners, Context
 from artok.errors import ConfigError
 from artok.generators.base import Generator, GeneratorConfig
-from artok.generators.masked import MaskedTransformer, evenly_spread, masked_flags, picked, still_masked
+from artok.generators.masked import MaskedTransformer, Stack, evenly_spread, masked_flags, picked, still_masked
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.vit import EPS, initialise_linear
 from artok.noise import Noise
-from artok.sampling.guidance import guided, scale_at
+from artok.sampling.guidance import Guidance
 from artok.sampling.logits import draw
 from artok.sampling.settings import Sampling
 
@@ -93,20 +94,23 @@ class MaskedCodes(Generator):
         assert layout.vocab is not None
         self.config, (width, depth, heads) = config, config.shape()
         self.embedding = nn.Embedding(layout.vocab, width)
-        self.body = MaskedTransformer(
-            layout.length, classes, width, heads, int(config.mlp_ratio * width), depth, depth, config.buffer_size,
-            config.dropout,
-        )  # fmt: skip
+        stack = Stack(width, depth, heads, int(config.mlp_ratio * width))
+        conditioner = config.conditioners(width, classes)
+        self.body = MaskedTransformer(conditioner, layout.length, stack, stack, config.buffer_size, config.dropout)
         self.head = nn.Sequential(nn.LayerNorm(width, eps=EPS), nn.Linear(width, layout.vocab))
         self.apply(initialise_linear)
         self.body.initialise(config.embedding_init)
         nn.init.normal_(self.embedding.weight, std=config.embedding_init)
 
+    @property
+    def conditioner(self) -> Conditioners:  # type: ignore[override]
+        return self.body.conditioner
+
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         codes, length = tokens.values[..., 0], self.layout.length
         order = noise.permutation(length)
         counts = self.masked_counts(noise.uniform())
-        z = self.body(self.embedding(codes), condition.labels, order, counts, room=length - 1)
+        z = self.body(self.embedding(codes), self.context(condition).sequence, order, counts, room=length - 1)
         masked = masked_flags(order, counts)
         logits = self.head(picked(z, masked, self.expected)).float()
         targets = picked(codes, masked, self.expected)
@@ -127,16 +131,13 @@ class MaskedCodes(Generator):
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
         batch, length, total = len(condition), self.layout.length, self.passes(sampling)
-        labels = condition.labels
-        if sampling.guides:
-            labels = torch.cat([labels, condition.dropped(True, self.classes).labels])
-        codes = torch.zeros(batch, length, dtype=torch.int64, device=labels.device)
-        order, count = torch.arange(length, device=labels.device).expand(batch, -1), length
+        guidance = Guidance(condition, sampling, total)
+        context = self.context(guidance.condition)
+        codes = torch.zeros(batch, length, dtype=torch.int64, device=condition.device)
+        order, count = torch.arange(length, device=condition.device).expand(batch, -1), length
         for step in range(total):
             places = order[:, :count]
-            logits = self.logits(codes, labels, order, count)
-            if sampling.guides:
-                logits = guided(logits[:batch], logits[batch:], scale_at(sampling, step, total))
+            logits = guidance(self.logits(guidance.repeat(codes), context, guidance.repeat(order), count), step)
             drawn = draw(logits, noise.uniform(count), sampling.temperature, sampling.top_k, sampling.top_p)
             codes = codes.scatter(1, places, drawn)
             count = still_masked(length, total, step, count)
@@ -146,11 +147,9 @@ class MaskedCodes(Generator):
             known = ~masked_flags(order, torch.full_like(order[:, 0], count))
             yield Tokens(codes[..., None].clone(), self.layout, known=known if count else None)
 
-    def logits(self, codes: Tensor, labels: Tensor, order: Tensor, count: int) -> Tensor:
+    def logits(self, codes: Tensor, context: Context, order: Tensor, count: int) -> Tensor:
         """Logits (B, count, V) float32 of the masked positions, in their order; the head runs on those alone."""
-        halves = len(labels) // len(codes)
-        order = order.repeat(halves, 1)
-        z = self.body(self.embedding(codes).repeat(halves, 1, 1), labels, order, count)
+        z = self.body(self.embedding(codes), context.sequence, order, count)
         return self.head(z.gather(1, order[:, :count, None].expand(-1, -1, z.shape[2]))).float()
 
     def check(self, sampling: Sampling) -> None:

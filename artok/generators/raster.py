@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from artok.conditioning.base import Context
 from artok.generators.base import Generator, GeneratorConfig
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, causal_mask
@@ -22,7 +23,7 @@ from artok.nn.recompute import run
 from artok.nn.rotary import rotary_table
 from artok.nn.transformer import LlamaBlock
 from artok.noise import Noise
-from artok.sampling.guidance import guided, scale_at
+from artok.sampling.guidance import Guidance
 from artok.sampling.logits import draw
 from artok.sampling.settings import Sampling
 
@@ -104,7 +105,7 @@ class Raster(Generator):
         depth, self.heads, width = config.shape()
         assert layout.vocab is not None
         self.config, self.width, self.vocab, self.recompute = config, width, layout.vocab, False
-        self.class_embedding = nn.Embedding(classes + 1, width)
+        self.conditioner = config.conditioners(width, classes)
         self.token_embedding = nn.Embedding(layout.codes * layout.vocab, width)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.blocks = nn.ModuleList(
@@ -131,12 +132,12 @@ class Raster(Generator):
 
     # ------------------------------------------------------------------------------------------ one pass
 
-    def logits(self, codes: Tensor, labels: Tensor, start: int = 0, cache: KVCache | None = None) -> Tensor:
+    def logits(self, codes: Tensor, context: Context, start: int = 0, cache: KVCache | None = None) -> Tensor:
         """Next-code logits (B, n, V) float32 at n places of the sequence.
 
-        codes: (B, n - 1) after the class token when `start` is 0, else (B, n) at places start, start + 1, ...
+        codes: (B, n - 1) after the context's sequence when `start` is 0, else (B, n) at places start, start + 1, ...
         """
-        parts = [self.class_embedding(labels)[:, None]] if start == 0 else []
+        parts = [context.sequence] if start == 0 else []
         first = max(start - 1, 0)  # of `codes`, among all codes of the image
         places = torch.arange(first, first + codes.shape[1], device=codes.device)
         levels = self.level_offset[places % self.layout.codes]
@@ -149,39 +150,33 @@ class Raster(Generator):
             x_BND = run(block, x_BND, rotary, mask, cache, layer, recompute=self.recompute)
         return self.head(self.norm(x_BND)).float()
 
-    def _all_logits(self, codes: Tensor, labels: Tensor) -> Tensor:
-        return self.logits(codes[:, :-1], labels)
-
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         codes = tokens.values.flatten(1)
-        logits = self._all_logits(codes, condition.labels)
+        logits = self.logits(codes[:, :-1], self.context(condition))
         return {"nll": F.cross_entropy(logits.flatten(0, 1), codes.flatten())}
 
     def log_likelihood(self, tokens: Tokens, condition: Condition, codec: Codec | None) -> Tensor:
         codes = tokens.values.flatten(1)
-        log_probability = self._all_logits(codes, condition.labels).log_softmax(-1)
+        log_probability = self.logits(codes[:, :-1], self.context(condition)).log_softmax(-1)
         return log_probability.gather(-1, codes[..., None])[..., 0].double().sum(1)
 
     # ------------------------------------------------------------------------------------------ token by token
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
         batch, length = len(condition), self.layout.length * self.layout.codes
-        labels = condition.labels
-        if sampling.guides:
-            labels = torch.cat([labels, condition.dropped(True, self.classes).labels])
-        device, dtype = labels.device, getattr(torch, sampling.dtype)
+        guidance = Guidance(condition, sampling, length)
+        context = self.context(guidance.condition)
+        device, dtype = condition.device, getattr(torch, sampling.dtype)
         head_width = self.width // self.heads
-        cache = KVCache.allocate(len(self.blocks), len(labels), self.heads, length, head_width, device, dtype)
+        cache = KVCache.allocate(len(self.blocks), len(context), self.heads, length, head_width, device, dtype)
         uniform = noise.uniform(length)
         codes = torch.zeros(batch, length, dtype=torch.int64, device=device)
-        latest = codes.new_zeros(len(labels), 0)
+        latest = codes.new_zeros(len(context), 0)
         for step in range(length):
-            logits = self.logits(latest, labels, start=step, cache=cache)[:, -1]
+            logits = guidance(self.logits(latest, context, start=step, cache=cache)[:, -1], step)
             cache.filled += 1
-            if sampling.guides:
-                logits = guided(logits[:batch], logits[batch:], scale_at(sampling, step, length))
             codes[:, step] = draw(logits, uniform[:, step], sampling.temperature, sampling.top_k, sampling.top_p)
-            latest = codes[:, step : step + 1].repeat(len(labels) // batch, 1)  # both halves of guidance
+            latest = guidance.repeat(codes[:, step : step + 1])
             yield self._unfinished(codes, step + 1)
 
     def _unfinished(self, codes: Tensor, done: int) -> Tokens:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from artok.conditioning.base import Context
 from artok.generators.base import Generator, GeneratorConfig
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, attend
@@ -23,7 +25,7 @@ from artok.nn.block_causal import block_causal_mask, flex_block_causal
 from artok.nn.recompute import run
 from artok.nn.resize import shrink
 from artok.noise import Noise
-from artok.sampling.guidance import guided, scale_at
+from artok.sampling.guidance import Guidance
 from artok.sampling.logits import draw
 from artok.sampling.settings import Sampling
 
@@ -195,10 +197,10 @@ def modulated(x_BND: Tensor, scale_B1D: Tensor, shift_B1D: Tensor) -> Tensor:
     return torch.addcmul(shift_B1D, F.layer_norm(x_BND, x_BND.shape[-1:], eps=1e-6), 1 + scale_B1D)
 
 
-def initialise(module: nn.Linear | nn.Embedding, width: int) -> None:
+def initialise(module: nn.Linear, width: int) -> None:
     """Truncated normal of variance 1 / (3 width), and no bias: as published."""
     nn.init.trunc_normal_(module.weight, std=(3 * width) ** -0.5)
-    if isinstance(module, nn.Linear) and module.bias is not None:
+    if module.bias is not None:
         nn.init.zeros_(module.bias)
 
 
@@ -214,7 +216,7 @@ class Var(Generator):
         self.config, self.recompute = config, False
         self.parts = list(layout.scales())
         sizes = tuple(part.stop - part.start for part in self.parts)
-        self.class_embedding = nn.Embedding(classes + 1, self.width)
+        self.conditioner = config.conditioners(self.width, classes)
         self.word = nn.Linear(layout.width, self.width)
         self.start = nn.Parameter(torch.empty(sizes[0], self.width))
         self.position = nn.Parameter(torch.empty(layout.length, self.width))
@@ -236,7 +238,8 @@ class Var(Generator):
     def _initialise(self) -> None:
         for embedding in (self.start, self.position, self.level):
             nn.init.trunc_normal_(embedding, std=(3 * self.width) ** -0.5)
-        for module in (self.class_embedding, self.word, self.head_modulation, self.head):
+        self.conditioner.initialise(partial(nn.init.trunc_normal_, std=(3 * self.width) ** -0.5))
+        for module in (self.word, self.head_modulation, self.head):
             initialise(module, self.width)
         self.head_modulation.weight *= 0.5
         self.head.weight *= 0.02
@@ -250,17 +253,17 @@ class Var(Generator):
     def run(
         self,
         inputs: Sequence[Tensor],
-        labels: Tensor,
+        context: Context,
         first: int = 0,
         keep: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Logits (B, n, V) float32 of the codes of successive scales from `first` on.
 
-        inputs: the `words` of those scales, without those of scale 0, whose input is the class. keep: (B, layers, 2)
-        factors on the branches. Without a cache all scales must be there.
+        inputs: the `words` of those scales, without those of scale 0, whose input is `context.pooled`.
+        keep: (B, layers, 2) factors on the branches. Without a cache all scales must be there.
         """
-        condition_BD = self.class_embedding(labels)
+        condition_BD = context.pooled
         start = [condition_BD[:, None] + self.start] if first == 0 else []
         x_BND = torch.cat([*start, *inputs], dim=1)
         places = slice(self.parts[first].start, self.parts[first].start + x_BND.shape[1])
@@ -273,13 +276,13 @@ class Var(Generator):
         scale, shift = self.head_modulation(F.silu(condition_BD))[:, None].chunk(2, dim=-1)
         return self.head(modulated(x_BND, scale, shift)).float()
 
-    def logits(self, tokens: Tokens, labels: Tensor, codec: Codec | None, keep: Tensor | None = None) -> Tensor:
+    def logits(self, tokens: Tokens, context: Context, codec: Codec | None, keep: Tensor | None = None) -> Tensor:
         """Teacher-forced logits (B, N, V) of all scales in one pass."""
         prefixes = _lent(codec).prefixes(tokens)[:-1]
-        return self.run([self.words(scale, prefix) for scale, prefix in enumerate(prefixes, 1)], labels, keep=keep)
+        return self.run([self.words(scale, prefix) for scale, prefix in enumerate(prefixes, 1)], context, keep=keep)
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
-        logits = self.logits(tokens, condition.labels, codec, self._kept(noise))
+        logits = self.logits(tokens, self.context(condition), codec, self._kept(noise))
         return {"nll": F.cross_entropy(logits.flatten(0, 1), tokens.values.flatten())}
 
     def _kept(self, noise: Noise) -> Tensor | None:
@@ -290,7 +293,7 @@ class Var(Generator):
         return (noise.uniform(len(self.blocks), 2) >= rates) / (1 - rates)
 
     def log_likelihood(self, tokens: Tokens, condition: Condition, codec: Codec | None) -> Tensor:
-        log_probability = self.logits(tokens, condition.labels, codec).log_softmax(-1)
+        log_probability = self.logits(tokens, self.context(condition), codec).log_softmax(-1)
         return log_probability.gather(-1, tokens.values)[..., 0].double().sum(1)
 
     # ------------------------------------------------------------------------------------------ scale by scale
@@ -299,23 +302,20 @@ class Var(Generator):
         """One step a scale. The published sampling is guidance 2.5 (theirs: 1.5) on the linear schedule, top_k 900
         and top_p 0.96."""
         batch, layout, lent = len(condition), self.layout, _lent(codec)
-        labels = condition.labels
-        if sampling.guides:
-            labels = torch.cat([labels, condition.dropped(True, self.classes).labels])
-        device, dtype = labels.device, getattr(torch, sampling.dtype)
+        guidance = Guidance(condition, sampling, len(self.parts))
+        context = self.context(guidance.condition)
+        device, dtype = condition.device, getattr(torch, sampling.dtype)
         head_width = self.width // self.heads
-        cache = KVCache.allocate(len(self.blocks), len(labels), self.heads, layout.length, head_width, device, dtype)
+        cache = KVCache.allocate(len(self.blocks), len(context), self.heads, layout.length, head_width, device, dtype)
         uniform = noise.uniform(layout.length)
         values = torch.zeros(batch, layout.length, 1, dtype=torch.int64, device=device)
         for scale, part in enumerate(self.parts):
             inputs = []
             if scale > 0:
                 words = self.words(scale, lent.prefix(Tokens(values, layout), scale))
-                inputs = [words.repeat(len(labels) // batch, 1, 1)]  # both halves of guidance see the same codes
-            logits = self.run(inputs, labels, first=scale, cache=cache)
+                inputs = [guidance.repeat(words)]
+            logits = guidance(self.run(inputs, context, first=scale, cache=cache), scale)
             cache.filled = part.stop
-            if sampling.guides:
-                logits = guided(logits[:batch], logits[batch:], scale_at(sampling, scale, len(self.parts)))
             codes = draw(logits, uniform[:, part], sampling.temperature, sampling.top_k, sampling.top_p)
             values[:, part, 0] = codes
             yield Tokens(values.clone(), layout).first_scales(scale + 1)

@@ -22,7 +22,7 @@ GUIDED = 3
 NAMES = [  # of artok's to published ones
     (r"^network\.input\.", "x_embedder.proj."),
     (r"^network\.time\.layers\.", "t_embedder.mlp."),
-    (r"^network\.label\.", "y_embedder.embedding_table."),
+    (r"^network\.conditioner\.labels\.embedding\.", "y_embedder.embedding_table."),
     (r"\.attention\.out\.", ".attn.proj."),
     (r"\.attention\.", ".attn."),
     (r"\.feed_forward\.0\.", ".mlp.fc1."),

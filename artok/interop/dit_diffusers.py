@@ -25,7 +25,7 @@ EMBEDDINGS = {  # artok's to those in every block
     "network.time.layers.0.bias": "timestep_embedder.linear_1.bias",
     "network.time.layers.2.weight": "timestep_embedder.linear_2.weight",
     "network.time.layers.2.bias": "timestep_embedder.linear_2.bias",
-    "network.label.weight": "class_embedder.embedding_table.weight",
+    "network.conditioner.labels.embedding.weight": "class_embedder.embedding_table.weight",
 }
 
 

@@ -49,7 +49,7 @@ class LlamaGenGpt(Family):
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         assert isinstance(module, Raster)
         sources = {
-            "class_embedding.weight": renamed("cls_embedding.embedding_table.weight"),
+            "conditioner.labels.embedding.weight": renamed("cls_embedding.embedding_table.weight"),
             "token_embedding.weight": renamed("tok_embeddings.weight"),
             "norm.weight": renamed("norm.weight"),
             "head.weight": renamed("output.weight"),

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from artok.errors import CheckpointError
-from artok.generators.mar import SIZES, Mar
+from artok.generators.mar import Mar
+from artok.generators.patched import SIZES
 from artok.interop.families import Asked, Family, Found, Source, by_own_names, count, renamed, shape_of
 
 BLOCK = "{half}_blocks.{{i}}.attn.qkv.weight"
@@ -89,7 +90,7 @@ class MarFamily(Family):
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         assert isinstance(module, Mar)
         sources = by_own_names(module, NAMES)
-        sources["body.class_embedding.weight"] = renamed("class_emb.weight", "fake_latent")
+        sources["body.conditioner.labels.embedding.weight"] = renamed("class_emb.weight", "fake_latent")
         return sources
 
 

@@ -52,7 +52,7 @@ class VarTransformer(Family):
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         assert isinstance(module, Var)
         sources = {
-            "class_embedding.weight": renamed("class_emb.weight"),
+            "conditioner.labels.embedding.weight": renamed("class_emb.weight"),
             "start": renamed("pos_start"),
             "position": renamed("pos_1LC"),
             "level": renamed("lvl_embed.weight"),

@@ -139,7 +139,7 @@ def generator_losses(design: Design, batch: int) -> dict[str, Tensor]:
             tokens = design.tokenizer.encode(torch.empty(batch, *design.layout.image, device=META))
     random = noise(batch)
     drop = random.uniform() < design.experiment.generator.class_dropout  # type: ignore[union-attr]
-    condition = Condition(torch.empty(batch, dtype=torch.int64, device=META)).dropped(drop, design.classes)
+    condition = Condition(torch.empty(batch, dtype=torch.int64, device=META)).dropped("labels", drop)
     return dict(design.generator(tokens, condition, random, design.tokenizer))
 
 

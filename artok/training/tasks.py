@@ -264,7 +264,7 @@ class GeneratorTask(Task):
         if player == "critic":
             return self._critic_losses(modules["critic"], batch, seen)
         noise = Noise(fold("training", self.experiment.seed), batch.positions)
-        condition = Condition(batch.labels).dropped(noise.uniform() < self.class_dropout, self.generator.classes)
+        condition = Condition(batch.labels).dropped("labels", noise.uniform() < self.class_dropout)
         return Step(modules["model"](batch.tokens, condition, noise, self.tokenizer))
 
     def _critic_losses(self, critic: nn.Module, batch: TokenBatch, seen: int) -> Step:

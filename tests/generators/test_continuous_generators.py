@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from artok.config import validate
 from artok.errors import ConfigError, LayoutError, RunError
-from artok.generators import diffusion, mar, maskgit
+from artok.generators import causal_mar, diffusion, mar, maskgit
 from artok.generators.causal_mar import CausalMar
 from artok.generators.diffusion import LatentDiffusion, code_vectors
 from artok.generators.masked import masked_flags, still_masked
@@ -118,16 +119,17 @@ def test_mask_rates_are_a_truncated_normal_rounded_up() -> None:
 def test_images_that_keep_different_numbers_do_not_see_each_other() -> None:
     """The room that a batch with several mask rates needs changes nothing."""
     body = built(mar.Config.tiny(), LATENTS).body
+    sequence = torch.randn(3, 1, 32)
     embedded, order = torch.randn(3, 16, 32), noise(3).permutation(16)
     counts = torch.tensor([16, 13, 12])
-    together = body(embedded, torch.arange(3), order, counts, room=5)
+    together = body(embedded, sequence, order, counts, room=5)
     for row, count in enumerate(counts.tolist()):
         part = slice(row, row + 1)
-        alone = body(embedded[part], torch.arange(3)[part], order[part], count)
+        alone = body(embedded[part], sequence[part], order[part], count)
         torch.testing.assert_close(together[part], alone, rtol=1e-4, atol=1e-5)
     masked = masked_flags(order, counts)
     changed = torch.where(masked[..., None], torch.randn_like(embedded), embedded)
-    torch.testing.assert_close(body(changed, torch.arange(3), order, counts, room=5), together)
+    torch.testing.assert_close(body(changed, sequence, order, counts, room=5), together)
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_images() -> None:
@@ -142,9 +144,9 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_images() -> None:
     torch.testing.assert_close(total(slice(0, 4)), parts.mean(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_patches_are_decided_as_squares(causal: bool) -> None:
-    config = mar.Config.tiny().model_copy(update={"patch_size": 2, "causal": causal})
+@pytest.mark.parametrize("kind", [mar, causal_mar])
+def test_patches_are_decided_as_squares(kind: Any) -> None:
+    config = kind.Config.tiny().model_copy(update={"patch_size": 2})
     model = built(config, LATENTS)
     with torch.no_grad():
         states = list(model.steps(condition(2), Sampling(), noise(2), None))
@@ -158,20 +160,20 @@ def test_patches_are_decided_as_squares(causal: bool) -> None:
 
 @torch.no_grad()
 def test_causal_mar_with_its_cache_sees_what_it_sees_without_and_nothing_later() -> None:
-    model = built(mar.Config.tiny().model_copy(update={"causal": True}), LATENTS)
+    model = built(causal_mar.Config.tiny(), LATENTS)
     assert isinstance(model, CausalMar)
-    tokens, labels = latents(3).values, condition(3).labels
-    whole = model.conditions(tokens[:, :-1], labels)
+    tokens, context = latents(3).values, model.context(condition(3))
+    whole = model.conditions(tokens[:, :-1], context)
     from artok.nn.attention import KVCache
 
     cache = KVCache.allocate(2, 3, 2, 2 + 15, 16, torch.device("cpu"), torch.float32)
     for step in range(16):
         latest = tokens[:, max(step - 1, 0) : step]
-        torch.testing.assert_close(model.conditions(latest, labels, step, cache)[:, 0], whole[:, step])
+        torch.testing.assert_close(model.conditions(latest, context, step, cache)[:, 0], whole[:, step])
     changed = tokens.clone()
     changed[:, 9:] += 1
-    torch.testing.assert_close(model.conditions(changed[:, :-1], labels)[:, :10], whole[:, :10])
-    assert not torch.allclose(model.conditions(changed[:, :-1], labels)[:, 10:], whole[:, 10:])
+    torch.testing.assert_close(model.conditions(changed[:, :-1], context)[:, :10], whole[:, :10])
+    assert not torch.allclose(model.conditions(changed[:, :-1], context)[:, 10:], whole[:, 10:])
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "ddim", "euler", "heun", "dpm++"])
@@ -212,7 +214,7 @@ def test_without_gumbel_noise_the_surest_codes_are_kept() -> None:
     first = next(model.steps(condition(4), Sampling(temperature=0, choice_temperature=0), noise(4), None))
     order = torch.arange(16).expand(4, -1)
     codes = torch.zeros(4, 16, dtype=torch.int64)
-    sure = model.logits(codes, condition(4).labels, order, 16).log_softmax(-1).amax(-1)
+    sure = model.logits(codes, model.context(condition(4)), order, 16).log_softmax(-1).amax(-1)
     assert first.known is not None
     for row in range(4):
         assert sure[row][first.known[row]].min() >= sure[row][~first.known[row]].max()
@@ -251,7 +253,7 @@ def test_dit_has_the_published_sizes(size: str, patch: int, millions: float) -> 
     layout = TokenLayout(((32, 32),), 4, None, (3, 256, 256))
     config = validate(diffusion.Config, section, "test")
     with torch.device("meta"):
-        network = config.network.build(layout.grid, 4, 8, 1000)
+        network = config.network.build(layout.grid, 4, 8, partial(config.conditioners, classes=1000))
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
@@ -292,7 +294,7 @@ def test_the_guidance_interval_counts_evaluations() -> None:
     ("config", "layout"),
     [
         (mar.Config.tiny(), LATENTS),
-        (mar.Config.tiny().model_copy(update={"causal": True}), LATENTS),
+        (causal_mar.Config.tiny(), LATENTS),
         (maskgit.Config.tiny(), CODES),
         (diffusion.Config.tiny(), LATENTS),
     ],
@@ -335,7 +337,7 @@ def test_the_wrong_tokens_are_refused(config: Any, layout: TokenLayout | None) -
         (mar.Config.tiny(), LATENTS, {"head_steps": 51}, "51 sampling steps are more than the 50"),
         (maskgit.Config.tiny(), CODES, {"steps": 17}, "more than the 16 tokens"),
         (diffusion.Config.tiny(), LATENTS, {"steps": 51}, "51 sampling steps are more than the 50"),
-        (mar.Config.tiny().model_copy(update={"causal": True}), LATENTS, {"steps": 3}, "leave sampling.steps out"),
+        (causal_mar.Config.tiny(), LATENTS, {"steps": 3}, "leave sampling.steps out"),
     ],
 )
 def test_impossible_numbers_of_steps_are_refused(config: Any, layout: TokenLayout, asked: Any, words: str) -> None:
@@ -408,13 +410,11 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_checkp
 def test_the_first_deviation_of_embeddings_is_a_setting(kind: str) -> None:
     continuous, codes = TokenLayout(((16, 16),), 4, None, (1, 64, 64)), TokenLayout(((16, 16),), 4, 64, (1, 64, 64))
 
-    tiny = maskgit.Config.tiny() if kind == "maskgit" else mar.Config.tiny()
-    if kind == "causal":
-        tiny = tiny.model_copy(update={"causal": True})
+    tiny: Any = {"mar": mar, "causal": causal_mar, "maskgit": maskgit}[kind].Config.tiny()
     assert tiny.embedding_init == 0.02  # as published
     model = tiny.model_copy(update={"embedding_init": 1.0}).build(codes if kind == "maskgit" else continuous, 10)
     named = dict(model.named_parameters())
-    read = [name for name in named if name.endswith(("class_embedding.weight", "positions")) and "output" not in name]
+    read = [name for name in named if name.endswith(("embedding.weight", "positions")) and "output" not in name]
     written = [name for name in named if "output_positions" in name]
     assert len(read) >= 2
     assert len(written) == 1

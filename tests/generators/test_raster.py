@@ -39,7 +39,7 @@ def test_cached_decoding_equals_one_pass(layout: TokenLayout, options: dict) -> 
     built = model(layout, **options)
     labels = torch.tensor([0, 3, 5])
     *_, made = built.steps(Condition(labels), Sampling(temperature=0), Noise(0, torch.arange(3)), None)
-    logits = built.logits(made.values.flatten(1)[:, :-1], labels)
+    logits = built.logits(made.values.flatten(1)[:, :-1], built.context(Condition(labels)))
     assert torch.equal(logits.argmax(-1), made.values.flatten(1))
     cached = []
     from artok.nn.attention import KVCache
@@ -49,7 +49,7 @@ def test_cached_decoding_equals_one_pass(layout: TokenLayout, options: dict) -> 
     flat = made.values.flatten(1)
     for step in range(length):
         latest = flat[:, step - 1 : step] if step else flat[:, :0]
-        cached.append(built.logits(latest, labels, start=step, cache=cache))
+        cached.append(built.logits(latest, built.context(Condition(labels)), start=step, cache=cache))
         cache.filled += 1
     torch.testing.assert_close(torch.cat(cached, 1), logits, rtol=1e-5, atol=1e-5)
 
@@ -58,11 +58,11 @@ def test_cached_decoding_equals_one_pass(layout: TokenLayout, options: dict) -> 
 @torch.no_grad()
 def test_a_later_code_never_changes_an_earlier_prediction(layout: TokenLayout) -> None:
     built, labels, before = model(layout), torch.tensor([0, 1, 2]), codes(layout)
-    logits = built.logits(before[:, :-1], labels)
+    logits = built.logits(before[:, :-1], built.context(Condition(labels)))
     for place in range(before.shape[1] - 1):
         after = before.clone()
         after[:, place] = (after[:, place] + 1) % 32
-        changed = (built.logits(after[:, :-1], labels) - logits).abs().amax((0, 2)) > 1e-6
+        changed = (built.logits(after[:, :-1], built.context(Condition(labels))) - logits).abs().amax((0, 2)) > 1e-6
         assert not changed[: place + 1].any()
         assert changed[place + 1 :].any()
 
@@ -73,8 +73,8 @@ def test_guided_decoding_is_the_formula_on_both_halves() -> None:
     sampling = Sampling(temperature=0, cfg_scale=3.0)
     *_, made = built.steps(Condition(labels), sampling, Noise(0, torch.arange(2)), None)
     flat = made.values.flatten(1)
-    conditional = built.logits(flat[:, :-1], labels)
-    unconditional = built.logits(flat[:, :-1], torch.full_like(labels, 5))
+    conditional = built.logits(flat[:, :-1], built.context(Condition(labels)))
+    unconditional = built.logits(flat[:, :-1], built.context(Condition(torch.full_like(labels, 5))))
     assert torch.equal((unconditional + 3 * (conditional - unconditional)).argmax(-1), flat)
 
 
@@ -85,7 +85,9 @@ def test_sampled_codes_follow_the_model() -> None:
     labels = torch.zeros(count, dtype=torch.int64)
     *_, made = built.steps(Condition(labels), Sampling(temperature=1.5), Noise(0, torch.arange(count)), None)
     share = torch.bincount(made.values.flatten(), minlength=32) / count
-    wanted = (built.logits(torch.zeros(1, 0, dtype=torch.int64), labels[:1])[0, 0] / 1.5).softmax(-1)
+    wanted = (
+        built.logits(torch.zeros(1, 0, dtype=torch.int64), built.context(Condition(labels[:1])))[0, 0] / 1.5
+    ).softmax(-1)
     assert float((share - wanted).abs().max()) < 0.015
 
 

@@ -58,11 +58,11 @@ def noise(count: int) -> Noise:
 @torch.no_grad()
 def test_one_pass_equals_scale_by_scale_with_a_cache(options: dict) -> None:
     built, given, labels = model(**options), tokens(), torch.tensor([0, 3, 5])
-    whole = built.logits(given, labels, codec())
+    whole = built.logits(given, built.context(Condition(labels)), codec())
     store = KVCache.allocate(3, 3, 2, given.layout.length, 12, torch.device("cpu"), torch.float32)
     for scale, part in enumerate(built.parts):
         inputs = [built.words(scale, codec().prefix(given, scale))] if scale else []
-        cached = built.run(inputs, labels, first=scale, cache=store)
+        cached = built.run(inputs, built.context(Condition(labels)), first=scale, cache=store)
         store.filled = part.stop
         torch.testing.assert_close(cached, whole[:, part], rtol=1e-5, atol=1e-5)
 
@@ -71,11 +71,11 @@ def test_one_pass_equals_scale_by_scale_with_a_cache(options: dict) -> None:
 @torch.no_grad()
 def test_a_code_changes_no_logits_up_to_its_scale(options: dict) -> None:
     built, before, labels = model(**options), tokens(), torch.tensor([0, 1, 2])
-    logits = built.logits(before, labels, codec())
+    logits = built.logits(before, built.context(Condition(labels)), codec())
     for place in range(before.layout.length):
         values = before.values.clone()
         values[:, place] = (values[:, place] + 1) % 16
-        after = built.logits(Tokens(values, before.layout), labels, codec())
+        after = built.logits(Tokens(values, before.layout), built.context(Condition(labels)), codec())
         changed = (after - logits).abs().amax((0, 2)) > 1e-6
         end = next(part.stop for part in built.parts if place < part.stop)
         assert not changed[:end].any()
@@ -85,7 +85,7 @@ def test_a_code_changes_no_logits_up_to_its_scale(options: dict) -> None:
 @torch.no_grad()
 def test_the_class_reaches_every_place() -> None:
     built, given = model(), tokens(1)
-    logits = [built.logits(given, torch.tensor([label]), codec()) for label in (0, 1)]
+    logits = [built.logits(given, built.context(Condition(torch.tensor([label]))), codec()) for label in (0, 1)]
     assert ((logits[0] - logits[1]).abs().amax((0, 2)) > 1e-4).all()
 
 
@@ -94,8 +94,8 @@ def test_guidance_rises_with_the_scale_and_truncation_comes_after_it() -> None:
     built, labels = model(), torch.tensor([0, 1, 4])
     sampling = Sampling(temperature=0, cfg_scale=2.5, cfg_schedule="linear")
     *_, made = built.steps(Condition(labels), sampling, noise(3), codec())
-    conditional = built.logits(made, labels, codec())
-    unconditional = built.logits(made, torch.full_like(labels, CLASSES), codec())
+    conditional = built.logits(made, built.context(Condition(labels)), codec())
+    unconditional = built.logits(made, built.context(Condition(torch.full_like(labels, CLASSES))), codec())
     last = len(built.parts) - 1
     for scale, part in enumerate(built.parts):
         extra = 1.5 * scale / last  # VAR's own form: (1 + t) conditional - t unconditional
@@ -127,7 +127,9 @@ def test_sampled_codes_follow_the_model() -> None:
     labels = torch.full((count,), 2)
     *_, made = built.steps(Condition(labels), Sampling(), noise(count), codec())
     share = torch.bincount(made.values[:, 0, 0], minlength=16) / count
-    wanted = built.run([], labels[:1], cache=KVCache.allocate(3, 1, 2, 1, 12, labels.device, torch.float32))
+    wanted = built.run(
+        [], built.context(Condition(labels[:1])), cache=KVCache.allocate(3, 1, 2, 1, 12, labels.device, torch.float32)
+    )
     assert float((share - wanted[0, 0].softmax(-1)).abs().max()) < 0.04
 
 

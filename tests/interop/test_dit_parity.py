@@ -10,6 +10,7 @@ import torch
 from helpers.official import Official, close, exact, load, official, renamed
 from torch import Tensor
 
+from artok.conditioning.base import Context
 from artok.generators.diffusion import Config, Guided, LatentDiffusion
 from artok.generators.networks import dit
 from artok.layout import Condition, TokenLayout
@@ -23,7 +24,7 @@ from artok.sampling.targets import transition
 NAMES = [
     (r"^x_embedder\.proj\.", "input."),
     (r"^t_embedder\.mlp\.", "time.layers."),
-    (r"^y_embedder\.embedding_table\.", "label."),
+    (r"^y_embedder\.embedding_table\.", "conditioner.labels.embedding."),
     (r"\.attn\.proj\.", ".attention.out."),
     (r"\.attn\.", ".attention."),
     (r"\.mlp\.fc1\.", ".feed_forward.0."),
@@ -67,8 +68,8 @@ def tokens(images: Tensor) -> Tensor:
     return images.flatten(-2).transpose(-1, -2)
 
 
-def null(built: LatentDiffusion, labels: Tensor) -> Tensor:
-    return torch.full_like(labels, built.classes)
+def null(built: LatentDiffusion, labels: Tensor) -> Context:
+    return built.context(Condition(torch.full_like(labels, built.classes)))
 
 
 @torch.no_grad()
@@ -77,7 +78,7 @@ def test_network() -> None:
     close(sinusoids(io["t"], 256), io["t_embed_freq"], 1e-4)  # float32 angles up to 999 differ between machines
     close(built.network.time(io["t"]), io["t_embed"])
     x = tokens(io["x"])
-    close(built.network(x, io["t"], io["y"]), tokens(io["out"]))
+    close(built.network(x, io["t"], built.context(Condition(io["y"]))), tokens(io["out"]))
     close(built.network(x, io["t"], null(built, io["y"])), tokens(io["out_null"]))
 
 
@@ -113,7 +114,8 @@ def test_coefficients(prefix: str) -> None:
 def test_loss() -> None:
     built, io = model(), recorded().io
     terms = built.diffusion.losses(
-        lambda x, told: built.network(x, told, io["y"]), tokens(io["x0"]), tokens(io["x0_noise"]),
+        lambda x, told: built.network(x, told, built.context(Condition(io["y"]))),
+        tokens(io["x0"]), tokens(io["x0_noise"]),
         built.diffusion.at(io["t"]),
     )  # fmt: skip
     close(terms["mse"], io["train_mse"])
@@ -128,7 +130,7 @@ def test_each_ddpm_step() -> None:
     for j in range(10):
         index = 9 - j
         told = torch.full((len(x),), levels.times[index])
-        believed = built.diffusion.believed(built.network(x, told, io["y"]), x, levels[index])
+        believed = built.diffusion.believed(built.network(x, told, built.context(Condition(io["y"]))), x, levels[index])
         mean, log_variance = ancestral(believed, x, levels, index, Options())
         close(believed.clean, tokens(io["ddpm_step_pred_xstart"][j]))
         close(mean, tokens(io["ddpm_step_mean"][j]))

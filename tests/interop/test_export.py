@@ -20,6 +20,7 @@ from artok.interop.importing import Wishes, import_file
 from artok.interop.to_diffusers import to_diffusers
 from artok.interop.to_npz import to_npz
 from artok.interop.to_onnx import to_onnx
+from artok.layout import Condition
 from artok.metrics.results import Measurement, Results
 from artok.pipeline import Pipeline
 from artok.saved import CONFIG, WEIGHTS, load_generator, load_tokenizer, write_weights
@@ -98,7 +99,7 @@ def test_a_dit_in_diffusers_computes_the_same(tmp_path: Path) -> None:
     x, labels = torch.randn(2, 4, 8, 8), torch.tensor([1, 3])  # the last is no label
 
     def compare(times: Tensor) -> None:
-        wanted = ours.network(x.flatten(2).transpose(1, 2), times, labels)  # type: ignore[operator]
+        wanted = ours.network(x.flatten(2).transpose(1, 2), times, ours.context(Condition(labels)))  # type: ignore[operator]
         found = theirs(x, timestep=times, class_labels=labels).sample
         torch.testing.assert_close(found, latent_images(wanted, 8), rtol=1e-4, atol=1e-4)
 

@@ -189,7 +189,7 @@ def meta_state(family: str, module: torch.nn.Module, layout: TokenLayout) -> dic
     state = module.state_dict()
     hints: dict[str, Tensor] = {}
     if family == "mar":
-        width = state["body.class_embedding.weight"].shape[1]
+        width = state["body.conditioner.labels.embedding.weight"].shape[1]
         hints = {"class_emb.weight": torch.empty(1000, width), "fake_latent": torch.empty(1, width)}
     sources = families()[family].sources(module, hints)
     found = shapes(state, sources, hints)

@@ -19,7 +19,7 @@ from artok.sampling.solvers import Denoised, Options, ancestral, posterior_log_v
 from artok.sampling.targets import transition
 
 NAMES = [
-    (r"^class_emb\.weight$", "body.class_embedding.weight"),
+    (r"^class_emb\.weight$", "body.conditioner.labels.embedding.weight"),
     (r"^z_proj_ln\.", "body.input_norm."),
     (r"^z_proj\.", "input."),
     (r"^(en|de)coder_pos_embed_learned$", r"body.\1coder_positions"),
@@ -71,7 +71,9 @@ def model(recorded: Official) -> Mar:
     built = config.build(layout, given["class_num"])
     assert isinstance(built, Mar)
     state = renamed(recorded.weights, NAMES)
-    state["body.class_embedding.weight"] = torch.cat([state["body.class_embedding.weight"], state.pop("fake_latent")])
+    state["body.conditioner.labels.embedding.weight"] = torch.cat(
+        [state["body.conditioner.labels.embedding.weight"], state.pop("fake_latent")]
+    )
     load(built, state)
     return built.eval()
 
@@ -98,13 +100,17 @@ def test_encoder_and_decoder(recorded: Official) -> None:
     kept = io["orders"][:, masked:].sort(1).values
     null = torch.full_like(io["labels"], built.classes)
     for labels, suffix in ((io["labels"], ""), (null, "_null")):
-        encoded = body.encode(embedded, labels, kept)
+        sequence = built.context(Condition(labels)).sequence
+        encoded = body.encode(embedded, sequence, kept)
         close(encoded, io["encoder_out" + suffix])
         close(body.decode(encoded, kept), io["decoder_out" + suffix])
-        close(body(embedded, labels, io["orders"], masked), io["decoder_out" + suffix])
+        close(body(embedded, sequence, io["orders"], masked), io["decoder_out" + suffix])
         counts = torch.full((2,), masked)
-        close(body(embedded, labels, io["orders"], counts, room=embedded.shape[1]), io["decoder_out" + suffix])
-    close(body.encode(0 * embedded, io["labels"], kept[:, :0]), io["encoder_out_allmasked"])
+        close(body(embedded, sequence, io["orders"], counts, room=embedded.shape[1]), io["decoder_out" + suffix])
+    close(
+        body.encode(0 * embedded, built.context(Condition(io["labels"])).sequence, kept[:, :0]),
+        io["encoder_out_allmasked"],
+    )
 
 
 @torch.no_grad()
@@ -113,7 +119,7 @@ def test_head(recorded: Official) -> None:
     net, x, t = built.head.net, io["head_x"], io["head_t"]
     close(net.time(t), io["head_time_embed"])
     close(net(x, t, net.condition(io["head_c"])), io["head_out"])
-    network = built.head.guided_network(io["head_c"], io["head_c_null"], recorded.about["cfg_scale"])
+    network = built.head.guided_network(torch.cat([io["head_c"], io["head_c_null"]]), recorded.about["cfg_scale"], True)
     close(network(x, t.repeat(2)), io["head_out_cfg"][: len(x)])
 
 

@@ -111,7 +111,7 @@ def tokenizer() -> tuple[ConvTokenizer, Recorded]:
 def transformer_state(fixture: Recorded) -> dict[str, Tensor]:
     """Official transformer weights under the names of `Var`."""
     names = {
-        "class_emb.weight": "class_embedding.weight",
+        "class_emb.weight": "conditioner.labels.embedding.weight",
         "pos_start": "start",
         "pos_1LC": "position",
         "lvl_embed.weight": "level",
@@ -216,8 +216,11 @@ def test_teacher_forced_logits_are_the_official_ones(name: str) -> None:
     built, codec, fixture = transformer(name)
     tokens = Tokens(fixture.io["targets"][..., None], codec.layout)
     labels = fixture.io["labels"]
-    close(built.logits(tokens, labels, codec), fixture.io["logits"])
-    close(built.logits(tokens, torch.full_like(labels, built.classes), codec), fixture.io["logits_null"])
+    close(built.logits(tokens, built.context(Condition(labels)), codec), fixture.io["logits"])
+    close(
+        built.logits(tokens, built.context(Condition(torch.full_like(labels, built.classes))), codec),
+        fixture.io["logits_null"],
+    )
 
 
 @pytest.mark.parametrize("run", ["gen", "gen_nocfg"])

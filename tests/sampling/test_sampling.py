@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from artok.sampling.guidance import guided, scale_at
+from artok.layout import NO_LABEL, Condition, Text
+from artok.sampling.guidance import Guidance, guide, scale_at
 from artok.sampling.logits import draw, probabilities, truncate
 from artok.sampling.settings import Sampling
 
@@ -58,8 +59,23 @@ def test_a_cut_off_first_token_is_never_drawn() -> None:
 
 
 def test_guidance_is_artoks_one_formula() -> None:
-    conditional, unconditional = torch.tensor([3.0]), torch.tensor([1.0])
-    assert [float(guided(conditional, unconditional, s)) for s in (0.0, 1.0, 2.5)] == [1.0, 3.0, 6.0]
+    both = torch.tensor([[3.0, 5.0], [1.0, 2.0]])  # the conditional half, then the other
+    assert [guide(both, scale).tolist() for scale in (0.0, 1.0, 2.5)] == [[[1, 2]], [[3, 5]], [[6, 9.5]]]
+    assert guide(both, 2.5, width=1).tolist() == [[6, 5]]
+
+
+def test_guidance_drops_labels_and_text_in_the_second_half_alone() -> None:
+    text = Text(torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.bool))
+    condition = Condition(labels=torch.tensor([4, 7]), text=text, control=torch.ones(2, 1, 4, 4))
+    guidance = Guidance(condition, Sampling(cfg_scale=2.0), steps=1)
+    both = guidance.condition
+    assert both.labels.tolist() == [4, 7, NO_LABEL, NO_LABEL]
+    assert both.text.mask.any(1).tolist() == [True, True, False, False]
+    assert both.control.all()
+    assert guidance.repeat(torch.tensor([[1], [2]])).tolist() == [[1], [2], [1], [2]]
+    alone = Guidance(condition, Sampling(), steps=1)
+    assert alone.condition is condition
+    assert alone(text.values, 0) is alone.repeat(text.values) is text.values
 
 
 @pytest.mark.parametrize(

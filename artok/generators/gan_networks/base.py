@@ -1,17 +1,23 @@
-"""What every network of a GAN keeps to: a random vector and a label in, a whole grid out."""
+"""What every network of a GAN keeps to: a random vector and a context in, a whole grid out."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from artok.conditioning.base import Conditioners, Context
 from artok.config import Part
 
 
 class GanNetwork(nn.Module, ABC):
+    """conditioner: what makes the contexts that it reads."""
+
+    conditioner: Conditioners
+
     @abstractmethod
-    def forward(self, latents_BZ: Tensor, labels_B: Tensor) -> Tensor:
+    def forward(self, latents_BZ: Tensor, context: Context) -> Tensor:
         """(B, D, h, w), with no bound on the values, for latents of unit variance."""
 
 
@@ -23,8 +29,13 @@ class GanNetworkConfig(Part, ABC):
         """Why it cannot make such a grid (a phrase such as "needs two axes"), or None when it can."""
 
     @abstractmethod
-    def build(self, latent: int, grid: tuple[int, ...], width: int, classes: int) -> GanNetwork:
-        """The network from `latent` numbers to tokens of D = `width` numbers. The grid has passed `refuse`."""
+    def build(
+        self, latent: int, grid: tuple[int, ...], width: int, conditioners: Callable[[int], Conditioners]
+    ) -> GanNetwork:
+        """The network from `latent` numbers to tokens of D = `width` numbers. The grid has passed `refuse`.
+
+        conditioners: makes those whose contexts are of a given width.
+        """
 
     @classmethod
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from artok.conditioning.base import Conditioners, Context
 from artok.generators.gan_networks.base import GanNetwork, GanNetworkConfig, refuse_halving
 from artok.nn.r3 import base_grid
 
@@ -27,8 +29,10 @@ class Config(GanNetworkConfig):
     def refuse(self, grid: tuple[int, ...]) -> str | None:
         return refuse_halving(grid, len(self.channels))
 
-    def build(self, latent: int, grid: tuple[int, ...], width: int, classes: int) -> DcganNetwork:
-        return DcganNetwork(self, latent, grid, width, classes)
+    def build(
+        self, latent: int, grid: tuple[int, ...], width: int, conditioners: Callable[[int], Conditioners]
+    ) -> DcganNetwork:
+        return DcganNetwork(self, latent, grid, width, conditioners)
 
     @classmethod
     def tiny(cls) -> Config:
@@ -38,11 +42,18 @@ class Config(GanNetworkConfig):
 class DcganNetwork(GanNetwork):
     """Ends in tanh, so that it fits tokens in [-1, 1]: pixels."""
 
-    def __init__(self, config: Config, latent: int, grid: tuple[int, ...], width: int, classes: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        latent: int,
+        grid: tuple[int, ...],
+        width: int,
+        conditioners: Callable[[int], Conditioners],
+    ) -> None:
         super().__init__()
         widths = [*config.channels, width]
         self.base = base_grid(grid, len(widths))
-        self.embedding = nn.Embedding(classes, config.embedding_dim)
+        self.conditioner = conditioners(config.embedding_dim)
         self.start = nn.Linear(latent + config.embedding_dim, widths[0] * self.base[0] * self.base[1], bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in widths[:-1])
         self.convolutions = nn.ModuleList(
@@ -52,9 +63,9 @@ class DcganNetwork(GanNetwork):
         for module in (self.start, *self.convolutions):
             nn.init.normal_(module.weight, 0.0, 0.02)
 
-    def forward(self, latents_BZ: Tensor, labels_B: Tensor) -> Tensor:
-        told = torch.cat([latents_BZ, self.embedding(labels_B)], dim=1)
-        x = self.start(told).unflatten(1, (-1, *self.base))
+    def forward(self, latents_BZ: Tensor, context: Context) -> Tensor:
+        latents_BZ = torch.cat([latents_BZ, context.pooled], dim=1)
+        x = self.start(latents_BZ).unflatten(1, (-1, *self.base))
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             x = convolution(F.relu(norm(x)))
         return torch.tanh(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from artok.conditioning.base import Conditioners, Context
 from artok.generators.gan_networks.base import GanNetwork, GanNetworkConfig, refuse_halving
 from artok.nn.blur import doubled
 from artok.nn.r3 import GroupedBlock, base_grid, scaled_, widened
@@ -29,8 +31,10 @@ class Config(GanNetworkConfig):
     def refuse(self, grid: tuple[int, ...]) -> str | None:
         return refuse_halving(grid, len(self.channels) - 1)
 
-    def build(self, latent: int, grid: tuple[int, ...], width: int, classes: int) -> ResidualNetwork:
-        return ResidualNetwork(self, latent, grid, width, classes)
+    def build(
+        self, latent: int, grid: tuple[int, ...], width: int, conditioners: Callable[[int], Conditioners]
+    ) -> ResidualNetwork:
+        return ResidualNetwork(self, latent, grid, width, conditioners)
 
     @classmethod
     def tiny(cls) -> Config:
@@ -38,11 +42,18 @@ class Config(GanNetworkConfig):
 
 
 class ResidualNetwork(GanNetwork):
-    def __init__(self, config: Config, latent: int, grid: tuple[int, ...], width: int, classes: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        latent: int,
+        grid: tuple[int, ...],
+        width: int,
+        conditioners: Callable[[int], Conditioners],
+    ) -> None:
         super().__init__()
         widths = config.channels
         in_all = len(widths) * config.blocks
-        self.embedding = nn.Embedding(classes, config.embedding_dim)
+        self.conditioner = conditioners(config.embedding_dim)
         self.basis = nn.Parameter(torch.randn(widths[0], *base_grid(grid, len(widths))))
         self.scale = scaled_(nn.Linear(latent + config.embedding_dim, widths[0], bias=False), 1.0)
         self.transitions = nn.ModuleList(widened(a, b) for a, b in pairwise(widths))
@@ -52,9 +63,9 @@ class ResidualNetwork(GanNetwork):
         )
         self.end = scaled_(nn.Conv2d(widths[-1], width, 1, bias=False), 1.0)
 
-    def forward(self, latents_BZ: Tensor, labels_B: Tensor) -> Tensor:
-        told = torch.cat([latents_BZ, self.embedding(labels_B)], dim=1)
-        x = self.basis * self.scale(told)[:, :, None, None]
+    def forward(self, latents_BZ: Tensor, context: Context) -> Tensor:
+        latents_BZ = torch.cat([latents_BZ, context.pooled], dim=1)
+        x = self.basis * self.scale(latents_BZ)[:, :, None, None]
         for index, stage in enumerate(self.stages):
             if index:
                 x = doubled(self.transitions[index - 1](x))

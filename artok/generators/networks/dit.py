@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from artok.conditioning.base import Conditioners, Context
 from artok.generators.networks.base import DiffusionNetwork, NetworkConfig
 from artok.nn.patches import divides, merge_patches, patch_grid, split_patches
 from artok.nn.recompute import run
@@ -63,8 +65,10 @@ class Config(NetworkConfig):
             return f"with network.patch {self.patch_size} needs a grid whose sides are multiples of it"
         return None
 
-    def build(self, grid: tuple[int, ...], width: int, out: int, classes: int) -> DiffusionTransformer:
-        return DiffusionTransformer(self, grid, width, out, classes)
+    def build(
+        self, grid: tuple[int, ...], width: int, out: int, conditioners: Callable[[int], Conditioners]
+    ) -> DiffusionTransformer:
+        return DiffusionTransformer(self, grid, width, out, conditioners)
 
     @classmethod
     def tiny(cls) -> Config:
@@ -74,13 +78,20 @@ class Config(NetworkConfig):
 class DiffusionTransformer(DiffusionNetwork):
     """Patches with fixed positions through blocks whose norms the time and the class set."""
 
-    def __init__(self, config: Config, grid: tuple[int, ...], width: int, out: int, classes: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        grid: tuple[int, ...],
+        width: int,
+        out: int,
+        conditioners: Callable[[int], Conditioners],
+    ) -> None:
         super().__init__()
         depth, hidden, heads = config.shape()
         self.grid, self.patch, self.recompute = grid, config.patch_size, False
         self.input = nn.Linear(width * config.patch_size**2, hidden)
         self.time = TimeEmbedding(hidden)
-        self.label = nn.Embedding(classes + 1, hidden)
+        self.conditioner = conditioners(hidden)
         self.blocks = nn.ModuleList(
             ConditionedBlock(hidden, heads, int(config.mlp_ratio * hidden)) for _ in range(depth)
         )
@@ -88,13 +99,15 @@ class DiffusionTransformer(DiffusionNetwork):
         self.positions: Tensor
         self.register_buffer("positions", sincos_table(patch_grid(grid, config.patch_size), hidden), persistent=False)
         self.apply(initialise_linear)
-        for layer in (self.label, self.time.layers[0], self.time.layers[2]):
-            assert isinstance(layer, nn.Embedding | nn.Linear)
-            nn.init.normal_(layer.weight, std=config.condition_init)
+        fill = partial(nn.init.normal_, std=config.condition_init)
+        self.conditioner.initialise(fill)
+        for layer in (self.time.layers[0], self.time.layers[2]):
+            assert isinstance(layer, nn.Linear)
+            fill(layer.weight)
 
-    def forward(self, x_BND: Tensor, times_B: Tensor, labels_B: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, times_B: Tensor, context: Context) -> Tensor:
         x = self.tokens(x_BND)
-        given = self.condition(times_B, labels_B)
+        given = self.condition(times_B, context)
         for block in self.blocks:
             x = run(block, x, given, recompute=self.recompute)
         return merge_patches(self.output(x, given[:, None]), self.grid, self.patch)
@@ -103,7 +116,7 @@ class DiffusionTransformer(DiffusionNetwork):
         """(B, patches, hidden): embedded patches at their positions."""
         return self.input(split_patches(x_BND, self.grid, self.patch)) + self.positions
 
-    def condition(self, times_B: Tensor, labels_B: Tensor) -> Tensor:
+    def condition(self, times_B: Tensor, context: Context) -> Tensor:
         """(B, hidden)."""
         time: Tensor = self.time(times_B)
-        return time + torch.as_tensor(self.label(labels_B))
+        return time + context.pooled

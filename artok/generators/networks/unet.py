@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from artok.conditioning.base import Conditioners, Context
 from artok.generators.networks.base import DiffusionNetwork, NetworkConfig
 from artok.nn.conv import Downsample, PixelAttention, Upsample, arranged, group_norm
 from artok.nn.recompute import run
@@ -37,8 +39,8 @@ class Config(NetworkConfig):
             return f"with network kind unet needs a grid of two axes whose sides are multiples of {factor}"
         return None
 
-    def build(self, grid: tuple[int, ...], width: int, out: int, classes: int) -> UNet:
-        return UNet(self, grid, width, out, classes)
+    def build(self, grid: tuple[int, ...], width: int, out: int, conditioners: Callable[[int], Conditioners]) -> UNet:
+        return UNet(self, grid, width, out, conditioners)
 
     @classmethod
     def tiny(cls) -> Config:
@@ -87,12 +89,19 @@ class Stage(nn.Module):
 class UNet(DiffusionNetwork):
     """Down with every state kept, up with each one joined in again."""
 
-    def __init__(self, config: Config, grid: tuple[int, ...], width: int, out: int, classes: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        grid: tuple[int, ...],
+        width: int,
+        out: int,
+        conditioners: Callable[[int], Conditioners],
+    ) -> None:
         super().__init__()
         self.grid, self.recompute = grid, False
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
         condition, groups, last = 4 * config.base_channels, config.groups, len(widths) - 1
-        self.time, self.label = TimeEmbedding(condition), nn.Embedding(classes + 1, condition)
+        self.time, self.conditioner = TimeEmbedding(condition), conditioners(condition)
         self.input = nn.Conv2d(width, config.base_channels, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         channels, kept = config.base_channels, [config.base_channels]
@@ -118,8 +127,8 @@ class UNet(DiffusionNetwork):
         self.norm_out = group_norm(channels, groups)
         self.output = zero_convolution(channels, out)
 
-    def forward(self, x_BND: Tensor, times_B: Tensor, labels_B: Tensor) -> Tensor:
-        given = self.time(times_B) + self.label(labels_B)
+    def forward(self, x_BND: Tensor, times_B: Tensor, context: Context) -> Tensor:
+        given = self.time(times_B) + context.pooled
         x = self.input(arranged(x_BND.transpose(1, 2).unflatten(2, self.grid)))
         states = [x]
         for layer in self.down:

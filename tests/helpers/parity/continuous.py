@@ -140,12 +140,15 @@ def mar_body(fixture: Fixture, built: Mar) -> dict[str, Tensor]:
     found = {
         "tokens": tokens,
         "unpatchified": grid(built.finished(io["tokens_in"], None).values, io["unpatchified"]),
-        "class_embedding": body.class_embedding(labels),
-        "encoder_out_allmasked": body.encode(built.input(0 * tokens), labels, kept[:, :0]),
+        "class_embedding": built.context(Condition(labels)).pooled,
+        "encoder_out_allmasked": body.encode(
+            built.input(0 * tokens), built.context(Condition(labels)).sequence, kept[:, :0]
+        ),
     }
     for given, suffix in ((labels, ""), (torch.full_like(labels, built.classes), "_null")):
-        found[f"encoder_out{suffix}"] = body.encode(embedded, given, kept)
-        found[f"decoder_out{suffix}"] = body(embedded, given, io["orders"], masked)
+        sequence = built.context(Condition(given)).sequence
+        found[f"encoder_out{suffix}"] = body.encode(embedded, sequence, kept)
+        found[f"decoder_out{suffix}"] = body(embedded, sequence, io["orders"], masked)
     return found
 
 
@@ -199,7 +202,7 @@ def mar_head(fixture: Fixture, built: Mar) -> dict[str, Tensor]:
     io, about, head = fixture.io, fixture.about, built.head
     x, z, null, scale = io["head_x"], io["head_c"], io["head_c_null"], about["cfg_scale"]
     net, t = head.net, io["head_t"]
-    guided = head.guided_network(z, null, scale)(x, t.repeat(2))
+    guided = head.guided_network(torch.cat([z, null]), scale, True)(x, t.repeat(2))
     other = torch.cat([guided[:, : head.width], net(x, t, net.condition(null))[:, head.width :]], dim=1)
     found = {
         "head_time_embed": net.time(t),
@@ -270,7 +273,8 @@ def dit(fixture: Fixture) -> dict[str, Tensor]:
     found = dit_network(fixture, built) | dit_chains(fixture, built)
     diffusion = built.diffusion
     times, clean, noise = diffusion.at(io["t"]), sequence(io["x0"]), sequence(io["x0_noise"])
-    terms = diffusion.losses(lambda x, told: built.network(x, told, io["y"]), clean, noise, times)
+    context = built.context(Condition(io["y"]))
+    terms = diffusion.losses(lambda x, time: built.network(x, time, context), clean, noise, times)
     found["train_x_t"] = times.signal[:, None, None] * clean + times.sigma[:, None, None] * noise
     shaped = {name: pictures(value, side) for name, value in found.items()}
     coefficients = tables(built.config.diffusion.training_levels(), "full")
@@ -289,11 +293,12 @@ def dit(fixture: Fixture) -> dict[str, Tensor]:
 
 def dit_network(fixture: Fixture, built: LatentDiffusion) -> dict[str, Tensor]:
     io, network = fixture.io, built.network
-    x, null = sequence(io["x"]), torch.full_like(io["y"], built.classes)
+    x, null = sequence(io["x"]), built.context(Condition(torch.full_like(io["y"], built.classes)))
     guided = Guided(built, Condition(io["y"]), Sampling(cfg_scale=fixture.about["cfg_scale"]), 1)(x, io["t"])
     without, acted = network(x, io["t"], null), built.config.guided_channels or built.layout.width
     other = torch.cat([guided[..., :acted], without[..., acted:]], dim=-1)
-    return {"out": network(x, io["t"], io["y"]), "out_null": without, "out_cfg": torch.cat([guided, other])}
+    plain = network(x, io["t"], built.context(Condition(io["y"])))
+    return {"out": plain, "out_null": without, "out_cfg": torch.cat([guided, other])}
 
 
 CHAINS = {  # solver, clipping and options of each guided run
@@ -324,8 +329,8 @@ def dit_chains(fixture: Fixture, built: LatentDiffusion) -> dict[str, Tensor]:
         found[f"{name}_final"] = states[-1][0]
         found[f"{name}_pred_x0_first"] = states[0][1]
 
-    def network(x: Tensor, told: Tensor) -> Tensor:
-        return built.network(x, told, labels.labels)
+    def network(x: Tensor, time: Tensor) -> Tensor:
+        return built.network(x, time, built.context(labels))
 
     for solver, spacing in SPACING.items():
         levels = spaced(built, timestep_spacing=spacing, clip_sample=None).sampling_levels(len(noises))

@@ -60,8 +60,8 @@ def llamagen_gpt(fixture: Fixture) -> dict[str, Tensor]:
     labels, codes = io["labels"], io["codes"]
     tokens = Tokens(codes[..., None], built.layout)
     found = {
-        "logits": built.logits(codes[:, :-1], labels),
-        "logits_null": built.logits(codes[:, :-1], torch.full_like(labels, built.classes)),
+        "logits": built.logits(codes[:, :-1], built.context(Condition(labels))),
+        "logits_null": built.logits(codes[:, :-1], built.context(Condition(torch.full_like(labels, built.classes)))),
         "loss": built(tokens, Condition(labels), Noise(0, torch.arange(len(labels))), codec)["nll"],
         "rope_table": built.rotary,
     }
@@ -81,8 +81,8 @@ def var_transformer(fixture: Fixture) -> dict[str, Tensor]:
     labels = fixture.io["labels"]
     tokens = Tokens(fixture.io["targets"][..., None], codec.layout)
     found = {
-        "logits": built.logits(tokens, labels, codec),
-        "logits_null": built.logits(tokens, torch.full_like(labels, built.classes), codec),
+        "logits": built.logits(tokens, built.context(Condition(labels)), codec),
+        "logits_null": built.logits(tokens, built.context(Condition(torch.full_like(labels, built.classes))), codec),
     }
     for name, given in fixture.about["generation"].items():
         sampling = Sampling(temperature=0, cfg_scale=1 + given["cfg"], cfg_schedule="linear")

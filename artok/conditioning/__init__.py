@@ -1,0 +1,1 @@
+"""What turns a condition into vectors that a generator reads; one file a kind."""

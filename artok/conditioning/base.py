@@ -1,0 +1,96 @@
+"""What every conditioner keeps to: a Condition in, a Context out. One file a kind, each for one part of a Condition."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from artok.config import Part
+from artok.layout import Condition, ConditionPart
+
+
+@dataclass(frozen=True)
+class Context:
+    """A condition as vectors of width W.
+
+    pooled: (B, W), the whole of it as one vector. sequence: (B, L, W), the same as a sequence, and mask: (B, L) bool,
+    where it has entries, or None for everywhere. spatial: (B, W, *grid), or None where the condition has no map.
+    """
+
+    pooled: Tensor
+    sequence: Tensor
+    mask: Tensor | None = None
+    spatial: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def __getitem__(self, rows: slice | Tensor) -> Context:
+        mask, spatial = (None if part is None else part[rows] for part in (self.mask, self.spatial))
+        return Context(self.pooled[rows], self.sequence[rows], mask, spatial)
+
+
+class Conditioner(nn.Module, ABC):
+    """Turns one part of a condition into a context. part: its name."""
+
+    part: ClassVar[ConditionPart]
+
+    @abstractmethod
+    def forward(self, condition: Condition) -> Context:
+        """The context; where the part is missing or null, that of its null."""
+
+    @abstractmethod
+    def initialise(self, fill: Callable[[Tensor], object]) -> None:
+        """Give the weights that stand for the condition their first values. fill: sets a tensor in place."""
+
+
+class ConditionerConfig(Part, ABC):
+    """An entry of the `conditioning:` list."""
+
+    @abstractmethod
+    def build(self, width: int, classes: int, null: bool) -> Conditioner:
+        """The conditioner to contexts of `width`. null: whether it has a null, which guidance needs."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls) -> ConditionerConfig:
+        """The smallest sensible setting, which the contract tests run."""
+
+
+class Conditioners(nn.ModuleDict):
+    """The conditioners of a generator by the names of their parts, with one context of them all."""
+
+    def __init__(self, configs: tuple[ConditionerConfig, ...], width: int, classes: int, null: bool = True) -> None:
+        built = [config.build(width, classes, null) for config in configs]
+        super().__init__({conditioner.part: conditioner for conditioner in built})
+
+    @property
+    def parts(self) -> frozenset[str]:
+        return frozenset(self.keys())
+
+    def initialise(self, fill: Callable[[Tensor], object]) -> None:
+        for conditioner in self.values():
+            assert isinstance(conditioner, Conditioner)
+            conditioner.initialise(fill)
+
+    def forward(self, condition: Condition) -> Context:
+        """Pooled vectors and maps are summed, sequences follow one another."""
+        contexts: list[Context] = [conditioner(condition) for conditioner in self.values()]
+        if len(contexts) == 1:
+            return contexts[0]
+        masks = [
+            torch.ones_like(context.sequence[..., 0], dtype=torch.bool) if context.mask is None else context.mask
+            for context in contexts
+        ]
+        maps = [context.spatial for context in contexts if context.spatial is not None]
+        return Context(
+            torch.stack([context.pooled for context in contexts]).sum(0),
+            torch.cat([context.sequence for context in contexts], dim=1),
+            torch.cat(masks, dim=1),
+            torch.stack(maps).sum(0) if maps else None,
+        )

@@ -1,0 +1,118 @@
+"""What MAR's two orders share: patches of continuous tokens, and a diffusion head that draws each (Li et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC
+from typing import Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from artok.generators.base import Generator, GeneratorConfig
+from artok.generators.diffusion_head import DiffusionHead
+from artok.layout import TokenLayout, Tokens
+from artok.nn.patches import divides, merge_patches, patch_grid, split_patches
+from artok.sampling.diffusion import DiffusionConfig
+from artok.sampling.settings import Sampling
+
+SIZES = {  # width, layers of the encoder and of the decoder, heads, layers and width of the head: as published
+    "base": (768, 12, 12, 6, 1024),
+    "large": (1024, 16, 16, 8, 1280),
+    "huge": (1280, 20, 16, 12, 1536),
+}
+
+
+class PatchedConfig(GeneratorConfig, ABC):
+    """size: a published model, or leave it out and turn one dial, `depth`: half of all layers (those of MAR's encoder),
+    width 64 * depth, depth heads, and a head of depth / 2 layers as wide as the model unless given.
+
+    buffer_size: copies of the context's sequence before the tokens.
+    patch_size: side of the squares of tokens read as one.
+    diffusion_batch_mul: times and noises that each token's loss is taken at.
+    embedding_init: deviation of the first weights of the class, the mask token and the positions that the transformer
+        reads. Published is .02; in runs of a few hundred steps known tokens are then not placed, so not used: 1 helps.
+    token_init: the same for the layer that embeds a token's numbers, Xavier's unless given; 1 / sqrt(their count) makes
+        known tokens as large as positions of deviation 1.
+    diffusion: of the head; `diffusion.steps` are its steps for each token.
+    """
+
+    size: Literal["base", "large", "huge"] | None = None
+    depth: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=2)
+    heads: int | None = Field(None, ge=1)
+    head_depth: int | None = Field(None, ge=1)
+    head_width: int | None = Field(None, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0)
+    buffer_size: int = Field(64, ge=1)
+    patch_size: int = Field(1, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    diffusion_batch_mul: int = Field(4, ge=1)
+    embedding_init: float = Field(0.02, gt=0)
+    token_init: float | None = Field(None, gt=0)
+    diffusion: DiffusionConfig = DiffusionConfig(schedule="cosine", variance="learned", steps=100)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> PatchedConfig:
+        if (self.size is None) == (self.depth is None):
+            raise ValueError("give either size (base, large, huge) or depth")
+        if self.size and (self.width or self.heads or self.head_depth or self.head_width):
+            raise ValueError("width, heads, head_depth and head_width follow from size; leave them out, or give depth")
+        width, _, heads, _, _ = self.shape()
+        if width % heads:
+            raise ValueError(f"width {width} must be a multiple of the heads ({heads})")
+        return self
+
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """Width, layers, heads, layers of the head, width of the head."""
+        if self.size:
+            return SIZES[self.size]
+        assert self.depth is not None
+        width = self.width or 64 * self.depth
+        head = self.head_depth or max(1, self.depth // 2), self.head_width or width
+        return (width, self.depth, self.heads or self.depth, *head)
+
+    def refuse(self, layout: TokenLayout) -> str | None:
+        if layout.discrete:
+            return "needs continuous tokens, since its diffusion head draws vectors and not codes"
+        if len(layout.grids) != 1:
+            return "needs a single grid"
+        if not divides(layout.grid, self.patch_size):
+            return f"with patch_size {self.patch_size} needs a grid whose sides are multiples of it"
+        return None
+
+
+class PatchedGenerator(Generator):
+    """length N and dimension D are those of the patches, where they differ from the layout's."""
+
+    def __init__(self, config: PatchedConfig, layout: TokenLayout, classes: int, head_input: int) -> None:
+        """head_input: width of the vectors z under which the head draws."""
+        super().__init__(layout, classes)
+        width, _, _, head_depth, head_width = config.shape()
+        self.patch, self.token_init, self.draws = config.patch_size, config.token_init, config.diffusion_batch_mul
+        self.length = math.prod(patch_grid(layout.grid, self.patch))
+        self.dimension = layout.width * self.patch**2
+        self.input = nn.Linear(self.dimension, width)
+        self.head = DiffusionHead(config.diffusion, self.dimension, head_input, head_width, head_depth)
+
+    def initialise_input(self) -> None:
+        """The first weights of the tokens' embedding, where the config sets them."""
+        if self.token_init is not None:
+            nn.init.normal_(self.input.weight, std=self.token_init)
+
+    def patches(self, tokens: Tokens) -> Tensor:
+        """Token values as (B, N, D) patches."""
+        return split_patches(tokens.values, self.layout.grid, self.patch)
+
+    def finished(self, patches: Tensor, known_BN: Tensor | None) -> Tokens:
+        """Tokens of (B, N, D) patches, of which those in known_BN are decided, or all."""
+        grid, side = self.layout.grid, self.patch
+        values = merge_patches(patches, grid, side).clone()
+        if known_BN is None:
+            return Tokens(values, self.layout)
+        known = merge_patches(known_BN[..., None].repeat(1, 1, side**2), grid, side)[..., 0]
+        return Tokens(values, self.layout, known=known)
+
+    def check(self, sampling: Sampling) -> None:
+        self.head.diffusion.config.plan(sampling, sampling.head_steps)
+        self.passes(sampling)
