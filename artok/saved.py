@@ -25,6 +25,7 @@ from artok.config import OPEN, Config, dump, of_kind, read_yaml, validate
 from artok.errors import CheckpointError, ConfigError, LayoutError, RunError
 from artok.generators.base import Generator, GeneratorConfig
 from artok.layout import TokenLayout
+from artok.renamed import earlier_name
 from artok.sampling.settings import Sampling
 from artok.tokenizers.base import Tokenizer, TokenizerConfig
 from artok.weights import empty_parameters, read_weights
@@ -172,7 +173,7 @@ def write_config(path: Path, config: Config, facts: Facts | None = None) -> None
 def fingerprint(module: nn.Module) -> str:
     """16 hexadecimal digits that change whenever a weight does."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(whole_state(module).items()):
+    for name, tensor in sorted((earlier_name(name), tensor) for name, tensor in whole_state(module).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from artok.errors import CheckpointError, RunError
+from artok.renamed import current_name
 
 DTYPES = {
     torch.float64: "F64",
@@ -167,7 +168,8 @@ def read_weights(module: nn.Module, path: Path) -> None:
 
     CheckpointError: the file is damaged, or its keys and shapes are not the module's; the first of each are named.
     """
-    given = read_shapes(path)
+    shapes = read_shapes(path)
+    given = {current_name(name): shape for name, shape in shapes.items()}
     own = module.state_dict(keep_vars=True)
     first = {id(tensor): name for name, tensor in reversed(own.items())}  # a shared tensor is filed under its first
     problems = {
@@ -184,7 +186,7 @@ def read_weights(module: nn.Module, path: Path) -> None:
         if tensor.is_meta:
             holder, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(holder), leaf, real[id(tensor)])
-    read_into(path, {name: real[id(own[name])] for name in given})
+    read_into(path, {name: real[id(own[current_name(name)])] for name in shapes})
 
 
 def _with_memory(tensor: Tensor) -> Tensor:
