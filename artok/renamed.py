@@ -1,6 +1,8 @@
-"""Config keys that had other names before 0.2: read under the old name, and said to be renamed. Deleted at 1.0."""
+"""Names before 0.2 of config keys, which are read and named as renamed, and of saved tensors. Deleted at 1.0."""
 
 from __future__ import annotations
+
+from typing import Any
 
 _CODEBOOK = {
     "codes": "codebook_size",
@@ -96,3 +98,38 @@ RENAMED: dict[str, dict[str, str]] = {  # module and class below artok, old key:
     "adversarial.discriminators.stylegan.Config": {"width": "base_channels"},
     "adversarial.discriminators.residual.Config": {"widths": "channels", "embedding": "embedding_dim"},
 }
+
+_LABELS = "conditioner.labels.embedding.weight"
+RENAMED_TENSORS = {  # end of an old name of a saved tensor: end of its new one
+    "state.embed": "table",
+    "state.embed_avg": "sums",
+    "state.cluster_size": "counts",
+    "state.initted": "started",
+    "conscience.discounts": "balancing.bias",
+    "class_embedding.weight": _LABELS,
+    "network.label.weight": f"network.{_LABELS}",
+    "network.embedding.weight": f"network.{_LABELS}",
+}
+
+
+def current_name(name: str) -> str:
+    """Of a saved tensor, whichever version saved it."""
+    return _with_other_end(name, RENAMED_TENSORS)
+
+
+def earlier_name(name: str) -> str:
+    """The inverse of `current_name`: fingerprints go by the first names, so that recorded ones stay valid."""
+    return _with_other_end(name, {new: old for old, new in RENAMED_TENSORS.items()})
+
+
+def _with_other_end(name: str, ends: dict[str, str]) -> str:
+    for end, other in ends.items():
+        if f".{name}".endswith(f".{end}"):
+            return name.removesuffix(end) + other
+    return name
+
+
+def rename_tensors(module: object, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """A hook for `register_load_state_dict_pre_hook`, which lets a module load what an earlier version saved."""
+    for name in [each for each in state if each.startswith(prefix)]:
+        state[current_name(name)] = state.pop(name)

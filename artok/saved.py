@@ -25,19 +25,12 @@ from artok.config import OPEN, Config, dump, of_kind, read_yaml, validate
 from artok.errors import CheckpointError, ConfigError, LayoutError, RunError
 from artok.generators.base import Generator, GeneratorConfig
 from artok.layout import TokenLayout
+from artok.renamed import earlier_name
 from artok.sampling.settings import Sampling
 from artok.tokenizers.base import Tokenizer, TokenizerConfig
 from artok.weights import empty_parameters, read_weights
 
 CONFIG, WEIGHTS, TOKENIZER = "config.yaml", "model.safetensors", "tokenizer"
-
-_LABELS = "conditioner.labels.embedding.weight"
-RENAMED_KEYS = {  # of generators saved before 0.2, to those of today; deleted at 1.0
-    "class_embedding.weight": _LABELS,
-    "body.class_embedding.weight": f"body.{_LABELS}",
-    "network.label.weight": f"network.{_LABELS}",
-    "network.embedding.weight": f"network.{_LABELS}",
-}
 
 
 class Facts(Config):
@@ -112,7 +105,7 @@ def load_generator(name: str | Path, layout: TokenLayout) -> tuple[Generator, Sa
     check_layout(saved.generator, layout)
     with empty_parameters():
         generator = saved.generator.build(layout, len(saved.facts.classes))
-    read_weights(generator, folder / WEIGHTS, RENAMED_KEYS)
+    read_weights(generator, folder / WEIGHTS)
     return generator.eval().requires_grad_(False), saved
 
 
@@ -180,7 +173,7 @@ def write_config(path: Path, config: Config, facts: Facts | None = None) -> None
 def fingerprint(module: nn.Module) -> str:
     """16 hexadecimal digits that change whenever a weight does."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(whole_state(module).items()):
+    for name, tensor in sorted((earlier_name(name), tensor) for name, tensor in whole_state(module).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from artok.errors import CheckpointError, RunError
+from artok.renamed import current_name
 
 DTYPES = {
     torch.float64: "F64",
@@ -163,15 +163,13 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return cast(Any, tensor.reshape(-1).view(torch.uint8).numpy()).data
 
 
-def read_weights(module: nn.Module, path: Path, renamed: Mapping[str, str] = MappingProxyType({})) -> None:
+def read_weights(module: nn.Module, path: Path) -> None:
     """Load a safetensors file into a module, giving memory to the parameters that have none.
 
-    renamed: keys of earlier versions to those of today.
     CheckpointError: the file is damaged, or its keys and shapes are not the module's; the first of each are named.
     """
     shapes = read_shapes(path)
-    filed = {renamed.get(name, name): name for name in shapes}  # under which key the file has each
-    given = {name: shapes[key] for name, key in filed.items()}
+    given = {current_name(name): shape for name, shape in shapes.items()}
     own = module.state_dict(keep_vars=True)
     first = {id(tensor): name for name, tensor in reversed(own.items())}  # a shared tensor is filed under its first
     problems = {
@@ -188,7 +186,7 @@ def read_weights(module: nn.Module, path: Path, renamed: Mapping[str, str] = Map
         if tensor.is_meta:
             holder, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(holder), leaf, real[id(tensor)])
-    read_into(path, {key: real[id(own[name])] for name, key in filed.items()})
+    read_into(path, {name: real[id(own[current_name(name)])] for name in shapes})
 
 
 def _with_memory(tensor: Tensor) -> Tensor:

@@ -184,11 +184,11 @@ def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     return number
 
 
-def codebook_sources(own: str, published: str) -> dict[str, Source]:
-    """The state of a `Codebook`: the published table, and running means that agree with it."""
-
+def codebook_sources(own: str, published: str, codes: int) -> dict[str, Source]:
+    """The state of a `Codebook` of so many codes: the published table, with running counts and sums that agree."""
     return {
-        f"{own}.embed": renamed(published),
-        f"{own}.embed_avg": renamed(published),
-        f"{own}.initted": made(lambda: torch.tensor(True)),
+        f"{own}.table": renamed(published),
+        f"{own}.sums": renamed(published),
+        f"{own}.counts": made(lambda: torch.ones(1, codes)),
+        f"{own}.started": made(lambda: torch.tensor(True)),
     }

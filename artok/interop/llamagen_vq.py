@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from artok.interop.conv_layout import Spelling, conv_sources, describe_conv
-from artok.interop.families import Asked, Family, Found, Source, codebook_sources, made, shape_of
+from artok.interop.families import Asked, Family, Found, Source, codebook_sources, shape_of
 from artok.tokenizers.conv import ConvTokenizer
 
 TABLE = "quantize.embedding.weight"
@@ -51,9 +50,8 @@ class LlamaGenVq(Family):
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         assert isinstance(module, ConvTokenizer)
-        state, codes = "quantizer.levels.0.state", tensors[TABLE].shape[0]
-        counts = {f"{state}.cluster_size": made(lambda: torch.ones(1, codes))}
-        return conv_sources(module, LLAMAGEN) | codebook_sources(state, TABLE) | counts
+        codebook = codebook_sources("quantizer.levels.0", TABLE, tensors[TABLE].shape[0])
+        return conv_sources(module, LLAMAGEN) | codebook
 
 
 FAMILY = LlamaGenVq()

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from artok.interop.conv_layout import TAMING, conv_sources, describe_conv
-from artok.interop.families import Asked, Family, Found, Source, codebook_sources, made, shape_of, with_parameters
+from artok.interop.families import Asked, Family, Found, Source, codebook_sources, shape_of, with_parameters
 from artok.tokenizers.conv import ConvTokenizer
 
 TABLE, GUMBEL = "quantize.embedding.weight", "quantize.embed.weight"
@@ -50,10 +49,7 @@ class TamingVqgan(Family):
                 | with_parameters("quantizer.scores", "quantize.proj")
                 | {"quantizer.table.weight": Source((GUMBEL,))}
             )
-        codes = tensors[TABLE].shape[0]
-        state = "quantizer.levels.0.state"
-        counts = {f"{state}.cluster_size": made(lambda: torch.ones(1, codes))}
-        return sources | codebook_sources(state, TABLE) | counts
+        return sources | codebook_sources("quantizer.levels.0", TABLE, tensors[TABLE].shape[0])
 
 
 def _of_var(tensors: Mapping[str, Tensor]) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from artok.errors import CheckpointError
@@ -21,11 +20,10 @@ from artok.interop.families import (
     Source,
     codebook_sources,
     count,
-    made,
     shape_of,
     with_parameters,
 )
-from artok.quantizers.multiscale import MultiScaleQuantizer, nearest_ticks
+from artok.quantizers.multiscale import MultiScaleQuantizer, find_nearest_ticks
 from artok.tokenizers.conv import ConvTokenizer
 
 TABLE, HITS = "quantize.embedding.weight", "quantize.ema_vocab_hit_SV"
@@ -64,9 +62,8 @@ class VarVqvae(Family):
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         assert isinstance(module, ConvTokenizer) and isinstance(module.quantizer, MultiScaleQuantizer)
-        state, codes = "quantizer.book.state", tensors[TABLE].shape[0]
-        sources = conv_sources(module, VAR) | codebook_sources(state, TABLE)
-        sources[f"{state}.cluster_size"] = made(lambda: torch.ones(1, codes))
+        codebook = codebook_sources("quantizer.book", TABLE, tensors[TABLE].shape[0])
+        sources = conv_sources(module, VAR) | codebook
         for own, published in enumerate(_phi(module.quantizer.assignment, count(tensors, PHI + ".weight"))):
             sources |= with_parameters(f"quantizer.phi.{own}.convolution", PHI.format(i=published))
         return sources
@@ -74,7 +71,7 @@ class VarVqvae(Family):
 
 def _phi(assignment: list[int], available: int) -> list[int]:
     """The published phi of each of artok's, which leaves out those that few scales leave idle."""
-    published = nearest_ticks(len(assignment), available)
+    published = find_nearest_ticks(len(assignment), available)
     pairs = dict(zip(assignment, published, strict=True))
     if [pairs[own] for own in assignment] != published:
         raise CheckpointError(f"{len(assignment)} scales do not share {available} convolutions as this model's do")

@@ -1,4 +1,4 @@
-"""What lets one table of codes serve several scales: residuals of one size, and a turn for every code everywhere."""
+"""What lets one table of codes serve several scales: residuals of one size, and codes in use at every scale."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from artok.quantizers.base import occurrences, perplexity
-from artok.quantizers.codebook import summed
+from artok.quantizers.base import count_codes, perplexity
+from artok.quantizers.distributed import sum_over_processes
+from artok.renamed import rename_tensors
 
-CHOICE = 0.1  # what one choice takes off a discount, in the squared distance of residuals whose variance is 1
+RATE = 0.1  # what one choice takes off a bias, in the squared distance of residuals whose variance is 1
 
 
 class Standardisation(nn.Module):
@@ -29,60 +30,61 @@ class Standardisation(nn.Module):
         self.register_buffer("mean", torch.zeros(scales, width))
         self.register_buffer("variance", torch.ones(scales, width))
 
-    def standard(self, scale: int, points: Tensor) -> Tensor:
-        """Residuals (..., D) of a scale, as they are looked up."""
+    def standardise(self, scale: int, points: Tensor) -> Tensor:
+        """Residuals (..., D) of a scale with mean 0 and deviation 1, as they are looked up."""
         return (points - self.mean[scale]) / self._deviation(scale)
 
-    def restored(self, scale: int, codes: Tensor) -> Tensor:
-        """Codes (..., D) as the residuals of a scale that they stand for."""
+    def restore(self, scale: int, codes: Tensor) -> Tensor:
+        """The inverse of `standardise`: the residuals of a scale that codes (..., D) stand for."""
         return codes * self._deviation(scale) + self.mean[scale]
 
     def _deviation(self, scale: int) -> Tensor:
         return self.variance[scale].clamp(min=1e-8).sqrt()  # a channel that never changes is left as it is
 
     @torch.no_grad()
-    def follow(self, residuals: Sequence[Tensor]) -> None:
-        """residuals: (M, D) of each scale, not standardised. Shared among processes."""
+    def update(self, residuals: Sequence[Tensor]) -> None:
+        """residuals: (M, D) of each scale in this process, not standardised. All processes get the same means."""
         sums = torch.stack([torch.cat([each.sum(0), each.square().sum(0)]) for each in residuals])
         counts = sums.new_tensor([len(each) for each in residuals])[:, None]
-        moments = summed(torch.cat([sums, counts], dim=1))
+        moments = sum_over_processes(torch.cat([sums, counts], dim=1))
         mean, square = (moments[:, :-1] / moments[:, -1:]).chunk(2, dim=1)
         self.mean.lerp_(mean, 1 - self.decay)
         around = square - 2 * mean * self.mean + self.mean.square()
         self.variance.lerp_(around.clamp(min=0), 1 - self.decay)
 
 
-class Conscience(nn.Module):
-    """Discounts (S, V) on the squared distance of the codes at each scale, which keep every code in use at every scale.
+class UsageBalancing(nn.Module):
+    """A bias (S, V) taken off the squared distance of each code at each scale, which keeps every code in use there.
 
-    A code that a scale chooses less often than `floor` times an even use gets a discount there, which grows until it is
-    chosen (DeSieno 1988). It is stochastic ascent on the prices of a transport problem: the choice of least distortion
-    among those in which each code is used that often. A step counts by its positions, so that a choice takes as much
-    off a discount at every scale; with equal steps the discounts of coarse scales would swing too far to keep.
+    The bias of a code grows while a scale chooses it less often than `floor` times an even use (DeSieno 1988, "Adding a
+    conscience to competitive learning"). This is stochastic ascent on the prices of a transport problem: the choice of
+    least distortion among those in which each code is used that often. A step counts by its positions, so that a choice
+    changes a bias by as much at every scale; with equal steps the biases of coarse scales would swing too far.
     """
 
-    discounts: Tensor
+    bias: Tensor
 
     def __init__(self, scales: int, codes: int, floor: float) -> None:
         super().__init__()
         self.floor = floor
-        self.register_buffer("discounts", torch.zeros(scales, codes))
+        self.register_buffer("bias", torch.zeros(scales, codes))
+        self.register_load_state_dict_pre_hook(rename_tensors)
 
     @torch.no_grad()
-    def follow(self, counts: Tensor) -> None:
+    def update(self, counts: Tensor) -> None:
         """counts: (S, V) of the codes in this step, over all processes."""
-        wanted = self.floor * counts.mean(1, keepdim=True)
-        excess = torch.minimum(counts - wanted, 8 * (1 + wanted))  # one batch all alike undoes no long ascent
-        self.discounts.sub_(CHOICE * excess).clamp_(min=0)
+        least = self.floor * counts.mean(1, keepdim=True)
+        excess = torch.minimum(counts - least, 8 * (1 + least))  # one batch of equal images undoes no long ascent
+        self.bias.sub_(RATE * excess).clamp_(min=0)
 
     @torch.no_grad()
-    def forget(self, codes: Tensor) -> None:
-        """The discounts of codes (V,) bool that now stand elsewhere, where they might draw a whole scale to them."""
-        self.discounts.masked_fill_(codes, 0)
+    def reset(self, codes: Tensor) -> None:
+        """Clear the bias of codes, (V,) bool, that have been replaced: it might draw a whole scale to them."""
+        self.bias.masked_fill_(codes, 0)
 
 
 class Usage(nn.Module):
-    """Which codes each scale has used lately, over as many positions as would show each code of an even use 8 times.
+    """Which codes each scale has used lately: over as many positions as would show each code 8 times if use were even.
 
     A batch alone cannot tell: its 1x1 grids are as many as its images, fewer than the codes.
     """
@@ -97,15 +99,18 @@ class Usage(nn.Module):
         self.register_buffer("least", torch.zeros(scales, 1), persistent=False)
 
     @torch.no_grad()
-    def follow(self, counts: Tensor) -> None:
-        """counts: as in Conscience."""
+    def update(self, counts: Tensor) -> None:
+        """counts: as in UsageBalancing."""
         positions = counts.sum(1, keepdim=True)
         self.frequencies.lerp_(counts / positions, (positions / self.window).clamp(max=1))
         self.least.copy_(0.3 / positions.clamp(min=self.window))  # a hit is worth 1/e after one window
 
     @torch.no_grad()
     def monitors(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """usage: share of the codes that occurred. perplexity: exp of the entropy. Both by the name of the scale."""
+        """usage: share of the codes that occurred. perplexity: exp of the entropy of their frequencies.
+
+        Both of each scale, by its name.
+        """
         seen = self.frequencies > self.least
         spread = perplexity(F.normalize(self.frequencies, p=1, dim=1))
         usage = {f"usage, {name}": part for name, part in zip(names, seen.float().mean(1), strict=True)}
@@ -113,6 +118,6 @@ class Usage(nn.Module):
 
 
 @torch.no_grad()
-def hits(chosen: Sequence[Tensor], codes: int) -> Tensor:
-    """How often (S, V) each of V codes is among the codes (B, n) of each scale, over all processes."""
-    return summed(torch.cat([occurrences(values.unsqueeze(-1), codes) for values in chosen]))
+def count_by_scale(chosen: Sequence[Tensor], codes: int) -> Tensor:
+    """How often each of V codes is among the codes (B, n) of each scale, over all processes: (S, V)."""
+    return sum_over_processes(torch.cat([count_codes(values.unsqueeze(-1), codes) for values in chosen]))

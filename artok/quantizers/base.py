@@ -149,14 +149,14 @@ def code_usage(values: Tensor, vocab: int) -> dict[str, Tensor]:
     usage: share of the codes that occur. perplexity: exp of the entropy of their frequencies, in [1, vocab].
     Both are bounded by the number of positions in the batch; the metrics give them for a whole data set.
     """
-    counts = occurrences(values, vocab)
+    counts = count_codes(values, vocab)
     frequencies = counts * (len(counts) / values.numel())
     return {"usage": (counts > 0).float().mean(), "perplexity": perplexity(frequencies).mean()}
 
 
 @torch.no_grad()
-def occurrences(values: Tensor, vocab: int) -> Tensor:
-    """How often each code is among the codes (B, N, K) of a level, (K, vocab)."""
+def count_codes(values: Tensor, vocab: int) -> Tensor:
+    """How often each level K of codes (B, N, K) has each code, (K, vocab)."""
     levels = values.shape[-1]
     slots = (values + vocab * torch.arange(levels, device=values.device)).flatten()
     # scatter_add_ and not bincount, which makes the host wait for a GPU to learn the largest value

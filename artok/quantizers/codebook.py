@@ -1,10 +1,10 @@
-"""Codebooks that are learned as a table of vectors: the search, the updates and the revival that vq and residual share.
+"""A learned table of codes: the search, the running means, the k-means start and the restart of dead codes.
 
-The state, its k-means start, its smoothed means and the revival of dead codes are vector-quantize-pytorch's. The
-search and the counting are here, because the library's forward also starts k-means in eval mode, decides once and for
-all at its first use whether there are several processes, gives codebook and encoder the same weight when the codebook
-takes gradients, and builds a one-hot matrix of tokens x codes (3 to 7 ms on a CPU core at 2,048 tokens and 256 codes,
-against 1 to 1.5).
+vq and residual build on it, and multiscale uses its parts. It is not vector-quantize-pytorch's VectorQuantize, whose
+forward also starts k-means in eval mode, decides once and for all at its first use whether there are several processes,
+gives codebook and encoder the same weight when the codebook takes gradients, and builds a one-hot matrix of tokens x
+codes (3 to 7 ms on a CPU core at 2,048 tokens and 256 codes, against 1 to 1.5). Tests hold the means and the k-means to
+the library's.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor, distributed, nn
-from vector_quantize_pytorch import VectorQuantize
-from vector_quantize_pytorch.vector_quantize_pytorch import batched_sample_vectors, sample_vectors_distributed
+from torch import Tensor, nn
 
 from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, code_usage, to_grid, to_sequence
+from artok.quantizers.distributed import count_rows, draw_indices, sample_rows, sum_over_processes
 from artok.quantizers.gradients import rotation_trick, straight_through
+from artok.renamed import rename_tensors
+
+SMOOTHING = 1e-5  # of the counts, against division by zero
+SHORTEST = 1e-6  # length of a mean that still has a direction
 
 
 class CodebookConfig(QuantizerConfig, ABC):
@@ -101,131 +104,152 @@ class CodebookQuantizer(Quantizer):
 
 
 class Codebook(nn.Module):
-    """A table of V vectors of length D. In training mode, each call also moves the table towards what it was shown.
+    """A table of V vectors of length D, and how often and by what each has been chosen.
 
-    Among processes the counts, the sums, k-means and the samples that revive codes are shared, so all keep one table.
+    In training mode, each call also moves the table towards what it was shown. All processes keep the same table.
+
+    table: (1, V, D). counts: (1, V), running number of choices per step. sums: (1, V, D), running sum per step of the
+    vectors that chose each code. started: whether k-means has been run, if it was asked for. The leading axis is that
+    of saved models.
     """
+
+    table: Tensor
+    counts: Tensor
+    sums: Tensor
+    started: Tensor
 
     def __init__(self, config: CodebookConfig, cosine: bool) -> None:
         super().__init__()
+        self.config = config
         self.cosine = cosine
         self.follows_means = config.update == "ema"
-        self.decay = config.decay
-        self.revives = config.dead_code_threshold > 0
-        library = VectorQuantize(
-            dim=config.code_dim,
-            codebook_size=config.codebook_size,
-            decay=config.decay,
-            kmeans_iters=config.kmeans_iters,
-            threshold_ema_dead_code=config.dead_code_threshold,
-            use_cosine_sim=cosine and self.follows_means,  # it knows no gradients on the sphere; `vectors` does
-            learnable_codebook=not self.follows_means,
-            ema_update=self.follows_means,
-            rotation_trick=False,
-            sync_codebook=False,  # decided at each step by `_share`
-        )
-        self.state = library._codebook
-        # not through the constructor's kmeans_init, which would leave the table all zeros until the first batch
-        self.state.initted.fill_(not config.kmeans_init)
-        self.starts_from_means = config.kmeans_init
+        self.restarts = config.dead_code_threshold > 0
+        self.means_on_sphere = cosine and self.follows_means  # a table that takes gradients is normalised when read
+        table = torch.empty(1, config.codebook_size, config.code_dim)
+        nn.init.kaiming_uniform_(table)
+        if self.means_on_sphere:
+            table = F.normalize(table, dim=-1)
+        self.register_buffer("started", torch.tensor(not config.kmeans_init))
+        self.register_buffer("counts", torch.ones(1, config.codebook_size))
+        self.register_buffer("sums", table.clone())
+        if self.follows_means:
+            self.register_buffer("table", table)
+        else:
+            self.table = nn.Parameter(table)
+        self.register_load_state_dict_pre_hook(rename_tensors)
+
+    @property
+    def counts_choices(self) -> bool:
+        return self.follows_means or self.restarts
 
     def vectors(self) -> Tensor:
         """The table (V, D) in float32, on the unit sphere when similarity is cosine."""
-        vectors = self.state.embed[0].float()
+        vectors = self.table[0].float()
         return F.normalize(vectors, dim=-1) if self.cosine else vectors
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest code of each of the points (B, N, D): its number (B, N) int64 and its vector (B, N, D).
 
-        The vectors are those from before this call's update, with gradients to the table if it takes any.
+        The vectors are those from before this call's update, with gradients to the table if it takes any. k-means and
+        the restart come before the search, so that no code changes after this batch has chosen it.
         """
         flat = points.flatten(0, 1)
-        if self.training:
-            self._prepare(flat)
+        if self.training and self.config.kmeans_init and not self.started:
+            self.start_from_kmeans(flat)
+        if self.training and self.restarts:
+            self.restart_dead_codes(flat)
         vectors = self.vectors()
-        values = nearest(flat, vectors)
+        values = find_nearest(flat, vectors)
         codes = F.embedding(values, vectors)
-        if self.training:
-            self.count(flat, values)
+        if self.training and self.counts_choices:
+            self.update(self.collect(flat, values))
         return values.view(points.shape[:2]), codes.view(points.shape)
 
     @torch.no_grad()
-    def _prepare(self, points: Tensor) -> None:
-        """The k-means start and the revival of dead codes: before the search, so that no code chosen by this batch
-        changes under it."""
-        if not (self.starts_from_means or self.revives):
-            return
-        self._choose_samplers()
-        if self.starts_from_means:
-            self.state.init_embed_(points.unsqueeze(0))
-        if self.revives:
-            self.state.expire_codes_(points.unsqueeze(0))
+    def collect(self, points: Tensor, values: Tensor) -> Tensor:
+        """For each code the sum of the points (M, D) whose value (M,) it is, then their number: (V, D + 1)."""
+        totals = points.new_zeros(self.config.codebook_size, points.shape[1] + 1)
+        return totals.index_add_(0, values, F.pad(points, (0, 1), value=1.0))
 
     @torch.no_grad()
-    def revive(self, points: Tensor, spared: Tensor) -> Tensor:
-        """The revival alone, for a caller that searches by itself: dead codes, but for those `spared` (V,), are
-        replaced by some of the points (M, D). Which were replaced, (V,) bool."""
-        dead = (self.state.cluster_size < self.state.threshold_ema_dead_code) & ~spared
-        if dead.any():
-            self._choose_samplers()
-            self.state.replace(points.unsqueeze(0), batch_mask=dead)
-        return dead[0]
+    def update(self, totals: Tensor) -> None:
+        """Bring the totals (V, D + 1) of a step, as `collect` gives them, into the running counts and sums.
 
-    def _choose_samplers(self) -> None:
-        """At each use, for there may be several processes by now."""
-        shared = several_processes()
-        self.state.sample_fn = sample_vectors_distributed if shared else batched_sample_vectors
-        self.state.replace_sample_fn = self.state.sample_fn
-        self.state.kmeans_all_reduce_fn = distributed.all_reduce if shared else _keep
-
-    @torch.no_grad()
-    def count(self, points: Tensor, values: Tensor) -> Tensor | None:
-        """Running counts n and sums m of the latents at each code, and the code m/n (van den Oord 2017, A.1).
-
-        points: (M, D). values: (M,). Returns how often this step chose each code, (V,), over all processes; None where
-        nothing is counted.
+        With update "ema" the codes then move to the means (van den Oord 2017, appendix A.1).
         """
-        if not (self.follows_means or self.revives):
-            return None
-        totals = points.new_zeros(self.state.codebook_size, points.shape[1] + 1)
-        totals.index_add_(0, values, F.pad(points, (0, 1), value=1.0))
-        summed(totals)
-        self.state.embed_avg.lerp_(totals[None, :, :-1].to(self.state.embed_avg), 1 - self.decay)
-        self.state.cluster_size.lerp_(totals[None, :, -1].to(self.state.cluster_size), 1 - self.decay)
+        sum_over_processes(totals)
+        self.sums.lerp_(totals[None, :, :-1], 1 - self.config.decay)
+        self.counts.lerp_(totals[None, :, -1], 1 - self.config.decay)
         if self.follows_means:
-            self.state.update_ema()
-        return totals[:, -1]
+            self._move_to_means()
+
+    def _move_to_means(self) -> None:
+        """Each code becomes its sum over its count, the latter with Laplace smoothing (Razavi 2019, section 2.1)."""
+        total = self.counts.sum(-1, keepdim=True)
+        counts = (self.counts + SMOOTHING) / (total + self.config.codebook_size * SMOOTHING) * total
+        means = self.sums / counts[..., None]
+        if self.means_on_sphere:  # a code that nothing chooses for long has no mean any more, and stays in its place
+            lasting = means.norm(dim=-1, keepdim=True) > SHORTEST
+            means = torch.where(lasting, F.normalize(means, dim=-1), self.table)
+        self.table.data.copy_(means)
+
+    @torch.no_grad()
+    def start_from_kmeans(self, points: Tensor) -> None:
+        """Place the codes by k-means on the points (M, D) of all processes, from codes drawn among these."""
+        means = sample_rows(points, self.config.codebook_size)
+        for _ in range(self.config.kmeans_iters):
+            totals = sum_over_processes(self.collect(points, find_nearest(points, means)))
+            counts = totals[:, -1:]
+            moved = totals[:, :-1] / counts.clamp(min=1)
+            if self.means_on_sphere:
+                moved = F.normalize(moved, dim=-1)
+            means = torch.where(counts > 0, moved, means)
+        self.counts.copy_(counts.T)
+        self.sums.copy_(means * counts)
+        self.table.data.copy_(means)
+        self._move_to_means()
+        self.started.fill_(True)
+
+    @torch.no_grad()
+    def restart_dead_codes(self, points: Tensor, spared: Tensor | None = None) -> Tensor:
+        """Replace codes whose running count is below the threshold by some of the points (M, D) of all processes.
+
+        spared: (V,) bool, codes to leave as they are. Returns which codes were replaced, (V,) bool: at most as many as
+        there are points, the others wait for a later step.
+        """
+        threshold = self.config.dead_code_threshold
+        dead = self.counts[0] < threshold
+        if spared is not None:
+            dead &= ~spared
+        rows = dead.nonzero()[:, 0]
+        if len(rows) == 0:
+            return dead
+        available = sum(count_rows(points))
+        if len(rows) > available:
+            rows = rows[draw_indices(len(rows), available, points.device)].sort().values
+        drawn = sample_rows(points, len(rows))
+        if self.means_on_sphere:
+            drawn = F.normalize(drawn, dim=-1)
+        self.table.data[0, rows] = drawn
+        self.counts[0, rows] = threshold
+        self.sums[0, rows] = drawn * threshold
+        return torch.zeros_like(dead).index_fill_(0, rows, True)
 
 
 @torch.no_grad()
-def nearest(points: Tensor, vectors: Tensor, discounts: Tensor | None = None) -> Tensor:
+def find_nearest(points: Tensor, vectors: Tensor, bias: Tensor | None = None) -> Tensor:
     """For each of the points (M, D) the number (M,) of the nearest of the vectors (V, D), in Euclidean distance.
 
-    discounts: (V,), taken off the squared distances.
+    bias: (V,), taken off the squared distances.
 
     |p - v|^2 = |p|^2 - (2 p.v - |v|^2): one matrix product and no square root; on CPU max is faster than argmax. The
     M x V products are taken in blocks, for the cache of a CPU (3 times faster at 16,384 codes) and a GPU's memory.
     """
     squares = vectors.square().sum(1)
-    if discounts is not None:
-        squares = squares - discounts
+    if bias is not None:
+        squares = squares - bias
     if torch.onnx.is_in_onnx_export():  # a graph cannot loop over blocks, whose number the batch decides
         return torch.addmm(squares, points, vectors.T, beta=-1, alpha=2).max(1).indices
     block = max(1, (2**28 if points.is_cuda else 2**22) // len(vectors))
     parts = [torch.addmm(squares, part, vectors.T, beta=-1, alpha=2).max(1).indices for part in points.split(block)]
     return torch.cat(parts)
-
-
-def summed(values: Tensor) -> Tensor:
-    """The sum over all processes, in place."""
-    if several_processes():
-        distributed.all_reduce(values)
-    return values
-
-
-def several_processes() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def _keep(_: Tensor) -> None:
-    """Stands where the library reduces over processes, when there is one."""

@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 from torch.distributed.nn.functional import all_reduce
 
 from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, code_usage, to_grid, to_sequence
-from artok.quantizers.codebook import several_processes
+from artok.quantizers.distributed import several_processes
 from artok.quantizers.gradients import straight_through
 
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from artok.errors import ConfigError
 from artok.nn.resize import enlarge, shrink
-from artok.quantizers.balance import Conscience, Standardisation, Usage, hits
+from artok.quantizers.balance import Standardisation, Usage, UsageBalancing, count_by_scale
 from artok.quantizers.base import Quantized, Quantizer, code_usage, to_grid, to_sequence
-from artok.quantizers.codebook import Codebook, CodebookConfig, nearest
+from artok.quantizers.codebook import Codebook, CodebookConfig, find_nearest
 from artok.quantizers.gradients import rotation_trick, straight_through
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -36,9 +36,9 @@ class Config(CodebookConfig):
     standardise: look residuals up less their scale's running mean and divided by its running deviation, channel by
         channel (running with `decay`), and undo it on the codes. Without it a shared table holds large codes, which
         only coarse scales choose, and small ones, which only fine scales choose.
-    usage_balancing: share of an even use that each code keeps at each scale, by discounts on the distance of those that
-        a scale chooses less often (DeSieno 1988); 0 has none. It needs `standardise`, which gives the discounts their
-        unit, and keeps the coarsest scales, where tokens are fewest, from using a handful of codes.
+    usage_balancing: share of an even use that each code keeps at each scale, by a bias on the distance of those that a
+        scale chooses less often (DeSieno 1988); 0 has none. It keeps the coarsest scales, where tokens are fewest, from
+        using a handful of codes. It needs `standardise`, which gives the bias its unit.
 
     VAR is `codebook_size: 4096, code_dim: 32, update: gradient, dead_code_threshold: 0` with scales [1, 2, 3, 4, 5, 6,
     8, 10, 13, 16]. There is no k-means start: before there are codes there are no residuals of later scales to start
@@ -56,11 +56,9 @@ class Config(CodebookConfig):
     kmeans_init: Literal[False] = False
 
     @model_validator(mode="after")
-    def _conscience_has_a_unit(self) -> Config:
+    def _bias_has_a_unit(self) -> Config:
         if self.usage_balancing and not self.standardise:
-            raise ValueError(
-                "conscience needs standardise: true, for its discounts are in units of standardised residuals"
-            )
+            raise ValueError("usage_balancing needs standardise: true: its bias is in units of standardised residuals")
         return self
 
     def grids(self, grid: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
@@ -100,16 +98,16 @@ def _text(grid: tuple[int, ...]) -> str:
     return "x".join(map(str, grid))
 
 
-def shared_convolutions(scales: int, count: int) -> list[int]:
+def assign_convolutions(scales: int, count: int) -> list[int]:
     """Which of the phi each scale uses: the nearest of `count` evenly spread ticks to the scale's place in [0, 1].
 
     The released models were trained with exactly this float64 arithmetic, whose rounding settles the ties: 10 scales
     on 4 phi are 0,0,1,1,1,2,2,3,3,3.
     """
-    return np.unique(nearest_ticks(scales, min(count, scales)), return_inverse=True)[1].tolist()  # none is idle
+    return np.unique(find_nearest_ticks(scales, min(count, scales)), return_inverse=True)[1].tolist()  # none is idle
 
 
-def nearest_ticks(scales: int, count: int) -> list[int]:
+def find_nearest_ticks(scales: int, count: int) -> list[int]:
     """The same with numbers that no scale may use, as the released models keep them."""
     margin = 1 / 3 / count if count == 4 else 1 / 2 / count
     ticks = np.linspace(margin, 1 - margin, count)
@@ -134,13 +132,13 @@ class MultiScaleQuantizer(Quantizer):
         super().__init__(grids, config.code_dim, config.codebook_size)
         self.config = config
         self.book = Codebook(config, cosine=False)
-        self.assignment = shared_convolutions(len(grids), config.phi)
+        self.assignment = assign_convolutions(len(grids), config.phi)
         self.phi = nn.ModuleList(Phi(config.code_dim, len(grids[-1])) for _ in range(max(self.assignment) + 1))
         self.standardisation = (
             Standardisation(len(grids), config.code_dim, config.decay) if config.standardise else None
         )
-        self.conscience = (
-            Conscience(len(grids), config.codebook_size, config.usage_balancing) if config.usage_balancing else None
+        self.balancing = (
+            UsageBalancing(len(grids), config.codebook_size, config.usage_balancing) if config.usage_balancing else None
         )
         self.usage = Usage(len(grids), config.codebook_size)
         self.estimator = rotation_trick if config.rotation_trick else straight_through
@@ -154,15 +152,15 @@ class MultiScaleQuantizer(Quantizer):
         for scale, grid in enumerate(self.grids):
             residuals.append(to_sequence(shrink(residual, grid)).flatten(0, 1))
             points.append(self._looked_up(scale, residuals[-1]))
-            discounts = None if self.conscience is None else self.conscience.discounts[scale]
-            chosen.append(nearest(points[-1], table, discounts).unflatten(0, (-1, math.prod(grid))))
+            bias = None if self.balancing is None else self.balancing.bias[scale]
+            chosen.append(find_nearest(points[-1], table, bias).unflatten(0, (-1, math.prod(grid))))
             part = self._part(scale, F.embedding(chosen[-1], table))
             total, residual = total + part, residual - part.detach()
             commitment = commitment + F.mse_loss(latents, total.detach())
             codebook = codebook + F.mse_loss(total, target)
             totals.append(total.detach())
         if self.training:
-            self._follow(residuals, points, chosen)
+            self._update(residuals, points, chosen)
         vectors = self.estimator(to_sequence(latents), to_sequence(self._dropped(totals)))
         values = torch.cat(chosen, dim=1).unsqueeze(-1)
         losses = {
@@ -183,32 +181,34 @@ class MultiScaleQuantizer(Quantizer):
 
     def _looked_up(self, scale: int, residuals: Tensor) -> Tensor:
         """What is compared with the table at one scale, for the residuals (M, D) there."""
-        return residuals if self.standardisation is None else self.standardisation.standard(scale, residuals)
+        return residuals if self.standardisation is None else self.standardisation.standardise(scale, residuals)
 
     def _part(self, scale: int, codes: Tensor) -> Tensor:
         """What the code vectors (B, n, D) of one scale add to the latent (B, D, *grid)."""
         if self.standardisation is not None:
-            codes = self.standardisation.restored(scale, codes)
+            codes = self.standardisation.restore(scale, codes)
         spread = enlarge(to_grid(codes, self.grids[scale]), self.grids[-1])
         return self.phi[self.assignment[scale]](spread)
 
     @torch.no_grad()
-    def _follow(self, residuals: list[Tensor], points: list[Tensor], chosen: list[Tensor]) -> None:
-        """Counts over all scales together, since the table is shared; the revival, evenly from the scales; then what
-        is kept of each scale by itself."""
-        counts = self.book.count(torch.cat(points), torch.cat([values.flatten() for values in chosen]))
-        if counts is not None and self.book.revives:
+    def _update(self, residuals: list[Tensor], points: list[Tensor], chosen: list[Tensor]) -> None:
+        """Move the shared table, restart dead codes from residuals drawn evenly from the scales, then bring up to date
+        what is kept of each scale."""
+        by_scale = count_by_scale(chosen, self.config.codebook_size)
+        if self.book.counts_choices:
+            values = torch.cat([each.flatten() for each in chosen])
+            self.book.update(self.book.collect(torch.cat(points), values))
+        if self.book.restarts:
             each = math.ceil(self.config.codebook_size / len(points))
             drawn = [scale[torch.randperm(len(scale), device=scale.device)[:each]] for scale in points]
-            revived = self.book.revive(torch.cat(drawn), spared=counts > 0)
-            if self.conscience is not None:
-                self.conscience.forget(revived)
-        by_scale = hits(chosen, self.config.codebook_size)
-        self.usage.follow(by_scale)
-        if self.conscience is not None:
-            self.conscience.follow(by_scale)
+            replaced = self.book.restart_dead_codes(torch.cat(drawn), spared=by_scale.sum(0) > 0)
+            if self.balancing is not None:
+                self.balancing.reset(replaced)
+        self.usage.update(by_scale)
+        if self.balancing is not None:
+            self.balancing.update(by_scale)
         if self.standardisation is not None:
-            self.standardisation.follow(residuals)
+            self.standardisation.update(residuals)
 
     def _dropped(self, totals: list[Tensor]) -> Tensor:
         """What the decoder sees (B, D, *grid): all scales, or the first few of some images."""

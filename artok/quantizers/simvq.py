@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, code_usage, to_grid, to_sequence
-from artok.quantizers.codebook import nearest
+from artok.quantizers.codebook import find_nearest
 from artok.quantizers.gradients import rotation_trick, straight_through
 
 
@@ -52,7 +52,7 @@ class SimVectorQuantizer(Quantizer):
 
     def quantize(self, latents: Tensor) -> Quantized:
         points, vectors = to_sequence(latents), self.transform(self.frozen)
-        values = nearest(points.detach().flatten(0, 1), vectors).view(points.shape[:2])
+        values = find_nearest(points.detach().flatten(0, 1), vectors).view(points.shape[:2])
         codes = F.embedding(values, vectors)
         losses = {
             "codebook": F.mse_loss(codes, points.detach()),

@@ -11,9 +11,9 @@ from artok.config import validate
 from artok.errors import ConfigError, LayoutError
 from artok.layout import TokenLayout, Tokens
 from artok.quantizers import multiscale
-from artok.quantizers.balance import Conscience, hits
-from artok.quantizers.codebook import nearest
-from artok.quantizers.multiscale import MultiScaleQuantizer, shared_convolutions
+from artok.quantizers.balance import UsageBalancing, count_by_scale
+from artok.quantizers.codebook import find_nearest
+from artok.quantizers.multiscale import MultiScaleQuantizer, assign_convolutions
 
 SCALES = (1, 2, 3, 4)
 
@@ -22,7 +22,7 @@ def built(grid: tuple[int, ...] = (4, 4), **options: object) -> MultiScaleQuanti
     torch.manual_seed(0)
     section = {"kind": "multiscale", "codebook_size": 16, "code_dim": 4, "scales": SCALES} | options
     quantizer = validate(multiscale.Config, section, "test").build(grid)
-    torch.nn.init.normal_(quantizer.book.state.embed, std=0.5)
+    torch.nn.init.normal_(quantizer.book.table, std=0.5)
     return quantizer
 
 
@@ -34,15 +34,15 @@ def latents(batch: int = 8, grid: tuple[int, ...] = (4, 4), seed: int = 1) -> to
 
 
 def test_phi_are_shared_out_as_in_the_released_models() -> None:
-    assert shared_convolutions(10, 4) == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
-    assert shared_convolutions(4, 4) == [0, 1, 2, 3]
-    assert shared_convolutions(10, 1) == [0] * 10
+    assert assign_convolutions(10, 4) == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    assert assign_convolutions(4, 4) == [0, 1, 2, 3]
+    assert assign_convolutions(10, 1) == [0] * 10
 
 
 @pytest.mark.parametrize("count", range(1, 9))
 @pytest.mark.parametrize("scales", range(1, 13))
 def test_no_phi_is_idle(scales: int, count: int) -> None:
-    assignment = shared_convolutions(scales, count)
+    assignment = assign_convolutions(scales, count)
     assert assignment == sorted(assignment)
     assert set(assignment) == set(range(max(assignment) + 1))
     assert len(set(assignment)) <= count
@@ -90,8 +90,8 @@ def test_there_is_no_kmeans_start() -> None:
         validate(multiscale.Config, {"kind": "multiscale", "kmeans_init": True}, "test")
 
 
-def test_a_conscience_without_standardised_residuals_is_refused() -> None:
-    with pytest.raises(ConfigError, match="conscience needs standardise: true"):
+def test_usage_balancing_without_standardised_residuals_is_refused() -> None:
+    with pytest.raises(ConfigError, match="usage_balancing needs standardise: true"):
         validate(multiscale.Config, {"kind": "multiscale", "usage_balancing": 0.5}, "test")
 
 
@@ -101,7 +101,7 @@ def test_a_conscience_without_standardised_residuals_is_refused() -> None:
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_the_loss_is_the_published_one(update: str) -> None:
     """Per scale beta mse(f^, f) to the encoder and mse(f^, f) to codes and phi, averaged over the scales."""
-    quantizer = built(update=update, commitment=0.3).eval()
+    quantizer = built(update=update, commitment_weight=0.3).eval()
     given = latents().requires_grad_()
     out = quantizer(given)
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_the_loss_is_the_published_one(update: str) -> None:
 
 
 def test_each_scale_codes_what_is_left_over() -> None:
-    quantizer = built(codes=64).eval()
+    quantizer = built(codebook_size=64).eval()
     given = latents(2)
     out = quantizer(given)
     prefixes = [torch.zeros_like(given), *quantizer.prefixes(out.values)]
@@ -205,10 +205,10 @@ def test_scale_dropout_shows_the_decoder_the_first_scales_of_some_images() -> No
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_a_collapsed_table_comes_alive_at_every_scale(update: str) -> None:
-    quantizer = built(update=update, codes=32, dead_code_threshold=0.5).train()
+    quantizer = built(update=update, codebook_size=32, dead_code_threshold=0.5).train()
     with torch.no_grad():
-        quantizer.book.state.embed.copy_(torch.ones(4).expand_as(quantizer.book.state.embed))
-        quantizer.book.state.embed_avg.copy_(quantizer.book.state.embed)
+        quantizer.book.table.copy_(torch.ones(4).expand_as(quantizer.book.table))
+        quantizer.book.sums.copy_(quantizer.book.table)
     colours = torch.randn(16, 4, 1, 1)  # sixteen kinds of images, which the 1x1 scale could tell apart
     optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.01)
     for step in range(60):
@@ -222,9 +222,9 @@ def test_a_collapsed_table_comes_alive_at_every_scale(update: str) -> None:
     assert set(monitors) >= {f"{name}, {size}x{size}" for name in ("usage", "perplexity") for size in SCALES}
 
 
-def test_no_code_chosen_in_a_step_changes_under_it_by_revival() -> None:
-    quantizer = built(update="gradient", codes=64, dead_code_threshold=1.0).train()
-    quantizer.book.state.cluster_size.fill_(0.0)
+def test_no_code_chosen_in_a_step_changes_under_it_by_a_restart() -> None:
+    quantizer = built(update="gradient", codebook_size=64, dead_code_threshold=1.0).train()
+    quantizer.book.counts.fill_(0.0)
     before = quantizer.book.vectors().clone()
     out = quantizer(latents(2))
     chosen = torch.zeros(64, dtype=torch.bool)
@@ -246,7 +246,7 @@ def coarse_and_fine(batch: int, seed: int) -> torch.Tensor:
 
 
 def followed(steps: int = 200, **options: object) -> MultiScaleQuantizer:
-    quantizer = built(codes=64, **options).train()
+    quantizer = built(codebook_size=64, **options).train()
     with torch.no_grad():
         for phi in quantizer.phi:  # so that the parts are the codes themselves
             torch.nn.init.dirac_(phi.convolution.weight)
@@ -268,10 +268,10 @@ def test_standardised_residuals_have_one_size_at_every_scale() -> None:
     prefixes = [torch.zeros_like(given), *quantizer.prefixes(quantizer(given).values)]
     for scale, grid in enumerate(quantizer.grids):
         left = F.adaptive_avg_pool2d(given - prefixes[scale], grid).flatten(2).transpose(1, 2).flatten(0, 1)
-        looked_up = quantizer.standardisation.standard(scale, left)
+        looked_up = quantizer.standardisation.standardise(scale, left)
         torch.testing.assert_close(looked_up.mean(0), torch.zeros(4), atol=0.35, rtol=0)
         torch.testing.assert_close(looked_up.std(0), torch.ones(4), atol=0.35, rtol=0)
-        torch.testing.assert_close(quantizer.standardisation.restored(scale, looked_up), left)
+        torch.testing.assert_close(quantizer.standardisation.restore(scale, looked_up), left)
     assert left.std() < 0.3  # and yet they were small
 
 
@@ -283,47 +283,49 @@ def test_an_undecided_place_adds_nothing_though_a_scale_has_a_mean() -> None:
     assert quantizer.lookup(values).abs().mean() > 3
 
 
-def test_conscience_keeps_every_code_in_use_at_the_coarsest_scale() -> None:
+def test_usage_balancing_keeps_every_code_in_use_at_the_coarsest_scale() -> None:
     """Means on a line leave most of 64 codes idle at 1x1, which lie about it, unless the idle ones are favoured."""
-    plain, fair = followed(1000, standardise=True), followed(1000, standardise=True, conscience=0.5)
+    plain, fair = followed(1000, standardise=True), followed(1000, standardise=True, usage_balancing=0.5)
     assert used(fair)["usage, 1x1"] > 2 * used(plain)["usage, 1x1"]
-    assert not plain.state_dict().keys() & {"conscience.discounts"}
+    assert not plain.state_dict().keys() & {"balancing.bias"}
 
 
-def test_discounts_reach_the_floor_of_use_that_was_asked_for() -> None:
+def test_the_bias_reaches_the_floor_of_use_that_was_asked_for() -> None:
     rng = torch.Generator().manual_seed(0)
     table = torch.randn(64, 4, generator=rng)
     line = torch.randn(20_000, 1, generator=rng) * torch.tensor([0.5, 0.3, -0.3, 1.0])
     points = line + 0.1 * torch.randn(20_000, 4, generator=rng)
-    conscience = Conscience(1, 64, floor=0.5)
+    balancing = UsageBalancing(1, 64, floor=0.5)
     for step in range(2000):
         batch = points[32 * step % 20_000 :][:32]
-        conscience.follow(hits([nearest(batch, table, conscience.discounts[0])], 64))
+        balancing.update(count_by_scale([find_nearest(batch, table, balancing.bias[0])], 64))
     shares = {}
-    for name, discounts in {"plain": torch.zeros(64), "fair": conscience.discounts[0]}.items():
-        values = nearest(points, table, discounts)
-        shares[name] = hits([values], 64)[0] * 64 / len(points)
+    for name, bias in {"plain": torch.zeros(64), "fair": balancing.bias[0]}.items():
+        values = find_nearest(points, table, bias)
+        shares[name] = count_by_scale([values], 64)[0] * 64 / len(points)
     assert (shares["plain"] == 0).float().mean() > 0.5
     assert (shares["fair"] == 0).float().mean() < 0.05
     assert shares["fair"].quantile(0.5) == pytest.approx(0.5, abs=0.1)
-    assert float(conscience.discounts.min()) == 0  # those in use anyway have none
+    assert float(balancing.bias.min()) == 0  # those in use anyway have none
 
 
-def test_a_revived_code_has_no_discount_from_where_it_stood() -> None:
-    quantizer = built(codes=64, update="gradient", standardise=True, conscience=0.5, dead_code_threshold=1.0).train()
-    assert quantizer.conscience is not None
-    quantizer.book.state.cluster_size.fill_(0.0)
-    quantizer.conscience.discounts.fill_(5.0)
+def test_a_restarted_code_has_no_bias_from_where_it_stood() -> None:
+    quantizer = built(
+        codebook_size=64, update="gradient", standardise=True, usage_balancing=0.5, dead_code_threshold=1.0
+    ).train()
+    assert quantizer.balancing is not None
+    quantizer.book.counts.fill_(0.0)
+    quantizer.balancing.bias.fill_(5.0)
     before = quantizer.book.vectors().clone()
     quantizer(latents(2))
     moved = (quantizer.book.vectors() != before).any(1)
     assert 0 < int(moved.sum()) < 64
-    assert float(quantizer.conscience.discounts[:, moved].max()) < 1
-    assert float(quantizer.conscience.discounts[:, ~moved].median()) > 4
+    assert float(quantizer.balancing.bias[:, moved].max()) < 1
+    assert float(quantizer.balancing.bias[:, ~moved].median()) > 4
 
 
 def test_usage_is_logged_over_more_images_than_a_batch() -> None:
-    quantizer = built(codes=64, dead_code_threshold=0).train()
+    quantizer = built(codebook_size=64, dead_code_threshold=0).train()
     seen = set[int]()
     for step in range(64):  # 512 images, as many as show each code of an even use 8 times at 1x1
         out = quantizer(latents(8, seed=step))

@@ -19,7 +19,7 @@ from artok.config import find, kinds
 from artok.errors import LayoutError
 from artok.quantizers import fsq, lfq, multiscale, residual, simvq, vq
 from artok.quantizers.base import Quantizer, QuantizerConfig, code_usage, to_grid, to_sequence
-from artok.quantizers.codebook import CodebookConfig, CodebookQuantizer, nearest
+from artok.quantizers.codebook import CodebookConfig, CodebookQuantizer, find_nearest
 from artok.quantizers.gradients import rotation_trick, straight_through
 
 KINDS = kinds("quantizers")
@@ -292,41 +292,41 @@ def test_a_collapsed_codebook_recovers(name: str) -> None:
     assert isinstance(quantizer, CodebookQuantizer)
     for level in quantizer.levels:
         with torch.no_grad():
-            level.state.embed.copy_(torch.ones(4).expand_as(level.state.embed))
-            level.state.embed_avg.copy_(level.state.embed)
+            level.table.copy_(torch.ones(4).expand_as(level.table))
+            level.sums.copy_(level.table)
     assert quantizer.eval()(latents(quantizer, 64)).monitors["usage"] < 0.1
     train(quantizer, 30, batch=64)
     assert quantizer.eval()(latents(quantizer, 64)).monitors["usage"] > 0.9
 
 
-def test_a_revived_code_starts_as_one_latent_of_the_batch() -> None:
+def test_a_restarted_code_starts_as_one_latent_of_the_batch() -> None:
     quantizer = built(
         vq.Config(codebook_size=16, code_dim=4, similarity="euclidean", update="gradient", dead_code_threshold=0.5)
     )
-    state = quantizer.levels[0].state
-    state.cluster_size[:, 3:5] = 0.1
-    kept = state.embed.detach().clone()
+    codebook = quantizer.levels[0]
+    codebook.counts[:, 3:5] = 0.1
+    kept = codebook.table.detach().clone()
     given = latents(quantizer.train())
     quantizer(given)
     points = to_sequence(given).flatten(0, 1)
     for code in range(16):
-        embedded = state.embed[0, code]
+        embedded = codebook.table[0, code]
         if code in (3, 4):
             chosen = (points == embedded).all(1)
             assert chosen.any()
             # reset to the threshold times the latent and to the threshold, then one step of the running means
-            assert state.cluster_size[0, code] >= 0.5 * 0.9
-            before = (state.embed_avg[0, code] - 0.1 * points[_choices(quantizer, points) == code].sum(0)) / 0.9
+            assert codebook.counts[0, code] >= 0.5 * 0.9
+            before = (codebook.sums[0, code] - 0.1 * points[_choices(quantizer, points) == code].sum(0)) / 0.9
             torch.testing.assert_close(before, 0.5 * embedded, atol=1e-5, rtol=1e-4)
         else:
             assert torch.equal(embedded, kept[0, code])
 
 
 def _choices(quantizer: Quantizer, points: Tensor) -> Tensor:
-    return nearest(points, quantizer.codebook())
+    return find_nearest(points, quantizer.codebook())
 
 
-def test_no_revival_when_switched_off() -> None:
+def test_no_restart_when_switched_off() -> None:
     quantizer = built(
         vq.Config(codebook_size=64, code_dim=4, similarity="euclidean", update="gradient", dead_code_threshold=0)
     ).train()
@@ -335,18 +335,20 @@ def test_no_revival_when_switched_off() -> None:
     assert same(before, quantizer.state_dict())
 
 
+@pytest.mark.parametrize("kmeans", [False, True])
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
-def test_running_means_are_the_librarys(similarity: str) -> None:
-    ours = built(
-        vq.Config.model_validate(
-            {"codebook_size": 16, "code_dim": 4, "similarity": similarity, "dead_code_threshold": 0}
-        )
-    )
-    theirs = VectorQuantize(4, 16, decay=0.9, use_cosine_sim=similarity == "cosine", rotation_trick=False)
-    theirs._codebook.load_state_dict(ours.levels[0].state.state_dict())
+def test_running_means_are_the_librarys(similarity: str, kmeans: bool) -> None:
+    """From the same random start on, which is the library's too."""
+    section = {"codebook_size": 16, "code_dim": 4, "similarity": similarity, "dead_code_threshold": 0}
+    ours = built(vq.Config.model_validate(section | {"kmeans_init": kmeans}))
+    torch.manual_seed(0)
+    options = {"use_cosine_sim": similarity == "cosine", "rotation_trick": False, "kmeans_init": kmeans}
+    theirs = VectorQuantize(4, 16, decay=0.9, **options)
     for step in range(5):
         given = latents(ours.train(), seed=step)
+        torch.manual_seed(step)
         out = ours(given)
+        torch.manual_seed(step)
         expected, indices, _ = theirs.train()(to_sequence(given))
         assert torch.equal(out.values[..., 0], indices)
         torch.testing.assert_close(to_sequence(out.vectors), expected, atol=1e-6, rtol=0)
@@ -415,7 +417,7 @@ def test_nearest_is_brute_force() -> None:
     torch.manual_seed(0)
     for codes in (40, 2**16):  # the second takes several blocks
         points, table = torch.randn(70, 5), torch.randn(codes, 5)
-        assert torch.equal(nearest(points, table), torch.cdist(points.double(), table.double()).argmin(1))
+        assert torch.equal(find_nearest(points, table), torch.cdist(points.double(), table.double()).argmin(1))
 
 
 # ------------------------------------------------------------------------------------------------- gradient estimators
