@@ -121,3 +121,28 @@ def test_a_dumped_config_reads_back_the_same(tmp_path: Path) -> None:
     experiment = built()
     (tmp_path / "out.yaml").write_text(config.dump(experiment))
     assert config.load(Experiment, str(tmp_path / "out.yaml")) == experiment
+
+
+@pytest.mark.parametrize(
+    ("assignment", "suggestion"),
+    [
+        ("training.lr=1", "'training.optimizer.lr'"),
+        ("training.batch_size=8", "'global_batch'"),
+        ("tokenizer.codebook_size=8", "'tokenizer.quantizer.codebook_size'"),
+    ],
+)
+def test_a_key_of_another_section_or_library_is_pointed_to_artoks(assignment: str, suggestion: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean {suggestion}"):
+        config.validate(Experiment, config.override(VQ, [assignment]), "test")
+
+
+def test_one_entry_of_a_list_can_be_overridden() -> None:
+    below = {"losses": [{"kind": "reconstruction"}, {"kind": "adversarial", "critic": {"lecam": 0.1, "augment": []}}]}
+    changed = config.override(below, ["losses.1.critic.lecam=0.5", "losses.0.l1=1"])
+    assert changed["losses"][0] == {"kind": "reconstruction", "l1": 1}
+    assert changed["losses"][1]["critic"] == {"lecam": 0.5, "augment": []}
+    of_default = config.validate(Experiment, config.override(VQ, ["losses.0.l1=3"]), "test")
+    assert of_default.losses[0].l1 == 3
+    for data in (below, VQ):
+        with pytest.raises(ConfigError, match=r"no 'losses\.2'"):
+            config.validate(Experiment, config.override(data, ["losses.2.l1=1"]), "test")
