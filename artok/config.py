@@ -11,7 +11,7 @@ import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import cache, lru_cache
 from io import StringIO
@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from yaml import YAMLError
 
 from artok.errors import ConfigError
-from artok.renamed import RENAMED, RENAMED_VALUES, SPLIT_KINDS
+from artok.renamed import RENAMED, RENAMED_VALUES, SPLIT_KINDS, SYNONYMS
 
 SHIPPED = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")  # in a wheel, in a checkout
 
@@ -53,6 +53,10 @@ class Config(BaseModel):
             if key in cls.model_fields and isinstance(read.get(key), str) and read[key] in values:
                 _say_renamed(read[key], values[read[key]])
                 read[key] = values[read[key]]
+        for key, field in cls.model_fields.items():  # `losses.0.l1=1` where no file lists the losses
+            if _is_indexed(read.get(key)) and isinstance(field.default, tuple):
+                dumped = [each.model_dump() if isinstance(each, BaseModel) else each for each in field.default]
+                read[key] = _merge_entries(dumped, read[key], key)
         return read
 
 
@@ -162,10 +166,14 @@ def validate(cls: type[ConfigType], data: object, source: str) -> ConfigType:
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(_explain(cls, error, ()))) from None
+        mistakes = _explain(cls, error, (), lambda: sorted(_places(cls, data), key=lambda key: key.count(".")))
+        raise ConfigError(f"{source}: " + "; ".join(mistakes)) from None
 
 
-def _explain(cls: type[BaseModel], error: ValidationError, place: tuple[int | str, ...]) -> Iterator[str]:
+def _explain(
+    cls: type[BaseModel], error: ValidationError, place: tuple[int | str, ...], places: Callable[[], list[str]]
+) -> Iterator[str]:
+    """places: every key of the whole config, the outer ones first; looked up for an unknown key alone."""
     mistakes = error.errors()
     for detail in mistakes:
         if detail["type"] == "too_short" and any(
@@ -175,9 +183,34 @@ def _explain(cls: type[BaseModel], error: ValidationError, place: tuple[int | st
             continue  # entries that are wrong are not counted, but they are there
         inside = place + tuple(part for part in detail["loc"] if not _is_tag(part))
         if detail["type"] == "nested":
-            yield from _explain(detail["ctx"]["part"], detail["ctx"]["error"], inside)
+            yield from _explain(detail["ctx"]["part"], detail["ctx"]["error"], inside, places)
+        elif detail["type"] == "extra_forbidden":
+            section = _section(cls, detail["loc"][:-1])
+            yield _unknown_key(inside, list(section.model_fields) if section else [], places())
         else:
-            yield _sentence(cls, detail, inside)
+            yield _sentence(detail, inside)
+
+
+def _unknown_key(place: tuple[int | str, ...], keys: Sequence[str], places: Sequence[str]) -> str:
+    """The sentence on an unknown key: where that very key is in another section, else the nearest of `keys`, its own's."""
+    path, word = ".".join(map(str, place)), str(place[-1])
+    name, above = SYNONYMS.get(word, word), path.removesuffix(word)
+    same = sorted((key for key in places if key.rpartition(".")[2] == name), key=lambda key: not key.startswith(above))
+    found = [name] if name in keys else same
+    return f"unknown key '{path}'" + (f"; did you mean '{found[0]}'?" if found else _nearest(word, keys))
+
+
+def _places(cls: type[BaseModel], data: object, above: str = "") -> Iterator[str]:
+    """Every key of a config and of the sections below it, as `training.optimizer.lr`; parts by the kinds in `data`."""
+    for name, field in cls.model_fields.items():
+        yield f"{above}{name}"
+        inside = data.get(name) if isinstance(data, Mapping) else None
+        section = _model_in(field.annotation)
+        room = next((mark.func.room for mark in field.metadata if isinstance(getattr(mark, "func", None), _Room)), None)
+        if room and isinstance(inside, Mapping):
+            section = _config_class(room, str(inside.get("kind")))
+        if section is not None:
+            yield from _places(section, inside, f"{above}{name}.")
 
 
 def _is_tag(part: int | str) -> bool:
@@ -185,11 +218,8 @@ def _is_tag(part: int | str) -> bool:
     return isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "bool", "none"))
 
 
-def _sentence(cls: type[BaseModel], detail: ErrorDetails, place: tuple[int | str, ...]) -> str:
+def _sentence(detail: ErrorDetails, place: tuple[int | str, ...]) -> str:
     path, kind, given = ".".join(map(str, place)), detail["type"], detail.get("input")
-    if kind == "extra_forbidden":
-        section = _section(cls, detail["loc"][:-1])
-        return f"unknown key '{path}'{_nearest(str(place[-1]), list(section.model_fields) if section else [])}"
     if kind == "missing":
         return f"key '{path}' is missing"
     if kind == "literal_error":
@@ -280,20 +310,40 @@ def _parse(text: str) -> object:
     return OmegaConf.to_container(OmegaConf.load(StringIO(text)), resolve=False)
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two layers. A section whose `kind` changes starts afresh: the old kind's keys mean nothing to the new one."""
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        if (
-            isinstance(value, Mapping)
-            and isinstance(old, Mapping)
-            and value.get("kind", old.get("kind")) == old.get("kind")
-        ):
-            result[key] = merge(old, value)
-        else:
-            result[key] = value
-    return result
+def merge(below: Mapping[str, Any], above: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Two layers. A section whose `kind` changes starts afresh: the old kind's keys mean nothing to the new one.
+
+    Whole numbers as keys, `losses.0.l1`, name entries of a list below. place: of the layers, for messages.
+    ConfigError: the list has no such entry.
+    """
+    return dict(below) | {key: _merge_value(below.get(key), value, f"{place}{key}") for key, value in above.items()}
+
+
+def _merge_value(old: Any, value: Any, place: str) -> Any:
+    if isinstance(old, list | tuple) and _is_indexed(value):
+        return _merge_entries(old, value, place)
+    if (
+        isinstance(old, Mapping)
+        and isinstance(value, Mapping)
+        and value.get("kind", old.get("kind")) == old.get("kind")
+    ):
+        return merge(old, value, f"{place}.")
+    return value
+
+
+def _is_indexed(value: object) -> bool:
+    """Whether a section's keys are all whole numbers, so that it changes entries of a list."""
+    return isinstance(value, Mapping) and bool(value) and all(str(key).isdecimal() for key in value)
+
+
+def _merge_entries(old: Sequence[Any], changes: Mapping[Any, Any], place: str) -> list[Any]:
+    entries = list(old)
+    for key, value in changes.items():
+        if int(key) >= len(entries):
+            holds = f"{len(entries)} entr{'y' if len(entries) == 1 else 'ies'}, numbered from 0"
+            raise ConfigError(f"there is no '{place}.{key}': the list has {holds}")
+        entries[int(key)] = _merge_value(entries[int(key)], value, f"{place}.{key}")
+    return entries
 
 
 def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

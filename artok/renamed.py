@@ -37,6 +37,20 @@ SPLIT_KINDS = {  # room and old kind: the key that split it, the new kind where 
     ),
 }
 
+SYNONYMS = {  # names of other libraries for which a message suggests artok's
+    "learning_rate": "lr",
+    "batch_size": "global_batch",
+    "max_grad_norm": "grad_clip",
+    "ema_decay": "ema",
+    "n_embed": "codebook_size",
+    "num_embeddings": "codebook_size",
+    "embed_dim": "code_dim",
+    "guidance_scale": "cfg_scale",
+    "num_inference_steps": "steps",
+    "num_layers": "depth",
+    "resolution": "size",
+}
+
 RENAMED: dict[str, dict[str, str]] = {  # module and class below artok, old key: new key
     "training.settings.Training": {
         "batch": "global_batch",

@@ -130,3 +130,28 @@ def test_mar_with_its_old_causal_flag_is_read_as_the_kind_that_it_means(causal: 
     assert generator.kind == ("causal_mar" if causal else "mar")
     assert generator.depth == 2
     assert causal or generator.mask_ratio_min == 0.5
+
+
+@pytest.mark.parametrize(
+    ("assignment", "suggestion"),
+    [
+        ("training.lr=1", "'training.optimizer.lr'"),
+        ("training.batch_size=8", "'global_batch'"),
+        ("tokenizer.codebook_size=8", "'tokenizer.quantizer.codebook_size'"),
+    ],
+)
+def test_a_key_of_another_section_or_library_is_pointed_to_artoks(assignment: str, suggestion: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean {suggestion}"):
+        config.validate(Experiment, config.override(VQ, [assignment]), "test")
+
+
+def test_one_entry_of_a_list_can_be_overridden() -> None:
+    below = {"losses": [{"kind": "reconstruction"}, {"kind": "adversarial", "critic": {"lecam": 0.1, "augment": []}}]}
+    changed = config.override(below, ["losses.1.critic.lecam=0.5", "losses.0.l1=1"])
+    assert changed["losses"][0] == {"kind": "reconstruction", "l1": 1}
+    assert changed["losses"][1]["critic"] == {"lecam": 0.5, "augment": []}
+    of_default = config.validate(Experiment, config.override(VQ, ["losses.0.l1=3"]), "test")
+    assert of_default.losses[0].l1 == 3
+    for data in (below, VQ):
+        with pytest.raises(ConfigError, match=r"no 'losses\.2'"):
+            config.validate(Experiment, config.override(data, ["losses.2.l1=1"]), "test")
