@@ -10,7 +10,7 @@ from torch import Tensor
 
 from artok.generators.diffusion import Guided, LatentDiffusion
 from artok.generators.mar import Mar
-from artok.generators.masked import still_masked
+from artok.generators.masked import masked_flags, still_masked
 from artok.layout import Condition, Tokens
 from artok.nn.time import sinusoids
 from artok.noise import Noise
@@ -136,6 +136,8 @@ def mar_body(fixture: Fixture, built: Mar) -> dict[str, Tensor]:
     tokens = built.patches(Tokens(io["latents"].flatten(2).transpose(1, 2), built.layout))
     embedded, labels = built.input(tokens), io["labels"]
     masked = int(io["mask"][0].sum())
+    flags = masked_flags(io["orders"], io["mask"].sum(1).long())
+    assert torch.equal(flags, io["mask"].bool()), "the first of an order are not the masked ones"
     kept = io["orders"][:, masked:].sort(1).values
     found = {
         "tokens": tokens,
