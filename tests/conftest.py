@@ -1,4 +1,8 @@
-"""What several tests share: a cache of their own."""
+"""What several tests share: a cache of their own, and what a processor without bfloat16 units sees.
+
+`ARTOK_TEST_BF16=0` makes the precision `auto` what it is on such a processor; with `ATEN_CPU_CAPABILITY=avx2` and
+`ONEDNN_MAX_CPU_ISA=AVX2` the arithmetic is that of an AVX2 machine too.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = os.environ.get("ARTOK_CACHE")
     os.environ["ARTOK_CACHE"] = str(tmp_path_factory.getbasetemp().parent / "artok-cache")
     torch.set_num_threads(1)
+    if os.environ.get("ARTOK_TEST_BF16") == "0":
+        torch.cpu._is_avx512_bf16_supported = lambda: False
     yield
     if before is None:
         del os.environ["ARTOK_CACHE"]

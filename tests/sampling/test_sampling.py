@@ -92,5 +92,9 @@ def test_schedules(settings: dict, expected: list[float]) -> None:
     assert [scale_at(sampling, step, 5) for step in range(5)] == pytest.approx(expected)
 
 
+def test_linear_guidance_may_follow_the_share_of_tokens() -> None:
+    assert scale_at(Sampling(cfg_scale=3, cfg_schedule="linear"), 0, 4, share=0.25) == 1.5
+
+
 def test_one_step_gets_the_full_scale_of_a_constant_schedule() -> None:
     assert scale_at(Sampling(cfg_scale=2), 0, 1) == 2

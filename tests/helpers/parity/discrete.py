@@ -18,7 +18,7 @@ from artok.sampling.logits import draw, probabilities
 from artok.sampling.settings import Sampling
 from helpers.parity.fixtures import Fixture, any_tokenizer, imported_generator
 from helpers.parity.fixtures import fixture as read_fixture
-from helpers.parity.tokenizers import imported_var_vqvae
+from helpers.parity.tokenizers import imported_var_vqvae, transformer_input
 
 FILTER = re.compile(r"filter_probs(?:_T([\d.]+))?(?:_k(\d+))?(?:_p([\d.]+))?")
 
@@ -75,12 +75,13 @@ def llamagen_gpt(fixture: Fixture) -> dict[str, Tensor]:
 
 
 def var_transformer(fixture: Fixture) -> dict[str, Tensor]:
-    tokenizer, _ = imported_var_vqvae(read_fixture(fixture.about["vqvae_fixture"], fixture.folder))
+    tokenizer, published_codec = imported_var_vqvae(read_fixture(fixture.about["vqvae_fixture"], fixture.folder))
     built, codec = imported_generator(fixture, tokenizer)
     assert isinstance(built, var.Var)
     labels = fixture.io["labels"]
     tokens = Tokens(fixture.io["targets"][..., None], codec.layout)
     found = {
+        "var_input": transformer_input(published_codec, tokens),
         "logits": built.logits(tokens, built.context(Condition(labels)), codec),
         "logits_null": built.logits(tokens, built.context(Condition(torch.full_like(labels, built.classes))), codec),
     }

@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from artok.interop.mar_kl import MAR_SCALE
 from artok.layout import Tokens
 from artok.nn.resize import shrink
-from artok.quantizers.gaussian import LOG_VARIANCE, divergence
+from artok.quantizers.gaussian import divergence
 from artok.tokenizers.conv import ConvTokenizer
 from helpers.parity.fixtures import Fixture, imported_tokenizer
 
@@ -67,7 +66,7 @@ def transformer_input(built: ConvTokenizer, tokens: Tokens) -> Tensor:
 def posterior(built: ConvTokenizer, image: Tensor) -> dict[str, Tensor]:
     moments = built.latents(image)
     mean, log_variance = moments.chunk(2, dim=1)
-    log_variance = log_variance.clamp(*LOG_VARIANCE)
+    log_variance = log_variance.clamp(-30, 20)  # the published bounds
     return {
         "encoder_out": built.encoder(image),
         "moments": moments,
@@ -80,7 +79,7 @@ def posterior(built: ConvTokenizer, image: Tensor) -> dict[str, Tensor]:
 
 
 def mar_kl(fixture: Fixture) -> dict[str, Tensor]:
-    scale = fixture.about.get("latent_scale", MAR_SCALE)
+    scale = fixture.about["latent_scale"]
     _, built = imported_tokenizer(fixture, scale=scale)
     assert isinstance(built, ConvTokenizer)
     found = posterior(built, fixture.io["image"])
