@@ -115,7 +115,7 @@ class Critic(nn.Module):
         self._part_scores.append(torch.stack([real_scores.mean(), fake_scores.mean()]).detach())
         return CriticLosses(losses, score_monitors(real_scores, fake_scores))
 
-    def opposing(self, real: Tensor, fake: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+    def generator_loss(self, real: Tensor, fake: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """What the model that generated `fake` minimises, a scalar."""
         fake_scores = self.scores(fake, labels, noise).float()
         if self.config.gan_loss != "relativistic":

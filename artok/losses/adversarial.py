@@ -11,7 +11,7 @@ from torch import Tensor
 
 from artok.adversarial.critic import CriticConfig
 from artok.adversarial.discriminators import patch
-from artok.losses.base import AdversarialLoss, LossConfig, BatchContext, Setting
+from artok.losses.base import AdversarialLoss, BatchContext, LossConfig, Setting
 
 TINY = 1e-4
 LARGEST = 1e4
@@ -64,16 +64,16 @@ class Adversarial(AdversarialLoss):
         return 1.0 if after >= self.config.ramp else max(after, 0) / self.config.ramp
 
     def forward(
-        self, reconstructions: Tensor, images: Tensor, moment: BatchContext
+        self, reconstructions: Tensor, images: Tensor, context: BatchContext
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        if moment.seen < self.config.start + self.config.warmup:
+        if context.seen < self.config.start + self.config.warmup:
             return {}, {}
-        loss = self.critic.generator_loss(images, reconstructions, None, moment.noise)
-        if self.config.adaptive and moment.last_layer is not None and loss.requires_grad:
-            pair = [compute_gradient(part, moment.last_layer) for part in (moment.others, loss)]
+        loss = self.critic.generator_loss(images, reconstructions, None, context.noise)
+        if self.config.adaptive and context.last_layer is not None and loss.requires_grad:
+            pair = [compute_gradient(part, context.last_layer) for part in (context.others, loss)]
             self._gradients.append(torch.stack(pair))
         factor = self.critic.get_buffer("factor").clone()
-        weight = self.config.weight * self.ramp_up(moment.seen) * factor
+        weight = self.config.weight * self.ramp_up(context.seen) * factor
         return {"adversarial": weight * loss}, {"adversarial_factor": factor, "adversarial_unweighted": loss.detach()}
 
     def settle(self, mean: Callable[[Tensor], Tensor]) -> None:

@@ -41,7 +41,7 @@ class Loss(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
-class Moment:
+class BatchContext:
     """What an adversarial loss needs to know of a batch.
 
     seen: images of training before it. noise: its random numbers. others: the other losses of the reconstruction, a
@@ -65,7 +65,7 @@ class AdversarialLoss(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, reconstructions: Tensor, images: Tensor, moment: BatchContext
+        self, reconstructions: Tensor, images: Tensor, context: BatchContext
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weighted scalars that join the training loss, and scalars for the log; both empty before it joins."""
 
@@ -77,7 +77,7 @@ class AdversarialLoss(nn.Module, ABC):
 class LossConfig(Part, ABC):
     """One entry of the `losses:` list."""
 
-    start: int = Field(0, ge=0, description="images of training before it joins; for an adversarial loss, before its critic trains")
+    start: int = Field(0, ge=0, description="images before it joins; for an adversarial loss, before its critic trains")
 
     @abstractmethod
     def build(self, setting: Setting) -> Loss | AdversarialLoss:

@@ -109,7 +109,7 @@ def test_the_patch_discriminator_is_the_published_one() -> None:
     assert patch(torch.zeros(2, 3, 256, 256), None).shape == (2, 1, 30, 30)
 
 
-# ---------------------------------------------------------------------------------------------- GAN losses and penalties
+# ----------------------------------------------------------------------------------------- GAN losses and penalties
 
 
 def test_gan_losses_in_closed_form() -> None:
@@ -187,7 +187,7 @@ def test_lecam_pulls_scores_to_the_other_sides_running_mean() -> None:
 
 
 def test_lecam_is_refused_where_scores_have_no_zero() -> None:
-    with pytest.raises(ConfigError, match="lecam anchors scores"):
+    with pytest.raises(ConfigError, match="lecam needs scores"):
         critic(gan_loss="relativistic", lecam=0.1)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from artok.config import find, kinds, validate
 from artok.errors import ArtokError, CheckpointError, ConfigError
 from artok.losses import adversarial, perceptual
-from artok.losses.base import AdversarialLoss, Loss, LossConfig, BatchContext, Setting
+from artok.losses.base import AdversarialLoss, BatchContext, Loss, LossConfig, Setting
 from artok.metrics import cost
 from artok.metrics.features import Extractor, ExtractorConfig, TrainingImages, open_extractor
 from artok.metrics.per_channel import PerChannel
@@ -55,7 +55,7 @@ def config(kind: str, **changes: Any) -> LossConfig:
     return validate(found, tiny.model_dump() | changes, "loss")  # type: ignore[return-value]
 
 
-def moment(seen: int, others: torch.Tensor, layer: nn.Parameter | None = None, count: int = 4) -> Moment:
+def moment(seen: int, others: torch.Tensor, layer: nn.Parameter | None = None, count: int = 4) -> BatchContext:
     return BatchContext(seen, Noise(0, torch.arange(count)), others, layer)
 
 
