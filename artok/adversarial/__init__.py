@@ -1,1 +1,1 @@
-"""A critic that tells real images from made ones: for tokenizers as a loss, for a GAN as its opponent."""
+"""Discriminators of real and generated images with their losses and penalties, for tokenizers and for GANs."""

@@ -1,7 +1,7 @@
-"""Differentiable augmentation: real and made images changed alike before the critic sees them (Zhao et al. 2020).
+"""Differentiable augmentation of real and generated images before a discriminator sees them (Zhao et al. 2020).
 
-It lets a critic train on little data without learning it by heart, and does not leak into what is made, because the
-gradient passes through it.
+It keeps a discriminator from memorising little data. It does not leak into what is generated, because the gradient
+passes through it.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from torch import Tensor
 
 from artok.noise import Noise
 
-Change = Literal["color", "translation", "cutout"]
+Augmentation = Literal["color", "translation", "cutout"]
 
 LARGEST_SHIFT = 1 / 8  # of the side
 HOLE = 1 / 2  # of the side
 
 
-def changed(images: Tensor, changes: tuple[Change, ...], noise: Noise) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1], each changed by its own random numbers; the draws are the same whatever is on."""
+def augment(images: Tensor, augmentations: tuple[Augmentation, ...], noise: Noise) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1], each changed by its own random numbers, which do not depend on what is on."""
     draws_B7 = noise.uniform(7)
-    if "color" in changes:
-        images = recoloured(images, draws_B7[:, 0:3])
-    if "translation" in changes:
-        images = shifted(images, draws_B7[:, 3:5])
-    if "cutout" in changes:
-        images = holed(images, draws_B7[:, 5:7])
+    if "color" in augmentations:
+        images = change_color(images, draws_B7[:, 0:3])
+    if "translation" in augmentations:
+        images = translate(images, draws_B7[:, 3:5])
+    if "cutout" in augmentations:
+        images = cut_out(images, draws_B7[:, 5:7])
     return images
 
 
-def recoloured(images: Tensor, draws_B3: Tensor) -> Tensor:
+def change_color(images: Tensor, draws_B3: Tensor) -> Tensor:
     """Brightness +- 0.5, saturation times 0 to 2, contrast times 0.5 to 1.5."""
     brightness, saturation, contrast = draws_B3.to(images.dtype)[:, :, None, None, None].unbind(1)
     images = images + (brightness - 0.5)
@@ -41,24 +41,24 @@ def recoloured(images: Tensor, draws_B3: Tensor) -> Tensor:
     return mean + (images - mean) * (contrast + 0.5)
 
 
-def shifted(images: Tensor, draws_B2: Tensor) -> Tensor:
+def translate(images: Tensor, draws_B2: Tensor) -> Tensor:
     """Moved by up to an eighth of the sides, by whole pixels; what comes in is 0."""
     height, width = images.shape[2:]
-    rows = torch.arange(height, device=images.device) - offsets(draws_B2[:, :1], height)
-    columns = torch.arange(width, device=images.device) - offsets(draws_B2[:, 1:], width)
+    rows = torch.arange(height, device=images.device) - draw_offsets(draws_B2[:, :1], height)
+    columns = torch.arange(width, device=images.device) - draw_offsets(draws_B2[:, 1:], width)
     inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None]
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     index = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)[:, None].expand(-1, images.shape[1], -1)
     return images.flatten(2).gather(2, index).view_as(images) * inside
 
 
-def offsets(draws_B1: Tensor, side: int) -> Tensor:
+def draw_offsets(draws_B1: Tensor, side: int) -> Tensor:
     """Whole pixels, (B, 1) int64, from -side / 8 to side / 8."""
     most = int(side * LARGEST_SHIFT + 0.5)
     return (draws_B1 * (2 * most + 1)).long() - most
 
 
-def holed(images: Tensor, draws_B2: Tensor) -> Tensor:
+def cut_out(images: Tensor, draws_B2: Tensor) -> Tensor:
     """A rectangle of half the sides around a random place set to 0; it may reach over the border."""
     places = []
     for axis, side in enumerate(images.shape[2:]):

@@ -79,18 +79,20 @@ class AdversarialGenerator(Generator, ABC):
 
     def __init__(self, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)
-        self._opponent: tuple[Critic, ...] = ()  # not a submodule: its weights are not this model's
+        self._critic: tuple[Critic, ...] = ()  # not a submodule: its weights are not this model's
 
     @property
-    def opponent(self) -> Critic:
-        """The critic that `face` named; a ConfigError before that."""
-        if not self._opponent:
-            raise ConfigError(f"{type(self).__name__} has a loss only against its critic; give it one with `face`")
-        return self._opponent[0]
+    def critic(self) -> Critic:
+        """The critic that `attach_critic` was given; a ConfigError before that."""
+        if not self._critic:
+            raise ConfigError(
+                f"{type(self).__name__} has a loss only against its critic; give it one with `attach_critic`"
+            )
+        return self._critic[0]
 
-    def face(self, critic: Critic) -> None:
+    def attach_critic(self, critic: Critic) -> None:
         """Train against this critic from now on."""
-        self._opponent = (critic,)
+        self._critic = (critic,)
 
     @abstractmethod
     def made(self, condition: Condition, noise: Noise) -> Tensor:
@@ -122,7 +124,7 @@ class GeneratorConfig(Part, ABC):
         return Conditioners(self.conditioning, width, classes, null)
 
     def build_critic(self, layout: TokenLayout, classes: int) -> Critic | None:
-        """The opponent of an AdversarialGenerator, with fresh weights; None for all others."""
+        """The critic of an AdversarialGenerator, with fresh weights; None for all others."""
         return None
 
     @classmethod

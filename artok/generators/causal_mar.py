@@ -15,7 +15,7 @@ from artok.generators.masked import PUBLISHED_DEVIATION
 from artok.generators.patched import PatchedConfig, PatchedGenerator
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, causal_mask
-from artok.nn.recompute import run
+from artok.nn.gradient_checkpointing import run
 from artok.nn.vit import EPS, VitBlock, initialise_linear
 from artok.noise import Noise
 from artok.sampling.diffusion import DiffusionConfig
@@ -47,7 +47,7 @@ class CausalMar(PatchedGenerator):
         self.config, self.heads = config, heads
         self.conditioner = config.conditioners(width, classes)
         hidden = int(config.mlp_ratio * width)
-        self.recompute = False
+        self.gradient_checkpointing = False
         self.positions = nn.Parameter(torch.zeros(1, config.buffer_size + self.length - 1, width))
         self.input_norm = nn.LayerNorm(width, eps=EPS)
         self.blocks = nn.ModuleList(VitBlock(width, self.heads, hidden, config.dropout) for _ in range(2 * depth))
@@ -73,7 +73,7 @@ class CausalMar(PatchedGenerator):
         x = self.input_norm(x + self.positions[:, first : first + length])
         mask = causal_mask(length, x.device) if length > 1 else None
         for layer, block in enumerate(self.blocks):
-            x = run(block, x, mask, cache, layer, recompute=self.recompute)
+            x = run(block, x, mask, cache, layer, checkpoint=self.gradient_checkpointing)
         if cache is not None:
             cache.filled += length
         skipped = buffer - 1 if start == 0 else 0

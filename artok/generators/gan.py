@@ -30,7 +30,7 @@ from artok.sampling.settings import Sampling
 class Config(GeneratorConfig):
     """kind: gan. z_dim: numbers that it makes an image from. network: a file in `artok/generators/gan_networks`.
 
-    critic: its opponent, which is trained beside it and never saved with it.
+    critic: trained beside it and never saved with it.
     """
 
     kind: Literal["gan"] = "gan"
@@ -75,9 +75,9 @@ class Gan(AdversarialGenerator):
         return self.network.conditioner
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
-        """The opponent's view of as many made images."""
+        """The loss of as many generated images under the critic."""
         fake = self.made(condition, noise)
-        return {"adversarial": self.opponent.opposing(self.pictures(tokens), fake, condition.labels, noise)}
+        return {"adversarial": self.critic.generator_loss(self.pictures(tokens), fake, condition.labels, noise)}
 
     def made(self, condition: Condition, noise: Noise) -> Tensor:
         return self.network(noise.normal(self.config.z_dim), self.context(condition))

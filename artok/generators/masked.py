@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners
-from artok.nn.recompute import run
+from artok.nn.gradient_checkpointing import run
 from artok.nn.vit import EPS, VitBlock
 
 PUBLISHED_DEVIATION = 0.02  # of the first embeddings and positions
@@ -41,7 +41,7 @@ class MaskedTransformer(nn.Module):
         """conditioner: to contexts of the encoder's width."""
         super().__init__()
         width, wide = encoder.width, decoder.width
-        self.recompute = False
+        self.gradient_checkpointing = False
         self.length, self.buffer = length, buffer
         self.conditioner = conditioner
         self.encoder_positions = nn.Parameter(torch.zeros(1, buffer + length, width))
@@ -104,7 +104,7 @@ class MaskedTransformer(nn.Module):
         if valid_BM is not None:
             mask = torch.cat([valid_BM.new_ones(len(valid_BM), self.buffer), valid_BM], dim=1)[:, None, None]
         for block in self.encoder:
-            x = run(block, x, mask, recompute=self.recompute)
+            x = run(block, x, mask, checkpoint=self.gradient_checkpointing)
         return self.encoder_norm(x)
 
     def decode(self, encoded: Tensor, kept_BM: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class MaskedTransformer(nn.Module):
         tokens = tokens.scatter(1, kept_BM[..., None].expand(-1, -1, x.shape[2]), x[:, self.buffer :])
         x = torch.cat([x[:, : self.buffer], tokens[:, : self.length]], dim=1) + self.decoder_positions
         for block in self.decoder:
-            x = run(block, x, recompute=self.recompute)
+            x = run(block, x, checkpoint=self.gradient_checkpointing)
         return self.decoder_norm(x)[:, self.buffer :] + self.output_positions
 
 

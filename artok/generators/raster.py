@@ -19,7 +19,7 @@ from artok.conditioning.base import Context
 from artok.generators.base import Generator, GeneratorConfig
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, causal_mask
-from artok.nn.recompute import run
+from artok.nn.gradient_checkpointing import run
 from artok.nn.rotary import rotary_table
 from artok.nn.transformer import LlamaBlock
 from artok.noise import Noise
@@ -104,7 +104,7 @@ class Raster(Generator):
         super().__init__(layout, classes)
         depth, self.heads, width = config.shape()
         assert layout.vocab is not None
-        self.config, self.width, self.vocab, self.recompute = config, width, layout.vocab, False
+        self.config, self.width, self.vocab, self.gradient_checkpointing = config, width, layout.vocab, False
         self.conditioner = config.conditioners(width, classes)
         self.token_embedding = nn.Embedding(layout.codes * layout.vocab, width)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
@@ -147,7 +147,7 @@ class Raster(Generator):
         rotary = self.rotary[start : start + length]
         mask = causal_mask(length, x_BND.device) if length > 1 else None
         for layer, block in enumerate(self.blocks):
-            x_BND = run(block, x_BND, rotary, mask, cache, layer, recompute=self.recompute)
+            x_BND = run(block, x_BND, rotary, mask, cache, layer, checkpoint=self.gradient_checkpointing)
         return self.head(self.norm(x_BND)).float()
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from artok.generators.base import Generator, GeneratorConfig
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, attend
 from artok.nn.block_causal import block_causal_mask, flex_block_causal
-from artok.nn.recompute import run
+from artok.nn.gradient_checkpointing import run
 from artok.nn.resize import shrink
 from artok.noise import Noise
 from artok.sampling.guidance import Guidance
@@ -213,7 +213,7 @@ class Var(Generator):
         super().__init__(layout, classes)
         self.heads, self.width = config.shape()
         assert layout.vocab is not None
-        self.config, self.recompute = config, False
+        self.config, self.gradient_checkpointing = config, False
         self.parts = list(layout.scales())
         sizes = tuple(part.stop - part.start for part in self.parts)
         self.conditioner = config.conditioners(self.width, classes)
@@ -272,7 +272,7 @@ class Var(Generator):
         mask = self.mask if cache is None else None
         for layer, block in enumerate(self.blocks):
             factors = None if keep is None else keep[:, layer]
-            x_BND = run(block, x_BND, condition, factors, mask, cache, layer, recompute=self.recompute)
+            x_BND = run(block, x_BND, condition, factors, mask, cache, layer, checkpoint=self.gradient_checkpointing)
         scale, shift = self.head_modulation(F.silu(condition_BD))[:, None].chunk(2, dim=-1)
         return self.head(modulated(x_BND, scale, shift)).float()
 

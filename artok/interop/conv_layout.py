@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from artok.errors import CheckpointError
 from artok.interop.families import Source, count, renamed, shape_of, with_parameters
-from artok.nn.conv import Decoder, Encoder, PixelAttention
+from artok.nn.conv2d import Decoder, Encoder, PixelAttention
 from artok.tokenizers.conv import ConvTokenizer
 
 

@@ -1,1 +1,1 @@
-"""What training minimises beside a model's own terms."""
+"""Losses that compare images with their reconstructions."""

@@ -1,4 +1,4 @@
-"""The adversarial loss of VQGAN: a critic that tells reconstructions from images (Esser et al. 2021, eq. 5 to 7)."""
+"""The adversarial loss of VQGAN: a critic tells reconstructions from images (Esser et al. 2021, eq. 5 to 7)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from artok.adversarial.critic import CriticConfig
 from artok.adversarial.discriminators import patch
-from artok.losses.base import AdversarialLoss, LossConfig, Moment, Setting
+from artok.losses.base import AdversarialLoss, BatchContext, LossConfig, Setting
 
 TINY = 1e-4
 LARGEST = 1e4
@@ -20,10 +20,11 @@ LARGEST = 1e4
 class Config(LossConfig):
     """kind: adversarial.
 
-    weight: of the loss (.8 taming on ImageNet, .75 LDM's VQ, .5 LDM's KL and LlamaGen). adaptive: times |gradient of
-    the other reconstruction losses| / |gradient of this one| at the decoder's last layer, at most 1e4, as published.
-    start: images before the critic begins to learn. warmup: images for which it then learns alone. ramp: images over
-    which the weight then rises from 0. A critic that joins at once and unprepared wrecks the reconstruction.
+    weight: of the loss (.8 taming on ImageNet, .75 LDM's VQ, .5 LDM's KL and LlamaGen).
+    adaptive: the weight is multiplied by |gradient of the other reconstruction losses| / |gradient of this one| at the
+        decoder's last layer, at most 1e4, as published.
+    start: images before the critic begins to train. warmup: images for which it then trains alone. ramp: images over
+        which the weight then rises from 0. A critic that joins untrained and at full weight ruins the reconstruction.
     """
 
     kind: Literal["adversarial"] = "adversarial"
@@ -44,7 +45,7 @@ class Config(LossConfig):
 class Adversarial(AdversarialLoss):
     """The adaptive factor is measured at one step, over all its parts and processes, and used at the next.
 
-    So it does not depend on how a batch is split, where the published code measures each process's share by itself.
+    So it does not depend on how a batch is split. The published code measures it in each process by itself.
     """
 
     def __init__(self, config: Config, image: tuple[int, ...]) -> None:
@@ -52,27 +53,27 @@ class Adversarial(AdversarialLoss):
         self.config = config
         self.critic = config.critic.build(image, classes=0)
         self.critic.register_buffer("factor", torch.zeros(()) if config.adaptive else torch.ones(()))
-        self._gradients: list[Tensor] = []  # (2, numbers of the last layer) of each part: of the others, of this one
+        self._gradients: list[Tensor] = []  # of each part of a step: (2, weights of the last layer), of others and this
 
     def starts(self, batch: int) -> int:
         return -(-self.config.start // batch)
 
-    def share(self, seen: int) -> float:
-        """Of the weight, after so many images."""
+    def ramp_up(self, seen: int) -> float:
+        """Share of the weight after `seen` images."""
         after = seen - self.config.start - self.config.warmup
         return 1.0 if after >= self.config.ramp else max(after, 0) / self.config.ramp
 
     def forward(
-        self, reconstructions: Tensor, images: Tensor, moment: Moment
+        self, reconstructions: Tensor, images: Tensor, context: BatchContext
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        if moment.seen < self.config.start + self.config.warmup:
+        if context.seen < self.config.start + self.config.warmup:
             return {}, {}
-        loss = self.critic.opposing(images, reconstructions, None, moment.noise)
-        if self.config.adaptive and moment.last_layer is not None and loss.requires_grad:
-            pair = [gradient(part, moment.last_layer) for part in (moment.others, loss)]
+        loss = self.critic.generator_loss(images, reconstructions, None, context.noise)
+        if self.config.adaptive and context.last_layer is not None and loss.requires_grad:
+            pair = [compute_gradient(part, context.last_layer) for part in (context.others, loss)]
             self._gradients.append(torch.stack(pair))
         factor = self.critic.get_buffer("factor").clone()
-        weight = self.config.weight * self.share(moment.seen) * factor
+        weight = self.config.weight * self.ramp_up(context.seen) * factor
         return {"adversarial": weight * loss}, {"adversarial_factor": factor, "adversarial_unweighted": loss.detach()}
 
     def settle(self, mean: Callable[[Tensor], Tensor]) -> None:
@@ -83,7 +84,7 @@ class Adversarial(AdversarialLoss):
             self._gradients = []
 
 
-def gradient(loss: Tensor, weight: Tensor) -> Tensor:
-    """Of a loss by one weight, flat and float32; the graph is kept for the training pass."""
+def compute_gradient(loss: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of a loss by one weight, flat and float32; the graph is kept for the training pass."""
     (found,) = torch.autograd.grad(loss, weight, retain_graph=True)
     return found.detach().float().flatten()

@@ -20,8 +20,9 @@ from artok.noise import Noise
 class Setting:
     """What a loss is built for.
 
-    image: (channels, *size). extractor: opens an extractor of features for the data that are trained on; called only by
-    a loss that looks through one, since it may read every image. None where only shapes are wanted, on the meta device.
+    image: (channels, *size).
+    extractor: opens a feature extractor for the training data; called only by a loss that uses one, since it may read
+        every image. None where only shapes are needed, on the meta device.
     channels_apart: each channel of the images is an image of its own.
     """
 
@@ -40,11 +41,11 @@ class Loss(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
-class Moment:
-    """Where in training a batch stands.
+class BatchContext:
+    """What an adversarial loss needs to know of a batch.
 
-    seen: images before it. noise: its own random numbers. others: what else is minimised of the reconstruction, a
-    scalar. last_layer: the weight that makes the reconstruction, to compare gradients at.
+    seen: images of training before it. noise: its random numbers. others: the other losses of the reconstruction, a
+    scalar. last_layer: weight of the decoder's last layer, at which gradients are compared.
     """
 
     seen: int
@@ -64,19 +65,19 @@ class AdversarialLoss(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, reconstructions: Tensor, images: Tensor, moment: Moment
+        self, reconstructions: Tensor, images: Tensor, context: BatchContext
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Weighted scalars that join the training loss, and scalars for the log; none of both before it has a say."""
+        """Weighted scalars that join the training loss, and scalars for the log; both empty before it joins."""
 
     @abstractmethod
     def settle(self, mean: Callable[[Tensor], Tensor]) -> None:
-        """At the end of a step: what its parts left to be averaged, over the processes by `mean`."""
+        """At the end of a step: bring in what its parts collected. mean: over all processes."""
 
 
 class LossConfig(Part, ABC):
     """One entry of the `losses:` list."""
 
-    start: int = Field(0, ge=0, description="images of training before it joins; an adversarial loss's critic, too")
+    start: int = Field(0, ge=0, description="images before it joins; for an adversarial loss, before its critic trains")
 
     @abstractmethod
     def build(self, setting: Setting) -> Loss | AdversarialLoss:

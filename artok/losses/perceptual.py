@@ -27,8 +27,8 @@ class Config(LossConfig):
     features: "lpips" (VGG16 with LPIPS's learned weights, `pip install artok[lpips]`), "classifier" (artok's own,
     trained on the training split, offline), or timm:NAME or timm:NAME@FILE, any timm backbone. layers: of the
     classifier or backbone, as it numbers them; all unless given. weights: for lpips, a local file of torchvision's
-    VGG16, which is downloaded otherwise. seed: of the classifier; any but 0, which is the judge that evaluates: a
-    tokenizer must not be trained on its own examiner.
+    VGG16, which is downloaded otherwise. seed: of the classifier; any but 0, which is the one that evaluates: a
+    tokenizer must not be trained on its own metric.
     """
 
     kind: Literal["perceptual"] = "perceptual"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from artok.nn.recompute import run
+from artok.nn.gradient_checkpointing import run
 from artok.nn.time import TimeEmbedding
 from artok.nn.vit import EPS, ConditionedOutput, ZeroLinear, modulate
 
@@ -32,7 +32,7 @@ class DenoiserMlp(nn.Module):
 
     def __init__(self, dimension: int, condition: int, width: int, depth: int, out: int) -> None:
         super().__init__()
-        self.recompute = False
+        self.gradient_checkpointing = False
         self.time = TimeEmbedding(width)
         self.condition = nn.Linear(condition, width)
         self.input = nn.Linear(dimension, width)
@@ -43,5 +43,5 @@ class DenoiserMlp(nn.Module):
         given = self.time(times) + condition
         h = self.input(x)
         for block in self.blocks:
-            h = run(block, h, given, recompute=self.recompute)
+            h = run(block, h, given, checkpoint=self.gradient_checkpointing)
         return self.output(h, given)

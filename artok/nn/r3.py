@@ -56,7 +56,7 @@ class GroupedBlock(nn.Module):
         return x + self.reduce(self.act2(self.mix(self.act1(self.expand(x)))))
 
 
-def widened(width: int, out_width: int) -> nn.Module:
+def widen(width: int, out_width: int) -> nn.Module:
     """A 1x1 convolution where the width changes between two resolutions."""
     return nn.Identity() if width == out_width else scaled_(nn.Conv2d(width, out_width, 1, bias=False), 1.0)
 

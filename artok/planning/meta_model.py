@@ -43,7 +43,7 @@ class Design:
     def critic(self) -> Critic | None:
         """The second player of adversarial training."""
         if isinstance(self.generator, AdversarialGenerator):
-            return self.generator.opponent
+            return self.generator.critic
         return next((loss.critic for loss in self.comparisons if isinstance(loss, AdversarialLoss)), None)
 
     @property
@@ -74,7 +74,7 @@ def build(experiment: Experiment, classes: int | None = None) -> Design:
         generator.check(experiment.sampling)
         tokenizer.eval().requires_grad_(False)
     if isinstance(generator, AdversarialGenerator) and critic is not None:
-        generator.face(critic.to("meta"))
+        generator.attach_critic(critic.to("meta"))
     compared = () if generator else comparisons(experiment)
     return Design(experiment, tokenizer.layout, tokenizer, generator, classes, compared)
 

@@ -14,9 +14,9 @@ from artok.adversarial.critic import Critic
 from artok.errors import ConfigError
 from artok.generators.base import AdversarialGenerator
 from artok.layout import Condition, TokenLayout, Tokens
-from artok.losses.base import AdversarialLoss, Loss, Moment
+from artok.losses.base import AdversarialLoss, BatchContext, Loss
 from artok.metrics import cost
-from artok.nn.recompute import set_recompute
+from artok.nn.gradient_checkpointing import set_gradient_checkpointing
 from artok.noise import Noise
 from artok.planning.autocast_on_meta import Chip, Emulation
 from artok.planning.meta_model import Design, build
@@ -65,7 +65,7 @@ def training_step(design: Design, batch: int, chip: Chip = "cpu", dtype: torch.d
     for part in design.trained.train().modules():
         if isinstance(part, Quantizer):
             part.eval()  # what keeps a codebook alive depends on its numbers; it multiplies no matrices
-    if design.experiment.training.gradient_checkpointing and not set_recompute(design.trained, True):
+    if design.experiment.training.gradient_checkpointing and not set_gradient_checkpointing(design.trained, True):
         raise ConfigError("training.gradient_checkpointing is on, but nothing in this model offers it; switch it off")
     losses = generator_losses if design.generator else tokenizer_losses
     critic = design.critic
@@ -155,8 +155,9 @@ def tokenizer_losses(design: Design, batch: int) -> dict[str, Tensor]:
     others = reduce(torch.add, compared.values())
     for comparison in design.comparisons:
         if isinstance(comparison, AdversarialLoss):
-            moment = Moment(design.experiment.training.images, noise(batch), others, design.tokenizer.last_layer())
-            losses |= comparison(result.images.float(), images, moment)[0]
+            seen, last_layer = design.experiment.training.images, design.tokenizer.last_layer()
+            context = BatchContext(seen, noise(batch), others, last_layer)
+            losses |= comparison(result.images.float(), images, context)[0]
     return losses | compared
 
 

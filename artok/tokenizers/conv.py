@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from artok.config import OPEN, of_kind
 from artok.errors import ConfigError
 from artok.layout import TokenLayout, Tokens
-from artok.nn.conv import Decoder, Encoder, arranged
+from artok.nn.conv2d import Decoder, Encoder, arrange
 from artok.quantizers.base import QuantizerConfig
 from artok.tokenizers.base import Reconstruction, Tokenizer, TokenizerConfig
 
@@ -145,11 +145,11 @@ class ConvTokenizer(Tokenizer):
 
     def latents(self, images: Tensor) -> Tensor:
         """What the quantizer receives, (B, input_channels, *grid)."""
-        return self.to_quantizer(self.encoder(arranged(images)))
+        return self.to_quantizer(self.encoder(arrange(images)))
 
     def decode_latents(self, vectors: Tensor) -> Tensor:
         """Images (B, C, H, W) of latent vectors (B, D, *grid)."""
-        return self.decoder(self.from_quantizer(arranged(vectors)))
+        return self.decoder(self.from_quantizer(arrange(vectors)))
 
     def forward(self, images: Tensor) -> Reconstruction:
         quantized = self.quantizer(self.latents(images))

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from artok.errors import ConfigError, RunError
-from artok.nn.recompute import set_recompute
+from artok.nn.gradient_checkpointing import set_gradient_checkpointing
 from artok.noise import fold
 from artok.saved import WEIGHTS, whole_state, write_weights
 from artok.training import checkpoints
@@ -73,7 +73,7 @@ class Trainer:
                 f"times gradient_accumulation_steps {self.training.gradient_accumulation_steps}"
             )
         if self.training.gradient_checkpointing and not sum(
-            set_recompute(module, True) for module in task.players.values()
+            set_gradient_checkpointing(module, True) for module in task.players.values()
         ):
             raise ConfigError(
                 "training.gradient_checkpointing is on, but nothing in this model offers it; switch it off"

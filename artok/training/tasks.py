@@ -19,7 +19,7 @@ from artok.data.tokens import TokenBatch, TokenCache, TokenLoader, evaluation_to
 from artok.generators.base import AdversarialGenerator, Generator
 from artok.images import grid, to_uint8
 from artok.layout import Condition
-from artok.losses.base import AdversarialLoss, Loss, Moment, Setting
+from artok.losses.base import AdversarialLoss, BatchContext, Loss, Setting
 from artok.metrics.base import Seen, Subject
 from artok.metrics.codebook import Config as CodebookConfig
 from artok.metrics.features import Extractor, ExtractorConfig
@@ -149,8 +149,8 @@ class TokenizerTask(Task):
         if self.adversary is not None:
             noise = Noise(fold("adversary", self.experiment.seed), batch.positions.to(self.device))
             others = torch.stack(list(compared.values())).sum() if compared else reconstructions.sum() * 0
-            moment = Moment(seen, noise, others, self.tokenizer.last_layer())
-            against, told = self.adversary(reconstructions, images, moment)
+            context = BatchContext(seen, noise, others, self.tokenizer.last_layer())
+            against, told = self.adversary(reconstructions, images, context)
             losses |= against
             monitors |= told
             if self.plays("critic", seen // self.experiment.training.global_batch):
@@ -230,7 +230,7 @@ class GeneratorTask(Task):
         self.critic = experiment.generator.build_critic(tokenizer.layout, len(facts.classes))
         if self.critic is not None:
             assert isinstance(self.generator, AdversarialGenerator)
-            self.generator.face(self.critic.to(device))
+            self.generator.attach_critic(self.critic.to(device))
             self.players["critic"] = self.critic
 
     def plays(self, player: str, step: int) -> bool:

@@ -1,4 +1,4 @@
-"""Critics: every discriminator kind, games and penalties in closed form, augmentation, LeCam's running means."""
+"""Critics: every discriminator kind, GAN losses and penalties in closed form, augmentation, LeCam's running means."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from helpers.models import IMAGE
 from torch import nn
 
-from artok.adversarial.augment import changed, holed, recoloured, shifted
-from artok.adversarial.critic import Critic, CriticConfig, decayed
+from artok.adversarial.augment import augment, change_color, cut_out, translate
+from artok.adversarial.critic import Critic, CriticConfig, decay_by_cosine
 from artok.adversarial.discriminators.base import Discriminator
-from artok.adversarial.games import GAMES, squared_slopes
+from artok.adversarial.gan_losses import GAN_LOSSES, square_gradients
 from artok.config import find, kinds, validate
 from artok.errors import ConfigError
-from artok.nn.blur import doubled, halved
+from artok.nn.blur2d import double, halve
 from artok.noise import Noise
 
 KINDS = kinds("adversarial.discriminators")
@@ -66,7 +66,7 @@ def test_scores_are_of_each_image_alone_and_every_weight_learns(kind: str) -> No
 def test_a_penalty_on_slopes_reaches_the_weights(kind: str) -> None:
     scorer = discriminator(kind).train()
     x = images(2).requires_grad_()
-    squared_slopes(scorer(x, None), x).mean().backward()
+    square_gradients(scorer(x, None), x).mean().backward()
     assert any(p.grad is not None and bool(p.grad.any()) for p in scorer.parameters() if p.requires_grad)
 
 
@@ -109,10 +109,10 @@ def test_the_patch_discriminator_is_the_published_one() -> None:
     assert patch(torch.zeros(2, 3, 256, 256), None).shape == (2, 1, 30, 30)
 
 
-# ---------------------------------------------------------------------------------------------- games and penalties
+# ----------------------------------------------------------------------------------------- GAN losses and penalties
 
 
-def test_games_in_closed_form() -> None:
+def test_gan_losses_in_closed_form() -> None:
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
 
     def soft(x: float) -> float:
@@ -125,14 +125,14 @@ def test_games_in_closed_form() -> None:
         "relativistic": ((soft(-5) + soft(-0.5)) / 2, (soft(5) + soft(0.5)) / 2),
         "wasserstein": (-1.5 - 1.25, 1.5),
     }
-    assert set(expected) == set(GAMES)
-    for name, game in GAMES.items():
-        found = float(game.critic(real, fake)), float(game.opponent(real, fake))
+    assert set(expected) == set(GAN_LOSSES)
+    for name, loss in GAN_LOSSES.items():
+        found = float(loss.discriminator(real, fake)), float(loss.generator(real, fake))
         assert found == pytest.approx(expected[name], rel=1e-5), name
 
 
 class Linear(Discriminator):
-    """A score whose slope is known: the weight."""
+    """A score whose gradient is known: the weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,8 +167,8 @@ def test_penalties_hold_in_bfloat16_too(penalty: str) -> None:
 
 
 def test_the_cosine_of_a_penalty() -> None:
-    assert [decayed(0.1, p) for p in (0.0, 1.0, 2.0)] == pytest.approx([1.0, 0.1, 0.1])
-    assert decayed(0.0, 0.5) == pytest.approx(0.5)
+    assert [decay_by_cosine(0.1, p) for p in (0.0, 1.0, 2.0)] == pytest.approx([1.0, 0.1, 0.1])
+    assert decay_by_cosine(0.0, 0.5) == pytest.approx(0.5)
 
 
 def test_lecam_pulls_scores_to_the_other_sides_running_mean() -> None:
@@ -187,8 +187,8 @@ def test_lecam_pulls_scores_to_the_other_sides_running_mean() -> None:
 
 
 def test_lecam_is_refused_where_scores_have_no_zero() -> None:
-    with pytest.raises(ConfigError, match="lecam anchors scores"):
-        critic(game="relativistic", lecam=0.1)
+    with pytest.raises(ConfigError, match="lecam needs scores"):
+        critic(gan_loss="relativistic", lecam=0.1)
 
 
 def test_spectral_normalisation_bounds_every_layer() -> None:
@@ -215,34 +215,34 @@ def test_the_critics_accuracy_says_who_wins() -> None:
 def test_every_change_differs_by_image_and_passes_the_gradient() -> None:
     for change in ("color", "translation", "cutout"):
         x = images(1).expand(6, -1, -1, -1).clone().requires_grad_()
-        y = changed(x, (change,), noise(6))  # type: ignore[arg-type]
+        y = augment(x, (change,), noise(6))  # type: ignore[arg-type]
         assert y.shape == x.shape
         assert not torch.equal(y[0], y[1]) or not torch.equal(y[1], y[2])
         y.sum().backward()
         assert x.grad is not None and bool(x.grad.any())
-    assert torch.equal(changed(images(2), (), noise(2)), images(2))
+    assert torch.equal(augment(images(2), (), noise(2)), images(2))
 
 
 def test_a_batch_is_changed_as_its_images_are_alone() -> None:
     every = ("color", "translation", "cutout")
-    whole = changed(images(4), every, noise(4))
-    torch.testing.assert_close(changed(images(4)[2:], every, noise(4)[2:]), whole[2:])
+    whole = augment(images(4), every, noise(4))
+    torch.testing.assert_close(augment(images(4)[2:], every, noise(4)[2:]), whole[2:])
 
 
 def test_shifts_are_whole_pixels_with_zeros_behind() -> None:
     x = torch.ones(1, 1, 16, 16)
-    assert torch.equal(shifted(x, torch.tensor([[0.5, 0.5]])), x)
-    moved = shifted(x, torch.tensor([[0.0, 0.999]]))  # two up, two to the right
+    assert torch.equal(translate(x, torch.tensor([[0.5, 0.5]])), x)
+    moved = translate(x, torch.tensor([[0.0, 0.999]]))  # two up, two to the right
     assert torch.equal(moved[0, 0, :14, 2:], torch.ones(14, 14))
     assert moved.sum() == 14 * 14
 
 
 def test_holes_are_half_the_side_and_colours_keep_their_mean() -> None:
     x = torch.ones(1, 2, 16, 16)
-    assert int((holed(x, torch.tensor([[0.5, 0.5]])) == 0).sum()) == 2 * 8 * 8
+    assert int((cut_out(x, torch.tensor([[0.5, 0.5]])) == 0).sum()) == 2 * 8 * 8
     still = torch.tensor([[0.5, 0.5, 0.5]])
-    torch.testing.assert_close(recoloured(images(1), still), images(1), rtol=1e-5, atol=1e-6)
-    bright = recoloured(images(1), torch.tensor([[1.0, 0.5, 0.5]]))
+    torch.testing.assert_close(change_color(images(1), still), images(1), rtol=1e-5, atol=1e-6)
+    bright = change_color(images(1), torch.tensor([[1.0, 0.5, 0.5]]))
     torch.testing.assert_close(bright, images(1) + 0.5, rtol=1e-5, atol=1e-6)
 
 
@@ -254,6 +254,6 @@ def test_halving_is_the_binomial_filter() -> None:
     row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
     kernel = torch.outer(row, row).expand(3, 1, 4, 4)
     expected = nn.functional.conv2d(x, kernel, stride=2, padding=1, groups=3)
-    torch.testing.assert_close(halved(x), expected)
-    inner = halved(doubled(torch.full((1, 1, 8, 8), 0.7)))[..., 1:-1, 1:-1]
+    torch.testing.assert_close(halve(x), expected)
+    inner = halve(double(torch.full((1, 1, 8, 8), 0.7)))[..., 1:-1, 1:-1]
     torch.testing.assert_close(inner, torch.full_like(inner, 0.7))

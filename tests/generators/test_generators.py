@@ -151,7 +151,7 @@ def learned_against_a_critic(generator: AdversarialGenerator, codec: Tokenizer, 
     kind = type(generator).__module__.rpartition(".")[2]
     critic = config_of(kind).build_critic(codec.layout, CLASSES)
     assert critic is not None
-    generator.face(critic)
+    generator.attach_critic(critic)
     players = [
         (module, torch.optim.Adam(module.parameters(), lr=5e-3, betas=(0.0, 0.99))) for module in (generator, critic)
     ]

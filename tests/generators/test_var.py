@@ -16,7 +16,7 @@ from artok.generators import raster, var
 from artok.layout import Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, attend
 from artok.nn.block_causal import block_causal_mask, flex_block_causal
-from artok.nn.recompute import set_recompute
+from artok.nn.gradient_checkpointing import set_gradient_checkpointing
 from artok.noise import Noise
 from artok.sampling.settings import Sampling
 from artok.saved import check_layout
@@ -155,7 +155,7 @@ def test_stochastic_depth_is_decided_by_the_sample_and_off_in_use() -> None:
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     def gradients(on: bool) -> list[torch.Tensor]:
         built = model().train()
-        assert set_recompute(built, on) == 1
+        assert set_gradient_checkpointing(built, on) == 1
         built(tokens(), Condition(torch.tensor([0, 1, 2])), noise(3), codec())["nll"].backward()
         return [parameter.grad for parameter in built.parameters() if parameter.grad is not None]
 

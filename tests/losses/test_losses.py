@@ -14,7 +14,7 @@ from torch import nn
 from artok.config import find, kinds, validate
 from artok.errors import ArtokError, CheckpointError, ConfigError
 from artok.losses import adversarial, perceptual
-from artok.losses.base import AdversarialLoss, Loss, LossConfig, Moment, Setting
+from artok.losses.base import AdversarialLoss, BatchContext, Loss, LossConfig, Setting
 from artok.metrics import cost
 from artok.metrics.features import Extractor, ExtractorConfig, TrainingImages, open_extractor
 from artok.metrics.per_channel import PerChannel
@@ -55,8 +55,8 @@ def config(kind: str, **changes: Any) -> LossConfig:
     return validate(found, tiny.model_dump() | changes, "loss")  # type: ignore[return-value]
 
 
-def moment(seen: int, others: torch.Tensor, layer: nn.Parameter | None = None, count: int = 4) -> Moment:
-    return Moment(seen, Noise(0, torch.arange(count)), others, layer)
+def moment(seen: int, others: torch.Tensor, layer: nn.Parameter | None = None, count: int = 4) -> BatchContext:
+    return BatchContext(seen, Noise(0, torch.arange(count)), others, layer)
 
 
 @pytest.mark.parametrize("kind", kinds("losses"))
@@ -210,7 +210,7 @@ def test_the_adaptive_weight_is_the_published_ratio() -> None:
     for _ in range(2):
         losses, told = loss(made, images(4), moment(0, others, layer))
         loss.settle(lambda value: value)
-    plain = loss.critic.opposing(images(4), made, None, Noise(0, torch.arange(4)))
+    plain = loss.critic.generator_loss(images(4), made, None, Noise(0, torch.arange(4)))
     slopes = [torch.autograd.grad(part, layer, retain_graph=True)[0].norm() for part in (others, plain)]
     factor = slopes[0] / (slopes[1] + 1e-4)
     torch.testing.assert_close(told["adversarial_factor"], factor)
@@ -224,7 +224,7 @@ def test_the_adaptive_weight_does_not_depend_on_how_a_batch_is_split() -> None:
         layer, made = layer_and_output()
         for rows in torch.arange(4).chunk(parts):
             part = made[rows]
-            loss(part, images(4)[rows], Moment(0, Noise(0, rows), part.square().mean(), layer))
+            loss(part, images(4)[rows], BatchContext(0, Noise(0, rows), part.square().mean(), layer))
         loss.settle(lambda value: value)
         factors.append(float(loss.critic.get_buffer("factor")))
     assert factors[0] > 0
@@ -234,7 +234,7 @@ def test_the_adaptive_weight_does_not_depend_on_how_a_batch_is_split() -> None:
 def test_the_critic_warms_up_and_its_weight_ramps() -> None:
     loss = built(start=100, warmup=50, ramp=200)
     assert loss.starts(batch=32) == 4
-    assert [loss.share(seen) for seen in (0, 149, 150, 250, 350, 1000)] == [0, 0, 0, 0.5, 1, 1]
+    assert [loss.ramp_up(seen) for seen in (0, 149, 150, 250, 350, 1000)] == [0, 0, 0, 0.5, 1, 1]
     layer, made = layer_and_output()
     assert loss(made, images(4), moment(149, made.mean(), layer)) == ({}, {})
     losses, _ = loss(made, images(4), moment(150, made.square().mean(), layer))

@@ -12,7 +12,7 @@ from helpers.models import IMAGE, TOKENIZERS
 from artok.config import validate
 from artok.errors import CheckpointError, ConfigError
 from artok.layout import Tokens
-from artok.nn.recompute import set_recompute
+from artok.nn.gradient_checkpointing import set_gradient_checkpointing
 from artok.saved import fingerprint, read_weights, whole_state, write_weights
 from artok.tokenizers import conv
 from artok.tokenizers.base import Tokenizer, TokenizerConfig
@@ -102,7 +102,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     def gradients(on: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)
         tokenizer = conv.Config.tiny().build(IMAGE)
-        assert set_recompute(tokenizer, on) == 2
+        assert set_gradient_checkpointing(tokenizer, on) == 2
         result = tokenizer(images(4))
         (result.images.square().mean() + sum(result.losses.values(), torch.zeros(()))).backward()
         return [p.grad for p in tokenizer.parameters() if p.grad is not None]

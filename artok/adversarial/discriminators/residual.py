@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from artok.adversarial.discriminators.base import Discriminator, DiscriminatorConfig
-from artok.nn.blur import halved
-from artok.nn.r3 import GroupedBlock, base_grid, scaled_, widened
+from artok.nn.blur2d import halve
+from artok.nn.r3 import GroupedBlock, base_grid, scaled_, widen
 
 
 class Config(DiscriminatorConfig):
@@ -47,7 +47,7 @@ class ResidualDiscriminator(Discriminator):
             nn.Sequential(*(GroupedBlock(width, config.groups, in_all) for _ in range(config.blocks)))
             for width in widths
         )
-        self.transitions = nn.ModuleList(widened(a, b) for a, b in pairwise(widths))
+        self.transitions = nn.ModuleList(widen(a, b) for a, b in pairwise(widths))
         last, base = widths[-1], base_grid(image[1:], len(widths))
         self.basis = nn.Parameter(torch.randn(last, *base) / math.sqrt(base[0] * base[1]))
         self.features = scaled_(nn.Linear(last, config.embedding_dim if classes else 1, bias=False), 1.0)
@@ -60,7 +60,7 @@ class ResidualDiscriminator(Discriminator):
         for index, stage in enumerate(self.stages):
             x = stage(x)
             if index < len(self.transitions):
-                x = self.transitions[index](halved(x))
+                x = self.transitions[index](halve(x))
         features_BD = self.features((x * self.basis).sum((2, 3)))
         if self.embedding is None:
             return features_BD[:, 0]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from artok.adversarial.discriminators.base import Discriminator, DiscriminatorConfig, Projection
 from artok.errors import ConfigError
-from artok.nn.blur import halved
+from artok.nn.blur2d import halve
 from artok.nn.r3 import SLOPE
 
 
@@ -46,8 +46,8 @@ class DownBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.leaky_relu(self.conv1(x), SLOPE)
-        y = F.leaky_relu(self.conv2(halved(y)), SLOPE)
-        return (y + self.skip(halved(x))) / math.sqrt(2)
+        y = F.leaky_relu(self.conv2(halve(y)), SLOPE)
+        return (y + self.skip(halve(x))) / math.sqrt(2)
 
 
 class StyleGanDiscriminator(Discriminator):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners, Context
 from artok.generators.gan_networks.base import GanNetwork, GanNetworkConfig, refuse_halving
-from artok.nn.blur import doubled
-from artok.nn.r3 import GroupedBlock, base_grid, scaled_, widened
+from artok.nn.blur2d import double
+from artok.nn.r3 import GroupedBlock, base_grid, scaled_, widen
 
 
 class Config(GanNetworkConfig):
@@ -56,7 +56,7 @@ class ResidualNetwork(GanNetwork):
         self.conditioner = conditioners(config.embedding_dim)
         self.basis = nn.Parameter(torch.randn(widths[0], *base_grid(grid, len(widths))))
         self.scale = scaled_(nn.Linear(latent + config.embedding_dim, widths[0], bias=False), 1.0)
-        self.transitions = nn.ModuleList(widened(a, b) for a, b in pairwise(widths))
+        self.transitions = nn.ModuleList(widen(a, b) for a, b in pairwise(widths))
         self.stages = nn.ModuleList(
             nn.Sequential(*(GroupedBlock(width, config.groups, in_all) for _ in range(config.blocks)))
             for width in widths
@@ -68,6 +68,6 @@ class ResidualNetwork(GanNetwork):
         x = self.basis * self.scale(latents_BZ)[:, :, None, None]
         for index, stage in enumerate(self.stages):
             if index:
-                x = doubled(self.transitions[index - 1](x))
+                x = double(self.transitions[index - 1](x))
             x = stage(x)
         return self.end(x)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners, Context
 from artok.generators.networks.base import DiffusionNetwork, NetworkConfig
+from artok.nn.gradient_checkpointing import run
 from artok.nn.patches import divides, merge_patches, patch_grid, split_patches
-from artok.nn.recompute import run
 from artok.nn.time import TimeEmbedding
 from artok.nn.vit import ConditionedBlock, ConditionedOutput, initialise_linear, sincos_table
 
@@ -88,7 +88,7 @@ class DiffusionTransformer(DiffusionNetwork):
     ) -> None:
         super().__init__()
         depth, hidden, heads = config.shape()
-        self.grid, self.patch, self.recompute = grid, config.patch_size, False
+        self.grid, self.patch, self.gradient_checkpointing = grid, config.patch_size, False
         self.input = nn.Linear(width * config.patch_size**2, hidden)
         self.time = TimeEmbedding(hidden)
         self.conditioner = conditioners(hidden)
@@ -109,7 +109,7 @@ class DiffusionTransformer(DiffusionNetwork):
         x = self.tokens(x_BND)
         given = self.condition(times_B, context)
         for block in self.blocks:
-            x = run(block, x, given, recompute=self.recompute)
+            x = run(block, x, given, checkpoint=self.gradient_checkpointing)
         return merge_patches(self.output(x, given[:, None]), self.grid, self.patch)
 
     def tokens(self, x_BND: Tensor) -> Tensor:

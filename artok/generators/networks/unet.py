@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners, Context
 from artok.generators.networks.base import DiffusionNetwork, NetworkConfig
-from artok.nn.conv import Downsample, PixelAttention, Upsample, arranged, group_norm
-from artok.nn.recompute import run
+from artok.nn.conv2d import Downsample, PixelAttention, Upsample, arrange, group_norm
+from artok.nn.gradient_checkpointing import run
 from artok.nn.time import TimeEmbedding
 from artok.nn.vit import ZeroLinear
 
@@ -98,7 +98,7 @@ class UNet(DiffusionNetwork):
         conditioners: Callable[[int], Conditioners],
     ) -> None:
         super().__init__()
-        self.grid, self.recompute = grid, False
+        self.grid, self.gradient_checkpointing = grid, False
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
         condition, groups, last = 4 * config.base_channels, config.groups, len(widths) - 1
         self.time, self.conditioner = TimeEmbedding(condition), conditioners(condition)
@@ -129,16 +129,16 @@ class UNet(DiffusionNetwork):
 
     def forward(self, x_BND: Tensor, times_B: Tensor, context: Context) -> Tensor:
         given = self.time(times_B) + context.pooled
-        x = self.input(arranged(x_BND.transpose(1, 2).unflatten(2, self.grid)))
+        x = self.input(arrange(x_BND.transpose(1, 2).unflatten(2, self.grid)))
         states = [x]
         for layer in self.down:
-            x = run(layer, x, given, recompute=self.recompute) if isinstance(layer, Stage) else layer(x)
+            x = run(layer, x, given, checkpoint=self.gradient_checkpointing) if isinstance(layer, Stage) else layer(x)
             states.append(x)
         for layer in self.middle:
-            x = run(layer, x, given, recompute=self.recompute)
+            x = run(layer, x, given, checkpoint=self.gradient_checkpointing)
         for layer in self.up:
             if isinstance(layer, Stage):
-                x = run(layer, torch.cat([x, states.pop()], dim=1), given, recompute=self.recompute)
+                x = run(layer, torch.cat([x, states.pop()], dim=1), given, checkpoint=self.gradient_checkpointing)
             else:
                 x = layer(x)
         return self.output(F.silu(self.norm_out(x))).flatten(2).transpose(1, 2)

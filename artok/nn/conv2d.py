@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from artok.nn.attention import attend
-from artok.nn.recompute import run
+from artok.nn.gradient_checkpointing import run
 
 
-def arranged(x: Tensor) -> Tensor:
+def arrange(x: Tensor) -> Tensor:
     """Images in the memory order that their device convolves fastest.
 
     That is channels last on a GPU; on a CPU it is not, since GroupNorm in bfloat16 is ten times slower there.
@@ -117,7 +117,7 @@ class Encoder(nn.Module):
         groups: int,
     ) -> None:
         super().__init__()
-        self.recompute = False
+        self.gradient_checkpointing = False
         self.conv_in = nn.Conv2d(in_channels, stem, 3, padding=1)
         before = [stem, *widths[:-1]]
         self.levels = nn.ModuleList(
@@ -131,10 +131,10 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv_in(images)
         for index, blocks in enumerate(self.levels):
-            x = run(blocks, x, recompute=self.recompute)
+            x = run(blocks, x, checkpoint=self.gradient_checkpointing)
             if index < len(self.downsamples):
                 x = self.downsamples[index](x)
-        x = run(self.middle, x, recompute=self.recompute)
+        x = run(self.middle, x, checkpoint=self.gradient_checkpointing)
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
@@ -155,7 +155,7 @@ class Decoder(nn.Module):
         groups: int,
     ) -> None:
         super().__init__()
-        self.recompute = False
+        self.gradient_checkpointing = False
         running = list(reversed(widths))
         before = [running[0], *running[:-1]]
         attends = list(reversed(attention))
@@ -169,9 +169,9 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(running[-1], out_channels, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        x = run(self.middle, self.conv_in(features), recompute=self.recompute)
+        x = run(self.middle, self.conv_in(features), checkpoint=self.gradient_checkpointing)
         for index, blocks in enumerate(self.levels):
-            x = run(blocks, x, recompute=self.recompute)
+            x = run(blocks, x, checkpoint=self.gradient_checkpointing)
             if index < len(self.upsamples):
                 x = self.upsamples[index](x)
         return self.conv_out(F.silu(self.norm_out(x)))

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def halved(x: Tensor) -> Tensor:
+def halve(x: Tensor) -> Tensor:
     """(B, C, H, W) to (B, C, H / 2, W / 2), antialiased; zeros beyond the border.
 
     As sums of slices, not as a convolution of one group a channel: on a CPU in bfloat16 that takes five times as long
@@ -19,6 +19,6 @@ def halved(x: Tensor) -> Tensor:
     return (even[..., :-1, :] + odd[..., 1:, :]) / 8 + (odd[..., :-1, :] + even[..., 1:, :]) * (3 / 8)
 
 
-def doubled(x: Tensor) -> Tensor:
+def double(x: Tensor) -> Tensor:
     """(B, C, 2 H, 2 W) of (B, C, H, W)."""
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
