@@ -192,7 +192,7 @@ def _explain(
 
 
 def _unknown_key(place: tuple[int | str, ...], keys: Sequence[str], places: Sequence[str]) -> str:
-    """The sentence on an unknown key: where that very key is in another section, else the nearest of its own `keys`."""
+    """The sentence on an unknown key: the place where there is such a key, else the nearest of its section's `keys`."""
     path, word = ".".join(map(str, place)), str(place[-1])
     name, above = SYNONYMS.get(word, word), path.removesuffix(word)
     same = sorted((key for key in places if key.rpartition(".")[2] == name), key=lambda key: not key.startswith(above))
