@@ -25,6 +25,8 @@ app = typer.Typer(
 ConfigFile = Annotated[str, typer.Argument(help="a YAML file, or a shipped config such as digits/vq (see 'configs')")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings on top, as key.sub=value")]
 Run = Annotated[str, typer.Argument(help="a run directory, a saved pipeline, or a hub name")]
+DESIGN = "A design without a config"
+VIDEO = "Video, with full and sparse attention"
 Out = Annotated[Path | None, typer.Option(help="folder to write to")]
 
 
@@ -254,46 +256,59 @@ def sweep(
 @app.command()
 def plan(
     context: typer.Context,
-    config: Annotated[str | None, typer.Argument(help="a config to plan; or give its numbers as options")] = None,
+    config: Annotated[str | None, typer.Argument(help="a config; or describe a design by the options below")] = None,
     overrides: Overrides = None,
-    size: Annotated[int, typer.Option(min=1, help="side of the images")] = 256,
-    downsample: Annotated[int, typer.Option(min=1, help="image side over side of the token grid")] = 16,
-    codes: Annotated[int, typer.Option(min=2, help="in the codebook")] = 16384,
-    scales: Annotated[
-        str, typer.Option(help="sides of VAR's grids, as 1,2,4; published or doubling unless given")
-    ] = "",
-    frames: Annotated[int, typer.Option(min=1, help="of a video")] = 1,
-    frame_downsample: Annotated[int, typer.Option(min=1, help="frames over time steps of tokens")] = 1,
-    family: Annotated[str, typer.Option(help="raster, var, maskgit, mar or diffusion")] = "raster",
-    depth: Annotated[int, typer.Option(min=1, help="layers of the transformer")] = 12,
-    width: Annotated[int | None, typer.Option(min=1, help="64 a layer unless given")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="of training")] = 256,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; as the config has it unless given")] = None,
-    device: Annotated[str, typer.Option(help="H100, H200, A100, L4, RTX 4090 or cpu")] = "H100",
+    gpu: Annotated[str, typer.Option(help="GPU to plan for: H100, H200, A100, L4 or RTX 4090")] = "H100",
+    device: Annotated[
+        str | None, typer.Option(help="plan for this machine instead, measured now: cpu, cuda, cuda:1 or here")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16; default as the config has it, bf16 to sample on a GPU")
+    ] = None,
     sample_batch: Annotated[int, typer.Option(min=1, help="images at a time, for throughput")] = 64,
-    window: Annotated[int, typer.Option(min=1, help="video: side of local attention, in tokens")] = 16,
-    neighbours: Annotated[int, typer.Option(min=0, help="video: frames before and after that it sees")] = 1,
-    key_frames: Annotated[int, typer.Option(min=0, help="video: frames that all tokens see")] = 1,
-    chunk: Annotated[int, typer.Option(min=1, help="video: frames of tokens generated at once")] = 5,
-    overlap: Annotated[int, typer.Option(min=0, help="video: frames that chunks share")] = 1,
     all_families: Annotated[bool, typer.Option("--all-families", help="every family at this size")] = False,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="measure this CPU first, for --device cpu")] = False,
     json: Annotated[bool, typer.Option("--json", help="for programs: bytes, seconds, FLOPs")] = False,
+    family: Annotated[
+        str, typer.Option(help="raster, var, maskgit, mar or diffusion", rich_help_panel=DESIGN)
+    ] = "raster",
+    size: Annotated[int, typer.Option(min=1, help="side of the images", rich_help_panel=DESIGN)] = 256,
+    downsample: Annotated[
+        int, typer.Option(min=1, help="image side over side of the token grid", rich_help_panel=DESIGN)
+    ] = 16,
+    codes: Annotated[int, typer.Option(min=2, help="codebook size", rich_help_panel=DESIGN)] = 16384,
+    scales: Annotated[
+        str, typer.Option(help="sides of VAR's grids, as 1,2,4; default published or doubling", rich_help_panel=DESIGN)
+    ] = "",
+    depth: Annotated[int, typer.Option(min=1, help="layers of the transformer", rich_help_panel=DESIGN)] = 12,
+    width: Annotated[int | None, typer.Option(min=1, help="default 64 per layer", rich_help_panel=DESIGN)] = None,
+    batch: Annotated[int, typer.Option(min=1, help="training batch", rich_help_panel=DESIGN)] = 256,
+    frames: Annotated[int, typer.Option(min=1, help="frames; 1 is an image", rich_help_panel=VIDEO)] = 1,
+    frame_downsample: Annotated[int, typer.Option(min=1, help="frames per step of tokens", rich_help_panel=VIDEO)] = 1,
+    window: Annotated[int, typer.Option(min=1, help="side of local attention, in tokens", rich_help_panel=VIDEO)] = 16,
+    neighbours: Annotated[
+        int, typer.Option(min=0, help="frames before and after in local attention", rich_help_panel=VIDEO)
+    ] = 1,
+    key_frames: Annotated[int, typer.Option(min=0, help="frames that all tokens see", rich_help_panel=VIDEO)] = 1,
+    chunk: Annotated[int, typer.Option(min=1, help="frames of tokens per chunk", rich_help_panel=VIDEO)] = 5,
+    overlap: Annotated[int, typer.Option(min=0, help="frames that chunks share", rich_help_panel=VIDEO)] = 1,
 ) -> None:
-    """What a design costs before it is trained: tokens, parameters, FLOPs, memory, time, and the devices it fits on."""
-    from artok.commands.plan import NUMBERS, calibrated, known, planned, refuse_numbers, wished
-    from artok.planning.plan import Asked
+    """Show what a design costs before training: tokens, parameters, FLOPs, memory, time, and the devices it fits on."""
+    from artok.commands import plan as command
+    from artok.planning.from_numbers import DesignSpec
+    from artok.planning.plan import PlanOptions
 
-    if calibrate:
-        typer.echo(calibrated(), err=True)
-        if config is None and device.lower() != "cpu":
-            return
     if config is not None:
-        sources = {name: context.get_parameter_source(name) for name in NUMBERS}
-        refuse_numbers(config, [name for name, source in sources.items() if source and source.name == "COMMANDLINE"])
-    asked = Asked(device, known(precision), sample_batch, window, neighbours, key_frames, chunk, overlap)
-    wish = wished(size, downsample, codes, scales, frames, frame_downsample, family, depth, width, batch)
-    typer.echo(planned(config, overrides or [], wish, asked, all_families, json))
+        sources = {name: context.get_parameter_source(name) for name in command.NUMBERS}
+        given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+        command.refuse_numbers(config, given)
+    options = PlanOptions(
+        gpu, device, command.parse_precision(precision), sample_batch, window, neighbours, key_frames, chunk, overlap
+    )
+    spec = DesignSpec(
+        size=size, downsample=downsample, codes=codes, scales=command.parse_scales(scales), frames=frames,
+        frame_downsample=frame_downsample, family=command.parse_family(family), depth=depth, width=width, batch=batch,
+    )  # fmt: skip
+    typer.echo(command.plan(config, overrides or [], spec, options, all_families, json))
 
 
 @app.command()

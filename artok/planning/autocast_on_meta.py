@@ -1,7 +1,7 @@
-"""What torch decides by a tensor's device, decided for tensors on the meta device: attention kernels, mixed precision.
+"""Emulates device-dependent choices on meta tensors: autocast and the attention kernel.
 
-Both change what is computed and kept. The lists are those of torch's autocast, as far as artok's models use them
-(https://docs.pytorch.org/docs/stable/amp.html).
+Both change the operators that run and the tensors that are kept. The lists are torch's, as far as artok's models use
+them (https://docs.pytorch.org/docs/stable/amp.html).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ RAISED = {
 }
 
 
-class Emulation(TorchFunctionMode):
-    """Meta tensors inside are treated as a CPU's or a GPU's, and multiplied in `dtype` as under autocast.
+class AutocastOnMeta(TorchFunctionMode):
+    """Treats meta tensors as those of a CPU or a GPU, with matrix products in `dtype` as under autocast.
 
-    The lower-precision copies of the weights are kept until `end_forward`, as under autocast until it is left.
+    Copies of weights in lower precision are kept until `end_forward`, as autocast keeps them until it is left.
     """
 
     def __init__(self, chip: Chip, dtype: torch.dtype = torch.float32) -> None:
@@ -66,8 +66,8 @@ class Emulation(TorchFunctionMode):
     def _attention(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, scale: float | None = None
     ) -> Tensor:
-        """The kernel that `artok.nn.attention.attend` ends at: on a CPU plain products or its fused one, on a GPU
-        FlashAttention, or with a mask or in float32 the memory-efficient kernel."""
+        """The kernel that `artok.nn.attention.attend` leads to: on a CPU plain products or the fused kernel, on a GPU
+        FlashAttention, or the memory-efficient kernel with a mask or in float32."""
         if self.chip == "cpu" and k.shape[2] <= PLAIN_LENGTH:
             return plain_attention(q, k, v, attn_mask, scale)
         bias = None if attn_mask is None else torch.where(attn_mask, 0.0, -torch.inf).to(q.dtype)

@@ -1,5 +1,4 @@
-"""A module costs the same whenever it is given the same shapes, so that one block of a stack, or one step of a hundred,
-has to be run."""
+"""Caches costs by module and input shapes, so that identical blocks and steps are traced once."""
 
 from __future__ import annotations
 
@@ -12,18 +11,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from artok.nn.attention import KVCache
-from artok.planning.op_trace import Like, Trace, Work
+from artok.planning.op_trace import OpCost, TensorSpec, Trace
 
-METHODS = ("forward", "sample")  # a diffusion head draws its tokens in many steps
+METHODS = ("forward", "sample")  # sample: of a diffusion head, which draws its tokens in many steps
 
-Known = dict[Hashable, tuple[Counter[Work], int, Like]]
+Known = dict[Hashable, tuple[Counter[OpCost], int, TensorSpec]]
 
 
 @contextmanager
-def remembered(model: nn.Module, trace: Trace) -> Iterator[list[int]]:
-    """Inside, each module below `model` runs once for each kind of input; later calls are counted from memory.
+def cache_costs(model: nn.Module, trace: Trace) -> Iterator[list[int]]:
+    """Inside, each module below `model` runs once per kind of input; later calls repeat the cached cost.
 
-    For tensors on the meta device and without gradients. Gives the bytes of the largest KV cache that was used.
+    For tensors on the meta device, without gradients. Yields, in a list of one, the bytes of the largest KV cache.
     """
     known: Known = {}
     numbers: dict[Hashable, int] = {}
@@ -34,7 +33,7 @@ def remembered(model: nn.Module, trace: Trace) -> Iterator[list[int]]:
         number = numbers.setdefault(structure, len(numbers))  # a tuple so long is hashed once and not at each call
         for name in METHODS:
             if hasattr(module, name):
-                setattr(module, name, _Remembered(getattr(module, name), (number, name), known, trace, cache))
+                setattr(module, name, _CachedCost(getattr(module, name), (number, name), known, trace, cache))
     try:
         yield cache
     finally:
@@ -43,8 +42,8 @@ def remembered(model: nn.Module, trace: Trace) -> Iterator[list[int]]:
                 vars(module).pop(name, None)
 
 
-class _Remembered:
-    """A method of a module. name: the same for all modules of the same structure."""
+class _CachedCost:
+    """A method of a module whose cost is cached. name: the same for all modules of the same structure."""
 
     def __init__(
         self, method: Callable[..., Any], name: Hashable, known: Known, trace: Trace, cache: list[int]
@@ -61,23 +60,23 @@ class _Remembered:
         key = (self.name, tuple((name, _kind(value)) for name, value in given.items() if name != "layer"))
         if key in self.known:
             return self.trace.repeat(*self.known[key])
-        with self.trace.apart() as (works, added):
+        with self.trace.apart() as (ops, added):
             result = self.method(*args, **kwargs)
         if isinstance(result, Tensor):
-            self.known[key] = (works, added[0], _like(result))
+            self.known[key] = (ops, added[0], _spec(result))
         return result
 
 
 def _kind(value: Any) -> Hashable:
-    """What of an argument decides the cost; of floats, nothing."""
+    """The part of an argument that decides the cost; the value of a float does not."""
     if isinstance(value, Tensor):
-        return _like(value)
+        return _spec(value)
     if isinstance(value, KVCache):
         return (tuple(value.keys.shape), value.keys.dtype, value.filled)
     return float if isinstance(value, float) else value
 
 
-def _like(tensor: Tensor) -> Like:
+def _spec(tensor: Tensor) -> TensorSpec:
     return tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
@@ -86,7 +85,7 @@ def _shapes(module: nn.Module) -> Hashable:
 
 
 def _settings(module: nn.Module) -> Hashable:
-    """What a module was told beside its weights, in all modules below it."""
+    """Settings of a module and of those below it, beside their weights."""
     plain = (bool, int, float, str, tuple)
     return tuple(
         (place, name, value)

@@ -20,13 +20,14 @@ SCALES = {16: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 32: (1, 2, 3, 4, 6, 9, 13, 18, 
 
 
 @dataclass(frozen=True)
-class Wish:
-    """size: side of the images. downsample: of the tokenizer. codes: of the codebook, for families with one. channels:
-    of continuous tokens, 4 up to downsampling 8 and else 16 unless given. scales: sides of VAR's grids, as published or
-    doubling unless given. frames, frame_downsample: of a video; 1 is an image.
+class DesignSpec:
+    """A design in a few numbers.
 
-    depth, width: layers and width of the transformer, 64 a layer unless given; MAR and MaskGIT share the layers out to
-    encoder and decoder.
+    size: side of the images, in pixels. downsample: image side over side of the token grid. codes: codebook size, for
+    families with one. channels: of continuous tokens; default 4 up to downsample 8, else 16. scales: sides of VAR's
+    grids; default as published, or doubling. frames, frame_downsample: of a video; 1 frame is an image.
+    depth, width: layers and width of the transformer; default width 64 per layer. MAR and MaskGIT split the layers
+    between encoder and decoder. batch: of training. classes: of the labels.
     """
 
     size: int = 256
@@ -46,9 +47,9 @@ class Wish:
         if self.family not in FAMILIES:
             raise ConfigError(f"there is no family {self.family!r}; there are: {', '.join(FAMILIES)}")
         if self.size % self.downsample:
-            raise ConfigError(f"images of {self.size} are no multiple of the downsampling {self.downsample}")
+            raise ConfigError(f"the image size {self.size} is no multiple of the downsampling {self.downsample}")
         if self.frames % self.frame_downsample:
-            raise ConfigError(f"{self.frames} frames are no multiple of their downsampling {self.frame_downsample}")
+            raise ConfigError(f"{self.frames} frames are no multiple of the frame downsampling {self.frame_downsample}")
         if self.downsample not in MULTIPLIERS:
             raise ConfigError(f"downsample must be one of {', '.join(map(str, MULTIPLIERS))}, got {self.downsample}")
 
@@ -64,76 +65,75 @@ class Wish:
         return TokenLayout((grid,), width, vocab, (3, self.frames, self.size, self.size))
 
 
-def design_of(wish: Wish) -> Design:
-    """The design on the meta device. ConfigError, LayoutError: the numbers do not fit together."""
-    experiment = experiment_of(wish)
-    if wish.frames == 1:
-        return build(experiment, wish.classes)
-    if wish.family == "var":
+def design_of(spec: DesignSpec) -> Design:
+    """The design on the meta device. Raises ConfigError or LayoutError when the numbers do not fit together."""
+    experiment = experiment_of(spec)
+    if spec.frames == 1:
+        return build(experiment, spec.classes)
+    if spec.family == "var":
         raise ConfigError(
-            "VAR over video needs a tokenizer of several scales in time, which artok has not; take raster"
+            "VAR over video needs a tokenizer with several scales in time, and artok has none; choose another family"
         )
-    return on_layout(experiment, wish.video(), wish.classes)
+    return on_layout(experiment, spec.video(), spec.classes)
 
 
-def experiment_of(wish: Wish) -> Experiment:
-    """A config with these numbers, as one would write it."""
+def experiment_of(spec: DesignSpec) -> Experiment:
+    """A config with these numbers."""
     section: dict[str, Any] = {
-        "name": f"{wish.family}-{wish.size}",
-        "data": {"kind": "shapes", "size": wish.size},
+        "name": f"{spec.family}-{spec.size}",
+        "data": {"kind": "shapes", "size": spec.size},
         "tokenizer": {
             "kind": "conv",
-            "downsample": wish.downsample,
-            "channel_multipliers": MULTIPLIERS[wish.downsample],
+            "downsample": spec.downsample,
+            "channel_multipliers": MULTIPLIERS[spec.downsample],
             "z_channels": 256,
-            "quantizer": quantizer(wish),
+            "quantizer": quantizer(spec),
         },
-        "generator": generator(wish),
-        "training": {"images": wish.batch, "global_batch": wish.batch, "ema": 0.9999},
+        "generator": generator(spec),
+        "training": {"images": spec.batch, "global_batch": spec.batch, "ema": 0.9999},
     }
     return validate(Experiment, section, "the design")
 
 
-def quantizer(wish: Wish) -> dict[str, Any]:
-    if wish.family == "var":
+def quantizer(spec: DesignSpec) -> dict[str, Any]:
+    if spec.family == "var":
         return {
             "kind": "multiscale",
-            "codebook_size": wish.codes,
+            "codebook_size": spec.codes,
             "code_dim": 32,
-            "scales": wish.scales or SCALES.get(wish.side),
+            "scales": spec.scales or SCALES.get(spec.side),
         }
-    if wish.family in DISCRETE:
-        return {"kind": "vq", "codebook_size": wish.codes, "code_dim": 8}
-    return {"kind": "gaussian", "latent_channels": wish.channels or (4 if wish.downsample <= 8 else 16)}
+    if spec.family in DISCRETE:
+        return {"kind": "vq", "codebook_size": spec.codes, "code_dim": 8}
+    return {"kind": "gaussian", "latent_channels": spec.channels or (4 if spec.downsample <= 8 else 16)}
 
 
-def generator(wish: Wish) -> dict[str, Any]:
-    width = wish.width or 64 * wish.depth
+def generator(spec: DesignSpec) -> dict[str, Any]:
+    width = spec.width or 64 * spec.depth
     shape = {"width": width, "heads": max(1, width // 64) if width % 64 == 0 else 1}
-    if wish.family == "diffusion":
-        patch = 2 if wish.downsample <= 8 and wish.side % 2 == 0 else 1
-        return {"kind": "diffusion", "network": {"kind": "dit", "depth": wish.depth, "patch_size": patch, **shape}}
-    half = max(1, wish.depth // 2)
-    return {"kind": wish.family, "depth": half if wish.family in ("mar", "maskgit") else wish.depth, **shape}
+    if spec.family == "diffusion":
+        patch = 2 if spec.downsample <= 8 and spec.side % 2 == 0 else 1
+        return {"kind": "diffusion", "network": {"kind": "dit", "depth": spec.depth, "patch_size": patch, **shape}}
+    half = max(1, spec.depth // 2)
+    return {"kind": spec.family, "depth": half if spec.family in ("mar", "maskgit") else spec.depth, **shape}
 
 
-def wish_of(design: Design) -> Wish:
-    """The numbers of a config's design, to plan the other families alike. ConfigError: it is none of one grid side."""
+def spec_of(design: Design) -> DesignSpec:
+    """The numbers of a design, to plan other families alike. Raises ConfigError for tokenizers and other networks."""
     experiment, layout = design.experiment, design.layout
     if experiment.generator is None:
         raise ConfigError("to compare families, name a generator's config")
     depth, width = transformer(design)
-    wish = Wish(
+    spec = DesignSpec(
         size=layout.image[-1], depth=depth, width=width, classes=design.classes, batch=experiment.training.global_batch
     )
-    wish = replace(wish, downsample=layout.image[-1] // layout.grid[-1], codes=layout.vocab or wish.codes)
+    spec = replace(spec, downsample=layout.image[-1] // layout.grid[-1], codes=layout.vocab or spec.codes)
     scales = tuple(grid[0] for grid in layout.grids) if len(layout.grids) > 1 else None
-    return replace(wish, scales=scales, channels=None if layout.discrete else layout.width)
+    return replace(spec, scales=scales, channels=None if layout.discrete else layout.width)
 
 
 def transformer(design: Design) -> tuple[int, int]:
-    """Layers and width of a generator's transformer. ConfigError: it is none."""
-
+    """Layers and width of a generator's transformer. Raises ConfigError for other networks."""
     config = design.experiment.generator
     if isinstance(config, raster.Config):
         depth, _, width = config.shape()
@@ -148,5 +148,5 @@ def transformer(design: Design) -> tuple[int, int]:
     elif isinstance(config, diffusion.Config) and isinstance(config.network, dit.Config):
         depth, width, _ = config.network.shape()
     else:
-        raise ConfigError("this generator is no transformer, so no other family can have its layers and width")
+        raise ConfigError("this generator is no transformer, so other families cannot take its layers and width")
     return depth, width

@@ -1,4 +1,4 @@
-"""The real modules of an experiment, built on the meta device: their shapes and no numbers."""
+"""Builds the modules of an experiment on the meta device: shapes without values."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ UNKNOWN = 1000
 
 @dataclass(frozen=True)
 class Design:
-    """An experiment's modules without numbers. classes: as many as its labels, which the embeddings depend on.
+    """An experiment's modules on the meta device.
 
-    tokenizer: None where only its layout is known (video, for which artok has none yet). comparisons: a tokenizer's
-    losses on reconstructions.
+    tokenizer: None where only its layout is known (video, for which artok has no tokenizer yet). classes: number of
+    labels, on which embeddings depend. comparisons: a tokenizer's losses on reconstructions.
     """
 
     experiment: Experiment
@@ -41,7 +41,7 @@ class Design:
 
     @property
     def critic(self) -> Critic | None:
-        """The second player of adversarial training."""
+        """The discriminator of adversarial training, or None."""
         if isinstance(self.generator, AdversarialGenerator):
             return self.generator.critic
         return next((loss.critic for loss in self.comparisons if isinstance(loss, AdversarialLoss)), None)
@@ -54,9 +54,9 @@ class Design:
 
 
 def build(experiment: Experiment, classes: int | None = None) -> Design:
-    """The design of an experiment, nothing of which needs to exist yet.
+    """The design of an experiment. Neither data nor tokenizer need to exist yet.
 
-    classes: as many as the data have unless given. ConfigError, LayoutError: as training it would raise.
+    classes: default as many as the data have. Raises ConfigError and LayoutError as training would.
     """
     section = tokenizer_section(experiment)
     if classes is None:
@@ -87,7 +87,7 @@ def comparisons(experiment: Experiment) -> tuple[Loss | AdversarialLoss, ...]:
 
 
 def on_layout(experiment: Experiment, layout: TokenLayout, classes: int) -> Design:
-    """The design of a generator on tokens of a layout, whatever tokenizer gives them."""
+    """The design of a generator on tokens of a layout, without a tokenizer."""
     assert experiment.generator is not None
     check_layout(experiment.generator, layout)
     with torch.device("meta"):
@@ -96,7 +96,7 @@ def on_layout(experiment: Experiment, layout: TokenLayout, classes: int) -> Desi
 
 
 def tokenizer_section(experiment: Experiment) -> TokenizerConfig:
-    """What describes the tokenizer: the experiment itself, the run that it names, or the shipped config of that run."""
+    """The config of the tokenizer: from the experiment, the run that it names, or the shipped config of that name."""
     if not isinstance(experiment.tokenizer, str):
         return experiment.tokenizer
     folder = Path(experiment.tokenizer)
@@ -113,12 +113,12 @@ def tokenizer_section(experiment: Experiment) -> TokenizerConfig:
                     return other.tokenizer
     raise ConfigError(
         f"the tokenizer {experiment.tokenizer} is neither a run here nor the name of a shipped config; train it first, "
-        "or describe it in a section 'tokenizer'"
+        "or give its config in the section 'tokenizer'"
     )
 
 
 def count_classes(data: DataConfig) -> int:
-    """How many classes the data have, without fetching them; 1,000 where that cannot be known."""
+    """The number of classes of the data, without downloading them; 1,000 where it is not known."""
     if isinstance(data, HubConfig):
         known = PUBLISHED.get((data.path or "").lower(), UNKNOWN)
         return len(data.classes) if data.classes else known

@@ -1,7 +1,7 @@
-"""What a computation costs, operator by operator, from running it on the meta device.
+"""Counts the cost of a computation, operator by operator, by running it on the meta device.
 
-The real modules run; only their numbers are missing. So what is counted is what will be computed: FLOPs by torch's own
-formulas, bytes that each operator reads and writes, and which tensors are alive at once.
+The real modules run without values. Counted are FLOPs by torch's own formulas, bytes that each operator reads and
+writes, and bytes that are alive at the same time.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-ATTENTION = ("bmm", "baddbmm", "attention")  # batched products occur in artok's attention alone
-READS_A_PART = ("embedding", "index", "index_select", "gather")  # of their first tensor: as much as they put out
+ATTENTION = ("bmm", "baddbmm", "attention")  # only attention has batched products in artok
+READS_A_PART = ("embedding", "index", "index_select", "gather")  # they read as much of their first input as they write
 
 
 @dataclass(frozen=True)
-class Work:
-    """One operator as a device sees it. bytes: read and written; 0 for a view, which runs no kernel.
-
-    dtype: of what it computes on. attention: whether it multiplies queries, keys and values.
+class OpCost:
+    """The cost of one operator. flops: a multiply-add counts as two. bytes: read and written; 0 for a view, which runs
+    no kernel. dtype: of its inputs. attention: whether it multiplies queries, keys or values.
     """
 
     name: str
@@ -37,92 +36,92 @@ class Work:
 
 
 @dataclass
-class Costs:
-    """How often each piece of work is done."""
+class OpCounts:
+    """Operators and how often each runs."""
 
-    works: Counter[Work]
+    ops: Counter[OpCost]
 
-    def total(self, value: Callable[[Work], float]) -> float:
-        return sum(count * value(work) for work, count in self.works.items())
+    def total(self, value: Callable[[OpCost], float]) -> float:
+        return sum(count * value(op) for op, count in self.ops.items())
 
     @property
     def flops(self) -> int:
-        return int(self.total(lambda work: work.flops))
+        return int(self.total(lambda op: op.flops))
 
     @property
     def attention_flops(self) -> int:
-        return int(self.total(lambda work: work.flops if work.attention else 0))
+        return int(self.total(lambda op: op.flops if op.attention else 0))
 
     @property
     def bytes(self) -> int:
-        return int(self.total(lambda work: work.bytes))
+        return int(self.total(lambda op: op.bytes))
 
     @property
     def operators(self) -> int:
-        """Kernels, views left out."""
-        return int(self.total(lambda work: work.bytes > 0))
+        """Number of kernels; views run none."""
+        return int(self.total(lambda op: op.bytes > 0))
 
-    def share(self, part: float) -> Costs:
-        """Of work that is done in a part of the steps."""
-        return self if part == 1 else Costs(Counter({work: count * part for work, count in self.works.items()}))
+    def share(self, part: float) -> OpCounts:
+        """The counts of operators that run in a part of the steps only."""
+        return self if part == 1 else OpCounts(Counter({op: count * part for op, count in self.ops.items()}))
 
-    def __add__(self, other: Costs) -> Costs:
-        return Costs(self.works + other.works)
+    def __add__(self, other: OpCounts) -> OpCounts:
+        return OpCounts(self.ops + other.ops)
 
 
-Like = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # shape, stride and dtype of a tensor
+TensorSpec = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # shape, stride, dtype
 
 
 class Trace(TorchDispatchMode):
-    """Counts the operators that run inside, and the bytes of the tensors that they make while these are alive.
+    """Counts the operators that run inside it, and the bytes of the tensors that they make.
 
-    live, peak: bytes now, and the most at any time. What existed before is not among them.
-    aside, peak_with_aside: bytes that were set aside, such as gradients, and the most of both together.
+    live, peak: bytes of these tensors now, and the most at any time. gradients: bytes of tensors given to
+    `hold_gradient`, no longer part of `live`. peak_with_gradients: the most of both at any time.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.works: Counter[Work] = Counter()
-        self.live = self.peak = self.aside = self.peak_with_aside = 0
+        self.ops: Counter[OpCost] = Counter()
+        self.live = self.peak = self.gradients = self.peak_with_gradients = 0
         self._quiet = False
-        self._known: dict[Hashable, tuple[Like, Work]] = {}
+        self._known: dict[Hashable, tuple[TensorSpec, OpCost]] = {}
         self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
 
-    def take(self) -> Costs:
-        """What was counted since the last call."""
-        works, self.works = self.works, Counter()
-        return Costs(works)
+    def take(self) -> OpCounts:
+        """The operators since the last call."""
+        ops, self.ops = self.ops, Counter()
+        return OpCounts(ops)
 
     @contextmanager
-    def apart(self) -> Iterator[tuple[Counter[Work], list[int]]]:
-        """What runs inside, by itself, and then also as part of the whole; and the most bytes that it added."""
-        outer, before, peak = self.works, self.live, self.peak
-        self.works, self.peak = Counter(), self.live
-        inner, added = self.works, [0]
+    def apart(self) -> Iterator[tuple[Counter[OpCost], list[int]]]:
+        """Yields the operators that run inside and, in a list of one, the most bytes that they add to `live`."""
+        outer, before, peak = self.ops, self.live, self.peak
+        self.ops, self.peak = Counter(), self.live
+        inner, added = self.ops, [0]
         try:
             yield inner, added
         finally:
             added[0] = self.peak - before
             outer.update(inner)
-            self.works, self.peak = outer, max(peak, self.peak)
+            self.ops, self.peak = outer, max(peak, self.peak)
 
-    def repeat(self, works: Counter[Work], added: int, like: Like) -> Tensor:
-        """Count again what was counted `apart`, and give a result like the one it had."""
-        self.works.update(works)
+    def repeat(self, ops: Counter[OpCost], added: int, spec: TensorSpec) -> Tensor:
+        """Count again what was counted `apart`; returns a tensor like its result."""
+        self.ops.update(ops)
         self.peak = max(self.peak, self.live + added)
         self._quiet = True
-        shape, stride, dtype = like
+        shape, stride, dtype = spec
         result = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
         self._quiet = False
         self.hold(result)
         return result
 
-    def set_aside(self, tensor: Tensor) -> None:
-        """Count a tensor no longer as alive but by itself, for good; once, where several share their memory."""
+    def hold_gradient(self, tensor: Tensor) -> None:
+        """Count a tensor as a gradient and no longer as alive; once, where several share a storage."""
         found = self._alive.pop(tensor.untyped_storage()._cdata, None)
         if found is not None:
             self.live -= found[1]
-            self.aside += found[1]
+            self.gradients += found[1]
 
     def hold(self, tensor: Tensor) -> None:
         """Count a tensor's storage as alive until it is freed."""
@@ -138,7 +137,7 @@ class Trace(TorchDispatchMode):
         self._alive[key] = (weakref.ref(storage, freed), size)
         self.live += size
         self.peak = max(self.peak, self.live)
-        self.peak_with_aside = max(self.peak_with_aside, self.live + self.aside)
+        self.peak_with_gradients = max(self.peak_with_gradients, self.live + self.gradients)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -146,8 +145,8 @@ class Trace(TorchDispatchMode):
             return func(*args, **kwargs)
         key = (func, _kind(args), _kind(tuple(kwargs.items())))
         if key in self._known:  # torch takes milliseconds to work out the shapes of some operators
-            (shape, stride, dtype), work = self._known[key]
-            self.works[work] += 1
+            (shape, stride, dtype), op = self._known[key]
+            self.ops[op] += 1
             out = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
             self.hold(out)
             return out
@@ -155,17 +154,17 @@ class Trace(TorchDispatchMode):
         inputs = [*_tensors(args), *_tensors(kwargs.values())]
         known = {tensor.untyped_storage()._cdata for tensor in inputs}
         fresh = [tensor for tensor in _tensors(out) if tensor.untyped_storage()._cdata not in known]
-        work = _work(func, args, kwargs, out, inputs, fresh)
-        self.works[work] += 1
+        op = _cost(func, args, kwargs, out, inputs, fresh)
+        self.ops[op] += 1
         for tensor in fresh:
             self.hold(tensor)
         if fresh and isinstance(out, Tensor) and out.is_meta and not func._schema.is_mutable:
-            self._known[key] = ((tuple(out.shape), out.stride(), out.dtype), work)
+            self._known[key] = ((tuple(out.shape), out.stride(), out.dtype), op)
         return out
 
 
 def _kind(value: Any) -> Hashable:
-    """What of an argument decides the work and the shape of the result."""
+    """The part of an argument that decides the cost and the shape of the result."""
     if isinstance(value, Tensor):
         whole = value.untyped_storage().nbytes()
         return (tuple(value.shape), value.stride(), value.dtype, value.device.type, whole)
@@ -174,7 +173,7 @@ def _kind(value: Any) -> Hashable:
     return float if isinstance(value, float) else value
 
 
-def _work(func: Any, args: Any, kwargs: Any, out: Any, inputs: list[Tensor], fresh: list[Tensor]) -> Work:
+def _cost(func: Any, args: Any, kwargs: Any, out: Any, inputs: list[Tensor], fresh: list[Tensor]) -> OpCost:
     name = func._schema.name.removeprefix("aten::")
     formula = flop_registry.get(func._overloadpacket)
     flops = int(formula(*args, **kwargs, out_val=out)) if formula else 0
@@ -187,11 +186,11 @@ def _work(func: Any, args: Any, kwargs: Any, out: Any, inputs: list[Tensor], fre
         moved = written + sum(map(_size, inputs))
     first = next((tensor for tensor in inputs if tensor.is_floating_point()), None)
     dtype = torch.float32 if first is None else first.dtype
-    return Work(name, flops, moved, dtype, any(word in name for word in ATTENTION))
+    return OpCost(name, flops, moved, dtype, any(word in name for word in ATTENTION))
 
 
 def _size(tensor: Tensor) -> int:
-    """Bytes that reading a tensor touches: those of an expanded one lie there once."""
+    """Bytes that reading a tensor touches; an expanded one is stored once."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 

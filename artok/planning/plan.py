@@ -1,4 +1,8 @@
-"""`artok plan`: what a design costs before anyone trains it, counted with its real modules on the meta device."""
+"""`artok plan`: what a design costs before it is trained, counted with its real modules on the meta device.
+
+FLOPs, parameters and memory are counted. Times are estimates from ceilings (see `roofline.py`): they leave out loading
+of data and communication between devices.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +14,33 @@ import torch
 
 from artok.config import load
 from artok.metrics.cost import parameters
-from artok.planning.calibrate_cpu import this_cpu
-from artok.planning.from_numbers import FAMILIES, Wish, design_of, transformer, wish_of
+from artok.planning.from_numbers import FAMILIES, DesignSpec, design_of, spec_of, transformer
+from artok.planning.measure import measure_device
 from artok.planning.meta_model import Design, build
 from artok.planning.roofline import DTYPES, PRECISIONS, Device, Precision, published
-from artok.planning.sampling_cost import Sampled, sample
+from artok.planning.sampling_cost import sample
 from artok.planning.sparse_attention import Pattern, chunks, full, local
 from artok.planning.training_cost import training_step
-from artok.planning.training_memory import Need, needs, training_bytes
-from artok.sampling.settings import Sampling
+from artok.planning.training_memory import MemoryEstimate, estimate_memory, training_bytes
 from artok.training.experiment import Experiment
 from artok.training.settings import settle_precision
 from artok.weights import size_in_bytes
 
 COUNTS = (1, 8, 64)
 CPU = torch.device("cpu")
-UPDATE = 40  # bytes that AdamW and the averaged weights move for each weight: read and written, gradients read
+UPDATE = 40  # bytes that AdamW and the EMA move per weight: read and written, gradients read
 
 
 @dataclass(frozen=True)
-class Asked:
-    """device, precision: to run on; precision as the config has it unless given. batch: of sampling for throughput.
+class PlanOptions:
+    """gpu: a listed GPU. device: of this machine, measured and planned for instead ("cpu", "cuda", "here").
 
-    window, neighbours, key_frames, chunk, overlap: of the sparse attention patterns that a video is planned with.
+    precision: of training and sampling; by default as the config says, and bf16 for sampling on a GPU. sample_batch:
+    images at a time, for throughput. The others are of the sparse attention patterns that a video is planned with.
     """
 
-    device: str = "H100"
+    gpu: str = "H100"
+    device: str | None = None
     precision: Precision | None = None
     sample_batch: int = 64
     window: int = 16
@@ -47,7 +52,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """length: positions. pixels, colours: what tokens would be without a tokenizer."""
+    """length: positions. pixels, colours_log2: length and log2 of the vocabulary of an image without a tokenizer."""
 
     layout: str
     length: int
@@ -61,10 +66,14 @@ class TokenPlan:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """For one image, on one device with the whole batch: flops: forward and backward. activations: bytes kept between
-    the two. memory: bytes for the whole batch. seconds: with the optimizer's share. images: of the whole run."""
+    """flops, tokenizer_flops, activations, seconds: per image; flops of forward and backward pass include those of the
+    frozen tokenizer's encoding; activations: bytes kept between the passes; seconds: on one device, with the optimizer.
+
+    memory: bytes for the whole batch on one device. images: of the whole run.
+    """
 
     flops: float
+    tokenizer_flops: float
     attention_share: float
     activations: float
     memory: float
@@ -75,12 +84,15 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """flops, cache: of one image, guidance and decoding included. latency: seconds to one image. rate: images a second
-    at `batch`. memory: bytes at `batch`, with the weights."""
+    """flops, tokenizer_flops, cache: per image, with guidance; flops include those of the tokenizer's decoding.
+
+    latency: seconds at batch 1. rate: images per second at `batch`. memory: bytes at `batch`, with the weights.
+    """
 
     precision: str
     passes: int
     flops: float
+    tokenizer_flops: float
     attention_share: float
     cache: float
     latency: float
@@ -91,8 +103,8 @@ class SamplingPlan:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """flops: of one forward pass through all layers. scores: bytes of one layer's. cache: bytes of keys and values.
-    seconds: of those FLOPs on the device."""
+    """flops: of one forward pass through all layers. scores: bytes, of one layer. cache: bytes of keys and values.
+    seconds: of these FLOPs on the device in bf16."""
 
     name: str
     tokens: int
@@ -116,37 +128,41 @@ class Plan:
     tokenizer_parameters: int
     training: TrainingPlan
     sampling: SamplingPlan | None
-    needs: tuple[Need, ...]
+    memory: tuple[MemoryEstimate, ...]
     attention: tuple[AttentionPlan, ...]
 
 
-def plan_config(name: str, overrides: Sequence[str], asked: Asked) -> Plan:
-    """The plan of a config. Errors as in training it; nothing but the config has to exist."""
-    return plan(build(load(Experiment, name, overrides)), asked)
+def plan_config(name: str, overrides: Sequence[str], options: PlanOptions) -> Plan:
+    """The plan of a config. Errors are those of training it; data and tokenizer need not exist."""
+    return plan(build(load(Experiment, name, overrides)), options)
 
 
-def plan_wish(wish: Wish, asked: Asked) -> Plan:
-    """The plan of a few numbers, which a GPU computes in bfloat16 unless told."""
-    if asked.precision is None and asked.device.lower() != "cpu":
-        asked = replace(asked, precision="bf16")
-    return plan(design_of(wish), asked)
+def plan_spec(spec: DesignSpec, options: PlanOptions) -> Plan:
+    """The plan of a design in a few numbers; precision "auto" means bf16 on a GPU."""
+    return plan(design_of(spec), options)
 
 
-def all_families(wish: Wish, asked: Asked) -> list[Plan]:
+def plan_families(spec: DesignSpec, options: PlanOptions) -> list[Plan]:
     """The plan of every family at the same images, downsampling, layers and width; over video, of all but VAR."""
-    families = [family for family in FAMILIES if wish.frames == 1 or family != "var"]
-    return [plan_wish(replace(wish, family=family), asked) for family in families]
+    device = find_device(options)
+    families = [family for family in FAMILIES if spec.frames == 1 or family != "var"]
+    return [plan(design_of(replace(spec, family=family)), options, device) for family in families]
 
 
-def families_of_config(name: str, overrides: Sequence[str], asked: Asked) -> list[Plan]:
-    return all_families(wish_of(build(load(Experiment, name, overrides))), asked)
+def plan_families_of_config(name: str, overrides: Sequence[str], options: PlanOptions) -> list[Plan]:
+    return plan_families(spec_of(build(load(Experiment, name, overrides))), options)
 
 
-def plan(design: Design, asked: Asked) -> Plan:
-    """Everything that is known of a design in advance."""
-    device = this_cpu() if asked.device.lower() == "cpu" else published(asked.device)
+def find_device(options: PlanOptions) -> Device:
+    """The device to plan for. Raises ConfigError when there is no such device."""
+    return published(options.gpu) if options.device is None else measure_device(options.device)
+
+
+def plan(design: Design, options: PlanOptions, device: Device | None = None) -> Plan:
+    """Everything that is known of a design in advance. device: by default that of the options."""
+    device = device or find_device(options)
     experiment = design.experiment
-    precision = asked.precision or settled(experiment, device)
+    precision = options.precision or training_precision(experiment, device)
     return Plan(
         name=experiment.name,
         family="tokenizer" if experiment.generator is None else experiment.generator.kind,
@@ -158,19 +174,26 @@ def plan(design: Design, asked: Asked) -> Plan:
         parameters=parameters(design.trained),
         tokenizer_parameters=0 if design.tokenizer is None else parameters(design.tokenizer),
         training=training_plan(design, device, precision),
-        sampling=None if design.generator is None else sampling_plan(design, device, asked),
-        needs=tuple(needs(design, COUNTS, device.chip, DTYPES[precision])),
-        attention=attention_plan(design, device, asked),
+        sampling=None if design.generator is None else sampling_plan(design, device, options),
+        memory=tuple(estimate_memory(design, COUNTS, device.chip, DTYPES[precision])),
+        attention=attention_plan(design, device, options),
     )
 
 
-def settled(experiment: Experiment, device: Device) -> Precision:
-    """What training.precision comes to on a device."""
+def training_precision(experiment: Experiment, device: Device) -> Precision:
+    """What training.precision means on a device."""
     wanted = experiment.training.precision
     if device.chip == "gpu":
         return "bf16" if wanted == "auto" else wanted
     found = settle_precision(wanted, CPU)
     return "fp32" if found == "no" else found
+
+
+def sampling_precision(experiment: Experiment, device: Device) -> Precision:
+    """sampling.dtype where the config sets it; else bf16 on a GPU and fp32 on a CPU."""
+    if device.chip == "gpu" and "dtype" not in experiment.sampling.model_fields_set:
+        return "bf16"
+    return PRECISIONS[getattr(torch, experiment.sampling.dtype)]
 
 
 def token_plan(design: Design) -> TokenPlan:
@@ -193,61 +216,58 @@ def training_plan(design: Design, device: Device, precision: Precision) -> Train
     training = design.experiment.training
     batch = training.global_batch // training.gradient_accumulation_steps
     step = training_step(design, batch, device.chip, DTYPES[precision])
-    resident = size_in_bytes(design.trained)
-    seconds = step.costs.total(lambda work: device.seconds(work, resident))
-    update = UPDATE * parameters(design.trained, trained_only=True) / device.reading[-1][1]
+    update = UPDATE * parameters(design.trained, trained_only=True) / device.bytes_per_s
     return TrainingPlan(
         flops=step.costs.flops / batch,
+        tokenizer_flops=step.encoding.flops / batch,
         attention_share=step.costs.attention_flops / max(step.costs.flops, 1),
         activations=step.saved / batch,
         memory=training_bytes(design, step),
-        seconds=(seconds + update / training.gradient_accumulation_steps) / batch,
+        seconds=(step.costs.total(device.seconds) + update / training.gradient_accumulation_steps) / batch,
         images=training.images,
         batch=training.global_batch,
     )
 
 
-def sampling_plan(design: Design, device: Device, asked: Asked) -> SamplingPlan:
-    sampling = design.experiment.sampling
-    if asked.precision is not None:
-        dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[asked.precision]
-        sampling = sampling.model_copy(update={"dtype": dtype})
-    one, many = (counted(design, sampling, batch, device) for batch in (1, asked.sample_batch))
-    weights = sum(size_in_bytes(model) for model in (design.generator, design.tokenizer) if model is not None)
+def sampling_plan(design: Design, device: Device, options: PlanOptions) -> SamplingPlan:
     assert design.generator is not None
+    precision = options.precision or sampling_precision(design.experiment, device)
+    dtype = DTYPES[precision]
+    sampling = design.experiment.sampling.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
+    one, many = (sample(design, sampling, batch, device.chip, dtype) for batch in (1, options.sample_batch))
+    weights = sum(size_in_bytes(model) for model in (design.generator, design.tokenizer) if model is not None)
     return SamplingPlan(
-        precision=PRECISIONS[getattr(torch, sampling.dtype)],
+        precision=precision,
         passes=design.generator.passes(sampling),
         flops=one.flops,
-        attention_share=one.total(lambda work: work.flops if work.attention else 0) / one.flops,
+        tokenizer_flops=one.decoding.flops,
+        attention_share=one.total(lambda op: op.flops if op.attention else 0) / one.flops,
         cache=one.passes.cache,
-        latency=one.total(lambda work: device.seconds(work, weights)),
-        batch=asked.sample_batch,
-        rate=asked.sample_batch / many.total(lambda work: device.seconds(work, weights)),
+        latency=one.total(device.seconds),
+        batch=options.sample_batch,
+        rate=options.sample_batch / many.total(device.seconds),
         memory=weights + many.peak,
     )
 
 
-def counted(design: Design, sampling: Sampling, batch: int, device: Device) -> Sampled:
-    return sample(design, sampling, batch, device.chip, getattr(torch, sampling.dtype))
-
-
-def attention_plan(design: Design, device: Device, asked: Asked) -> tuple[AttentionPlan, ...]:
-    """Full attention over a video, and what sparse patterns reduce it to; nothing for images."""
+def attention_plan(design: Design, device: Device, options: PlanOptions) -> tuple[AttentionPlan, ...]:
+    """Full and sparse attention over a video; nothing for images."""
     grid = design.layout.grid
     if design.generator is None or len(grid) != 3:
         return ()
     rows, columns = grid[1:]
     grid3, (depth, width) = (grid[0], rows, columns), transformer(design)
+    window = min(options.window, rows, columns)
+    neighbours = min(options.neighbours, (grid[0] - 1) // 2)
     patterns = [
         full(grid3),
-        local(grid3, min(asked.window, rows, columns), min(asked.neighbours, (grid[0] - 1) // 2), asked.key_frames),
-        chunks(grid3, asked.chunk, asked.overlap),
+        local(grid3, window, neighbours, options.key_frames),
+        chunks(grid3, options.chunk, options.overlap),
     ]
-    return tuple(attention_costs(pattern, depth, width, device) for pattern in patterns)
+    return tuple(attention_cost(pattern, depth, width, device) for pattern in patterns)
 
 
-def attention_costs(pattern: Pattern, depth: int, width: int, device: Device) -> AttentionPlan:
+def attention_cost(pattern: Pattern, depth: int, width: int, device: Device) -> AttentionPlan:
     flops = pattern.flops(depth, width)
     return AttentionPlan(
         name=pattern.name,
@@ -256,5 +276,5 @@ def attention_costs(pattern: Pattern, depth: int, width: int, device: Device) ->
         flops=flops,
         scores=pattern.score_bytes(max(1, width // 64)),
         cache=pattern.cache_bytes(depth, width),
-        seconds=flops / device.products["bf16"][-1][1],
+        seconds=flops / device.flops_per_s["bf16"],
     )

@@ -1,4 +1,4 @@
-"""What making a batch of images costs: the generator's own steps on the meta device, then the tokenizer's decoder."""
+"""Counts the cost of sampling a batch: the generator's steps and the tokenizer's decoder, on the meta device."""
 
 from __future__ import annotations
 
@@ -12,52 +12,51 @@ from artok.errors import ConfigError
 from artok.generators.base import Generator
 from artok.layout import Codec, Condition
 from artok.noise import Noise
-from artok.planning.autocast_on_meta import Chip, Emulation
-from artok.planning.cost_cache import remembered
+from artok.planning.autocast_on_meta import AutocastOnMeta, Chip
+from artok.planning.cost_cache import cache_costs
 from artok.planning.meta_model import Design
-from artok.planning.op_trace import Costs, Trace, Work
+from artok.planning.op_trace import OpCost, OpCounts, Trace
 from artok.planning.training_cost import META, blank_tokens
 from artok.sampling.settings import Sampling
 
-SEEN = 8  # steps in a row whose costs lie on a line, after which the rest are taken to lie on it too
+SEEN = 8  # steps in a row whose costs grow evenly, after which the rest are extrapolated
 
 
 @dataclass(frozen=True)
 class Passes:
-    """The costs of a batch's tokens. steps: the first of `count` network passes; those that are missing go on as the
-    last do, each costing as much more than the one before as there.
+    """The cost of a batch's tokens. steps: the first of `count` network passes; the others are extrapolated linearly.
 
-    cache: bytes of the KV cache. peak: the most bytes at any time, weights not included.
+    cache: bytes of the KV cache. peak: the most bytes at any time, without the weights.
     """
 
-    steps: tuple[Costs, ...]
+    steps: tuple[OpCounts, ...]
     count: int
     cache: int
     peak: int
 
-    def total(self, value: Callable[[Work], float]) -> float:
-        """The sum of a value of each piece of work."""
-        return extended([step.total(value) for step in self.steps], self.count)
+    def total(self, value: Callable[[OpCost], float]) -> float:
+        """The sum of a value of each operator."""
+        return extrapolate([step.total(value) for step in self.steps], self.count)
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """The costs of a batch of images: the passes, and the decoding of their tokens. peak: as in `Passes`."""
+class SamplingCost:
+    """The cost of a batch of images: network passes, and decoding of the tokens. peak: as in `Passes`."""
 
     passes: Passes
-    decoding: Costs
+    decoding: OpCounts
     peak: int
 
-    def total(self, value: Callable[[Work], float]) -> float:
+    def total(self, value: Callable[[OpCost], float]) -> float:
         return self.passes.total(value) + self.decoding.total(value)
 
     @property
     def flops(self) -> float:
-        return self.total(lambda work: work.flops)
+        return self.total(lambda op: op.flops)
 
 
-def extended(values: Sequence[float], count: int) -> float:
-    """The sum of `count` values that go on in a straight line from the last two."""
+def extrapolate(values: Sequence[float], count: int) -> float:
+    """The sum of `count` values that continue on the straight line through the last two."""
     rest = count - len(values)
     if rest <= 0:
         return sum(values)
@@ -67,16 +66,16 @@ def extended(values: Sequence[float], count: int) -> float:
 
 def sample(
     design: Design, sampling: Sampling, batch: int, chip: Chip = "cpu", dtype: torch.dtype = torch.float32
-) -> Sampled:
-    """The costs of `batch` images. ConfigError: the design makes none, or not so."""
+) -> SamplingCost:
+    """The cost of `batch` images. Raises ConfigError for a tokenizer or for settings that the family refuses."""
     if design.generator is None:
-        raise ConfigError("a tokenizer alone makes no images; name a generator's config")
+        raise ConfigError("a tokenizer alone generates no images; give a generator's config")
     design.generator.check(sampling)
     passes = sample_tokens(design.generator, design.tokenizer, sampling, batch, chip, dtype)
-    with torch.no_grad(), Trace() as trace, Emulation(chip):
+    with torch.no_grad(), Trace() as trace, AutocastOnMeta(chip):
         if design.tokenizer is not None:
             design.tokenizer.decode(blank_tokens(design.layout, batch))
-    return Sampled(passes, trace.take(), max(passes.peak, trace.peak))
+    return SamplingCost(passes, trace.take(), max(passes.peak, trace.peak))
 
 
 @torch.no_grad()
@@ -88,21 +87,21 @@ def sample_tokens(
     chip: Chip = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Passes:
-    """The costs of the tokens of `batch` images. The generator and its codec are on the meta device."""
+    """The cost of the tokens of `batch` images. The generator and its codec are on the meta device."""
     generator.eval()
     labels = torch.empty(batch, dtype=torch.int64, device=META)
-    count, steps = generator.passes(sampling), list[Costs]()
-    with Trace() as trace, Emulation(chip, dtype) as emulation, remembered(generator, trace) as cache:
+    count, steps = generator.passes(sampling), list[OpCounts]()
+    with Trace() as trace, AutocastOnMeta(chip, dtype) as autocast, cache_costs(generator, trace) as cache:
         for _ in generator.steps(Condition(labels), sampling, Noise(0, labels), codec):
-            emulation.end_forward()  # `Pipeline.steps` leaves autocast before each yield
+            autocast.end_forward()  # `Pipeline.steps` leaves autocast before each yield
             steps.append(trace.take())
-            if sampling.cfg_interval == (0.0, 1.0) and on_a_line(steps):
+            if sampling.cfg_interval == (0.0, 1.0) and grow_evenly(steps):
                 break
     return Passes(tuple(steps), max(count, len(steps)), cache[0], trace.peak)
 
 
-def on_a_line(steps: Sequence[Costs]) -> bool:
-    """Whether the last steps do as many operations each, and FLOPs and bytes that grow evenly."""
+def grow_evenly(steps: Sequence[OpCounts]) -> bool:
+    """Whether the last steps have equally many operators, and FLOPs and bytes that grow evenly."""
     if len(steps) < SEEN + 1:
         return False
     last = steps[-SEEN:]

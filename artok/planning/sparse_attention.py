@@ -1,7 +1,7 @@
-"""What attention over a video's tokens costs in full, and what sparse patterns reduce it to: counts of query-key pairs.
+"""Counts query-key pairs of full and sparse attention over the tokens of a video.
 
-A video's grid is (frames, rows, columns) of tokens. FLOPs of a layer are 4 width pairs: queries by keys, and weights by
-values, a multiply-add counted as two. Bytes are those of the scores, heads times pairs, were they ever held at once.
+A video's grid is (frames, rows, columns) of tokens. A layer takes 4 x width x pairs FLOPs: queries by keys and weights
+by values, a multiply-add counted as two. Its scores take heads x pairs numbers if they are held at once.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Pattern:
-    """tokens: of the whole video. pairs: of a query and a key that it sees, in one layer. held: tokens whose keys and
-    values have to be there at once."""
+    """tokens: of the whole video. pairs: of a query and a key that it sees, per layer. held: tokens whose keys and
+    values are needed at the same time."""
 
     name: str
     tokens: int
@@ -27,30 +27,30 @@ class Pattern:
     held: int
 
     def flops(self, depth: int, width: int) -> float:
-        """Of the scores and the mixing in a forward pass through all layers."""
+        """FLOPs of scores and weighted sums, one forward pass through all layers."""
         return 4.0 * depth * width * self.pairs
 
     def score_bytes(self, heads: int) -> float:
-        """Of one layer's scores in half precision, held at once."""
+        """Bytes of one layer's scores in half precision."""
         return float(HALF * heads * self.pairs)
 
     def cache_bytes(self, depth: int, width: int) -> float:
-        """Of keys and values in half precision."""
+        """Bytes of keys and values in half precision."""
         return 2.0 * HALF * depth * width * self.held
 
 
 def full(grid: Grid) -> Pattern:
-    """Every token sees every token."""
+    """Every token attends to every token."""
     tokens = math.prod(grid)
     return Pattern("full attention", tokens, tokens**2, tokens)
 
 
 def local(grid: Grid, window: int, neighbours: int, key_frames: int) -> Pattern:
-    """A token sees a window of `window` x `window` tokens around it in its own frame and in as many as `neighbours`
-    frames before and after, and all tokens of `key_frames` frames.
+    """A token attends to `window` x `window` tokens around it in its own frame and in `neighbours` frames before and
+    after, and to all tokens of `key_frames` frames.
 
     Pairs: frames x rows x columns x (window^2 (1 + 2 neighbours) + key_frames x rows x columns), as in the middle of
-    the video. ConfigError: the video has fewer tokens or frames than that.
+    the video. Raises ConfigError when the video has fewer tokens or frames than that.
     """
     frames, rows, columns = grid
     if window > min(rows, columns):
@@ -65,15 +65,15 @@ def local(grid: Grid, window: int, neighbours: int, key_frames: int) -> Pattern:
 
 
 def chunks(grid: Grid, chunk: int, overlap: int) -> Pattern:
-    """Full attention within chunks of `chunk` frames, each of which begins with the last `overlap` of the one before.
+    """Full attention within chunks of `chunk` frames; each starts with the last `overlap` frames of the one before.
 
-    Chunks: ceil((frames - overlap) / (chunk - overlap)); pairs: chunks x (chunk x rows x columns)^2. ConfigError: the
-    overlap leaves nothing new in a chunk.
+    Chunks: ceil((frames - overlap) / (chunk - overlap)); pairs: chunks x (chunk x rows x columns)^2. Raises ConfigError
+    when the overlap leaves no new frame in a chunk.
     """
     frames, rows, columns = grid
     chunk = min(chunk, frames)
     if overlap >= chunk:
-        raise ConfigError(f"an overlap of {overlap} frames leaves nothing new in a chunk of {chunk}")
+        raise ConfigError(f"an overlap of {overlap} frames leaves no new frame in a chunk of {chunk}")
     count = math.ceil((frames - overlap) / (chunk - overlap))
     inside = chunk * rows * columns
     return Pattern(

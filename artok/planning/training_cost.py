@@ -1,7 +1,8 @@
-"""What a training step costs: the forward and backward pass of an experiment's model on the meta device."""
+"""Counts the cost of a training step: forward and backward pass on the meta device."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,27 +19,32 @@ from artok.losses.base import AdversarialLoss, BatchContext, Loss
 from artok.metrics import cost
 from artok.nn.gradient_checkpointing import set_gradient_checkpointing
 from artok.noise import Noise
-from artok.planning.autocast_on_meta import Chip, Emulation
+from artok.planning.autocast_on_meta import AutocastOnMeta, Chip
 from artok.planning.meta_model import Design, build
-from artok.planning.op_trace import Costs, Trace
+from artok.planning.op_trace import OpCounts, Trace
 from artok.quantizers.base import Quantizer
 from artok.training.experiment import Experiment
 
 META = torch.device("meta")
+NOTHING = OpCounts(Counter())
+
+Losses = Callable[
+    [Trace], tuple[dict[str, Tensor], OpCounts]
+]  # losses, and the part of a frozen tokenizer in their cost
 
 
 def parameters(experiment: Experiment, classes: int | None = None) -> int:
-    """Trained parameters, exactly, with no weights made. classes: of the data unless given."""
+    """The exact number of trained parameters. classes: number of labels, by default of the data."""
     return cost.parameters(build(experiment, classes).trained, trained_only=True)
 
 
 def training_flops(experiment: Experiment, classes: int | None = None, chip: Chip = "cpu") -> float:
-    """FLOPs of training on one image: forward and backward, a multiply-add counted as two.
+    """FLOPs of training per image: forward and backward pass, a multiply-add counted as two.
 
-    With `tokens.online` the frozen tokenizer's encoding is among them; cached tokens cost nothing here. Where a model
-    draws how many tokens it trains on (MAR, MaskGIT), it is the mean. The optimizer's few operations a weight are left
-    out, as everywhere in this field. classes: of the data unless given. chip: fused attention kernels of a GPU
-    recompute the scores in the backward pass, which counts.
+    With `tokens.online` they include the frozen tokenizer's encoding; cached tokens cost nothing here. For models that
+    draw how many tokens they train on (MAR, MaskGIT) it is the mean. The optimizer is left out. classes: number of
+    labels, by default of the data. chip: a GPU's fused attention recomputes the scores in the backward pass, which
+    counts.
     """
     batch = experiment.training.global_batch // experiment.training.gradient_accumulation_steps
     return training_step(build(experiment, classes), batch, chip).costs.flops / batch
@@ -46,13 +52,14 @@ def training_flops(experiment: Experiment, classes: int | None = None, chip: Chi
 
 @dataclass(frozen=True)
 class Step:
-    """costs: of the forward and the backward pass.
+    """costs: of the forward and the backward pass. encoding: the part of the frozen tokenizer.
 
-    Bytes, none with the weights: saved: what lives between the two passes. activations: the most at any time without
-    the gradients. gradients: of all weights. peak: the most of both at any time; gradients come as activations go.
+    In bytes, without the weights: saved: kept between the two passes. activations: the most at any time, without
+    gradients. gradients: of all weights. peak: the most of both at any time.
     """
 
-    costs: Costs
+    costs: OpCounts
+    encoding: OpCounts
     saved: int
     activations: int
     gradients: int
@@ -60,28 +67,31 @@ class Step:
 
 
 def training_step(design: Design, batch: int, chip: Chip = "cpu", dtype: torch.dtype = torch.float32) -> Step:
-    """One process's step on `batch` images, of a critic too where there is one. dtype: of matrix products, as under
-    autocast."""
+    """The cost of one process's step on `batch` images, with the critic's if there is one.
+
+    dtype: of matrix products, as under autocast. Raises ConfigError when a model cannot checkpoint its activations.
+    """
     for part in design.trained.train().modules():
         if isinstance(part, Quantizer):
-            part.eval()  # what keeps a codebook alive depends on its numbers; it multiplies no matrices
+            part.eval()  # dead-code restarts depend on values; they multiply no matrices
     if design.experiment.training.gradient_checkpointing and not set_gradient_checkpointing(design.trained, True):
         raise ConfigError("training.gradient_checkpointing is on, but nothing in this model offers it; switch it off")
     losses = generator_losses if design.generator else tokenizer_losses
     critic = design.critic
-    with frozen(critic or nn.Module()):
-        step = turn(design.trained, lambda: losses(design, batch), chip, dtype)
+    with freeze(critic or nn.Module()):
+        step = count_turn(design.trained, lambda trace: losses(design, batch, trace), chip, dtype)
     if critic is None:
         return step
     every = critic.config.penalty_every
-    with frozen(design.trained):
-        other = turn(critic, lambda: critic_losses(design, critic, batch, due=True), chip, dtype)
+    with freeze(design.trained):
+        other = count_turn(critic, lambda _: critic_losses(design, critic, batch, due=True), chip, dtype)
         costs = other.costs
         if every > 1:
-            plain = turn(critic, lambda: critic_losses(design, critic, batch, due=False), chip, dtype)
+            plain = count_turn(critic, lambda _: critic_losses(design, critic, batch, due=False), chip, dtype)
             costs = costs.share(1 / every) + plain.costs.share(1 - 1 / every)
     return Step(
         step.costs.share(1 / critic.config.n_critic) + costs,
+        step.encoding,
         max(step.saved, other.saved),
         max(step.activations, other.activations),
         max(step.gradients, other.gradients),
@@ -90,8 +100,8 @@ def training_step(design: Design, batch: int, chip: Chip = "cpu", dtype: torch.d
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Without gradients for a player whose turn it is not."""
+def freeze(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's weights take no gradients: it is another player's turn."""
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     for weight in trained:
         weight.requires_grad_(False)
@@ -102,48 +112,50 @@ def frozen(model: nn.Module) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def turn(model: nn.Module, losses: Callable[[], dict[str, Tensor]], chip: Chip, dtype: torch.dtype) -> Step:
-    """One player's forward and backward pass."""
+def count_turn(model: nn.Module, losses: Losses, chip: Chip, dtype: torch.dtype) -> Step:
+    """The cost of one player's forward and backward pass."""
     model.zero_grad(set_to_none=True)
 
     def accumulated(weight: Tensor) -> None:
         assert weight.grad is not None
-        trace.set_aside(weight.grad)
+        trace.hold_gradient(weight.grad)
 
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     hooks = [weight.register_post_accumulate_grad_hook(accumulated) for weight in trained]
-    with Trace() as trace, Emulation(chip, dtype) as emulation:  # in the backward pass too, which may recompute
-        total = reduce(torch.add, losses().values())
-        emulation.end_forward()
+    with Trace() as trace, AutocastOnMeta(chip, dtype) as autocast:  # in the backward pass too, which may recompute
+        named, encoding = losses(trace)
+        total = reduce(torch.add, named.values())
+        autocast.end_forward()
         saved = trace.live
         backward(total)
     for hook in hooks:
         hook.remove()
     model.zero_grad(set_to_none=True)
-    return Step(trace.take(), saved, trace.peak, trace.aside, trace.peak_with_aside)
+    return Step(trace.take(), encoding, saved, trace.peak, trace.gradients, trace.peak_with_gradients)
 
 
 def backward(loss: Tensor) -> None:
-    """`loss.backward()` without leaving the modes around it, which checkpointed blocks need when they run again:
-    torch's own entry points are overridable functions, and a mode is suspended while it handles one."""
+    """`loss.backward()` inside the modes around it, which checkpointed blocks need when they run again: a mode is
+    suspended while it handles torch's own entry points, which are overridable functions."""
     ones, engine = torch.ones_like(loss), torch.autograd.Variable._execution_engine
     engine.run_backward((loss,), (ones,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
-def generator_losses(design: Design, batch: int) -> dict[str, Tensor]:
-    """As `GeneratorTask.losses` computes them."""
+def generator_losses(design: Design, batch: int, trace: Trace) -> tuple[dict[str, Tensor], OpCounts]:
+    """As `GeneratorTask.losses` computes them; and the cost of encoding the images."""
     assert design.generator is not None
-    tokens = blank_tokens(design.layout, batch)
+    tokens, encoding = blank_tokens(design.layout, batch), NOTHING
     if design.experiment.tokens.online and design.tokenizer is not None:
-        with torch.no_grad():
+        with torch.no_grad(), trace.apart() as (ops, _):
             tokens = design.tokenizer.encode(torch.empty(batch, *design.layout.image, device=META))
+        encoding = OpCounts(ops)
     random = noise(batch)
     drop = random.uniform() < design.experiment.generator.class_dropout  # type: ignore[union-attr]
     condition = Condition(torch.empty(batch, dtype=torch.int64, device=META)).dropped("labels", drop)
-    return dict(design.generator(tokens, condition, random, design.tokenizer))
+    return dict(design.generator(tokens, condition, random, design.tokenizer)), encoding
 
 
-def tokenizer_losses(design: Design, batch: int) -> dict[str, Tensor]:
+def tokenizer_losses(design: Design, batch: int, _: Trace) -> tuple[dict[str, Tensor], OpCounts]:
     """As `TokenizerTask.losses` computes them."""
     assert design.tokenizer is not None
     images = torch.empty(batch, *design.layout.image, device=META)
@@ -158,13 +170,13 @@ def tokenizer_losses(design: Design, batch: int) -> dict[str, Tensor]:
             seen, last_layer = design.experiment.training.images, design.tokenizer.last_layer()
             context = BatchContext(seen, noise(batch), others, last_layer)
             losses |= comparison(result.images.float(), images, context)[0]
-    return losses | compared
+    return losses | compared, NOTHING
 
 
-def critic_losses(design: Design, critic: Critic, batch: int, due: bool) -> dict[str, Tensor]:
-    """As the critic's turn in either task computes them, on images that are made already or made by the generator.
+def critic_losses(design: Design, critic: Critic, batch: int, due: bool) -> tuple[dict[str, Tensor], OpCounts]:
+    """As the critic's turn computes them in either task.
 
-    due: in a step that takes the penalties, where these are lazy.
+    due: whether it is a step with penalties, where these are lazy.
     """
     labels = None
     real = fake = torch.empty(batch, *design.layout.image, device=META)
@@ -174,7 +186,7 @@ def critic_losses(design: Design, critic: Critic, batch: int, due: bool) -> dict
             fake = design.generator.made(Condition(labels), noise(batch))
         real = design.generator.pictures(blank_tokens(design.layout, batch))
     verdict = critic(real, fake, labels, noise(batch), 0 if due else 1, 0.0)
-    return dict(verdict.losses)
+    return dict(verdict.losses), NOTHING
 
 
 def noise(batch: int) -> Noise:

@@ -1,13 +1,13 @@
-"""How much memory training takes on each of several devices, and whether it is there.
+"""Estimates the memory that training takes per device, and whether it fits.
 
-All in float32 but for the activations, whose precision is autocast's:
+Everything is float32 except activations, which have autocast's precision:
 
-    DDP    weights + 2 AdamW moments + EMA + buckets of gradients + the most of (activations + gradients) at any time
+    DDP    weights + 2 AdamW moments + EMA + gradient buckets + the most of (activations + gradients) at any time
     FSDP   (weights + gradients + 2 AdamW moments + EMA) / devices + 2 x (weights + gradients of the largest block)
            + activations
 
-The buckets are DistributedDataParallel's, as large as the gradients; one device needs none. FSDP gathers one block
-while it computes the one before. A frozen tokenizer lies whole on every device.
+DistributedDataParallel's buckets are as large as the gradients; one device needs none. FSDP gathers one block while it
+computes the one before. A frozen tokenizer is whole on every device.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from artok.planning.training_cost import Step, training_step
 from artok.weights import size_in_bytes
 
 NUMBER = 4  # bytes of a float32
-RESERVED = 0.92  # share of a device's memory that is left by the driver, its kernels and fragmentation
+USABLE = 0.92  # share of a device's memory that the driver, its kernels and fragmentation leave
 
 
 @dataclass(frozen=True)
-class Need:
-    """Bytes on one device. local: images in it at once."""
+class MemoryEstimate:
+    """Bytes per device. way: "DDP" or "FSDP". local: images per device and step."""
 
     devices: int
     way: str
@@ -37,11 +37,11 @@ class Need:
     bytes: float
 
     def fits(self, memory: float) -> bool:
-        return self.bytes <= RESERVED * memory
+        return self.bytes <= USABLE * memory
 
 
 def state_bytes(design: Design) -> float:
-    """Of weights, AdamW's two moments and the average of the weights, where there is one; no gradients."""
+    """Bytes of weights, AdamW's two moments and the EMA of the weights if there is one; no gradients."""
     training = design.experiment.training
     copies = 3 + (training.ema is not None)
     buffers = size_in_bytes(design.trained) - NUMBER * parameters(design.trained)
@@ -52,12 +52,12 @@ def state_bytes(design: Design) -> float:
 
 
 def frozen_bytes(design: Design) -> float:
-    """Of the tokenizer under a generator."""
+    """Bytes of the tokenizer under a generator."""
     return 0.0 if design.generator is None or design.tokenizer is None else float(size_in_bytes(design.tokenizer))
 
 
 def largest_block(model: nn.Module) -> int:
-    """Bytes of the largest unit that FSDP gathers: an element of a stack of blocks, or what is in none."""
+    """Bytes of the largest unit that FSDP gathers: one block of a stack, or everything outside of stacks."""
     stacks = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
     blocks = [NUMBER * parameters(block) for stack in stacks for block in stack]
     inside = {id(weight) for stack in stacks for weight in stack.parameters()}
@@ -66,30 +66,30 @@ def largest_block(model: nn.Module) -> int:
 
 
 def training_bytes(design: Design, step: Step) -> float:
-    """Of training on one device: the formula for DDP with one process."""
+    """Bytes of training on one device: the formula for DDP with one process."""
     parts = design.experiment.training.gradient_accumulation_steps
     working = step.peak if parts == 1 else step.activations + step.gradients
     return state_bytes(design) + frozen_bytes(design) + working
 
 
-def need(design: Design, devices: int, way: str, step: Step, local: int) -> Need:
-    """What each of `devices` takes for `local` images under "DDP" or "FSDP", of which `step` is the cost."""
+def estimate(design: Design, devices: int, way: str, step: Step, local: int) -> MemoryEstimate:
+    """The memory of each of `devices` for `local` images per step, whose cost is `step`. way: "DDP" or "FSDP"."""
     if way == "DDP":
         buckets = step.gradients if devices > 1 else 0
-        return Need(devices, way, local, training_bytes(design, step) + buckets)
+        return MemoryEstimate(devices, way, local, training_bytes(design, step) + buckets)
     sharded = (state_bytes(design) + step.gradients) / devices
     gathered = 2 * 2 * largest_block(design.trained)
-    return Need(devices, way, local, sharded + gathered + frozen_bytes(design) + step.activations)
+    return MemoryEstimate(devices, way, local, sharded + gathered + frozen_bytes(design) + step.activations)
 
 
-def needs(design: Design, counts: tuple[int, ...], chip: Chip, dtype: torch.dtype) -> list[Need]:
-    """For each number of devices that the batch can be shared out to, under DDP and, on several, FSDP."""
-    training, found = design.experiment.training, list[Need]()
+def estimate_memory(design: Design, counts: tuple[int, ...], chip: Chip, dtype: torch.dtype) -> list[MemoryEstimate]:
+    """For each number of devices that divides the batch: DDP and, on several devices, FSDP."""
+    training, found = design.experiment.training, list[MemoryEstimate]()
     for devices in counts:
         local, left = divmod(training.global_batch, devices * training.gradient_accumulation_steps)
         if left or not local:
             continue
         step = training_step(design, local, chip, dtype)
         ways = ("DDP",) if devices == 1 else ("DDP", "FSDP")
-        found += [need(design, devices, way, step, local) for way in ways]
+        found += [estimate(design, devices, way, step, local) for way in ways]
     return found

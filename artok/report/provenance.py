@@ -8,7 +8,6 @@ import platform
 import re
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ import torch
 from artok.config import SHIPPED, dump, load, validate
 from artok.errors import ArtokError
 from artok.evaluation.run_directory import Run
+from artok.planning.measure import processor
 from artok.training.experiment import Experiment
 
 MOST = 12  # settings on top of a shipped config; with more, the whole config says it better
@@ -25,16 +25,6 @@ def machine() -> str:
     """The processor, its cores, the system and torch."""
     cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} used by torch"
     return f"{processor()}; {cores}; {platform.system()} {platform.machine()}; torch {torch.__version__}"
-
-
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def commands(run: Run) -> list[str]:

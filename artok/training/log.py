@@ -34,10 +34,12 @@ class Log:
 
 
 def duration(seconds: float) -> str:
-    """A time to read: 42s, 3m05s, 2h10m."""
+    """A time to read: 42s, 3m05s, 2h10m, 12.5 days."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
     if seconds < 3600:
         return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    if seconds < 48 * 3600:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds / 86400:,.1f} days"

@@ -283,7 +283,9 @@ def test_checkpointing_saves_memory_and_takes_operations() -> None:
 
 def test_more_devices_need_less_memory_each() -> None:
     planned = design.build(load(Experiment, "imagenet/raster-b"))
-    found = {(need.devices, need.way): need for need in memory.needs(planned, (1, 8, 3), "gpu", torch.bfloat16)}
+    found = {
+        (need.devices, need.way): need for need in memory.estimate_memory(planned, (1, 8, 3), "gpu", torch.bfloat16)
+    }
     assert set(found) == {(1, "DDP"), (8, "DDP"), (8, "FSDP")}  # 256 images are not shared out to three
     assert found[8, "FSDP"].bytes < found[8, "DDP"].bytes < found[1, "DDP"].bytes
     assert found[8, "DDP"].local == 32
