@@ -9,7 +9,7 @@ from typing import Literal
 
 from scipy.stats import t as student
 
-from artok.metrics.results import number
+from artok.metrics.quantity import Quantity
 
 CHANCE = 0.05  # a difference counts when seeds alone would make one as large less often than this
 
@@ -68,8 +68,6 @@ class Noise:
         return bool(gap > student.ppf(1 - CHANCE / 2, self.degrees) * error)
 
 
-def shown(value: Value, unit: str = "") -> str:
-    """1.27 ± 0.05 ms."""
-    mean = number(float(f"{value.mean:.3g}"))
-    spread = f" ± {value.spread:.2g}" if value.spread else ""
-    return f"{mean}{spread}{f' {unit}' if unit else ''}"
+def format_mean(value: Value, quantity: Quantity, unit: bool = False) -> str:
+    """`1.27 ± 0.05 ms`, to three digits."""
+    return quantity.format(value.mean, value.spread, digits=3, unit=unit)

@@ -16,7 +16,7 @@ from artok.report import images as gallery
 from artok.report import sweep_images as sweep_gallery
 from artok.report import sweep_text as sweep_summary
 from artok.report.data_uris import Picture
-from artok.report.plots.heatmaps import Point, Ticks, heat_map, spread_text, trade_off
+from artok.report.plots.heatmaps import Point, Ticks, heat_map, trade_off
 from artok.report.provenance import machine
 from artok.report.run import template
 from artok.report.sweep_images import SweepGallery
@@ -35,7 +35,7 @@ from artok.studies.grid_columns import (
     RATE,
     TOKENIZER_TIME,
     USAGE,
-    Quantity,
+    Column,
     generation_distance,
     perturbed_distance,
     reconstruction_distance,
@@ -58,10 +58,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A row a setting, a column a quantity."""
+    """A row per setting."""
 
     caption: str
-    columns: tuple[Quantity, ...]
+    columns: tuple[Column, ...]
     rows: tuple[Row, ...]
 
 
@@ -140,9 +140,9 @@ def part(findings: Findings, device: str, brief: bool = False) -> SweepPart:
         summary=sweep_summary.paragraphs(findings, _distance(findings).n),
         hedges=sweep_summary.hedges(findings),
         fronts=[front_plot(findings, front) for front in fronts],
-        objectives=joined([quantity.name for quantity in findings.objectives]),
+        objectives=joined([column.label for column in findings.objectives]),
         dominated=[beaten(findings, each) for each in findings.dominated],
-        dominated_columns=[quantity.head for quantity in findings.objectives],
+        dominated_columns=[column.head for column in findings.objectives],
         skipped=[(title(labels), reason) for labels, reason in findings.planned.skipped],
         maps=list(maps(findings, few)),
         gallery=sweep_gallery.show(findings, device),
@@ -178,20 +178,21 @@ def front_plot(findings: Findings, front: Front) -> Picture:
         colours, markers = Ticks(names, tuple(" ".join(labels) for labels in combinations)), first
     points = []
     for outcome in findings.outcomes:
-        pair = [outcome.values.get(quantity.name) for quantity in (front.cost, front.quality)]
+        pair = [outcome.values.get(column.name) for column in (front.cost, front.quality)]
         if pair[0] is None or pair[1] is None:
             continue
         labels = list(outcome.cell.labels.values())
         colour = colours.labels.index(" ".join(labels[1:]) if markers else labels[0])
         marker = markers.labels.index(labels[0]) if markers else 0
-        points.append(Point(outcome.cell.name, pair[0], pair[1], colour, marker))
+        x, y = front.cost.scaled(pair[0]), front.quality.scaled(pair[1])
+        points.append(Point(outcome.cell.name, x, y, colour, marker))
     what = "Samples" if front.quality.side == "generator" else "Reconstructions"
-    heading = f"{what} against {front.cost.name}"
+    heading = f"{what} against {front.cost.label}"
     return trade_off(heading, front.cost.head, front.quality.head, points, front.names, colours, markers)
 
 
-def maps(findings: Findings, few: Collection[Quantity] | None = None) -> Iterator[Map]:
-    """A heat map of each quantity worth one, or of `few` of them; with more than two axes, one for each combination of
+def maps(findings: Findings, few: Collection[Column] | None = None) -> Iterator[Map]:
+    """A heat map of each column worth one, or of `few` of them; with more than two axes, one for each combination of
     the others."""
     study = findings.planned.study
     extractor = study.evaluation.extractor
@@ -211,23 +212,29 @@ def maps(findings: Findings, few: Collection[Quantity] | None = None) -> Iterato
     columns = second or first
     rows = first if second else Ticks("", ("",))
     cells = {tuple(outcome.cell.labels.values()): outcome for outcome in findings.outcomes}
-    for quantity in wanted:
-        if quantity not in findings.quantities or (few is not None and quantity not in few):
+    for column in wanted:
+        if column not in findings.columns or (few is not None and column not in few):
             continue
         for rest in itertools.product(*(axis.labels for axis in others)):
             values = [
-                [_mean(cells.get((row, column, *rest) if second else (column,)), quantity) for column in columns.labels]
+                [_shown(cells.get((row, label, *rest) if second else (label,)), column) for label in columns.labels]
                 for row in rows.labels
             ]
             if any(value is not None for row in values for value in row):
                 where = "".join(f", {axis.name} {label}" for axis, label in zip(others, rest, strict=True))
-                picture = heat_map(quantity.name + where, quantity.unit, rows, columns, values, quantity.better)
-                yield Map(picture, quantity.text)
+                picture = heat_map(column.label + where, column.unit, rows, columns, values, column.better)
+                yield Map(picture, column.quantity.text)
 
 
-def _mean(outcome: Outcome | None, quantity: Quantity) -> float | None:
-    value = outcome.values.get(quantity.name) if outcome else None
+def _mean(outcome: Outcome | None, column: Column) -> float | None:
+    value = outcome.values.get(column.name) if outcome else None
     return value.mean if value else None
+
+
+def _shown(outcome: Outcome | None, column: Column) -> float | None:
+    """In the unit that people read."""
+    mean = _mean(outcome, column)
+    return None if mean is None else column.quantity.scale(mean)
 
 
 # ---------------------------------------------------------------------------------------------- tables
@@ -236,19 +243,19 @@ def _mean(outcome: Outcome | None, quantity: Quantity) -> float | None:
 def tables(findings: Findings) -> Iterator[Table]:
     """One of the tokenizers, one of the generators."""
     for side, caption in ((TOKENIZER, "Tokenizers"), (GENERATOR, "Generators")):
-        columns = tuple(quantity for quantity in findings.quantities if quantity.side == side)
+        columns = tuple(column for column in findings.columns if column.side == side)
         if not columns:
             continue
-        best = {quantity.name: _best(findings, quantity) for quantity in columns}
+        best = {column.name: _best(findings, column) for column in columns}
         rows = tuple(
             Row(
                 outcome.cell.title,
                 tuple(
                     Figure(
-                        spread_text(outcome.values, quantity.name),
-                        best[quantity.name] is not None and _mean(outcome, quantity) == best[quantity.name],
+                        column.text(value) if (value := outcome.values.get(column.name)) is not None else "",
+                        best[column.name] is not None and _mean(outcome, column) == best[column.name],
                     )
-                    for quantity in columns
+                    for column in columns
                 ),
             )
             for outcome in findings.outcomes
@@ -256,19 +263,20 @@ def tables(findings: Findings) -> Iterator[Table]:
         yield Table(caption, columns, rows)
 
 
-def _best(findings: Findings, quantity: Quantity) -> float | None:
+def _best(findings: Findings, column: Column) -> float | None:
     """The best mean, where values differ and there is a better."""
-    values = [value for outcome in findings.outcomes if (value := _mean(outcome, quantity)) is not None]
-    if not quantity.better or len(set(values)) < 2:
+    values = [value for outcome in findings.outcomes if (value := _mean(outcome, column)) is not None]
+    if not column.better or len(set(values)) < 2:
         return None
-    return max(values) if quantity.better == "higher" else min(values)
+    return max(values) if column.better == "higher" else min(values)
 
 
 def beaten(findings: Findings, each: Dominated) -> Beaten:
     gains = []
-    for quantity in findings.objectives:
-        pair = each.gains.get(quantity.name)
-        gains.append(f"{sweep_summary.short(pair[1])} for {sweep_summary.short(pair[0])}" if pair else "")
+    for column in findings.objectives:
+        pair = each.gains.get(column.name)
+        texts = [column.quantity.format(value, digits=3) for value in reversed(pair)] if pair else []
+        gains.append(" for ".join(texts))
     return Beaten(findings.outcome(each.name).cell.title, findings.outcome(each.by).cell.title, tuple(gains))
 
 

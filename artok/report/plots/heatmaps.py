@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from artok.metrics.results import number
+from artok.metrics.quantity import number
 from artok.report.data_uris import Picture
 from artok.report.plots.learning_curves import COLOURS, HEIGHT, INK, LOOK, ROW, WIDTH, drawn, literal, new_axes
 from artok.studies.pareto import Value
@@ -199,12 +199,3 @@ def _scale(axis: Any, set_scale: Any, values: Sequence[float], ratio: float) -> 
 def _powers(low: float, high: float) -> tuple[int, int, int]:
     first, last = math.ceil(math.log2(low)), math.floor(math.log2(high))
     return first, last + 1, max(1, math.ceil((last - first) / 5))
-
-
-def spread_text(values: Mapping[str, Value], name: str) -> str:
-    """A value as it stands in tables: with its standard deviation where there are several seeds."""
-    value = values.get(name)
-    if value is None:
-        return ""
-    shown = number(value.mean)
-    return f"{shown} ± {value.spread:.2g}" if value.seeds > 1 and value.spread else shown

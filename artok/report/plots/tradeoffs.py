@@ -10,9 +10,10 @@ import matplotlib
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from artok.evaluation.statistics import shown
-from artok.metrics.catalogue import measured
-from artok.metrics.results import Results, number
+from artok.evaluation.statistics import format_mean
+from artok.metrics.catalogue import describe
+from artok.metrics.quantity import number
+from artok.metrics.results import Results
 from artok.report.data_uris import Picture
 from artok.report.plots.learning_curves import COLOURS, LOOK, drawn, literal, new_axes, thousands
 from artok.studies.pareto import Value
@@ -23,12 +24,16 @@ WIDE = 8.0  # from this ratio of the largest to the smallest value on, an axis i
 
 @dataclass(frozen=True)
 class Trace:
-    """A contestant's points (x, y), in the order of the line; marked: the one at its own settings."""
+    """A contestant's points (x, y), in the order of the line.
+
+    marked: the one at its own settings. metric: identifier of y.
+    """
 
     name: str
     number: int
     points: Sequence[tuple[float, Value]]
     marked: tuple[float, Value] | None = None
+    metric: str = "fd"
 
 
 def plot(title: str, across: str, up: str, traces: Sequence[Trace], floor: float | None = None) -> Picture:
@@ -87,8 +92,9 @@ def _legend(traces: Sequence[Trace], floor: float | None) -> list[Line2D]:
 
 
 def _said(trace: Trace) -> str:
-    points = [f"{shown(y)} at {number(float(f'{x:.3g}'))}" for x, y in trace.points]
-    own = f", its own settings {shown(trace.marked[1])}" if trace.marked else ""
+    quantity = describe(trace.metric)
+    points = [f"{format_mean(y, quantity)} at {number(float(f'{x:.3g}'))}" for x, y in trace.points]
+    own = f", its own settings {format_mean(trace.marked[1], quantity)}" if trace.marked else ""
     return f"{trace.name}: {', '.join(points)}{own}"
 
 
@@ -100,8 +106,8 @@ def plots(contestants: Sequence[Contestant]) -> list[Picture]:
     distance = contestants[0].distance
     found: list[Picture | None] = [
         _latency(contestants, distance),
-        _settings(contestants, "steps", "network passes", f"{distance}, lower is better", distance, passes=True),
-        _settings(contestants, "guidance", "guidance scale", f"{distance}, lower is better", distance),
+        _settings(contestants, "steps", "network passes", f"{distance}, lower is better", "fd", passes=True),
+        _settings(contestants, "guidance", "guidance scale", f"{distance}, lower is better", "fd"),
         _settings(contestants, "guidance", "guidance scale", "recall, higher is better", "recall"),
         _settings(contestants, "guidance", "guidance scale", "precision, higher is better", "precision"),
         _course(contestants, distance),
@@ -120,7 +126,8 @@ def _by_setting(cells: Measured, kind: str, metric: str) -> dict[float, Value]:
 
 
 def _named(results: Results, metric: str) -> float | None:
-    return next((entry.value for entry in results.measurements if entry.name == metric), None)
+    entry = results.find(metric)
+    return None if entry is None else entry.value
 
 
 def own_value(one: Contestant, metric: str) -> Value | None:
@@ -139,13 +146,17 @@ def through(points: Sequence[tuple[float, Value]], marked: tuple[float, Value] |
 
 
 def _latency(contestants: Sequence[Contestant], distance: str) -> Picture | None:
-    traces = []
+    traces, milliseconds = [], describe("latency_s").scale
     for index, one in enumerate(contestants):
-        by_steps: Mapping[float, Value] = _by_setting(one.grid, "steps", distance)
-        points = [(one.times.steps[int(at)], value) for at, value in by_steps.items() if int(at) in one.times.steps]
-        own = own_value(one, distance)
+        by_steps: Mapping[float, Value] = _by_setting(one.grid, "steps", "fd")
+        points = [
+            (milliseconds(one.times.steps[int(at)]), value)
+            for at, value in by_steps.items()
+            if int(at) in one.times.steps
+        ]
+        own = own_value(one, "fd")
         if own is not None:
-            marked = (one.latency.mean, own)
+            marked = (milliseconds(one.latency.mean), own)
             traces.append(Trace(one.name, index, through(points, marked), marked))
     up = f"{distance}, lower is better"
     return plot("Quality against latency", "ms to one image", up, traces) if traces else None
@@ -159,13 +170,13 @@ def _settings(
     for index, one in enumerate(contestants):
         points = list(_by_setting(one.grid, kind, metric).items())
         own = own_value(one, metric)
-        here = one.pooled.cost.get("network passes") if passes else one.pooled.sampling.get(kind)
+        here = one.pooled.cost.get("network_passes") if passes else one.pooled.sampling.get(kind)
         marked = (float(here), own) if own is not None and here is not None else None
         if passes:
             points = [(one.passes[int(at)], value) for at, value in points]
             marked = marked if points or marked else None
         if points or (passes and marked):
-            traces.append(Trace(one.name, index, through(points, marked), marked))
+            traces.append(Trace(one.name, index, through(points, marked), marked, metric))
     name = up.partition(",")[0]
     return plot(f"{name} against {across}", across, up, traces) if any(trace.points for trace in traces) else None
 
@@ -174,15 +185,15 @@ def _course(contestants: Sequence[Contestant], distance: str) -> Picture | None:
     """With the floor of as many images as were measured on the way: of fewer images it is higher."""
     traces, floors = [], set[float | None]()
     for index, one in enumerate(contestants):
-        points = _by_setting(one.course, "images", distance)
+        points = _by_setting(one.course, "images", "fd")
         if not points:
             continue
-        floors |= {entry.floor for _, results in one.course if (entry := measured(results, distance)) is not None}
+        floors |= {entry.floor for _, results in one.course if (entry := results.find("fd")) is not None}
         last = one.meter.images if one.meter is not None else None
         seeds = {cell.seed for cell, _ in one.course}
         same = {results.measurements[0].n for _, results in one.course} == {one.final[0][1].measurements[0].n}
         if last is not None and same:
-            values = [_named(results, distance) for cell, results in one.final if cell.seed in seeds]
+            values = [_named(results, "fd") for cell, results in one.final if cell.seed in seeds]
             points[float(last)] = Value.of([value for value in values if value is not None])
         traces.append(Trace(one.name, index, sorted(points.items())))
     floor = floors.pop() if len(floors) == 1 else None
