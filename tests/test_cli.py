@@ -146,8 +146,8 @@ def test_evaluation_measures_and_keeps_its_results(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for run, names in (
-        ("vq", ["PSNR", "SSIM", "FD[classifier]", "codebook usage", "perplexity", "bits a pixel"]),
-        ("raster", ["FD[classifier]", "KID[classifier]", "recall", "coverage", "class consistency", "nats/token"]),
+        ("vq", ["PSNR", "SSIM", "FD[classifier]", "codebook usage", "perplexity", "bits per pixel"]),
+        ("raster", ["FD[classifier]", "KID[classifier]", "recall", "coverage", "class consistency", "nats per token"]),
     ):
         code, out, err = artok(monkeypatch, capsys, "evaluate", str(runs / run), "-n", "120")
         assert code == 0, err

@@ -25,7 +25,7 @@ MODELS = LEAVES | {"nn", "quantizers", "tokenizers", "sampling", "adversarial", 
 ALLOWED["saved"] = MODELS
 ALLOWED["pipeline"] = MODELS | {"saved"}
 ALLOWED["training"] = MODELS | {"saved", "pipeline", "losses", "data", "metrics"}
-ALLOWED["interop"] = MODELS | {"saved", "pipeline"}
+ALLOWED["interop"] = MODELS | {"saved", "pipeline", "metrics"}
 for below, above in itertools.pairwise(("training", "planning", "evaluation", "studies", "report", "commands")):
     ALLOWED[above] = ALLOWED[below] | {below}
 ALLOWED["cli"] = ALLOWED["commands"] | {"commands", "interop"}

@@ -33,9 +33,9 @@ class CodeStudy:
     perturbed: tuple[Measurement, ...]
 
 
-def perturbed_name(distance: str, share: float) -> str:
-    """`rFD[classifier], 10% replaced`."""
-    return f"r{distance}, {100 * share:.3g}% replaced"
+def perturbed_name(share: float) -> str:
+    """The identifier of the distance with this share of the codes replaced."""
+    return f"fd/replaced_{share:g}"
 
 
 @torch.no_grad()
@@ -62,7 +62,7 @@ def examine(judge: Judge, tokenizer: Tokenizer, shares: Sequence[float], neighbo
         for tokens, part in zip(encoded, rows.split(BATCH), strict=True):
             evaluation.update(Seen(reconstructions=_decoded(tokenizer, tokens, near, share, part.to(device))))
         (entry,) = evaluation.results("", SEED).measurements
-        found.append(replace(entry, name=perturbed_name(entry.name, share)))
+        found.append(replace(entry, name=perturbed_name(share)))
     return CodeStudy(usage.by_position(), tuple(found))
 
 

@@ -46,7 +46,7 @@ from artok.training.progress import Progress
 
 BATCH = 64
 RESULTS = "results.json"
-MEMORY, TRACED = "peak memory an image (MB)", 4  # of tensors alive at once; in a batch of so many images
+TRACED = 4  # images of the batch whose peak memory is taken
 
 
 def evaluate(
@@ -143,10 +143,10 @@ class Judge:
         one = torch.zeros(1, *layout.image, device=self.device)
         with torch.no_grad():
             flops = cost.flops(lambda: tokenizer.decode(tokenizer.encode(one)))
-        costs = {"parameters": cost.parameters(tokenizer), "MFLOPs an image, encode and decode": flops / 1e6}
+        costs: dict[str, float] = {"parameters": cost.parameters(tokenizer), "flops_per_image": flops}
         if layout.discrete:
-            costs |= {"bits an image": layout.bits, "bits a pixel": layout.bits_per_pixel}
-        return replace(results, cost={"tokens an image": layout.length * layout.codes} | costs)
+            costs |= {"bits_per_image": layout.bits, "bits_per_pixel": layout.bits_per_pixel}
+        return replace(results, cost={"tokens_per_image": layout.length * layout.codes} | costs)
 
     def generator(self, pipeline: Pipeline, name: str, sampling: Sampling, timed: bool = True) -> Results:
         """Samples with the classes of the held-out images, against those; and likelihood, where there is one.
@@ -242,9 +242,9 @@ def generation_work(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:
         make(pipeline, sampling, TRACED)
     return {
         "parameters": cost.parameters(pipeline.generator),
-        "network passes": pipeline.generator.passes(sampling),
-        "MFLOPs an image": cost.flops(lambda: make(pipeline, sampling, 1)) / 1e6,
-        MEMORY: trace.peak / TRACED / 2**20,
+        "network_passes": pipeline.generator.passes(sampling),
+        "flops_per_image": cost.flops(lambda: make(pipeline, sampling, 1)),
+        "peak_memory_bytes_per_image": trace.peak / TRACED,
     }
 
 
@@ -252,8 +252,9 @@ def generation_times(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]
     """Times of generating; this machine's, as it is now."""
     device = pipeline.device
     return {
-        "latency at batch 1 (ms)": 1000 * cost.latency(lambda: make(pipeline, sampling, 1), device).median,
-        f"images a second at batch {BATCH}": cost.throughput(lambda: make(pipeline, sampling, BATCH), BATCH, device),
+        "latency_s": cost.latency(lambda: make(pipeline, sampling, 1), device).median,
+        "throughput_images_per_s": cost.throughput(lambda: make(pipeline, sampling, BATCH), BATCH, device),
+        "best_batch": BATCH,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from scipy.stats import studentized_range
 
-from artok.metrics.results import number
+from artok.metrics.quantity import Quantity
 
 ALPHA = 0.05  # chance that any pair of equal means is called different, over all pairs that are compared
 
@@ -78,8 +78,6 @@ def _critical_range(means: int, degrees: int) -> float:
     return float(studentized_range.ppf(1 - ALPHA, means, degrees))
 
 
-def shown(value: Value, unit: str = "") -> str:
-    """1.27 ± 0.05 ms."""
-    mean = number(float(f"{value.mean:.3g}"))
-    spread = f" ± {value.spread:.2g}" if value.spread else ""
-    return f"{mean}{spread}{f' {unit}' if unit else ''}"
+def format_mean(value: Value, quantity: Quantity, unit: bool = False) -> str:
+    """`1.27 ± 0.05 ms`, to three digits."""
+    return quantity.format(value.mean, value.spread, digits=3, unit=unit)

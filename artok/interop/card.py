@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from artok.config import read_yaml
-from artok.errors import CheckpointError
 from artok.layout import TokenLayout
+from artok.metrics.results import Results
 from artok.saved import CONFIG, Saved, read_saved
 
 RESULTS = "results.json"
@@ -99,22 +99,14 @@ def _metrics(path: Path) -> str:
     """The table of `results.json`, each value with its N, extractor, seed and floor."""
     if not path.exists():
         return "Not measured yet: `artok evaluate` writes results that the next export shows here."
-    try:
-        results = json.loads(path.read_text())
-        rows = [
-            f"| {entry['name']} | {entry['value']:.5g} | {entry['n']:,} | {entry.get('extractor') or ''} | "
-            f"{entry.get('reference') or ''} | {_number(entry.get('floor'))} | {entry['seed']} |"
-            for entry in results["metrics"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read as results ({error}); run 'artok evaluate' again") from None
+    rows = [
+        f"| {entry.head} | {entry.text} | {entry.n:,} | {entry.extractor or ''} | {entry.reference} | "
+        f"{entry.floor_text} | {entry.seed} |"
+        for entry in Results.load(path).measurements
+    ]
     head = "| metric | value | N | extractor | reference | floor | seed |\n|---|---|---|---|---|---|---|"
     note = (
         "The floor is the same distance between two disjoint sets of real images of that size. Values of different N "
         "or extractor cannot be compared."
     )
     return "\n".join([head, *rows]) + f"\n\n{note}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.5g}"

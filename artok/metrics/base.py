@@ -17,8 +17,9 @@ from torch import Tensor
 from artok.config import Part
 from artok.errors import ArtokError
 from artok.layout import TokenLayout
+from artok.metrics.quantity import Quantity
 
-HELD_OUT = " (held-out)"  # ends the name of a value that held-out real images have, or would have, in the model's place
+HELD_OUT = "/held_out"  # ends the name of a value that held-out real images have, or would have, in the model's place
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,16 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """Name to value, over all batches so far; an ArtokError in one sentence when there were too few images."""
+        """Identifier to value, over all batches so far; an ArtokError when there were too few images."""
 
 
 class MetricConfig(Part, ABC):
-    """A metric's settings; `kind` is the name of its file."""
+    """A metric's settings; `kind` is the name of its file.
+
+    quantities: what its values are, by the names that `Metric.compute` gives.
+    """
+
+    quantities: ClassVar[tuple[Quantity, ...]]
 
     @abstractmethod
     def build(self, subject: Subject) -> Metric:
@@ -144,8 +150,3 @@ def enough(metric: str, counts: Mapping[str, int], least: int) -> None:
     if min(counts.values()) < least:
         have = " and ".join(f"{count} {name}" for name, count in counts.items())
         raise ArtokError(f"{metric} needs at least {least} images, but has {have}")
-
-
-def feature_name(metric: str, extractor: str | None) -> str:
-    """`FD[classifier]`: a value computed from features carries its extractor, since others are not comparable."""
-    return f"{metric}[{extractor or 'unnamed'}]"

@@ -11,8 +11,9 @@ from typing import ClassVar, Literal
 import torch
 
 from artok.metrics.base import Metric, MetricConfig, Rows, Seen, Subject, enough
+from artok.metrics.quantity import Quantity
 
-NAME = "classes covered"
+NAME = "classes_covered"
 LEAST = 0.1  # of a class's share among real images
 
 
@@ -20,6 +21,16 @@ class Config(MetricConfig):
     """Share of classes that the samples show; the extractor must be one that predicts classes."""
 
     kind: Literal["classes"] = "classes"
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity(
+            NAME,
+            "classes covered",
+            "",
+            "higher",
+            "Diversity",
+            "Share of classes that the classifier finds often enough.",
+        ),
+    )
 
     def build(self, subject: Subject) -> ClassesCovered:
         return ClassesCovered()
@@ -44,7 +55,7 @@ class ClassesCovered(Metric):
 
     def compute(self) -> dict[str, float]:
         counts = {"samples": self.count, "held-out": self._rows.count("real_predicted")}
-        enough(f"the share of {NAME}", counts, 1)
+        enough("the share of classes covered", counts, 1)
         real, fake = self._rows.joined("real_predicted"), self._rows.joined("fake_predicted")
         classes = 1 + int(max(real.max(), fake.max()))
         shares = [torch.bincount(found, minlength=classes).double() / len(found) for found in (real, fake)]

@@ -15,14 +15,37 @@ from torch import Tensor
 from artok.errors import ArtokError
 from artok.layout import TokenLayout
 from artok.metrics.base import Metric, MetricConfig, Seen, Subject, enough
-
-NAME = "codebook usage"
+from artok.metrics.quantity import Quantity
 
 
 class Config(MetricConfig):
     """Codes used, usage, dead codes, perplexity and entropy of the codes of held-out images."""
 
     kind: Literal["codebook"] = "codebook"
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity("codes_used", "codes used", "", "higher", "Codebook", "Different codes that the held-out images use."),
+        Quantity("codebook_usage", "codebook usage", "", "higher", "Codebook", "The same as a share of the codebook."),
+        Quantity("dead_codes", "dead codes", "", "lower", "Codebook", "Codes that no held-out image uses."),
+        Quantity(
+            "perplexity",
+            "perplexity",
+            "",
+            "higher",
+            "Codebook",
+            "Codes in effective use: 2 to the entropy of their frequencies.",
+        ),
+        Quantity(
+            "code_entropy_bits", "code entropy", "bits", "higher", "Codebook", "Entropy of a code, over all positions."
+        ),
+        Quantity(
+            "code_entropy_by_position_bits",
+            "code entropy by position",
+            "bits",
+            "",
+            "Codebook",
+            "Entropy of the code at one position, averaged; held-out images bound it to log2 of their number.",
+        ),
+    )
 
     def build(self, subject: Subject) -> CodebookUsage:
         layout = subject.require_layout("codebook")
@@ -73,25 +96,25 @@ class CodebookUsage(Metric):
 
     def by_position(self) -> Tensor:
         """Entropy in bits of the codes of each position, (N, K) float64: 0 where every image has the same code."""
-        enough(NAME, {"encoded": self._count}, 1)
+        enough("codebook usage", {"encoded": self._count}, 1)
         codes = torch.cat(self._places).flatten(1)
         values = [entropy(torch.unique(column, return_counts=True)[1]) for column in codes.T]
         return torch.stack(values).reshape(self._layout.value_shape())
 
     def compute(self) -> dict[str, float]:
-        enough(NAME, {"encoded": self._count}, 1)
+        enough("codebook usage", {"encoded": self._count}, 1)
         levels_KV = self._counts_SKV.sum(0)
         used = (levels_KV > 0).sum(-1).double()
         values = {
-            "codes used": float(used.mean()),
-            NAME: float(used.mean()) / self._vocab,
-            "dead codes": float((levels_KV == 0).sum()),
+            "codes_used": float(used.mean()),
+            "codebook_usage": float(used.mean()) / self._vocab,
+            "dead_codes": float((levels_KV == 0).sum()),
             "perplexity": float((2 ** entropy(levels_KV)).mean()),
-            "code entropy (bits)": float(entropy(levels_KV).mean()),
-            "code entropy by position (bits)": float(self.by_position().mean()),
+            "code_entropy_bits": float(entropy(levels_KV).mean()),
+            "code_entropy_by_position_bits": float(self.by_position().mean()),
         }
         if self._layout.codes > 1:
-            values |= self._parts(levels_KV[:, None], [f"level {level + 1}" for level in range(len(levels_KV))])
+            values |= self._parts(levels_KV[:, None], [f"level_{level + 1}" for level in range(len(levels_KV))])
         if len(self._scales) > 1:
             values |= self._parts(self._counts_SKV, self._layout.scale_names())
         return values
@@ -100,6 +123,6 @@ class CodebookUsage(Metric):
         """Usage and perplexity of each named part of counts (parts, K, V), means over the levels."""
         values = {}
         for name, part in zip(names, counts, strict=True):
-            values[f"{NAME}, {name}"] = float((part > 0).double().mean())
-            values[f"perplexity, {name}"] = float((2 ** entropy(part)).mean())
+            values[f"codebook_usage/{name}"] = float((part > 0).double().mean())
+            values[f"perplexity/{name}"] = float((2 ** entropy(part)).mean())
         return values

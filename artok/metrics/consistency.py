@@ -11,14 +11,25 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from artok.metrics.base import HELD_OUT, Metric, MetricConfig, Seen, Subject, enough
+from artok.metrics.quantity import Quantity
 
-NAME = "class consistency"
+NAME = "class_consistency"
 
 
 class Config(MetricConfig):
     """Share of samples classified as their condition; the extractor must be one that predicts classes."""
 
     kind: Literal["consistency"] = "consistency"
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity(
+            NAME,
+            "class consistency",
+            "",
+            "higher",
+            "Fidelity to the condition",
+            "Share that the classifier takes for the class asked for. It saturates: a check, not a ranking.",
+        ),
+    )
 
     def build(self, subject: Subject) -> ClassConsistency:
         return ClassConsistency()
@@ -49,7 +60,7 @@ class ClassConsistency(Metric):
             self._real_count += len(seen.labels)
 
     def compute(self) -> dict[str, float]:
-        enough(NAME, {"samples": self._count}, 1)
+        enough("class consistency", {"samples": self._count}, 1)
         values = {NAME: self._right / self._count}
         if self._real_count:
             values[NAME + HELD_OUT] = self._real_right / self._real_count

@@ -15,7 +15,78 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from artok.metrics.quantity import Quantity
+
 Call = Callable[[], object]
+
+QUANTITIES = (
+    Quantity("tokens_per_image", "tokens per image", "", "lower", "Cost", "What a generator has to model."),
+    Quantity("bits_per_image", "bits per image", "", "lower", "Cost", "At a fixed code length."),
+    Quantity("bits_per_pixel", "bits per pixel", "", "lower", "Cost", "At a fixed code length."),
+    Quantity("parameters", "parameters", "", "", "Cost", "Trained numbers, shared ones counted once."),
+    Quantity(
+        "network_passes",
+        "network passes",
+        "",
+        "lower",
+        "Cost",
+        "Passes for one sample; both halves of guidance count as one.",
+    ),
+    Quantity(
+        "flops_per_image",
+        "operations per image",
+        "FLOPs",
+        "lower",
+        "Cost",
+        "Floating-point operations to sample one image, or to encode and decode it; a multiply-add is two.",
+        display="MFLOPs",
+    ),
+    Quantity(
+        "peak_memory_bytes_per_image",
+        "peak memory per image",
+        "bytes",
+        "lower",
+        "Cost",
+        "Tensors alive at once while it is made, weights aside.",
+        display="MB",
+    ),
+    Quantity(
+        "latency_s",
+        "latency at batch 1",
+        "s",
+        "lower",
+        "Cost",
+        "Median time to one image, decoded, where it was evaluated.",
+        display="ms",
+    ),
+    Quantity(
+        "throughput_images_per_s",
+        "throughput",
+        "images/s",
+        "higher",
+        "Cost",
+        "Decoded images, where it was evaluated, at the best batch.",
+    ),
+    Quantity("best_batch", "best batch", "", "", "Cost", "The batch, of those tried, with that throughput."),
+    Quantity("images_trained", "images trained on", "", "", "Cost", "Images that come again are counted again."),
+    Quantity(
+        "train_flops",
+        "training operations",
+        "FLOPs",
+        "lower",
+        "Cost",
+        "Operations of the generator's training, forward and backward.",
+        display="TFLOPs",
+    ),
+    Quantity(
+        "train_core_seconds",
+        "training time",
+        "core-seconds",
+        "lower",
+        "Cost",
+        "Processor time of the training loop.",
+    ),
+)
 
 
 def parameters(module: nn.Module, trained_only: bool = False) -> int:

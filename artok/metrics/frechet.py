@@ -1,6 +1,6 @@
 """Fréchet distance between Gaussians fitted to features (Heusel et al. 2017, arXiv 1706.08500, eq. 6).
 
-It is called FID only when the features are those of the published Inception; otherwise `FD[extractor]`.
+Its label is FID only when the features are those of the published Inception; otherwise `FD[extractor]`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,30 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from artok.metrics.base import Metric, MetricConfig, Seen, Subject, enough, feature_name
+from artok.metrics.base import Metric, MetricConfig, Seen, Subject, enough
+from artok.metrics.quantity import Quantity
 
-PUBLISHED = "inception"  # the extractor whose distance the field calls FID
+NAME = "fd"
 
 
 class Config(MetricConfig):
     """Fréchet distance of samples, or of reconstructions, to held-out images."""
 
     kind: Literal["frechet"] = "frechet"
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity(
+            NAME,
+            "FD",
+            "",
+            "lower",
+            "Quality",
+            "Fréchet distance between the features of these images and of held-out ones.",
+            names_extractor=True,
+        ),
+    )
 
     def build(self, subject: Subject) -> FrechetDistance:
-        return FrechetDistance(subject.extractor)
+        return FrechetDistance()
 
     @classmethod
     def tiny(cls) -> Config:
@@ -82,8 +94,7 @@ def frechet_distance(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covar
 class FrechetDistance(Metric):
     needs: ClassVar[frozenset[str]] = frozenset({"real_features", "fake_features"})
 
-    def __init__(self, extractor: str | None) -> None:
-        self._name = "FID" if extractor == PUBLISHED else feature_name("FD", extractor)
+    def __init__(self) -> None:
         self._real, self._fake = Moments(), Moments()
 
     @property
@@ -96,6 +107,6 @@ class FrechetDistance(Metric):
                 moments.update(features)
 
     def compute(self) -> dict[str, float]:
-        enough(self._name, {"real": self._real.count, "generated": self._fake.count}, 2)
+        enough("the Fréchet distance", {"real": self._real.count, "generated": self._fake.count}, 2)
         real, fake = self._real, self._fake
-        return {self._name: frechet_distance(real.mean, real.covariance, fake.mean, fake.covariance)}
+        return {NAME: frechet_distance(real.mean, real.covariance, fake.mean, fake.covariance)}

@@ -13,18 +13,32 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from artok.metrics.base import Metric, MetricConfig, Rows, Seen, Subject, enough, feature_name
+from artok.metrics.base import Metric, MetricConfig, Rows, Seen, Subject, enough
+from artok.metrics.quantity import Quantity
+
+NAME = "kid"
 
 
 class Config(MetricConfig):
     """Kernel distance of samples, or of reconstructions, to held-out images, over seeded subsets."""
 
     kind: Literal["kid"] = "kid"
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity(
+            NAME,
+            "KID",
+            "",
+            "lower",
+            "Quality",
+            "Kernel distance of the same features; unbiased, so it can fall below 0.",
+            names_extractor=True,
+        ),
+    )
     subsets: int = Field(100, ge=1, description="subsets that the value is the mean of")
     subset_size: int = Field(1000, ge=2, description="images in a subset; all of them when there are fewer")
 
     def build(self, subject: Subject) -> KernelDistance:
-        return KernelDistance(subject.extractor, self.subsets, self.subset_size, subject.seed)
+        return KernelDistance(self.subsets, self.subset_size, subject.seed)
 
     @classmethod
     def tiny(cls) -> Config:
@@ -47,11 +61,10 @@ def polynomial_mmd(x: Tensor, y: Tensor) -> float:
 class KernelDistance(Metric):
     needs: ClassVar[frozenset[str]] = frozenset({"real_features", "fake_features"})
 
-    def __init__(self, extractor: str | None, subsets: int, subset_size: int, seed: int) -> None:
+    def __init__(self, subsets: int, subset_size: int, seed: int) -> None:
         """subsets, subset_size: the value is the mean over this many pairs of subsets, drawn from `seed` as
         torch-fidelity draws them.
         """
-        self._name = feature_name("KID", extractor)
         self._subsets, self._subset_size, self._seed = subsets, subset_size, seed
         self._rows = Rows("real_features", "fake_features")
 
@@ -63,11 +76,11 @@ class KernelDistance(Metric):
         self._rows.update(seen)
 
     def compute(self) -> dict[str, float]:
-        enough(self._name, {"real": self._rows.count("real_features"), "generated": self.count}, 2)
+        enough("the kernel distance", {"real": self._rows.count("real_features"), "generated": self.count}, 2)
         real, fake = self._rows.joined("real_features"), self._rows.joined("fake_features")
         size = min(self._subset_size, len(real), len(fake))
         if size == len(real) == len(fake):
-            return {self._name: polynomial_mmd(real, fake)}  # every subset would be the whole set
+            return {NAME: polynomial_mmd(real, fake)}  # every subset would be the whole set
         draw = np.random.RandomState(self._seed)  # torch-fidelity's generator, for equal subsets
         values = [
             polynomial_mmd(
@@ -76,4 +89,4 @@ class KernelDistance(Metric):
             )
             for _ in range(self._subsets)
         ]
-        return {self._name: float(np.mean(values))}
+        return {NAME: float(np.mean(values))}

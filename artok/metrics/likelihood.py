@@ -13,14 +13,42 @@ import torch
 
 from artok.layout import TokenLayout
 from artok.metrics.base import Metric, MetricConfig, Seen, Subject, enough
+from artok.metrics.quantity import Quantity
 
-TRAIN = " (train)"
+TRAIN = "_train"
 
 
 class Config(MetricConfig):
     """Nats a token and bits per image dimension of held-out images; the same of training images when shown."""
 
     kind: Literal["likelihood"] = "likelihood"
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity(
+            "nats_per_token",
+            "nats per token",
+            "",
+            "lower",
+            "Likelihood",
+            "Negative log-likelihood of a held-out token, given the class.",
+        ),
+        Quantity(
+            "bits_per_dim",
+            "bits/dim (rate)",
+            "",
+            "lower",
+            "Likelihood",
+            "The same as the rate of a lossy code, in bits for each number of the image.",
+        ),
+        Quantity(
+            "nats_per_token_train",
+            "nats per token (train)",
+            "",
+            "",
+            "Likelihood",
+            "The same on training images: far lower than held out means memorised.",
+        ),
+        Quantity("bits_per_dim_train", "bits/dim (rate) (train)", "", "", "Likelihood", "The same on training images."),
+    )
 
     def build(self, subject: Subject) -> Likelihood:
         return Likelihood(subject.require_layout("likelihood"))
@@ -31,7 +59,7 @@ class Config(MetricConfig):
 
 
 class Likelihood(Metric):
-    """nats/token = -mean(log p) / (N K); bits/dim (rate) = -mean(log p) / (ln 2 * C H W).
+    """nats_per_token = -mean(log p) / (N K); bits_per_dim = -mean(log p) / (ln 2 * C H W).
 
     K codes at one position are K tokens. A gap between held-out and training images is memorisation.
     """
@@ -59,6 +87,6 @@ class Likelihood(Metric):
         for split, count in self._counts.items():
             if count:
                 nats = -self._sums[split] / count
-                values["nats/token" + split] = nats / self._tokens
-                values["bits/dim (rate)" + split] = nats / (math.log(2) * self._dimensions)
+                values["nats_per_token" + split] = nats / self._tokens
+                values["bits_per_dim" + split] = nats / (math.log(2) * self._dimensions)
         return values

@@ -1,4 +1,4 @@
-"""Whether samples are training images learned by heart: how near they lie to those, and to held-out images.
+"""Whether samples are memorised training images: how near they lie to those, and to held-out images.
 
 The distance alone misleads where samples are smoother than real images, as these lie nearer to any image at all. What
 is told from it is therefore which images are nearest: those of training attract copies, and nothing else, more than
@@ -14,17 +14,35 @@ from torch import Tensor
 
 from artok.errors import ArtokError
 from artok.metrics.base import HELD_OUT, Metric, MetricConfig, Rows, Seen, Subject, enough
+from artok.metrics.quantity import Quantity
 
-NAME = "nearest training image"
-COPIES = "learned by heart"
+DISTANCE, COPIES = "nearest_train_distance", "memorised_share"
 ROWS = 2048  # images held as floats at once, on either side
 
 
 class Config(MetricConfig):
     """Median pixel distance of samples to the nearest training image, beside that of held-out real images; and the
-    share of samples that are learned by heart, as far as the nearest images tell."""
+    share of samples that are memorised, as far as the nearest images tell."""
 
     kind: Literal["memorisation"] = "memorisation"
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity(
+            DISTANCE,
+            "nearest training image",
+            "",
+            "at the floor",
+            "Memorisation",
+            "Median pixel distance to the nearest training image. Blurred images lie nearer to any image.",
+        ),
+        Quantity(
+            COPIES,
+            "memorised",
+            "",
+            "lower",
+            "Memorisation",
+            "Share of samples that are copies: how often a training image is nearest. The floor is the most by chance.",
+        ),
+    )
 
     def build(self, subject: Subject) -> Memorisation:
         return Memorisation()
@@ -85,14 +103,14 @@ class Memorisation(Metric):
 
     def compute(self) -> dict[str, float]:
         counts = {"samples": self.count, "training": self._rows.count("train_images")}
-        enough(f"the distance to the {NAME}", counts, 1)
+        enough("the distance to the nearest training image", counts, 1)
         train, samples = self._rows.joined("train_images"), self._rows.joined("samples")
         to_train = nearest(samples, train)
-        values = {NAME: float(to_train[0].quantile(0.5))}
+        values = {DISTANCE: float(to_train[0].quantile(0.5))}
         if self._rows.count("images"):
             held_out = self._rows.joined("images")
             few = torch.linspace(0, len(held_out) - 1, min(len(held_out), len(samples))).long()  # all cost far more
-            values[NAME + HELD_OUT] = float(nearest_distances(held_out[few], train).quantile(0.5))
+            values[DISTANCE + HELD_OUT] = float(nearest_distances(held_out[few], train).quantile(0.5))
             share, chance = copies(to_train, nearest(samples, held_out), len(train), len(held_out))
             values |= {COPIES: share, COPIES + HELD_OUT: chance}
         return values

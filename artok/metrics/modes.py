@@ -18,14 +18,33 @@ from torch import Tensor
 
 from artok.errors import ArtokError
 from artok.metrics.base import HELD_OUT, Metric, MetricConfig, Seen, Subject, enough
+from artok.metrics.quantity import Quantity
 
-COVERED, DIVERGENCE = "modes covered", "KL of modes"
+COVERED, DIVERGENCE = "modes_covered", "modes_kl_nats"
 
 
 class Config(MetricConfig):
     """Modes covered and their divergence from the data's; the extractor must be one whose classes are the modes."""
 
     kind: Literal["modes"] = "modes"
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity(
+            COVERED,
+            "modes covered",
+            "",
+            "higher",
+            "Diversity",
+            "Modes of the data that appear among the samples. The floor is independent samples of the data.",
+        ),
+        Quantity(
+            DIVERGENCE,
+            "KL of modes",
+            "nats",
+            "lower",
+            "Diversity",
+            "How far the shares of the modes are from the data's. The floor is independent samples of the data.",
+        ),
+    )
     count: int | None = Field(None, ge=2, description="number of equally likely modes; those of the data unless given")
 
     def build(self, subject: Subject) -> Modes:

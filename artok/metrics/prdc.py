@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from artok.metrics.base import Metric, MetricConfig, Rows, Seen, Subject, enough
+from artok.metrics.quantity import Quantity
 
 BLOCK = 1 << 24  # distances held at once: 128 MiB of float64, whatever the number of images
 
@@ -24,6 +25,28 @@ class Config(MetricConfig):
     """Precision, recall, density and coverage of samples, or of reconstructions, against held-out images."""
 
     kind: Literal["prdc"] = "prdc"
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity(
+            "precision", "precision", "", "higher", "Quality", "Share of these images that lie where real ones do."
+        ),
+        Quantity(
+            "density",
+            "density",
+            "",
+            "higher",
+            "Quality",
+            "How many real neighbourhoods an image lies in, 1 when as real ones do.",
+        ),
+        Quantity("recall", "recall", "", "higher", "Diversity", "Share of real images that lie where these do."),
+        Quantity(
+            "coverage",
+            "coverage",
+            "",
+            "higher",
+            "Diversity",
+            "Share of real images with one of these among their neighbours.",
+        ),
+    )
     neighbours: int = Field(5, ge=1, description="k, which neighbour of its own set a ball reaches to")
 
     def build(self, subject: Subject) -> PrecisionRecall:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from artok.errors import ArtokError
 from artok.metrics.base import Metric, MetricConfig, Seen, Subject, enough
+from artok.metrics.quantity import Quantity
 
 PSNR_CAP = 100.0  # dB, what an exact reconstruction counts as: without a cap a single one makes the mean infinite
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian
@@ -20,6 +21,25 @@ class Config(MetricConfig):
     """PSNR (dB), SSIM and L1 of reconstructions against held-out images."""
 
     kind: Literal["reconstruction"] = "reconstruction"
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity(
+            "psnr_db",
+            "PSNR",
+            "dB",
+            "higher",
+            "Reconstruction",
+            "Peak signal-to-noise ratio; 6 dB more halve the error.",
+        ),
+        Quantity(
+            "ssim",
+            "SSIM",
+            "",
+            "higher",
+            "Reconstruction",
+            "Structural similarity: local contrast and shape, 1 when equal.",
+        ),
+        Quantity("l1", "L1", "", "lower", "Reconstruction", "Mean absolute error of pixels that span -1 to 1."),
+    )
 
     def build(self, subject: Subject) -> ReconstructionError:
         return ReconstructionError()
@@ -34,7 +54,7 @@ class ReconstructionError(Metric):
 
     def __init__(self) -> None:
         self._count = 0
-        self._sums = {"PSNR": 0.0, "SSIM": 0.0, "L1": 0.0}
+        self._sums = {"psnr_db": 0.0, "ssim": 0.0, "l1": 0.0}
 
     @property
     def count(self) -> int:
@@ -45,9 +65,9 @@ class ReconstructionError(Metric):
             return
         pair = seen.pair("images", "reconstructions")
         self._count += len(pair[0])
-        self._sums["PSNR"] += float(psnr(*pair).sum())
-        self._sums["SSIM"] += float(ssim(*pair).sum())
-        self._sums["L1"] += float(l1(*pair).sum())
+        self._sums["psnr_db"] += float(psnr(*pair).sum())
+        self._sums["ssim"] += float(ssim(*pair).sum())
+        self._sums["l1"] += float(l1(*pair).sum())
 
     def compute(self) -> dict[str, float]:
         enough("reconstruction error", {"reconstructions": self._count}, 1)

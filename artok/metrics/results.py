@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from artok.errors import ArtokError, CheckpointError, RunError
+from artok.metrics.catalogue import describe, head, title
 
-FORMAT = 1  # of results.json
+FORMAT = 2  # of results.json
 
 
 @dataclass(frozen=True)
 class Measurement:
     """One value and what it was computed from.
 
-    name: as `compute` gave it. n: images measured, the model's where it compares them with real ones. seed: of the
-    samples and subsets. extractor, fingerprint, dim: of the features, where it looked through any. reference: what the
+    name: identifier, as `compute` gave it. n: images measured, the model's where it compares them with real ones.
+    seed: of the samples and subsets. extractor, fingerprint, dim: of the features, where it looked through any. reference: what the
     real images are; reference_n: their number, for distances between sets. floor: the same value for real images.
     """
 
@@ -39,10 +40,30 @@ class Measurement:
     floor: float | None = None
 
     @property
+    def title(self) -> str:
+        """What people read for its name: `FD[classifier]`."""
+        return title(self.name, self.extractor)
+
+    @property
+    def head(self) -> str:
+        """The same with the unit."""
+        return head(self.name, self.extractor)
+
+    @property
+    def text(self) -> str:
+        """The value as people read it."""
+        return describe(self.name).format(self.value)
+
+    @property
+    def floor_text(self) -> str:
+        """The floor as people read it; empty where there is none."""
+        return "" if self.floor is None else describe(self.name).format(self.floor)
+
+    @property
     def note(self) -> str:
         """What a reader should know before trusting the value, or an empty text."""
         least = min(self.n, self.reference_n or self.n)
-        if self.dim is not None and self.name.startswith(("FD", "FID")) and least <= self.dim:
+        if self.dim is not None and self.name.partition("/")[0] == "fd" and least <= self.dim:
             return (
                 f"only {least} images for {self.dim} dimensions: covariances are singular, compare with the floor only"
             )
@@ -51,7 +72,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Results:
-    """name: of what was evaluated. measurements: in the order to print. cost: name with unit to value.
+    """name: of what was evaluated. measurements: in the order to print. cost: identifier to value.
     sampling: the settings that samples were made with, none for reconstructions.
     """
 
@@ -62,10 +83,14 @@ class Results:
 
     def __getitem__(self, name: str) -> Measurement:
         """The measurement of that name; a KeyError when it was not made."""
-        for measurement in self.measurements:
-            if measurement.name == name:
-                return measurement
-        raise KeyError(name)
+        found = self.find(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def find(self, name: str) -> Measurement | None:
+        """The measurement of that name, or None when it was not made."""
+        return next((entry for entry in self.measurements if entry.name == name), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -98,7 +123,10 @@ class Results:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
-                raise CheckpointError(f"{path} has results of format {data['format']}, this artok reads {FORMAT}")
+                raise CheckpointError(
+                    f"{path} has results of format {data['format']}, and this artok reads format {FORMAT}: "
+                    "measure the run again with 'artok evaluate'"
+                )
             return cls.from_dict(data)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
@@ -111,10 +139,11 @@ class Results:
 
 @dataclass(frozen=True)
 class Table:
-    """Texts to print. rows: as long as the header. notes: below the table."""
+    """Texts to print. rows: as long as the header. names: the identifier of each row. notes: below the table."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -149,26 +178,25 @@ def side_by_side(results: Sequence[Results]) -> Table:
                 floors.setdefault(measurement.name, measurement.floor)
     rows = []
     for name, (_, known) in first.items():
-        cells = [
-            next((number(measurement.value) for measurement in result.measurements if measurement.name == name), "")
-            for result in results
-        ]
+        quantity, found = describe(name), [result.find(name) for result in results]
+        cells = [quantity.format(entry.value) if entry is not None else "" for entry in found]
         size = str(known.n) if known.reference_n is None else f"{known.n} / {known.reference_n}"
-        rows.append((name, *cells, number(floors[name]) if name in floors else "", size))
+        floor = quantity.format(floors[name]) if name in floors else ""
+        rows.append((known.head, *cells, floor, size))
     costs = list(dict.fromkeys(name for result in results for name in result.cost))
     rows += [
-        (name, *(number(result.cost[name]) if name in result.cost else "" for result in results), "", "")
+        (
+            head(name),
+            *(describe(name).format(result.cost[name]) if name in result.cost else "" for result in results),
+            "",
+            "",
+        )
         for name in costs
     ]
-    notes = dict.fromkeys(f"{name}: {known.note}" for name, (_, known) in first.items() if known.note)
-    return Table(("metric", *(result.name for result in results), "floor", "N"), tuple(rows), tuple(notes))
-
-
-def number(value: float) -> str:
-    """Four significant digits; whole numbers in full, with commas from 10,000 on."""
-    if value == round(value) and abs(value) < 1e15:
-        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.0f}"
-    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    notes = dict.fromkeys(f"{known.title}: {known.note}" for _, known in first.values() if known.note)
+    return Table(
+        ("metric", *(result.name for result in results), "floor", "N"), tuple(rows), (*first, *costs), tuple(notes)
+    )
 
 
 def _refuse_extractors(results: Sequence[Results]) -> None:
@@ -193,6 +221,6 @@ def _refuse_numbers(owner: str, known: Measurement, name: str, other: Measuremen
     if one != two:
         sides = [f"{n} images" + (f" against {m} {real}" if m else f", {real}") for n, real, m in (one, two)]
         raise ArtokError(
-            f"{owner} and {name} cannot stand side by side: {known.name} was measured on {sides[0]} and {sides[1]}; "
+            f"{owner} and {name} cannot stand side by side: {known.title} was measured on {sides[0]} and {sides[1]}; "
             "evaluate both with the same number"
         )

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from artok.evaluation.statistics import Comparison, Value, shown
-from artok.metrics.results import number
+from artok.evaluation.statistics import Comparison, Value, format_mean
+from artok.metrics.catalogue import describe
+from artok.metrics.quantity import Quantity, number
 from artok.report.text import LEANING, joined
 
 Better = Literal["higher", "lower"]
@@ -17,8 +18,8 @@ Better = Literal["higher", "lower"]
 class Candidate:
     """A contestant as the guide sees it; None and what is missing in `values` were not measured.
 
-    quality: Fréchet distance. values: of constraints, by their key below. options: latency in milliseconds and distance
-    of other sampling settings, by what they are called. broken: what its training logs say is wrong with its samples.
+    quality: Fréchet distance. values: of constraints, by their identifiers below. options: latency in seconds and
+    distance of other sampling settings, by what they are called. broken: what its training logs say is wrong with its samples.
     """
 
     name: str
@@ -30,24 +31,32 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Constraint:
-    """key: of `Candidate.values`. question: what cannot move. measure, unit: what is compared."""
+    """name: of the quantity that is compared. question: what cannot move."""
 
-    key: str
+    name: str
     question: str
-    measure: str
-    unit: str
-    better: Better
+
+    @property
+    def quantity(self) -> Quantity:
+        return describe(self.name)
+
+    @property
+    def better(self) -> Better:
+        return "higher" if self.quantity.better == "higher" else "lower"
 
 
 CONSTRAINTS = (
-    Constraint("latency", "Latency: one image, as soon as possible", "time to one image", "ms", "lower"),
-    Constraint("tokens", "Tokens: a short sequence", "length", "tokens", "lower"),
-    Constraint("memory", "Memory: many images at a time", "peak memory an image", "MB", "lower"),
-    Constraint("diversity", "Diversity: all kinds of images", "recall", "", "higher"),
-    Constraint("condition", "Condition: the class that was asked for", "class consistency", "", "higher"),
-    Constraint("training", "Training cost", "training", "TFLOPs", "lower"),
-    Constraint("data", "Data size: few training images", "share learned by heart", "", "lower"),
+    Constraint("latency_s", "Latency: one image, as soon as possible"),
+    Constraint("tokens_per_image", "Tokens: a short sequence"),
+    Constraint("peak_memory_bytes_per_image", "Memory: many images at a time"),
+    Constraint("recall", "Diversity: all kinds of images"),
+    Constraint("class_consistency", "Condition: the class that was asked for"),
+    Constraint("train_flops", "Training cost"),
+    Constraint("memorised_share", "Data size: few training images"),
 )
+
+
+DISTANCE = describe("fd")
 
 
 @dataclass(frozen=True)
@@ -85,25 +94,25 @@ def guide(candidates: Sequence[Candidate], same_budget: str | None, distance: st
     """A choice for quality alone, then one for each constraint that was measured.
 
     Whoever is broken is no choice, as long as someone is not.
-    same_budget: the kind of the study's budget. distance: name of the Fréchet distance.
+    same_budget: the kind of the study's budget. distance: label of the Fréchet distance.
     """
     sound = [each for each in candidates if not each.broken]
     lost = [f"{each.name} ({each.broken})" for each in candidates if each.broken] if sound else []
     candidates = sound or candidates
     quality = {each.name: each.quality for each in candidates}
     best = rank(quality, "lower")
-    text = _sentence(quality, best, distance, "")
+    text = _sentence(quality, best, distance, DISTANCE)
     if lost:
         text += f" Left out of this guide: {joined(lost)}."
     choices = [Choice("Nothing but quality", best.best, text)]
     for constraint in CONSTRAINTS:
-        values = {each.name: each.values[constraint.key] for each in candidates if constraint.key in each.values}
+        values = {each.name: each.values[constraint.name] for each in candidates if constraint.name in each.values}
         if len(values) > 1 or (lost and values):
             choices.append(_choice(constraint, values, quality, best, same_budget, distance))
     options = _ladder(candidates, distance)
     return [
         Choice(choice.question, choice.winners, f"{choice.text} {options}")
-        if options and choice.question.startswith("Latency")
+        if options and choice.question == CONSTRAINTS[0].question
         else choice
         for choice in choices
     ]
@@ -117,21 +126,21 @@ def _choice(
     same_budget: str | None,
     distance: str,
 ) -> Choice:
-    if constraint.key == "training" and same_budget in ("flops", "seconds"):
+    if constraint.name == "train_flops" and same_budget in ("flops", "seconds"):
         what = "operations" if same_budget == "flops" else "seconds of training"
-        text = f"All were given the same {what}, so quality decides: {_sentence(quality, best, distance, '')}"
+        text = f"All were given the same {what}, so quality decides: {_sentence(quality, best, distance, DISTANCE)}"
         return Choice(constraint.question, best.best, text)
-    if constraint.key == "data":
+    if constraint.name == "memorised_share":
         return _data_size(constraint, values, quality, distance)
     ranking = rank(values, constraint.better)
-    text = _sentence(values, ranking, constraint.measure, constraint.unit)
+    text = _sentence(values, ranking, constraint.quantity.label, constraint.quantity)
     winners = ranking.best
     if len(winners) > 1 and ranking.sure:
         among = {name: quality[name] for name in winners}
         finest = rank(among, "lower")
         if len(finest.best) < len(winners):
             winners = finest.best
-            text += f" Among these, quality decides: {_sentence(among, finest, distance, '')}"
+            text += f" Among these, quality decides: {_sentence(among, finest, distance, DISTANCE)}"
     return Choice(constraint.question, winners, text + _price(winners, quality, best, distance))
 
 
@@ -141,8 +150,8 @@ def _data_size(
     """Whoever copies has too little data for its size; among those that do not, quality decides."""
     copying = [name for name, value in values.items() if value.mean >= LEANING]
     free = {name: quality[name] for name in values if name not in copying}
-    shares = joined([f"{name} {shown(value)}" for name, value in values.items()])
-    text = f"Share of samples learned by heart, as far as their nearest images tell: {shares}. "
+    shares = joined([f"{name} {format_mean(value, constraint.quantity)}" for name, value in values.items()])
+    text = f"Share of memorised samples, as far as their nearest images tell: {shares}. "
     if not free:
         least = rank(values, constraint.better)
         return Choice(
@@ -152,27 +161,31 @@ def _data_size(
     verdict = (
         f"{joined(copying)} lean{'s' if len(copying) == 1 else ''} towards the training images. "
         if copying
-        else ("None shows signs of images learned by heart, so quality decides: ")
+        else ("None shows signs of memorised images, so quality decides: ")
     )
-    return Choice(constraint.question, finest.best, text + verdict + _sentence(free, finest, distance, ""))
+    return Choice(constraint.question, finest.best, text + verdict + _sentence(free, finest, distance, DISTANCE))
 
 
-def _sentence(values: Mapping[str, Value], ranking: Ranking, measure: str, unit: str) -> str:
+def _sentence(values: Mapping[str, Value], ranking: Ranking, measure: str, quantity: Quantity) -> str:
     """Who is ahead, by how much, with the spread."""
+
+    def shown(name: str) -> str:
+        return format_mean(values[name], quantity, unit=True)
+
     first = ranking.best[0]
-    told = f"{first} has {shown(values[first], unit)}" if len(values) > 1 else f"only {first} is left"
+    told = f"{first} has {shown(first)}" if len(values) > 1 else f"only {first} is left"
     subject = f"{measure[0].upper()}{measure[1:]}: {told}"
     if len(values) == 1:
         return f"{subject}."
     if len(ranking.best) > 1:
-        rivals = joined([f"{name} ({shown(values[name], unit)})" for name in ranking.best[1:]])
+        rivals = joined([f"{name} ({shown(name)})" for name in ranking.best[1:]])
         equal = all(values[name].mean == values[first].mean for name in ranking.best)
         how = "the same as" if equal else "within the noise of the seeds from"
         subject += f", {how} {rivals}"
     if ranking.others:
         after = ranking.others[0]
         lead = _lead(values[first].mean, values[after].mean)
-        subject += f"; {after} follows with {shown(values[after], unit)}{lead}"
+        subject += f"; {after} follows with {shown(after)}{lead}"
     if not ranking.sure and ranking.others:
         subject += " (one seed: the noise is not known)"
     return subject + "."
@@ -196,19 +209,23 @@ def _price(winners: Sequence[str], quality: Mapping[str, Value], best: Ranking, 
         also = "the best" if len(best.best) == 1 else "among the best"
         return f" It is also {also} in quality." if len(winners) == 1 and best.sure else ""
     one, first = winners[0], best.best[0]
-    return f" The price: {distance} {shown(quality[one])}, where {first} has {shown(quality[first])}."
+    prices = [format_mean(quality[name], DISTANCE) for name in (one, first)]
+    return f" The price: {distance} {prices[0]}, where {first} has {prices[1]}."
 
 
 def _ladder(candidates: Sequence[Candidate], distance: str) -> str:
     """The quickest first, then whatever is better and slower, other numbers of steps included."""
     points = [(*option, f"{each.name} in {what}") for each in candidates for what, option in each.options.items()]
     points += [
-        (each.values["latency"].mean, each.quality.mean, each.name) for each in candidates if "latency" in each.values
+        (each.values["latency_s"].mean, each.quality.mean, each.name)
+        for each in candidates
+        if "latency_s" in each.values
     ]
     rungs = list(_front(sorted(points)))
     if len(rungs) < 2:
         return ""
-    steps = [f"from {number(float(f'{time:.2g}'))} ms {name} ({quality:.3g})" for time, quality, name in rungs]
+    shown = describe("latency_s").format
+    steps = [f"from {shown(time, digits=2, unit=True)} {name} ({quality:.3g})" for time, quality, name in rungs]
     return f"With more time {distance} falls: {', '.join(steps)}."
 
 

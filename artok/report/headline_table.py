@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from artok.evaluation.statistics import Value, shown
-from artok.metrics.catalogue import measured
-from artok.metrics.results import number
+from artok.evaluation.statistics import Value, format_mean
+from artok.metrics.catalogue import describe, head
 from artok.studies.results import Contestant
 
-QUALITIES = ("precision", "recall", "class consistency")
+QUALITIES = ("precision", "recall", "class_consistency")
+COSTS = ("latency_s", "throughput_images_per_s", "train_core_seconds")
 REAL = "real images"  # the last line: floors, where there are any
 
 
@@ -24,18 +24,25 @@ class Glance:
 
 def glance(contestants: Sequence[Contestant]) -> Glance:
     """Quality, diversity, fidelity to the class, time and training of all, in the order of their Fréchet distance."""
-    names = (contestants[0].distance, *(name for name in QUALITIES if any(one.value(name) for one in contestants)))
+    names = ("fd", *(name for name in QUALITIES if any(one.value(name) for one in contestants)))
+    first = contestants[0].final[0][1]
+    titles = [entry.title if (entry := first.find(name)) is not None else head(name) for name in names]
     order = sorted(contestants, key=lambda one: _mean(one, names[0]))
-    rows = [(one.name, (*(_text(one.value(name)) for name in names), *_costs(one))) for one in order]
-    floors = [measured(order[0].final[0][1], name) for name in names]
-    real = [_short(entry.floor) if entry is not None and entry.floor is not None else "" for entry in floors]
+    rows = [(one.name, (*(_text(name, one.value(name)) for name in names), *_costs(one))) for one in order]
+    floors = [order[0].final[0][1].find(name) for name in names]
+    real = [
+        describe(entry.name).format(entry.floor, digits=3) if entry is not None and entry.floor is not None else ""
+        for entry in floors
+    ]
     if any(real):
         rows.append((REAL, (*real, "", "", "")))
-    return Glance((*names, "ms to one image", "images a second", "core-seconds of training"), tuple(rows))
+    return Glance((*titles, *map(head, COSTS)), tuple(rows))
 
 
 def _costs(one: Contestant) -> tuple[str, str, str]:
-    return shown(one.latency), _short(one.times.best[1]), _text(one.core_seconds)
+    throughput = Value(one.times.best[1])
+    latency, speed, training = map(_text, COSTS, (one.latency, throughput, one.core_seconds))
+    return latency, speed, training
 
 
 def _mean(one: Contestant, name: str) -> float:
@@ -43,9 +50,5 @@ def _mean(one: Contestant, name: str) -> float:
     return float("inf") if value is None else value.mean
 
 
-def _text(value: Value | None) -> str:
-    return "" if value is None else shown(value)
-
-
-def _short(value: float) -> str:
-    return number(float(f"{value:.3g}"))
+def _text(name: str, value: Value | None) -> str:
+    return "" if value is None else format_mean(value, describe(name))

@@ -13,8 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from artok import __version__
 from artok.errors import ArtokError
 from artok.evaluation.run_directory import Run, open_runs
-from artok.metrics.catalogue import measured
-from artok.metrics.results import number
+from artok.metrics.quantity import number
 from artok.report import images as gallery
 from artok.report import text as summary
 from artok.report.data_uris import Picture
@@ -197,7 +196,7 @@ def facts(runs: Sequence[Run]) -> dict[str, str]:
     }
     sizes = {f"{entry.n:,}" for entry in entries}
     seeds = {str(entry.seed) for entry in entries} | {str(run.config.get("seed", "unknown")) for run in runs}
-    distance = next((entry for run in runs if (entry := measured(run.results, "FD[", "FID"))), None)
+    distance = next((entry for run in runs if (entry := run.results.find("fd"))), None)
     return {
         "artok": f"{__version__}; models saved by {', '.join(sorted({run.saved.facts.version for run in runs}))}",
         "data": "; ".join(sorted(data)),

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from artok.evaluation.statistics import Comparison, Value
-from artok.metrics.catalogue import GROUPS, Better, Explained, explain
+from artok.metrics.catalogue import describe
+from artok.metrics.quantity import GROUPS, Better, Quantity
 from artok.metrics.results import Results, side_by_side
 
 
@@ -18,10 +19,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One metric. size: images measured, and real ones compared with where it compares sets."""
+    """One metric. title: with the unit. size: images measured, and real ones compared with where it compares sets."""
 
-    name: str
-    about: Explained
+    title: str
+    about: Quantity
     cells: tuple[Cell, ...]
     floor: str
     size: str
@@ -48,25 +49,25 @@ def figures(
     several = values or [{} for _ in results]
     table = side_by_side(results)
     rows: dict[str, list[Row]] = {group: [] for group in GROUPS}
-    for name, *texts, floor, size in table.rows:
-        about = explain(name)
+    for name, (title, *texts, floor, size) in zip(table.names, table.rows, strict=True):
+        about = describe(name)
         ranked = same_tokens or about.group != "Likelihood"
         means = [_value(result, name) for result in results]
         best = _best(means, about.better, _floor(results, name), ranked)
         best = _alike(best, [each.get(name) for each in several], about.better)
         texts = [
-            f"{text} ± {each[name].spread:.2g}" if name in each and each[name].spread else text
+            about.format(each[name].mean, each[name].spread) if name in each else text
             for text, each in zip(texts, several, strict=True)
         ]
         cells = tuple(Cell(text, column in best) for column, text in enumerate(texts))
-        rows[about.group].append(Row(name, about, cells, floor, size))
+        rows[about.group].append(Row(title, about, cells, floor, size))
     groups = tuple((group, tuple(members)) for group, members in rows.items() if members)
     return Figures(table.header[1:-2], groups, table.notes)
 
 
 def _value(results: Results, name: str) -> float | None:
-    found = next((entry.value for entry in results.measurements if entry.name == name), None)
-    return results.cost.get(name) if found is None else found
+    found = results.find(name)
+    return results.cost.get(name) if found is None else found.value
 
 
 def _floor(results: Sequence[Results], name: str) -> float | None:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from artok.evaluation.run_directory import Run
 from artok.layout import TokenLayout
-from artok.metrics.catalogue import DISTANCE, measured
-from artok.metrics.results import Measurement, number
+from artok.metrics.quantity import number
+from artok.metrics.results import Measurement
 from artok.training.health import COLLAPSED, DIVERGED, UNLIKE
 from artok.training.log import duration
 
 REAL = 1.25  # a distance up to so many times its floor is that of real images, as far as so few images can tell
 CLOSE, APART = 2.5, 8.0  # up to so many times the floor it is close; a distance beyond the second is far
-COPIED, LEANING = 0.5, 0.2  # shares of samples learned by heart: it memorises; more than chance has it
+COPIED, LEANING = 0.5, 0.2  # shares of memorised samples: it memorises; more than chance has it
 BROKEN = (DIVERGED, COLLAPSED, UNLIKE)  # findings that no figure of a run can be read without
 GAP = 0.1  # the share of its held-out nats a token by which training tokens may be easier
 
@@ -49,7 +49,7 @@ def alarm(run: Run) -> str:
 
 def comparison(runs: Sequence[Run]) -> str:
     """Which of several generators comes closest to real images, and how far that can be trusted."""
-    found = {run.name: entry for run in runs if (entry := measured(run.results, *DISTANCE)) is not None}
+    found = {run.name: entry for run in runs if (entry := run.results.find("fd")) is not None}
     if len(found) < 2:
         return ""
     ranked = sorted(found, key=lambda name: found[name].value)
@@ -59,7 +59,7 @@ def comparison(runs: Sequence[Run]) -> str:
         "too little to rank them: one seed each says nothing of the spread" if share < 0.15 else "with one seed each"
     )
     return (
-        f"Of the {len(found)} generators {ranked[0]} comes closest to held-out images: {first.name} "
+        f"Of the {len(found)} generators {ranked[0]} comes closest to held-out images: {first.title} "
         f"{_short(first.value)}, then {ranked[1]} with {_short(second.value)}, {share:.0%} more ({hedge})."
     )
 
@@ -97,11 +97,11 @@ def _tokens(layout: TokenLayout) -> str:
 
 
 def _reconstruction(run: Run) -> Iterator[str]:
-    psnr, ssim = measured(run.results, "PSNR"), measured(run.results, "SSIM")
+    psnr, ssim = run.results.find("psnr_db"), run.results.find("ssim")
     if psnr is not None:
         likeness = f" and an SSIM of {ssim.value:.3f}" if ssim is not None else ""
         yield f"Held-out images come back with a PSNR of {psnr.value:.1f} dB{likeness}."
-    distance = measured(run.results, *DISTANCE)
+    distance = run.results.find("fd")
     if distance is not None:
         yield f"Taken together, the reconstructions are {_distance(distance)}."
         if distance.floor and distance.value < distance.floor:
@@ -109,7 +109,7 @@ def _reconstruction(run: Run) -> Iterator[str]:
 
 
 def _codebook(run: Run) -> Iterator[str]:
-    used, share = measured(run.results, "codes used"), measured(run.results, "codebook usage")
+    used, share = run.results.find("codes_used"), run.results.find("codebook_usage")
     if used is not None and share is not None:
         every = "every code" if share.value == 1 else f"{share.value:.0%} of the codes"
         yield f"The {used.n:,} held-out images use {every}."
@@ -117,7 +117,7 @@ def _codebook(run: Run) -> Iterator[str]:
 
 def _distance(entry: Measurement) -> str:
     if not entry.floor or entry.floor < 0:
-        return f"at {entry.name} {_short(entry.value)} from held-out images"
+        return f"at {entry.title} {_short(entry.value)} from held-out images"
     times = entry.value / entry.floor
     far = number(float(f"{times:.2g}"))
     verdict = "as close to held-out images as other real images are"
@@ -126,30 +126,30 @@ def _distance(entry: Measurement) -> str:
     if times > APART:
         verdict = "far from held-out images"
     return (
-        f"{verdict}: {entry.name} {_short(entry.value)}, {far} times the floor of {_short(entry.floor)} "
+        f"{verdict}: {entry.title} {_short(entry.value)}, {far} times the floor of {_short(entry.floor)} "
         "between real and real"
     )
 
 
 def _quality(run: Run) -> Iterator[str]:
-    entry = measured(run.results, *DISTANCE)
+    entry = run.results.find("fd")
     if entry is not None:
         yield f"Its samples are {_distance(entry)}."
 
 
 def _consistency(run: Run) -> Iterator[str]:
-    entry = measured(run.results, "class consistency")
+    entry = run.results.find("class_consistency")
     if entry is not None:
         real = f", and {entry.floor:.1%} of real images for theirs" if entry.floor is not None else ""
         yield f"The classifier takes {entry.value:.1%} of them for the class that was asked for{real}."
 
 
 def _coverage(run: Run) -> Iterator[str]:
-    entry = measured(run.results, "coverage")
+    entry = run.results.find("coverage")
     if entry is not None:
         floor = f" (other real images: {entry.floor:.1%})" if entry.floor is not None else ""
         yield f"They cover {entry.value:.1%} of the held-out images{floor}."
-    kinds = measured(run.results, "modes covered")
+    kinds = run.results.find("modes_covered")
     if kinds is not None and kinds.floor is not None:
         yield (
             f"{kinds.n:,} samples show {kinds.value:,.0f} kinds of image, where so many independent draws of the data "
@@ -158,7 +158,7 @@ def _coverage(run: Run) -> Iterator[str]:
 
 
 def _memorisation(run: Run) -> Iterator[str]:
-    entry, copied = measured(run.results, "nearest training image"), measured(run.results, "learned by heart")
+    entry, copied = run.results.find("nearest_train_distance"), run.results.find("memorised_share")
     if entry is not None:
         real = f", half of the held-out images within {_short(entry.floor)}" if entry.floor else ""
         yield f"Half of them lie within {_short(entry.value)} of a training image{real}."
@@ -175,9 +175,7 @@ def _memorisation(run: Run) -> Iterator[str]:
 
 
 def _likelihood(run: Run) -> Iterator[str]:
-    new, old = measured(run.results, "nats/token"), None
-    for entry in run.results.measurements:
-        old = entry if entry.name == "nats/token (train)" else old
+    new, old = run.results.find("nats_per_token"), run.results.find("nats_per_token_train")
     if new is None or old is None:
         return
     text = f"A held-out token costs {_short(new.value)} nats and a training token {_short(old.value)}"
@@ -196,4 +194,4 @@ def hedges(runs: Iterable[Run]) -> list[str]:
         f"Every figure comes from one seed and from {least:,} images or more; differences of a few percent between "
         "runs are within what another seed would give."
     ]
-    return texts + list(dict.fromkeys(f"{entry.name}: {entry.note}." for entry in entries if entry.note))
+    return texts + list(dict.fromkeys(f"{entry.title}: {entry.note}." for entry in entries if entry.note))

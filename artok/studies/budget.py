@@ -15,7 +15,7 @@ from artok.config import validate
 from artok.errors import CheckpointError, ConfigError
 from artok.evaluation.run_directory import step_seconds
 from artok.metrics import cost
-from artok.metrics.results import number
+from artok.metrics.quantity import number
 from artok.planning.training_cost import training_flops
 from artok.studies.config import Budget
 from artok.studies.model_scaling import size_text, sized

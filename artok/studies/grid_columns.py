@@ -7,110 +7,109 @@ from dataclasses import dataclass
 from typing import Literal
 
 from artok.evaluation.code_usage import perturbed_name
+from artok.evaluation.statistics import Value
+from artok.metrics.catalogue import describe, title
+from artok.metrics.quantity import Better, Quantity
 from artok.metrics.results import Results
 
 Side = Literal["tokenizer", "generator"]
-Better = Literal["higher", "lower", ""]
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """name: as in tables, results.json and the CSV. source: how the measurement or the cost in the results begins,
-    or an empty text for what the sweep measures itself. timed: depends on the machine and its load, so that it differs
-    from one run of a study to the next."""
+class Column:
+    """name: as in results.json. source: name of the measurement or cost in the results of that side, or an empty text
+    for what the sweep measures itself. quantity: what it is. label: where it is not the quantity's own. timed: depends
+    on the machine and its load, so that it differs from one run of a study to the next."""
 
     name: str
     side: Side
     source: str
-    better: Better
-    unit: str
-    text: str
+    quantity: Quantity
+    label: str
     timed: bool = False
 
     @property
     def head(self) -> str:
-        """The name with its unit."""
-        return f"{self.name}, {self.unit}" if self.unit else self.name
+        """The label with its unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    @property
+    def unit(self) -> str:
+        """That people read."""
+        return self.quantity.display or self.quantity.unit
+
+    @property
+    def better(self) -> Better:
+        """None for likelihoods: settings have tokens of their own, and a lower rate may say less of the image."""
+        return "" if self.quantity.group == "Likelihood" else self.quantity.better
+
+    def scaled(self, value: Value) -> Value:
+        """In the unit that people read."""
+        return Value(self.quantity.scale(value.mean), self.quantity.scale(value.spread), value.seeds)
+
+    def text(self, value: Value, digits: int = 4) -> str:
+        """A value of this column as people read it."""
+        return self.quantity.format(value.mean, value.spread, digits)
 
 
-TOKENS = Quantity("tokens", "tokenizer", "tokens an image", "lower", "", "Codes an image: what a generator models.")
-BITS = Quantity("bits", "tokenizer", "bits an image", "lower", "", "Bits an image at a fixed code length.")
-BITS_PER_PIXEL = Quantity("bits a pixel", "tokenizer", "bits a pixel", "lower", "", "The same for each pixel.")
-PSNR = Quantity("PSNR", "tokenizer", "PSNR", "higher", "dB", "Of reconstructions of held-out images.")
-SSIM = Quantity("SSIM", "tokenizer", "SSIM", "higher", "", "Structural similarity of reconstructions.")
-USAGE = Quantity(
-    "codes in use", "tokenizer", "codebook usage", "higher", "share", "Codes that the images measured use."
+def _column(
+    side: Side, name: str, label: str = "", source: str | None = "", key: str = "", timed: bool = False
+) -> Column:
+    """A column of the catalogue's quantity `name`."""
+    quantity = describe(name)
+    source = name if source == "" else source or ""
+    return Column(key or name, side, source, quantity, label or quantity.label, timed)
+
+
+TOKENS = _column("tokenizer", "tokens_per_image", "tokens")
+BITS = _column("tokenizer", "bits_per_image", "bits")
+BITS_PER_PIXEL = _column("tokenizer", "bits_per_pixel")
+PSNR = _column("tokenizer", "psnr_db")
+SSIM = _column("tokenizer", "ssim")
+USAGE = _column("tokenizer", "codebook_usage")
+PERPLEXITY = _column("tokenizer", "perplexity")
+ENTROPY = _column("tokenizer", "code_entropy_by_position_bits")
+TOKENIZER_SIZE = _column("tokenizer", "parameters", "tokenizer parameters", key="tokenizer_parameters")
+TOKENIZER_TIME = _column(
+    "tokenizer", "train_core_seconds", "tokenizer training", None, "tokenizer_train_core_seconds", timed=True
 )
-PERPLEXITY = Quantity("perplexity", "tokenizer", "perplexity", "higher", "codes", "Codes in effective use.")
-ENTROPY = Quantity(
-    "entropy by position",
-    "tokenizer",
-    "code entropy by position",
-    "",
-    "bits",
-    "Of the codes at one position, averaged; held-out images bound it to log2 of their number.",
-)
-TOKENIZER_SIZE = Quantity("tokenizer parameters", "tokenizer", "parameters", "", "", "")
-TOKENIZER_TIME = Quantity(
-    "tokenizer training", "tokenizer", "", "", "core-seconds", "Processor time of the training loop.", timed=True
-)
-SIZE = Quantity("generator parameters", "generator", "parameters", "", "", "")
-IMAGES = Quantity("images trained on", "generator", "", "", "", "Images that the generator's budget buys.")
-FLOPS = Quantity("training TFLOPs", "generator", "", "", "", "Floating-point operations of the generator's training.")
-RATE = Quantity(
-    "bits/dim (rate)",
-    "generator",
-    "bits/dim (rate)",
-    "",
-    "bits",
-    "Likelihood of held-out tokens as bits for each number of the image: a rate, lower also where tokens say less.",
-)
-RECALL = Quantity("recall", "generator", "recall", "higher", "share", "Real images that lie where samples do.")
-CONSISTENCY = Quantity(
-    "class consistency", "generator", "class consistency", "higher", "share", "Samples of the class asked for."
-)
-PASSES = Quantity("passes", "generator", "network passes", "lower", "", "Network passes a sample.")
-WORK = Quantity("MFLOPs a sample", "generator", "MFLOPs an image", "lower", "", "Operations to make one image.")
-LATENCY = Quantity(
-    "latency", "generator", "latency at batch 1", "lower", "ms", "Median time to one image, decoded.", timed=True
-)
-SPEED = Quantity("images a second", "generator", "images a second", "higher", "", "Throughput at batch 64.", timed=True)
-MEMORY = Quantity(
-    "memory", "generator", "", "lower", "MB an image", "At the peak of making 64 images, above that before.", timed=True
-)
-GENERATOR_TIME = Quantity(
-    "generator training", "generator", "", "", "core-seconds", "Processor time of the training loop.", timed=True
-)
+SIZE = _column("generator", "parameters", "generator parameters")
+IMAGES = _column("generator", "images_trained", source=None)
+FLOPS = _column("generator", "train_flops", source=None)
+RATE = _column("generator", "bits_per_dim")
+RECALL = _column("generator", "recall")
+CONSISTENCY = _column("generator", "class_consistency")
+PASSES = _column("generator", "network_passes")
+WORK = _column("generator", "flops_per_image")
+LATENCY = _column("generator", "latency_s", "latency", timed=True)
+SPEED = _column("generator", "throughput_images_per_s", timed=True)
+MEMORY = _column("generator", "peak_memory_bytes_per_image")
+GENERATOR_TIME = _column("generator", "train_core_seconds", "generator training", None, timed=True)
 
 
-def distance_name(extractor: str) -> str:
-    """As the results call the Fréchet distance: FID for the published Inception's features only."""
-    return "FID" if extractor.split("@")[0] == "inception" else f"FD[{extractor.split('@')[0]}]"
+def _distance(extractor: str) -> str:
+    return title("fd", extractor.split("@")[0])
 
 
-def reconstruction_distance(extractor: str) -> Quantity:
-    name = distance_name(extractor)
-    text = "Fréchet distance of reconstructions to held-out images."
-    return Quantity(f"r{name}", "tokenizer", name, "lower", "", text)
+def reconstruction_distance(extractor: str) -> Column:
+    return _column("tokenizer", "fd", f"r{_distance(extractor)}", key="rfd")
 
 
-def perturbed_distance(extractor: str, share: float) -> Quantity:
-    name = perturbed_name(distance_name(extractor), share)
-    text = f"The same with {100 * share:.3g}% of the codes replaced by near neighbours in the codebook."
-    return Quantity(name, "tokenizer", name, "lower", "", text)
+def perturbed_distance(extractor: str, share: float) -> Column:
+    name = perturbed_name(share)
+    return _column("tokenizer", name, f"r{_distance(extractor)}, {100 * share:.3g}% of codes replaced", key=f"r{name}")
 
 
-def generation_distance(extractor: str) -> Quantity:
-    name = distance_name(extractor)
-    return Quantity(name, "generator", name, "lower", "", "Fréchet distance of samples to held-out images.")
+def generation_distance(extractor: str) -> Column:
+    return _column("generator", "fd", _distance(extractor))
 
 
-def distances(extractor: str) -> tuple[Quantity, Quantity]:
+def distances(extractor: str) -> tuple[Column, Column]:
     """Of reconstructions, and of samples."""
     return reconstruction_distance(extractor), generation_distance(extractor)
 
 
-def quantities(extractor: str, replaced: Sequence[float]) -> list[Quantity]:
+def columns(extractor: str, replaced: Sequence[float]) -> list[Column]:
     """All that a sweep reports, in the order of its tables."""
     return [
         TOKENS,
@@ -142,14 +141,14 @@ def quantities(extractor: str, replaced: Sequence[float]) -> list[Quantity]:
 
 
 def values_of(
-    wanted: Sequence[Quantity], results: Mapping[Side, Results], own: Mapping[str, float]
+    wanted: Sequence[Column], results: Mapping[Side, Results], own: Mapping[str, float]
 ) -> Iterator[tuple[str, float]]:
-    """Name and value of every quantity that there is: of the results of both sides, or of the sweep's `own`."""
-    for quantity in wanted:
-        found = own.get(quantity.name)
-        if quantity.source and quantity.side in results:
-            result = results[quantity.side]
-            entries = [(entry.name, entry.value) for entry in result.measurements] + list(result.cost.items())
-            found = next((value for name, value in entries if name.startswith(quantity.source)), None)
+    """Name and value of every column that there is: of the results of both sides, or of the sweep's `own`."""
+    for column in wanted:
+        found = own.get(column.name)
+        if column.source and column.side in results:
+            result = results[column.side]
+            entry = result.find(column.source)
+            found = entry.value if entry is not None else result.cost.get(column.source)
         if found is not None:
-            yield quantity.name, found
+            yield column.name, found

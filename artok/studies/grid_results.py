@@ -14,14 +14,14 @@ from artok.studies.grid_columns import (
     LATENCY,
     PSNR,
     TOKENS,
-    Quantity,
+    Column,
+    columns,
     distances,
-    quantities,
 )
 from artok.studies.grid_point import Record, read_record
 from artok.studies.pareto import Dominated, Objective, Value, dominated, front
 
-FORMAT = 1  # of results.json
+FORMAT = 2  # of results.json
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,20 @@ class Outcome:
 class Front:
     """quality against cost: the names of the cells that no other surpasses in both."""
 
-    quality: Quantity
-    cost: Quantity
+    quality: Column
+    cost: Column
     names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Findings:
-    """quantities: those that any cell has. dominated: cells that another surpasses in all of `objectives`."""
+    """columns: those that any cell has. dominated: cells that another surpasses in all of `objectives`."""
 
     planned: Plan
-    quantities: tuple[Quantity, ...]
+    columns: tuple[Column, ...]
     outcomes: tuple[Outcome, ...]
     fronts: tuple[Front, ...]
-    objectives: tuple[Quantity, ...]
+    objectives: tuple[Column, ...]
     dominated: tuple[Dominated, ...]
 
     def outcome(self, name: str) -> Outcome:
@@ -84,13 +84,13 @@ def find_out(planned: Plan, records: Sequence[Record]) -> Findings:
     # Latency is left out: it follows the tokens, and its noise would make the verdict differ from run to run.
     objectives = tuple(each for each in (lost, PSNR, made, TOKENS, BITS) if each.name in known)
     beaten = dominated(settings, [_objective(each) for each in objectives])
-    every = tuple(each for each in quantities(extractor, study.robustness.shares) if each.name in known)
+    every = tuple(each for each in columns(extractor, study.robustness.shares) if each.name in known)
     return Findings(planned, every, tuple(outcomes), tuple(fronts), objectives, tuple(beaten))
 
 
-def _objective(quantity: Quantity) -> Objective:
-    assert quantity.better
-    return Objective(quantity.name, quantity.better)
+def _objective(column: Column) -> Objective:
+    assert column.better in ("higher", "lower")
+    return Objective(column.name, column.better)
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -99,7 +99,7 @@ def _objective(quantity: Quantity) -> Objective:
 def as_json(findings: Findings) -> dict[str, Any]:
     """Everything but the pictures, as plain values; what depends on the machine stands under `times`."""
     study = findings.planned.study
-    timed = {quantity.name for quantity in findings.quantities if quantity.timed}
+    timed = {column.name for column in findings.columns if column.timed}
 
     def split(values: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -121,7 +121,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
             "layout": outcome.cell.layout.to_dict(),
             **split({name: asdict(value) for name, value in outcome.values.items()}),
             "seeds": [
-                {"seed": record.seed, **split(record.values), "entropy by position": record.positions}
+                {"seed": record.seed, **split(record.values), "entropy_by_position_bits": record.positions}
                 for record in outcome.records
             ],
         }
@@ -134,20 +134,20 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "skipped": [{"settings": dict(labels), "reason": reason} for labels, reason in findings.planned.skipped],
         "fronts": lines(False),
         "times": {"fronts": lines(True)},
-        "objectives": [quantity.name for quantity in findings.objectives],
+        "objectives": [column.name for column in findings.objectives],
         "dominated": [asdict(each) for each in findings.dominated],
     }
 
 
 def as_csv(findings: Findings) -> str:
-    """A line for each cell and seed, a column for each axis and quantity."""
+    """A line for each cell and seed, a column for each axis and figure."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     axes = [axis.name for axis in findings.planned.axes]
-    writer.writerow(["cell", *axes, "seed", *(quantity.head for quantity in findings.quantities)])
+    writer.writerow(["cell", *axes, "seed", *(column.name for column in findings.columns)])
     for outcome in findings.outcomes:
         for record in outcome.records:
             labels = [outcome.cell.labels[axis] for axis in axes]
-            figures = [record.values.get(quantity.name, "") for quantity in findings.quantities]
+            figures = [record.values.get(column.name, "") for column in findings.columns]
             writer.writerow([outcome.cell.name, *labels, record.seed, *figures])
     return stream.getvalue()

@@ -34,7 +34,7 @@ from artok.training.progress import Progress
 from artok.weights import read_weights
 
 Kind = Literal["final", "images", "steps", "guidance", "own", "tokenizer"]
-FORMAT = 2  # of a cell's file
+FORMAT = 3  # of a cell's file
 PIECE = 2**24  # bytes
 
 

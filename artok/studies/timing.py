@@ -21,12 +21,12 @@ from artok.studies.measure import Cell, Marks, cells_of
 from artok.studies.resolve import Plan
 from artok.training.progress import Progress
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
 class Times:
-    """latency: milliseconds to one decoded image, a value for each round. throughput: images a second by batch.
+    """latency: seconds to one decoded image, a value for each round. throughput: images a second by batch.
 
     steps: latency by sampling steps.
     """
@@ -82,8 +82,7 @@ def take(plan: Plan, final: Cell, steps: Sequence[Cell], device: str) -> Times:
     sampling = validate(Sampling, final.sampling.model_dump(), "sampling")
 
     def one(settings: Sampling, warmup: int) -> float:
-        timing = cost.latency(lambda: make(pipeline, settings, 1), device, warmup, wishes.repeats)
-        return 1000 * timing.median
+        return cost.latency(lambda: make(pipeline, settings, 1), device, warmup, wishes.repeats).median
 
     latency = [one(sampling, warmup=0 if round_ else 2) for round_ in range(wishes.rounds)]
     by_batch = dict(_throughputs(pipeline, sampling, sorted(set(wishes.batches)), device))

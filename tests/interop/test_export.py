@@ -191,7 +191,7 @@ def test_samples_for_adms_evaluator(tmp_path: Path) -> None:
 
 
 def with_results(run: Path) -> Path:
-    measured = Measurement("FD[classifier]", 12.5, n=500, seed=4, extractor="classifier", floor=1.25)
+    measured = Measurement("fd", 12.5, n=500, seed=4, extractor="classifier", floor=1.25)
     Results("run", (measured,)).save(run / "results.json")
     return run
 

@@ -93,9 +93,9 @@ def test_it_tells_real_images_from_blurred_noisy_and_mean_ones(judge, digits):
         metric = Frechet().build(Subject())
         fake = extract(judge, pixels.round().clamp(0, 255).to(torch.uint8))[0]
         metric.update(Seen(real_features=real, fake_features=fake))
-        return metric.compute()["FD[unnamed]"]
+        return metric.compute()["fd"]
 
-    least = floor([Frechet().build(Subject())], known, train.labels, real, labels, 540)["FD[unnamed]"]
+    least = floor([Frechet().build(Subject())], known, train.labels, real, labels, 540)["fd"]
     assert 0.3 < least < 1.1
     assert distance(blurred) > 4 * least
     assert distance(noisy) > 2 * least

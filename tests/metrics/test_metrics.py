@@ -19,6 +19,7 @@ from artok.errors import ArtokError
 from artok.layout import TokenLayout
 from artok.metrics import memorisation, prdc
 from artok.metrics.base import FIELDS, HELD_OUT, Seen, Subject
+from artok.metrics.catalogue import describe, title
 from artok.metrics.codebook import Config as Codebook
 from artok.metrics.consistency import Config as Consistency
 from artok.metrics.cost import flops, latency, parameters, peak_memory, throughput
@@ -98,6 +99,13 @@ class TestContract:
         assert all(isinstance(value, float) and math.isfinite(value) for value in values.values())
         json.dumps(values, allow_nan=False)
 
+    def test_its_quantities_stand_beside_it(self, kind):
+        metric = tiny(kind)
+        metric.update(everything())
+        names = {name.removesuffix(HELD_OUT).partition("/")[0] for name in metric.compute()}
+        assert names == {quantity.name for quantity in find("metrics", kind).quantities}
+        assert all(describe(name).group != "Other" for name in names)
+
     def test_batches_of_any_size_give_what_one_batch_gives(self, kind):
         whole, parts, seen = tiny(kind), tiny(kind), everything()
         whole.update(seen)
@@ -162,7 +170,7 @@ def test_the_mean_is_over_images_not_over_errors():
     reconstructions = images.clone()
     reconstructions[0] += 51
     metric.update(Seen(images=images, reconstructions=reconstructions))
-    assert metric.compute()["PSNR"] == pytest.approx((20 * math.log10(5) + PSNR_CAP) / 2)
+    assert metric.compute()["psnr_db"] == pytest.approx((20 * math.log10(5) + PSNR_CAP) / 2)
 
 
 def test_reconstructions_that_do_not_fit_are_refused():
@@ -234,15 +242,12 @@ def _bias(x):
     return float(2 * (kernel.sum() - kernel.trace()) / (len(x) * (len(x) - 1)) - 2 * kernel.mean())
 
 
-def test_names_carry_the_extractor_and_only_inception_makes_an_fid():
-    seen = everything()
-    for extractor, expected in (("classifier", "FD[classifier]"), ("timm:vit", "FD[timm:vit]"), ("inception", "FID")):
-        metric = Frechet().build(Subject(extractor=extractor))
-        metric.update(seen)
-        assert list(metric.compute()) == [expected]
-    metric = Kid.tiny().build(Subject(extractor="classifier"))
-    metric.update(seen)
-    assert list(metric.compute()) == ["KID[classifier]"]
+def test_labels_carry_the_extractor_and_only_inception_makes_an_fid():
+    assert title("fd", "classifier") == "FD[classifier]"
+    assert title("fd", "timm:vit") == "FD[timm:vit]"
+    assert title("fd", "inception") == "FID"
+    assert title("kid", "inception") == "KID[inception]"
+    assert title("recall", "inception") == "recall"
 
 
 def test_kid_agrees_with_torch_fidelity_subset_by_subset():
@@ -253,7 +258,7 @@ def test_kid_agrees_with_torch_fidelity_subset_by_subset():
     )  # fmt: skip
     metric = Kid(subsets=7, subset_size=20).build(Subject(extractor="x", seed=3))
     metric.update(Seen(real_features=real, fake_features=fake))
-    assert metric.compute()["KID[x]"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-9)
+    assert metric.compute()["kid"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-9)
 
 
 def test_kid_in_closed_form_and_without_bias():
@@ -300,7 +305,7 @@ def test_class_consistency_and_what_real_images_score():
     metric = Consistency().build(SUBJECT)
     metric.update(Seen(conditions=torch.tensor([0, 1, 2, 2]), fake_predicted=torch.tensor([0, 1, 2, 0])))
     metric.update(Seen(labels=torch.tensor([0, 1]), real_predicted=torch.tensor([0, 1])))
-    assert metric.compute() == {"class consistency": 0.75, "class consistency" + HELD_OUT: 1.0}
+    assert metric.compute() == {"class_consistency": 0.75, "class_consistency" + HELD_OUT: 1.0}
     assert metric.count == 4
 
 
@@ -322,8 +327,8 @@ def test_nearest_training_image_is_that_of_brute_force():
     metric = tiny("memorisation")
     metric.update(Seen(samples=samples, images=train, train_images=train))
     values = metric.compute()
-    assert values["nearest training image"] == pytest.approx(float(expected.quantile(0.5)))
-    assert values["nearest training image" + HELD_OUT] == 0
+    assert values["nearest_train_distance"] == pytest.approx(float(expected.quantile(0.5)))
+    assert values["nearest_train_distance" + HELD_OUT] == 0
 
 
 def test_copies_are_told_from_images_that_are_near_all_others():
@@ -335,7 +340,7 @@ def test_copies_are_told_from_images_that_are_near_all_others():
         metric = tiny("memorisation")
         metric.update(Seen(samples=samples, images=held_out, train_images=train))
         found = metric.compute()
-        return found["nearest training image"], found["learned by heart"], found["learned by heart" + HELD_OUT]
+        return found["nearest_train_distance"], found["memorised_share"], found["memorised_share" + HELD_OUT]
 
     assert values(flat)[0] < 0.8 * values(new)[0]
     for fresh in (new, flat):
@@ -365,29 +370,29 @@ def usage(values, **layout):
 def test_codebook_entropy_in_closed_form():
     # Two images of two positions: the first always code 0, the second 1 or 2; shares 1/2, 1/4, 1/4.
     metric, values = usage([[[0], [1]], [[0], [2]]], grids=((1, 2),), vocab=8)
-    assert values["code entropy (bits)"] == pytest.approx(1.5)
+    assert values["code_entropy_bits"] == pytest.approx(1.5)
     assert values["perplexity"] == pytest.approx(2**1.5)
-    assert values["codes used"] == 3 and values["dead codes"] == 5
-    assert values["codebook usage"] == pytest.approx(3 / 8)
+    assert values["codes_used"] == 3 and values["dead_codes"] == 5
+    assert values["codebook_usage"] == pytest.approx(3 / 8)
     assert metric.by_position().tolist() == [[0.0], [1.0]]
-    assert values["code entropy by position (bits)"] == pytest.approx(0.5)
+    assert values["code_entropy_by_position_bits"] == pytest.approx(0.5)
 
 
 def test_a_uniform_code_uses_everything():
     codes = torch.arange(16).reshape(4, 4, 1)
     _, values = usage(codes, grids=((2, 2),), vocab=16)
-    assert values["codebook usage"] == 1 and values["dead codes"] == 0
+    assert values["codebook_usage"] == 1 and values["dead_codes"] == 0
     assert values["perplexity"] == pytest.approx(16)
 
 
 def test_levels_and_scales_are_told_apart():
     _, values = usage([[[0, 1]], [[0, 2]]], grids=((1, 1),), vocab=4, codes=2)
-    assert values["codebook usage, level 1"] == 0.25 and values["codebook usage, level 2"] == 0.5
-    assert values["perplexity, level 1"] == 1 and values["perplexity, level 2"] == pytest.approx(2)
-    assert values["codes used"] == 1.5 and values["dead codes"] == 5
+    assert values["codebook_usage/level_1"] == 0.25 and values["codebook_usage/level_2"] == 0.5
+    assert values["perplexity/level_1"] == 1 and values["perplexity/level_2"] == pytest.approx(2)
+    assert values["codes_used"] == 1.5 and values["dead_codes"] == 5
     _, values = usage([[[0], [1], [2], [3], [3]]], grids=((1, 1), (2, 2)), vocab=4)
-    assert values["codebook usage, 1x1"] == 0.25 and values["codebook usage, 2x2"] == 0.75
-    assert values["perplexity, 2x2"] == pytest.approx(2**1.5)
+    assert values["codebook_usage/1x1"] == 0.25 and values["codebook_usage/2x2"] == 0.75
+    assert values["perplexity/2x2"] == pytest.approx(2**1.5)
 
 
 def test_codes_that_do_not_fit_are_refused():
@@ -408,9 +413,9 @@ def test_likelihood_of_a_uniform_model_is_the_code_length():
     metric.update(Seen(log_likelihood=torch.full((3,), -nats, dtype=torch.float64)))
     metric.update(Seen(train_log_likelihood=torch.full((2,), -nats / 2, dtype=torch.float64)))
     values = metric.compute()
-    assert values["nats/token"] == pytest.approx(math.log(8))
-    assert values["bits/dim (rate)"] == pytest.approx(LAYOUT.bits / (3 * 12 * 12))
-    assert values["nats/token (train)"] == pytest.approx(math.log(8) / 2)
+    assert values["nats_per_token"] == pytest.approx(math.log(8))
+    assert values["bits_per_dim"] == pytest.approx(LAYOUT.bits / (3 * 12 * 12))
+    assert values["nats_per_token_train"] == pytest.approx(math.log(8) / 2)
     assert metric.count == 3
 
 

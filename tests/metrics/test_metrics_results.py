@@ -17,8 +17,9 @@ from artok.metrics.kid import Config as Kid
 from artok.metrics.likelihood import Likelihood
 from artok.metrics.memorisation import Config as Memorisation
 from artok.metrics.prdc import Config as Prdc
+from artok.metrics.quantity import number
 from artok.metrics.reconstruction import Config as Reconstruction
-from artok.metrics.results import Measurement, Results, number, side_by_side
+from artok.metrics.results import Measurement, Results, side_by_side
 
 SUBJECT = Subject(extractor="means")
 
@@ -52,14 +53,14 @@ def test_each_image_passes_the_extractor_once_for_all_metrics():
     for seed in (1, 2):
         evaluation.update(Seen(images=pictures(seed, 8), labels=torch.zeros(8, dtype=torch.int64)))
         evaluation.update(Seen(samples=pictures(seed + 5, 7), conditions=torch.ones(7, dtype=torch.int64)))
-    results = evaluation.results("raster", seed=4, floor={"FD[means]": 0.5})
+    results = evaluation.results("raster", seed=4, floor={"fd": 0.5})
     assert extractor.images == 2 * 8 + 2 * 7
-    distance = results["FD[means]"]
+    distance = results["fd"]
     assert (distance.n, distance.reference_n, distance.seed, distance.floor) == (14, 16, 4, 0.5)
     assert (distance.extractor, distance.fingerprint, distance.dim) == ("means", "abc", 4)
-    assert results["nearest training image"].extractor is None
-    assert results["nearest training image"].floor is not None
-    assert 0 <= results["class consistency"].floor <= 1
+    assert results["nearest_train_distance"].extractor is None
+    assert results["nearest_train_distance"].floor is not None
+    assert 0 <= results["class_consistency"].floor <= 1
     assert not any("held-out" in measurement.name for measurement in results.measurements)
 
 
@@ -68,8 +69,8 @@ def test_reconstructions_count_as_generated_where_there_are_no_samples():
     images = pictures(0, 8)
     evaluation.update(Seen(images=images, reconstructions=images))
     results = evaluation.results("vq", seed=0)
-    assert results["FD[means]"].value == pytest.approx(0, abs=1e-8) and results["FD[means]"].n == 8
-    assert results["PSNR"].value == 100
+    assert results["fd"].value == pytest.approx(0, abs=1e-8) and results["fd"].n == 8
+    assert results["psnr_db"].value == 100
 
 
 def test_features_that_were_given_are_not_computed_again():
@@ -91,7 +92,7 @@ def test_a_missing_or_unfit_extractor_is_refused():
 def test_a_value_that_is_not_finite_stops_the_run(layout):
     evaluation = Evaluation([Likelihood(layout)])
     evaluation.update(Seen(log_likelihood=torch.tensor([-torch.inf])))
-    with pytest.raises(RunError, match="nats/token is not finite"):
+    with pytest.raises(RunError, match="nats_per_token is not finite"):
         evaluation.results("raster", seed=0)
 
 
@@ -117,13 +118,13 @@ def test_the_floor_is_the_distance_of_disjoint_real_sets_with_the_class_shares_o
     test, test_labels = labelled(1, [50, 50])
     metrics = [Frechet().build(SUBJECT), Prdc().build(SUBJECT), Memorisation().build(SUBJECT)]
     values = floor(metrics, train, train_labels, test, test_labels, n=100, seed=0)
-    assert set(values) == {"FD[means]", "precision", "recall", "density", "coverage"}
+    assert set(values) == {"fd", "precision", "recall", "density", "coverage"}
     skewed = Frechet().build(SUBJECT)
     skewed.update(Seen(real_features=test, fake_features=train))
-    assert values["FD[means]"] < 1 < skewed.compute()["FD[means]"]
+    assert values["fd"] < 1 < skewed.compute()["fd"]
     again = floor([Frechet().build(SUBJECT)], train, train_labels, test, test_labels, n=100, seed=0)
     other = floor([Frechet().build(SUBJECT)], train, train_labels, test, test_labels, n=100, seed=1)
-    assert again["FD[means]"] == values["FD[means]"] != other["FD[means]"]
+    assert again["fd"] == values["fd"] != other["fd"]
 
 
 def test_strata_have_the_counts_of_the_reference():
@@ -150,10 +151,10 @@ def test_a_floor_that_the_training_split_cannot_fill_is_refused():
 
 
 def result(label="a", **changes):
-    given = {"name": "FD[classifier]", "value": 1.25, "n": 540, "seed": 0, "extractor": "classifier"}
+    given = {"name": "fd", "value": 1.25, "n": 540, "seed": 0, "extractor": "classifier"}
     given |= {"fingerprint": "f1", "dim": 64, "reference_n": 540, "floor": 0.7}
     return Results(
-        label, (Measurement(**(given | changes)), Measurement("PSNR", 25.5, 540, 0)), {"parameters": 1060000}
+        label, (Measurement(**(given | changes)), Measurement("psnr_db", 25.5, 540, 0)), {"parameters": 1060000}
     )
 
 
@@ -172,13 +173,14 @@ def test_files_that_are_no_results_are_refused_in_one_sentence(tmp_path):
     path = tmp_path / "results.json"
     with pytest.raises(CheckpointError, match="cannot be read"):
         Results.load(path)
-    for text in ("{", "[]", '{"format": 1}', '{"format": 1, "name": "a", "metrics": [{"nam": 1}], "cost": {}}'):
+    for text in ("{", "[]", '{"format": 2}', '{"format": 2, "name": "a", "metrics": [{"nam": 1}], "cost": {}}'):
         path.write_text(text)
         with pytest.raises(CheckpointError, match="holds no results"):
             Results.load(path)
-    path.write_text('{"format": 99}')
-    with pytest.raises(CheckpointError, match="format 99"):
-        Results.load(path)
+    for version in (1, 99):
+        path.write_text(json.dumps({"format": version}))
+        with pytest.raises(CheckpointError, match=f"format {version}"):
+            Results.load(path)
     with pytest.raises(RunError, match="could not be written"):
         result().save(tmp_path / "missing" / "results.json")
 
@@ -186,8 +188,9 @@ def test_files_that_are_no_results_are_refused_in_one_sentence(tmp_path):
 def test_the_table_shows_extractor_floor_and_number():
     table = side_by_side([result("a"), result("b", value=2.5)])
     assert table.header == ("metric", "a", "b", "floor", "N")
+    assert table.names == ("fd", "psnr_db", "parameters")
     assert table.rows[0] == ("FD[classifier]", "1.25", "2.5", "0.7", "540 / 540")
-    assert table.rows[1] == ("PSNR", "25.5", "25.5", "", "540")
+    assert table.rows[1] == ("PSNR (dB)", "25.5", "25.5", "", "540")
     assert table.rows[2] == ("parameters", "1,060,000", "1,060,000", "", "")
     lines = str(table).splitlines()
     assert len(lines) == 5 and "FID" not in str(table)
@@ -198,7 +201,7 @@ def test_the_table_shows_extractor_floor_and_number():
     ("changes", "reason"),
     [
         ({"fingerprint": "f2"}, "different extractors"),
-        ({"extractor": "timm:vit", "name": "FD[timm:vit]"}, "different extractors"),
+        ({"extractor": "timm:vit"}, "different extractors"),
         ({"n": 1000}, "1000 images against 540 held-out; evaluate both with the same number"),
         ({"reference_n": 100}, "540 images against 100 held-out"),
         ({"reference": "training"}, "against 540 training"),
@@ -211,17 +214,17 @@ def test_what_cannot_stand_side_by_side_is_refused(changes, reason):
 
 
 def test_a_tokenizer_without_features_stands_beside_a_generator():
-    plain = Results("vq", (Measurement("PSNR", 25.5, 540, 0),))
+    plain = Results("vq", (Measurement("psnr_db", 25.5, 540, 0),))
     table = side_by_side([plain, result("raster")])
-    assert {row[0]: row[1:3] for row in table.rows}["FD[classifier]"] == ("", "1.25")
+    assert dict(zip(table.names, (row[1:3] for row in table.rows), strict=True))["fd"] == ("", "1.25")
     with pytest.raises(ArtokError, match="no results"):
         side_by_side([])
 
 
 def test_too_few_images_for_the_dimensions_are_flagged():
-    assert "only 64 images for 64 dimensions" in result(n=64)["FD[classifier]"].note
-    assert result(n=65)["FD[classifier]"].note == ""
-    assert replace(result(n=5)["FD[classifier]"], name="KID[classifier]").note == ""
+    assert "only 64 images for 64 dimensions" in result(n=64)["fd"].note
+    assert result(n=65)["fd"].note == ""
+    assert replace(result(n=5)["fd"], name="kid").note == ""
     assert side_by_side([result(n=9)]).notes[0].startswith("FD[classifier]: only 9 images")
 
 

@@ -122,9 +122,9 @@ def test_an_evaluation_counts_the_modes(tmp_path: Path) -> None:
     pipeline = Pipeline.from_pretrained(tmp_path / "raster")
     judge = Judge(stacked.Config(size=16, train=300, test=60), "classifier", "cpu", None, Progress("test", quiet=True))
     results = judge.generator(pipeline, "raster", pipeline.sampling)
-    covered = results["modes covered"]
+    covered = results["modes_covered"]
     assert 1 <= covered.value <= 60 and covered.n == 60
     assert covered.floor == pytest.approx(expected_covered(judge.modes, 60))
-    assert covered.extractor == "classifier of channels" and results["FD[classifier of channels]"].dim == 192
+    assert covered.extractor == "classifier of channels" and results["fd"].dim == 192
     plain = Judge(stacked.Config(size=16, train=300, test=60), "pixels", "cpu", None, Progress("test", quiet=True))
     assert plain.modes is None  # pixels read no digits

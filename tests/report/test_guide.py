@@ -20,6 +20,9 @@ from artok.training.merged_log import unbroken
 NAME = "FD[made up]"
 
 
+MEMORY = "peak_memory_bytes_per_image"
+
+
 def candidate(
     name: str, quality: list[float], options: Mapping[str, tuple[float, float]] | None = None, **values: Any
 ) -> Candidate:
@@ -53,8 +56,8 @@ def test_single_seeds_leave_the_noise_unknown() -> None:
 
 
 def test_what_is_broken_is_no_choice() -> None:
-    collapsed = replace(candidate("quick", [9.0, 9.1, 8.9], latency=[2.0, 2.1, 1.9]), broken="collapsed")
-    sound = candidate("sound", [1.0, 1.1, 0.9], latency=[80.0, 82.0, 78.0])
+    collapsed = replace(candidate("quick", [9.0, 9.1, 8.9], latency_s=[0.002, 0.0021, 0.0019]), broken="collapsed")
+    sound = candidate("sound", [1.0, 1.1, 0.9], latency_s=[0.08, 0.082, 0.078])
     found = guide([collapsed, sound], None, NAME)
     assert all(each.winners == ("sound",) for each in found)
     assert "Left out of this guide: quick (collapsed)." in found[0].text
@@ -64,17 +67,21 @@ def test_what_is_broken_is_no_choice() -> None:
 
 
 def test_one_that_cannot_be_told_from_the_best_is_among_the_best() -> None:
-    close = [candidate("a", [1.0, 1.6, 0.7], memory=5.0), candidate("b", [1.2, 0.8, 1.5], memory=1.0)]
-    found = choice([*close, candidate("c", [9.0, 9.5, 8.0], memory=5.0)], "Memory")
+    close = [
+        candidate("a", [1.0, 1.6, 0.7], **{MEMORY: 5.0}),
+        candidate("b", [1.2, 0.8, 1.5], **{MEMORY: 1.0}),
+    ]
+    found = choice([*close, candidate("c", [9.0, 9.5, 8.0], **{MEMORY: 5.0})], "Memory")
     assert found.winners == ("b",)
     assert found.text.endswith("It is also among the best in quality.")
-    found = choice([candidate("a", [9.0, 9.5, 8.0], memory=5.0), close[1]], "Memory")
+    found = choice([candidate("a", [9.0, 9.5, 8.0], **{MEMORY: 5.0}), close[1]], "Memory")
     assert found.text.endswith("It is also the best in quality.")
 
 
 def test_a_constraint_names_its_price_in_quality() -> None:
-    quick = candidate("quick", [5.0, 5.1, 4.9], latency=[2.0, 2.1, 1.9], tokens=4.0)
-    good = candidate("good", [1.0, 1.1, 0.9], {"2 steps": (10.0, 3.0)}, latency=[80.0, 82.0, 78.0], tokens=16.0)
+    quick = candidate("quick", [5.0, 5.1, 4.9], latency_s=[0.002, 0.0021, 0.0019], tokens_per_image=4.0)
+    options = {"2 steps": (0.01, 3.0)}
+    good = candidate("good", [1.0, 1.1, 0.9], options, latency_s=[0.08, 0.082, 0.078], tokens_per_image=16.0)
     found = choice([quick, good], "Latency")
     assert found.winners == ("quick",)
     assert f"The price: {NAME} 5 ± 0.1, where good has 1 ± 0.1." in found.text
@@ -83,15 +90,18 @@ def test_a_constraint_names_its_price_in_quality() -> None:
 
 
 def test_where_the_constraint_does_not_decide_quality_does() -> None:
-    one, two = candidate("one", [5.0, 5.1, 4.9], tokens=16.0), candidate("two", [1.0, 1.1, 0.9], tokens=16.0)
+    one, two = (
+        candidate("one", [5.0, 5.1, 4.9], tokens_per_image=16.0),
+        candidate("two", [1.0, 1.1, 0.9], tokens_per_image=16.0),
+    )
     found = choice([one, two], "Tokens")
     assert found.winners == ("two",)
     assert "the same as" in found.text and "quality decides" in found.text
 
 
 def test_equal_budgets_leave_the_cost_to_quality() -> None:
-    one = candidate("one", [5.0, 5.1, 4.9], training=2.0)
-    two = candidate("two", [1.0, 1.1, 0.9], training=2.1)
+    one = candidate("one", [5.0, 5.1, 4.9], train_flops=2.0)
+    two = candidate("two", [1.0, 1.1, 0.9], train_flops=2.1)
     assert choice([one, two], "Training").winners == ("one",)
     found = choice([one, two], "Training", budget="flops")
     assert found.winners == ("two",)
@@ -99,8 +109,8 @@ def test_equal_budgets_leave_the_cost_to_quality() -> None:
 
 
 def test_copies_of_training_images_are_no_answer_to_few_of_them() -> None:
-    copying = candidate("copying", [0.5, 0.5, 0.6], data=[0.4, 0.5, 0.45])
-    honest = candidate("honest", [2.0, 2.1, 1.9], data=[0.0, 0.1, 0.05])
+    copying = candidate("copying", [0.5, 0.5, 0.6], memorised_share=[0.4, 0.5, 0.45])
+    honest = candidate("honest", [2.0, 2.1, 1.9], memorised_share=[0.0, 0.1, 0.05])
     found = choice([copying, honest], "Data size")
     assert found.winners == ("honest",)
     assert "copying leans towards the training images" in found.text

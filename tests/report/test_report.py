@@ -19,6 +19,7 @@ from artok.config import load
 from artok.errors import ArtokError, CheckpointError
 from artok.evaluation.run_directory import distinct_names, open_runs
 from artok.layout import TokenLayout, Tokens
+from artok.metrics.catalogue import describe, head
 from artok.metrics.results import Measurement, Results
 from artok.report import images as gallery
 from artok.report import text as summary
@@ -26,7 +27,7 @@ from artok.report.data_uris import animation, strip, thin
 from artok.report.plots.learning_curves import HELD_OUT, PLAIN, SAMPLES, read_series
 from artok.report.provenance import from_shipped
 from artok.report.run import write_report
-from artok.report.tables import explain, figures
+from artok.report.tables import figures
 from artok.training.experiment import Experiment
 from artok.training.run import train
 
@@ -65,24 +66,24 @@ def entry(name: str, value: float, floor: float | None = None, featured: bool = 
 
 
 def tokenizer_results() -> Results:
-    entries = [entry("PSNR", 25.51), entry("FD[classifier]", 0.91, 0.7, True), entry("codes used", 16.0)]
-    cost = {"tokens an image": 16, "parameters": 4321}
-    return Results("vq", (*entries, entry("codebook usage", 1.0), entry("something new", 0.125)), cost)
+    entries = [entry("psnr_db", 25.51), entry("fd", 0.91, 0.7, True), entry("codes_used", 16.0)]
+    cost = {"tokens_per_image": 16, "parameters": 4321}
+    return Results("vq", (*entries, entry("codebook_usage", 1.0), entry("something_new", 0.125)), cost)
 
 
 def generator_results(name: str, **values: float) -> Results:
     known = {"distance": 1.4, "nearest": 2.9, "copied": 0.0, "held_out": 2.7, "train": 2.6} | values
     entries = (
-        entry("FD[classifier]", known["distance"], 0.7, True),
-        entry("KID[classifier]", 0.5, -0.1, True),
+        entry("fd", known["distance"], 0.7, True),
+        entry("kid", 0.5, -0.1, True),
         entry("coverage", 0.91, 0.97, True),
-        entry("nearest training image", known["nearest"], 2.97),
-        entry("learned by heart", known["copied"], 0.0),
-        entry("class consistency", 0.96, 0.99),
-        entry("nats/token", known["held_out"]),
-        entry("nats/token (train)", known["train"]),
+        entry("nearest_train_distance", known["nearest"], 2.97),
+        entry("memorised_share", known["copied"], 0.0),
+        entry("class_consistency", 0.96, 0.99),
+        entry("nats_per_token", known["held_out"]),
+        entry("nats_per_token_train", known["train"]),
     )
-    return Results(name, entries, {"parameters": 1234, "latency at batch 1 (ms)": 12.5})
+    return Results(name, entries, {"parameters": 1234, "latency_s": 12.5})
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +144,9 @@ def test_every_metric_and_both_generators_are_shown(page: str) -> None:
     text = Tags(page).text
     for results in (tokenizer_results(), generator_results("raster")):
         for measurement in results.measurements:
-            assert measurement.name in text
+            assert measurement.head in text
         for name in results.cost:
-            assert name in text
+            assert head(name) in text
     assert text.count("raster") > 3
     assert text.count("deeper") > 3
     assert "fingerprint abc" in text
@@ -287,36 +288,36 @@ def test_verdicts_follow_the_figures(runs: Path, values: dict[str, float], sente
 
 
 def test_modes_are_told_beside_what_chance_would_give(runs: Path) -> None:
-    counted = replace(generator_results("raster"), measurements=(entry("modes covered", 412.0, 417.12),))
+    counted = replace(generator_results("raster"), measurements=(entry("modes_covered", 412.0, 417.12),))
     run = replace(open_runs([runs / "raster"])[0], results=counted)
     text = summary.about_generator(run)
     assert "540 samples show 412 kinds of image, where so many independent draws of the data would show 417.1." in text
-    assert explain("KL of modes").better == "lower"
+    assert describe("modes_kl_nats").better == "lower"
 
 
 def test_the_best_is_marked_only_where_it_can_be_told() -> None:
     one, two = generator_results("one", nearest=3.6), generator_results("two", distance=1.2, nearest=1.5)
     table = figures([one, two], same_tokens=False)
-    best = {row.name: [cell.best for cell in row.cells] for _, rows in table.groups for row in rows}
-    assert best["FD[classifier]"] == [False, True]
-    assert best["nearest training image"] == [True, False]  # the nearer to held-out images, not the larger
+    best = {row.about.name: [cell.best for cell in row.cells] for _, rows in table.groups for row in rows}
+    assert best["fd"] == [False, True]
+    assert best["nearest_train_distance"] == [True, False]  # the nearer to held-out images, not the larger
     assert best["coverage"] == [False, False]  # equal
-    assert best["nats/token"] == [False, False]  # of different tokens
+    assert best["nats_per_token"] == [False, False]  # of different tokens
     assert best["parameters"] == [False, False]
 
 
 @pytest.mark.parametrize(
     ("name", "group"),
     [
-        ("nats/token (train)", "Likelihood"),
-        ("FD[timm:resnet18]", "Quality"),
-        ("perplexity, 2x2", "Codebook"),
-        ("images a second at batch 64", "Cost"),
-        ("never heard of", "Other"),
+        ("nats_per_token_train", "Likelihood"),
+        ("fd", "Quality"),
+        ("perplexity/2x2", "Codebook"),
+        ("throughput_images_per_s", "Cost"),
+        ("never_heard_of", "Other"),
     ],
 )
-def test_metrics_are_explained_by_how_their_names_begin(name: str, group: str) -> None:
-    assert explain(name).group == group
+def test_quantities_stand_in_their_group(name: str, group: str) -> None:
+    assert describe(name).group == group
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -165,17 +165,17 @@ def test_all_is_measured_for_every_seed(finished: Path) -> None:
     found = results(finished)
     assert list(found["contestants"]) == ["raster", "maskgit"]
     for one in found["contestants"].values():
-        assert len(one["measures"]["FD[classifier]"]["values"]) == 2
+        assert len(one["measures"]["fd"]["values"]) == 2
         assert one["measures"]["recall"]["n"] == 16
         assert one["training"]["images"] == 64
         assert [point["images"] for point in one["course"]] == [32]
-        assert one["times"]["latency_ms"] and one["times"]["images_per_second"].keys() == {"2", "4"}
-        assert {"classes covered", "class consistency", "precision", "KID[classifier]"} <= one["measures"].keys()
+        assert one["times"]["latency_s"] and one["times"]["throughput_images_per_s"].keys() == {"2", "4"}
+        assert {"classes_covered", "class_consistency", "precision", "kid"} <= one["measures"].keys()
     grid = found["contestants"]["maskgit"]["grid"]
     assert [each.get("steps") or each.get("guidance") for each in grid] == [1, 4, 1, 2]
     assert all("steps" not in each for each in found["contestants"]["raster"]["grid"])
-    assert "nats/token" in found["contestants"]["raster"]["measures"]
-    assert found["tokenizers"]["vq"]["PSNR"]["n"] == 16
+    assert "nats_per_token" in found["contestants"]["raster"]["measures"]
+    assert found["tokenizers"]["vq"]["psnr_db"]["n"] == 16
     rows = (finished / TABLE).read_text().splitlines()
     assert rows[0].startswith("contestant,what,at,seed,metric,value")
     assert sum(row.startswith("raster,final,,") and ",recall," in row for row in rows) == 2
@@ -276,8 +276,8 @@ def test_finished_runs_are_compared_without_training(
     assert all(name.startswith("measure") for name in workers.done)
     known, found = results(finished)["contestants"], results(root / "given")["contestants"]
     assert found["mine"]["measures"] == known["raster"]["measures"]
-    distances = found["other"]["measures"]["FD[classifier]"]["values"]
-    assert distances[0] == known["maskgit"]["measures"]["FD[classifier]"]["values"][0]
+    distances = found["other"]["measures"]["fd"]["values"]
+    assert distances[0] == known["maskgit"]["measures"]["fd"]["values"][0]
     assert distances[0] != distances[1], "the seeds of a single run are those of its samples"
     assert found["mine"]["training"] is None
     page = (root / "given" / PAGE).read_text(encoding="utf-8")
@@ -307,7 +307,8 @@ def test_a_sweep_beside_a_study_stands_on_its_page(
     assert [cell["name"] for cell in found["sweep"]["cells"]] == ["codebook_size-8", "codebook_size-16"]
     rows = list(csv.reader((tmp_path / "out" / TABLE).open(encoding="utf-8")))
     values = {row[4]: float(row[5]) for row in rows if row[:2] == ["codebook_size-16", "sweep"]}
-    assert values["bits"] == 4 * values["tokens"] == found["sweep"]["cells"][1]["values"]["bits"]["mean"]
+    cell = found["sweep"]["cells"][1]["values"]
+    assert values["bits_per_image"] == 4 * values["tokens_per_image"] == cell["bits_per_image"]["mean"]
     before = page.stat().st_mtime_ns
     compare(wanted, tmp_path / "out", "cpu")
     assert len(workers.done) == 4 and page.stat().st_mtime_ns > before, "what is measured stays"

@@ -237,7 +237,7 @@ def test_its_page_holds_everything_and_needs_nothing(swept: Path) -> None:
         "larger than the data can fill",
     ):
         assert words in page
-    for words in ("rFD[classifier], 10% replaced", "bits/dim (rate)", "latency, ms", "memory, MB an image", "PSNR, dB"):
+    for words in ("rFD[classifier]", "bits/dim (rate)", "latency (ms)", "peak memory per image (MB)", "PSNR (dB)"):
         assert words in page
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert "<script" not in page
@@ -253,19 +253,19 @@ def test_its_figures_are_in_json_and_csv(swept: Path) -> None:
     assert [row["cell"] for row in rows] == ["downsampling-4_codebook_size-16", "downsampling-f8_codebook_size-16"]
     for cell, row, tokens in zip(results["cells"], rows, (16, 4), strict=True):
         values = {name: value["mean"] for name, value in cell["values"].items()}
-        assert values["tokens"] == tokens == float(row["tokens"])
-        assert values["bits"] == 4 * tokens
-        assert values["bits a pixel"] == pytest.approx(4 * tokens / 256)
-        assert values["images trained on"] == 160
+        assert values["tokens_per_image"] == tokens == float(row["tokens_per_image"])
+        assert values["bits_per_image"] == 4 * tokens
+        assert values["bits_per_pixel"] == pytest.approx(4 * tokens / 256)
+        assert values["images_trained"] == 160
         (trial,) = cell["seeds"]
-        positions = [bits for place in trial["entropy by position"] for bits in place]
+        positions = [bits for place in trial["entropy_by_position_bits"] for bits in place]
         assert len(positions) == tokens
-        assert values["entropy by position"] == pytest.approx(sum(positions) / tokens)
-        assert float(row["rFD[classifier]"]) == values["rFD[classifier]"]
-        assert {"latency", "memory", "generator training"} <= set(cell["times"])
+        assert values["code_entropy_by_position_bits"] == pytest.approx(sum(positions) / tokens)
+        assert float(row["rfd"]) == values["rfd"]
+        assert {"latency_s", "train_core_seconds"} <= set(cell["times"])
     assert len(results["skipped"]) == 2
     assert set(results["fronts"]) == {
-        f"{quality}[classifier] against {cost}" for quality in ("rFD", "FD") for cost in ("tokens", "bits")
+        f"{quality} against {cost}" for quality in ("rfd", "fd") for cost in ("tokens_per_image", "bits_per_image")
     }
 
 
@@ -359,9 +359,9 @@ def test_latent_channels_and_tokenizers_alone(tmp_path: Path, monkeypatch: pytes
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     for cell, width in zip(results["cells"], (2, 4), strict=True):
         assert cell["layout"]["width"] == width
-        assert {"PSNR", "rFD[classifier]", "tokens"} <= set(cell["values"])
-        assert not {"bits", "perplexity", "FD[classifier]", "rFD[classifier], 10% replaced"} & set(cell["values"])
-    assert set(results["fronts"]) == {"rFD[classifier] against tokens"}
+        assert {"psnr_db", "rfd", "tokens_per_image"} <= set(cell["values"])
+        assert not {"bits_per_image", "perplexity", "fd", "rfd/replaced_0.1"} & set(cell["values"])
+    assert set(results["fronts"]) == {"rfd against tokens_per_image"}
     assert "latent channels 2" in page
     assert "entropy," not in page
 
@@ -378,16 +378,16 @@ def test_findings_name_fronts_and_what_nobody_should_choose(tmp_path: Path) -> N
         "downsampling-f8_codebook_size-32": (4.5, 7.0, 20),
     }
     records = [
-        Record(name, seed, {**named(rebuilt + 0.01 * seed, sampled + 0.01 * seed), "bits": bits}, [])
+        Record(name, seed, {**named(rebuilt + 0.01 * seed, sampled + 0.01 * seed), "bits_per_image": bits}, [])
         for name, (rebuilt, sampled, bits) in figures.items()
         for seed in (0, 1)
     ]
     findings = find_out(planned, records)
     (beaten,) = findings.dominated
     assert (beaten.name, beaten.by) == ("downsampling-f8_codebook_size-32", "downsampling-f8_codebook_size-16")
-    assert set(beaten.gains) == {"rFD[classifier]", "FD[classifier]", "bits"}
+    assert set(beaten.gains) == {"rfd", "fd", "bits_per_image"}
     fronts = {(front.quality.name, front.cost.name): front.names for front in findings.fronts}
-    assert fronts["FD[classifier]", "bits"] == ("downsampling-f8_codebook_size-16",)
+    assert fronts["fd", "bits_per_image"] == ("downsampling-f8_codebook_size-16",)
     text = " ".join(paragraphs(findings, measured=100))
     assert "less than half" not in text
     assert "Images come back best from downsampling 4, codebook_size 32" in text
@@ -395,12 +395,13 @@ def test_findings_name_fronts_and_what_nobody_should_choose(tmp_path: Path) -> N
     assert "comes 3rd of 4" in text
     assert "Nobody should choose downsampling f8, codebook_size 32" in text
     assert len(as_csv(findings).splitlines()) == 9
-    assert as_json(findings)["cells"][0]["values"]["rFD[classifier]"]["seeds"] == 2
+    assert as_json(findings)["cells"][0]["values"]["rfd"]["seeds"] == 2
 
 
 def test_a_codebook_is_called_idle_only_where_tokens_could_fill_it(tmp_path: Path) -> None:
     planned = settled(tmp_path, grid={**GRID, "tokenizer.quantizer.codebook_size": [16, 1024]})
-    records = [Record(cell.name, 0, {**named(1.0, 1.0), "bits": 9, "codes in use": 0.3}, []) for cell in planned.cells]
+    figures = {**named(1.0, 1.0), "bits_per_image": 9, "codebook_usage": 0.3}
+    records = [Record(cell.name, 0, figures, []) for cell in planned.cells]
     text = " ".join(paragraphs(find_out(planned, records), measured=100))  # 400 or 1,600 tokens
     idle = next(sentence for sentence in text.split(". ") if "less than half" in sentence)
     assert (
@@ -411,7 +412,7 @@ def test_a_codebook_is_called_idle_only_where_tokens_could_fill_it(tmp_path: Pat
 
 
 def named(rebuilt: float, sampled: float) -> dict[str, float]:
-    return {"rFD[classifier]": rebuilt, "FD[classifier]": sampled, "tokens": 4, "images trained on": 160}
+    return {"rfd": rebuilt, "fd": sampled, "tokens_per_image": 4, "images_trained": 160}
 
 
 @pytest.mark.parametrize(

@@ -147,14 +147,14 @@ def judge() -> Judge:
 
 def test_no_replaced_code_is_the_plain_distance_and_more_are_worse(judge: Judge) -> None:
     tokenizer = Grey()
-    plain = judge.tokenizer(tokenizer, "grey")["FD[classifier]"]
+    plain = judge.tokenizer(tokenizer, "grey")["fd"]
     found = examine(judge, tokenizer, (0, 0.1, 0.3, 1), neighbours=4).perturbed
     values = [entry.value for entry in found]
     assert values[0] == pytest.approx(plain.value, rel=1e-6)
     assert values == sorted(values)
     assert values[1] > 1.01 * values[0]
     assert values[3] > 2 * values[0]
-    assert found[1].name == "rFD[classifier], 10% replaced"
+    assert found[1].name == "fd/replaced_0.1"
     assert (found[1].n, found[1].reference_n) == (plain.n, plain.reference_n)
     again = examine(judge, tokenizer, (0.3,), neighbours=4).perturbed
     assert again[0].value == values[2]

@@ -28,10 +28,11 @@ BOOKKEEPING = (
     "images_per_second",
     "core_seconds",
     "usage",
-    "codebook usage",
-    "dead codes",
-    "codes used",
-    "code entropy",
+    "codebook_usage",
+    "dead_codes",
+    "codes_used",
+    "code_entropy_bits",
+    "code_entropy_by_position_bits",
 )
 MONITORED = ("coverage", "recall")  # of what a monitor logs: the others hardly move as long as all is well
 BATCHES, HELD_OUT, PLAIN, SAMPLES = "training batches", "held-out images", "training images, not augmented", "samples"
@@ -89,7 +90,7 @@ def read_series(log: Log) -> dict[tuple[str, str], Points]:
 
 
 def _is_shown(key: str) -> bool:
-    return not key.startswith(BOOKKEEPING) and ", " not in key  # a comma: one level or scale of many
+    return key not in BOOKKEEPING and not {"/", ","} & set(key)  # "/" and ",": one level or scale of many
 
 
 def _split_source(key: str) -> tuple[str, str]:
