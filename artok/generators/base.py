@@ -47,6 +47,8 @@ class Generator(nn.Module, ABC):
                 f"generator {type(self).__module__.rpartition('.')[2]} hears {', '.join(sorted(self.hears))}, and the "
                 f"condition also has {', '.join(unheard)}"
             )
+        if condition.known is not None and condition.known.layout != self.layout:
+            raise LayoutError(f"the known tokens are {condition.known.layout}, and the generator's {self.layout}")
         context: Context = self.conditioner(condition)
         return context
 

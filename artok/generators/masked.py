@@ -6,7 +6,8 @@ Which tokens are masked is told by an order of the positions and a count: the fi
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Sequence
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -74,15 +75,19 @@ class MaskedTransformer(nn.Module):
         embedded_BNW: Tensor,
         sequence_B1W: Tensor,
         order_BN: Tensor,
-        counts: Tensor | int,
+        counts: Tensor | Sequence[int] | int,
         room: int | None = None,
     ) -> Tensor:
         """z (B, N, W).
 
         sequence_B1W: of the context.
-        order_BN: (B, N) int64 positions, the masked ones first. counts: how many are masked, one number or (B,) int64.
-        room: the most tokens that any image may keep, needed when counts differ; keeps the shapes fixed.
+        order_BN: (B, N) int64 positions, the masked ones first. counts: how many are masked, one number or one a row.
+        room: the most tokens that any image may keep, with counts (B,); keeps the shapes fixed.
         """
+        if not isinstance(counts, Tensor | int):
+            room = self.length - min(counts)
+            alike = len(set(counts)) == 1
+            counts = counts[0] if alike else torch.tensor(counts, device=order_BN.device)
         if isinstance(counts, int):
             kept, valid = order_BN[:, counts:], None
         else:
@@ -124,6 +129,23 @@ def still_masked(length: int, steps: int, step: int, now: int) -> int:
     if step == steps - 1:
         return 0
     return max(1, min(now - 1, math.floor(length * math.cos(math.pi / 2 * (step + 1) / steps))))
+
+
+@cache
+def schedule(length: int, steps: int) -> tuple[int, ...]:
+    """Tokens left to decide before the first step and after each, of an image that has `length` to decide."""
+    left = [length]
+    for step in range(steps):
+        left.append(min(left[-1], still_masked(length, steps, step, left[-1])))
+    return tuple(left)
+
+
+def unknown_first(order_BN: Tensor, known_BN: Tensor | None) -> tuple[Tensor, list[int]]:
+    """The order with all known positions behind the others, and how many those others are in each row."""
+    if known_BN is None:
+        return order_BN, [order_BN.shape[1]] * len(order_BN)
+    behind = known_BN.gather(1, order_BN).long().argsort(dim=1, stable=True)
+    return order_BN.gather(1, behind), (~known_BN).sum(1).tolist()
 
 
 def masked_flags(order_BN: Tensor, counts_B: Tensor) -> Tensor:

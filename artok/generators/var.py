@@ -139,6 +139,7 @@ class OwnModulation(nn.Module):
 class SharedModulation(nn.Module):
     """The modulation (B, 6, D) that all blocks share, with this block's offset."""
 
+    keeps_known = True
     undecayed = ("offset",)
 
     def __init__(self, width: int, gate_init: float) -> None:
@@ -207,6 +208,7 @@ def initialise(module: nn.Linear, width: int) -> None:
 class Var(Generator):
     """p(codes | class) as a product over the scales, within which codes are independent given the coarser scales."""
 
+    keeps_known = True
     undecayed = ("start", "position", "level")  # embeddings of places, which the published recipe does not decay
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
@@ -299,10 +301,12 @@ class Var(Generator):
     # ------------------------------------------------------------------------------------------ scale by scale
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
-        """One step a scale. The published sampling is guidance 2.5 (theirs: 1.5) on the linear schedule, top_k 900
-        and top_p 0.96."""
+        """One step a scale; known codes are put in place of those drawn at it.
+
+        The published sampling is cfg_scale 2.5 (theirs: 1.5) on the linear schedule, top_k 900 and top_p 0.96.
+        """
         batch, layout, lent = len(condition), self.layout, _lent(codec)
-        guidance = Guidance(condition, sampling, len(self.parts))
+        known, guidance = condition.known, Guidance(condition, sampling, len(self.parts))
         context = self.context(guidance.condition)
         device, dtype = condition.device, getattr(torch, sampling.dtype)
         head_width = self.width // self.heads
@@ -317,6 +321,8 @@ class Var(Generator):
             logits = guidance(self.run(inputs, context, first=scale, cache=cache), scale)
             cache.filled = part.stop
             codes = draw(logits, uniform[:, part], sampling.temperature, sampling.top_k, sampling.top_p)
+            if known is not None:
+                codes = torch.where(known.flags[:, part], known.values[:, part, 0], codes)
             values[:, part, 0] = codes
             yield Tokens(values.clone(), layout).first_scales(scale + 1)
 
