@@ -144,9 +144,12 @@ class Pipeline:
 
     @torch.inference_mode()
     def decode(self, tokens: Tokens) -> Tensor:
-        """Images in [-1, 1] of finished or unfinished tokens; in a single grid, what is undecided is left grey."""
+        """Images (B, C, *size) in [-1, 1] of finished or unfinished tokens.
+
+        What is undecided is grey where tokens have places in the image (`TokenLayout.spatial`).
+        """
         images = self.tokenizer.decode(tokens).float().clamp(-1, 1)
-        if tokens.known is None or len(tokens.layout.grids) > 1:
+        if tokens.known is None or not tokens.layout.spatial:
             return images
         known = tokens.known.unflatten(1, tokens.layout.grid)[:, None].float()
         return images * nn.functional.interpolate(known, size=images.shape[2:], mode="nearest")

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 import torch
+from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
@@ -85,7 +86,7 @@ class LatentDiffusion(Generator):
             return tokens.values
         codec = self.lender(codec)
         mean, deviation = moments(code_vectors(codec, tokens.values.device))
-        return (codec.embed(tokens).flatten(2).transpose(1, 2).float() - mean) / deviation
+        return (rearrange(codec.embed(tokens), "b d ... -> b (...) d").float() - mean) / deviation
 
     def tokens(self, vectors: Tensor, codec: Codec | None) -> Tokens:
         """The tokens of diffused vectors (B, N, D); of codes, the nearest."""
@@ -145,7 +146,7 @@ def code_vectors(codec: Codec, device: torch.device) -> Tensor:
     codes = torch.arange(math.ceil(vocab / length) * length, device=device).clamp(max=vocab - 1)
     with torch.no_grad():
         vectors = codec.embed(Tokens(codes.view(-1, length, 1), codec.layout))
-    return vectors.flatten(2).transpose(1, 2).flatten(0, 1)[:vocab].float()
+    return rearrange(vectors, "b d ... -> (b ...) d")[:vocab].float()
 
 
 def moments(table_VD: Tensor) -> tuple[Tensor, Tensor]:

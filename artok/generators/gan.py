@@ -12,6 +12,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 import torch
+from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
@@ -89,7 +90,7 @@ class Gan(AdversarialGenerator):
         """One pass. temperature scales the latents, truncation cuts their tails off."""
         latents = truncated_normal(noise, self.config.z_dim, sampling.truncation)
         made = self.network(latents * sampling.temperature, self.context(condition))
-        yield Tokens(made.float().flatten(2).transpose(1, 2), self.layout)
+        yield Tokens(rearrange(made.float(), "b d ... -> b (...) d"), self.layout)
 
     def passes(self, sampling: Sampling) -> int:
         return 1

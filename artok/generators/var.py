@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -108,8 +109,8 @@ class CosineAttention(nn.Module):
 
     def forward(self, x_BND: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x_BND, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
+        qkv = F.linear(x_BND, self.qkv.weight, bias)
+        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads).unbind()
         temperature = self.log_temperature.clamp(max=LARGEST_TEMPERATURE).exp()[:, None, None]
         q, k = q * (temperature / norm(q)).to(q.dtype), k * (1 / norm(k)).to(k.dtype)
         if cache is not None:
@@ -118,7 +119,7 @@ class CosineAttention(nn.Module):
             mixed = flex_block_causal(q, k, v, self.sizes, scale=1.0)
         else:
             mixed = attend(q, k, v, mask, scale=1.0)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 
 
 class OwnModulation(nn.Module):
@@ -250,7 +251,7 @@ class Var(Generator):
 
     def words(self, scale: int, prefix: Tensor) -> Tensor:
         """The input (B, n, D) at a scale after the first, from the vectors (B, D, *grid) of the scales before it."""
-        return self.word(shrink(prefix, self.layout.grids[scale]).flatten(2).transpose(1, 2))
+        return self.word(rearrange(shrink(prefix, self.layout.grids[scale]), "b d ... -> b (...) d"))
 
     def run(
         self,
