@@ -97,11 +97,11 @@ class AdversarialGenerator(Generator, ABC):
         self._critic = (critic,)
 
     @abstractmethod
-    def made(self, condition: Condition, noise: Noise) -> Tensor:
+    def generate(self, condition: Condition, noise: Noise) -> Tensor:
         """What the critic is shown as made, (B, D, *grid)."""
 
     @abstractmethod
-    def pictures(self, tokens: Tokens) -> Tensor:
+    def to_grid(self, tokens: Tokens) -> Tensor:
         """What the critic is shown as real, (B, D, *grid)."""
 
 

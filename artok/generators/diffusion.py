@@ -84,7 +84,7 @@ class LatentDiffusion(Generator):
         """What is diffused, (B, N, D): continuous tokens as they are, codes as their vectors brought to scale."""
         if not self.layout.discrete:
             return tokens.values
-        codec = self.lender(codec)
+        codec = self.require(codec)
         mean, deviation = moments(code_vectors(codec, tokens.values.device))
         return (rearrange(codec.embed(tokens), "b d ... -> b (...) d").float() - mean) / deviation
 
@@ -92,12 +92,12 @@ class LatentDiffusion(Generator):
         """The tokens of diffused vectors (B, N, D); of codes, the nearest."""
         if not self.layout.discrete:
             return Tokens(vectors, self.layout)
-        table = code_vectors(self.lender(codec), vectors.device)
+        table = code_vectors(self.require(codec), vectors.device)
         mean, deviation = moments(table)
         distances = torch.cdist((vectors * deviation + mean).flatten(0, 1), table)
         return Tokens(distances.argmin(1).view(*vectors.shape[:2], 1), self.layout)
 
-    def lender(self, codec: Codec | None) -> Codec:
+    def require(self, codec: Codec | None) -> Codec:
         if codec is None:
             raise ConfigError("diffusion over codes needs the tokenizer that gave them, for the vectors they stand for")
         return codec

@@ -77,13 +77,13 @@ class Gan(AdversarialGenerator):
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         """The loss of as many generated images under the critic."""
-        fake = self.made(condition, noise)
-        return {"adversarial": self.critic.generator_loss(self.pictures(tokens), fake, condition.labels, noise)}
+        fake = self.generate(condition, noise)
+        return {"adversarial": self.critic.generator_loss(self.to_grid(tokens), fake, condition.labels, noise)}
 
-    def made(self, condition: Condition, noise: Noise) -> Tensor:
+    def generate(self, condition: Condition, noise: Noise) -> Tensor:
         return self.network(noise.normal(self.config.z_dim), self.context(condition))
 
-    def pictures(self, tokens: Tokens) -> Tensor:
+    def to_grid(self, tokens: Tokens) -> Tensor:
         return tokens.values.transpose(1, 2).unflatten(2, self.layout.grid)
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:

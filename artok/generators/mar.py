@@ -16,10 +16,10 @@ from artok.errors import ConfigError, LayoutError
 from artok.generators.masked import (
     MaskedTransformer,
     Stack,
-    evenly_spread,
+    even_uniforms,
     masked_flags,
-    picked,
     schedule,
+    select,
     unknown_first,
 )
 from artok.generators.patched import PatchedConfig, PatchedGenerator
@@ -101,14 +101,14 @@ class Mar(PatchedGenerator):
         # a mean over each image's masked tokens, then over images, so that processes share a batch exactly
         weights = (1 / (counts * len(tokens)))[:, None].expand_as(masked)
         columns = (x_BND, z_BNW, uniform, normal, weights)
-        *given, weights = (picked(column, masked, self.expected) for column in columns)
+        *given, weights = (select(column, masked, self.expected) for column in columns)
         terms = self.head.losses(*given)
         return {name: (term * weights).sum() for name, term in terms.items()}
 
     @cached_property
     def expected(self) -> float:
         """The share of tokens masked in training, on average."""
-        return float(self.masked_counts(evenly_spread()).double().mean()) / self.length
+        return float(self.masked_counts(even_uniforms()).double().mean()) / self.length
 
     def masked_counts(self, uniform: Tensor) -> Tensor:
         """How many tokens of each image are masked, (B,) int64 from uniform (B,): a truncated normal share, rounded up.
@@ -125,7 +125,7 @@ class Mar(PatchedGenerator):
         total = self.passes(sampling)
         guidance, order = Guidance(condition, sampling, total), noise.permutation(self.length)
         sequence = self.context(guidance.condition).sequence
-        x_BND, known = self.given(condition)
+        x_BND, known = self.known_patches(condition)
         order, unknown = unknown_first(order, known)
         for step in range(total):
             counts, left = ([schedule(whole, total)[at] for whole in unknown] for at in (step, step + 1))
@@ -138,9 +138,9 @@ class Mar(PatchedGenerator):
             scale = guidance.scale(step, share=(self.length - max(whole_left, 1)) / self.length)
             x_BND = put(x_BND, places, self.head.sample(z, scale, sampling, noise))
             decided = ~masked_flags(order, torch.tensor(left, device=order.device))
-            yield self.finished(x_BND, decided if any(left) else None)
+            yield self.to_tokens(x_BND, decided if any(left) else None)
 
-    def given(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
+    def known_patches(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
         """The known patches (B, N, D) of a condition, zero elsewhere, and where they are, (B, N) bool or None for
         nowhere. LayoutError: a patch is known in part."""
         if condition.known is None:

@@ -1,6 +1,6 @@
 """The masked encoder-decoder that MAR and MaskGIT share (Li et al. 2024, section 3.4; after He et al. 2022).
 
-Which tokens are masked is told by an order of the positions and a count: the first `count` positions are masked.
+Which tokens are masked is given by an order of the positions and a count: the first `count` positions are masked.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def masked_flags(order_BN: Tensor, counts_B: Tensor) -> Tensor:
     return order_BN.argsort(1) < counts_B[:, None]
 
 
-def picked(values: Tensor, flags_BN: Tensor, expected: float) -> Tensor:
+def select(values: Tensor, flags_BN: Tensor, expected: float) -> Tensor:
     """values (B, N, ...) where flagged, (R, ...).
 
     On the meta device flags have no numbers, and R is `expected` of B N, the share that training flags on average.
@@ -163,6 +163,6 @@ def picked(values: Tensor, flags_BN: Tensor, expected: float) -> Tensor:
     return values[flags_BN]
 
 
-def evenly_spread(count: int = 1000) -> Tensor:
+def even_uniforms(count: int = 1000) -> Tensor:
     """(count,) numbers in the middle of equal parts of [0, 1], to average a function of a uniform number over."""
     return (torch.arange(count, device="cpu") + 0.5) / count

@@ -21,10 +21,10 @@ from artok.generators.base import Generator, GeneratorConfig
 from artok.generators.masked import (
     MaskedTransformer,
     Stack,
-    evenly_spread,
+    even_uniforms,
     masked_flags,
-    picked,
     schedule,
+    select,
     unknown_first,
 )
 from artok.layout import Codec, Condition, TokenLayout, Tokens
@@ -122,16 +122,16 @@ class MaskedCodes(Generator):
         counts = self.masked_counts(noise.uniform())
         z = self.body(self.embedding(codes), self.context(condition).sequence, order, counts, room=length - 1)
         masked = masked_flags(order, counts)
-        logits = self.head(picked(z, masked, self.expected)).float()
-        targets = picked(codes, masked, self.expected)
+        logits = self.head(select(z, masked, self.expected)).float()
+        targets = select(codes, masked, self.expected)
         nats = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.config.label_smoothing)
-        weights = picked((1 / (counts * len(tokens)))[:, None].expand_as(masked), masked, self.expected)
+        weights = select((1 / (counts * len(tokens)))[:, None].expand_as(masked), masked, self.expected)
         return {"masked_nll": (nats * weights).sum()}
 
     @cached_property
     def expected(self) -> float:
         """The share of tokens masked in training, on average."""
-        return float(self.masked_counts(evenly_spread()).double().mean()) / self.layout.length
+        return float(self.masked_counts(even_uniforms()).double().mean()) / self.layout.length
 
     def masked_counts(self, uniform: Tensor) -> Tensor:
         """How many tokens of each image are masked, (B,) int64 from uniform (B,): the share cos(pi/2 u), as many as

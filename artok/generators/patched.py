@@ -104,7 +104,7 @@ class PatchedGenerator(Generator):
         """Token values as (B, N, D) patches."""
         return split_patches(tokens.values, self.layout.grid, self.patch)
 
-    def finished(self, patches: Tensor, known_BN: Tensor | None) -> Tokens:
+    def to_tokens(self, patches: Tensor, known_BN: Tensor | None) -> Tokens:
         """Tokens of (B, N, D) patches, of which those in known_BN are decided, or all."""
         grid, side = self.layout.grid, self.patch
         values = merge_patches(patches, grid, side).clone()

@@ -184,8 +184,8 @@ class Block(nn.Module):
         gate1, gate2, scale1, scale2, shift1, shift2 = changes
         if keep_B2 is not None:
             gate1, gate2 = gate1 * keep_B2[:, 0, None, None], gate2 * keep_B2[:, 1, None, None]
-        x_BND = torch.addcmul(x_BND, gate1, self.attention(modulated(x_BND, scale1, shift1), mask, cache, layer))
-        hidden = F.gelu(self.expand(modulated(x_BND, scale2, shift2)), approximate="tanh")
+        x_BND = torch.addcmul(x_BND, gate1, self.attention(modulate(x_BND, scale1, shift1), mask, cache, layer))
+        hidden = F.gelu(self.expand(modulate(x_BND, scale2, shift2)), approximate="tanh")
         return torch.addcmul(x_BND, gate2, self.contract(hidden))
 
 
@@ -194,7 +194,7 @@ def norm(x_BHND: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x_BHND, dim=-1, keepdim=True, dtype=torch.float32).clamp(min=1e-12)
 
 
-def modulated(x_BND: Tensor, scale_B1D: Tensor, shift_B1D: Tensor) -> Tensor:
+def modulate(x_BND: Tensor, scale_B1D: Tensor, shift_B1D: Tensor) -> Tensor:
     """Layer norm whose gain and bias come from the class."""
     return torch.addcmul(shift_B1D, F.layer_norm(x_BND, x_BND.shape[-1:], eps=1e-6), 1 + scale_B1D)
 
@@ -277,18 +277,18 @@ class Var(Generator):
             factors = None if keep is None else keep[:, layer]
             x_BND = run(block, x_BND, condition, factors, mask, cache, layer, checkpoint=self.gradient_checkpointing)
         scale, shift = self.head_modulation(F.silu(condition_BD))[:, None].chunk(2, dim=-1)
-        return self.head(modulated(x_BND, scale, shift)).float()
+        return self.head(modulate(x_BND, scale, shift)).float()
 
     def logits(self, tokens: Tokens, context: Context, codec: Codec | None, keep: Tensor | None = None) -> Tensor:
         """Teacher-forced logits (B, N, V) of all scales in one pass."""
-        prefixes = _lent(codec).prefixes(tokens)[:-1]
+        prefixes = _require(codec).prefixes(tokens)[:-1]
         return self.run([self.words(scale, prefix) for scale, prefix in enumerate(prefixes, 1)], context, keep=keep)
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
-        logits = self.logits(tokens, self.context(condition), codec, self._kept(noise))
+        logits = self.logits(tokens, self.context(condition), codec, self._drop_factors(noise))
         return {"nll": F.cross_entropy(logits.flatten(0, 1), tokens.values.flatten())}
 
-    def _kept(self, noise: Noise) -> Tensor | None:
+    def _drop_factors(self, noise: Noise) -> Tensor | None:
         """Stochastic depth (Huang et al. 2016): (B, layers, 2), 0 where a branch is skipped, else over its chance."""
         if not self.training or not any(self.config.drop_rates()):
             return None
@@ -306,7 +306,7 @@ class Var(Generator):
 
         The published sampling is cfg_scale 2.5 (theirs: 1.5) on the linear schedule, top_k 900 and top_p 0.96.
         """
-        batch, layout, lent = len(condition), self.layout, _lent(codec)
+        batch, layout, lent = len(condition), self.layout, _require(codec)
         known, guidance = condition.known, Guidance(condition, sampling, len(self.parts))
         context = self.context(guidance.condition)
         device, dtype = condition.device, getattr(torch, sampling.dtype)
@@ -331,7 +331,7 @@ class Var(Generator):
         return len(self.parts)
 
 
-def _lent(codec: Codec | None) -> Codec:
+def _require(codec: Codec | None) -> Codec:
     if codec is None:
         raise ValueError("VAR reads partly decoded images, so it needs the tokenizer's codec")
     return codec

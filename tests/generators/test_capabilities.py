@@ -21,7 +21,7 @@ from helpers.generators import (
 
 from artok.generators.base import AdversarialGenerator, Generator
 from artok.layout import Condition, Tokens
-from artok.nn.recompute import set_recompute
+from artok.nn.gradient_checkpointing import set_gradient_checkpointing
 from artok.noise import Noise
 from artok.sampling.settings import Sampling
 from artok.saved import whole_state, write_weights
@@ -52,7 +52,7 @@ def test_every_parameter_has_a_gradient(case: Case) -> None:
 def test_gradient_checkpointing_changes_no_gradient(case: Case) -> None:
     kind, generator, codec = case
     again = build(kind, codec)
-    if set_recompute(again, True) == 0:
+    if set_gradient_checkpointing(again, True) == 0:
         pytest.skip("has no blocks to recompute")
     plain, recomputed = gradients(generator, codec), gradients(again, codec)
     for name, gradient in plain.items():

@@ -189,8 +189,8 @@ def learned_against_a_critic(generator: AdversarialGenerator, codec: Tokenizer, 
 
     def distance() -> float:
         with torch.no_grad():
-            made = generator.made(condition(4), noise(4, seed=100))
-        return float((made - generator.pictures(tokens)).square().mean())
+            made = generator.generate(condition(4), noise(4, seed=100))
+        return float((made - generator.to_grid(tokens)).square().mean())
 
     first = distance()
     for step in range(150):
@@ -199,8 +199,8 @@ def learned_against_a_critic(generator: AdversarialGenerator, codec: Tokenizer, 
             if module is generator:
                 losses = generator(tokens, condition(4), random, codec)
             else:
-                made = generator.made(condition(4), random).detach()
-                losses = critic(generator.pictures(tokens), made, condition(4).labels, random, step, 0.0).losses
+                made = generator.generate(condition(4), random).detach()
+                losses = critic(generator.to_grid(tokens), made, condition(4).labels, random, step, 0.0).losses
             for player, _ in players:
                 player.zero_grad()
             torch.stack(list(losses.values())).sum().backward()

@@ -145,11 +145,11 @@ def test_stochastic_depth_is_decided_by_the_sample_and_off_in_use() -> None:
     assert not torch.equal(dropped, plain)
     halves = (loss(slice(0, 2)) + loss(slice(2, 4))) / 2
     torch.testing.assert_close(halves, dropped)
-    kept = built._kept(Noise(1, torch.arange(2000)))
+    kept = built._drop_factors(Noise(1, torch.arange(2000)))
     assert kept is not None
     torch.testing.assert_close(kept.mean((0, 2)), torch.ones(3), atol=0.2, rtol=0)
     torch.testing.assert_close((kept == 0).float().mean((0, 2)), torch.tensor([0.0, 0.45, 0.9]), atol=0.03, rtol=0)
-    assert model(drop_path=0.0).train()._kept(noise(2)) is None
+    assert model(drop_path=0.0).train()._drop_factors(noise(2)) is None
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:

@@ -86,6 +86,6 @@ def total_loss(generator: Generator, codec: Tokenizer, tokens: Tokens, seed: int
         torch.manual_seed(1)
         critic = config_of(kind).build_critic(codec.layout, CLASSES)
         assert critic is not None
-        generator.face(critic)
+        generator.attach_critic(critic)
     losses = generator(tokens, condition(len(tokens)), noise(len(tokens), seed), codec)
     return torch.stack(list(losses.values())).sum()

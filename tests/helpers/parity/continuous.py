@@ -139,7 +139,7 @@ def mar_body(fixture: Fixture, built: Mar) -> dict[str, Tensor]:
     kept = io["orders"][:, masked:].sort(1).values
     found = {
         "tokens": tokens,
-        "unpatchified": grid(built.finished(io["tokens_in"], None).values, io["unpatchified"]),
+        "unpatchified": grid(built.to_tokens(io["tokens_in"], None).values, io["unpatchified"]),
         "class_embedding": built.context(Condition(labels)).pooled,
         "encoder_out_allmasked": body.encode(
             built.input(0 * tokens), built.context(Condition(labels)).sequence, kept[:, :0]
@@ -158,7 +158,7 @@ def mar_losses(fixture: Fixture, built: Mar) -> dict[str, Tensor]:
     z = io["decoder_out"].flatten(0, 1).repeat(repeats, 1)
     times = diffusion.at(io["loss_t"])
     given = built.head.net.condition(z)
-    terms = diffusion.losses(lambda x, told: built.head.net(x, told, given), tokens, io["loss_noise"], times)
+    terms = diffusion.losses(lambda x, time: built.head.net(x, time, given), tokens, io["loss_noise"], times)
     mask = io["mask"].flatten().repeat(repeats)
     both = terms["mse"] + terms["vb"]
     names = {"loss_per_token": both, "loss_mse_per_token": terms["mse"], "loss_vb_per_token": terms["vb"]}
@@ -221,7 +221,7 @@ def mar_head(fixture: Fixture, built: Mar) -> dict[str, Tensor]:
     options = Options(temperature=about["temperature"])
     steps_alone = each_step(
         head.diffusion,
-        lambda state, told: net(state, told, net.condition(z)),
+        lambda state, time: net(state, time, net.condition(z)),
         x,
         io["head_step_noise"],
         levels,
