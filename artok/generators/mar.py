@@ -12,10 +12,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from artok.conditioning.base import Conditioners
-from artok.errors import ConfigError, LayoutError
+from artok.errors import LayoutError
 from artok.generators.masked import (
     MaskedTransformer,
     Stack,
+    count_steps,
     even_uniforms,
     masked_flags,
     schedule,
@@ -153,12 +154,7 @@ class Mar(PatchedGenerator):
         return torch.where(known[..., None], self.patches(condition.known), 0.0), known
 
     def passes(self, sampling: Sampling) -> int:
-        if sampling.steps is not None and sampling.steps > self.length:
-            raise ConfigError(
-                f"{sampling.steps} sampling steps are more than the {self.length} tokens, of which each step decides "
-                "at least one; ask for fewer"
-            )
-        return sampling.steps or min(self.config.steps, self.length)
+        return count_steps(sampling.steps, self.config.steps, self.length)
 
 
 def slots(order_BN: Tensor, first: Sequence[int], end: Sequence[int]) -> Tensor:

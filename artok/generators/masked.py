@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners
+from artok.errors import ConfigError
 from artok.nn.gradient_checkpointing import run
 from artok.nn.vit import EPS, VitBlock
 
@@ -121,6 +122,17 @@ class MaskedTransformer(nn.Module):
         for block in self.decoder:
             x = run(block, x, checkpoint=self.gradient_checkpointing)
         return self.decoder_norm(x)[:, self.buffer :] + self.output_positions
+
+
+def count_steps(asked: int | None, usual: int, length: int) -> int:
+    """The steps of a sampling that asks for `asked` of them, or for none, which means `usual` or as many as there are
+    tokens. ConfigError: more are asked for than there are tokens."""
+    if asked is not None and asked > length:
+        raise ConfigError(
+            f"{asked} sampling steps are more than the {length} tokens, of which each step decides at least one; "
+            "ask for fewer"
+        )
+    return asked or min(usual, length)
 
 
 def still_masked(length: int, steps: int, step: int, now: int) -> int:

@@ -16,11 +16,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners, Context
-from artok.errors import ConfigError
 from artok.generators.base import Generator, GeneratorConfig
 from artok.generators.masked import (
     MaskedTransformer,
     Stack,
+    count_steps,
     even_uniforms,
     masked_flags,
     schedule,
@@ -175,12 +175,7 @@ class MaskedCodes(Generator):
         self.passes(sampling)
 
     def passes(self, sampling: Sampling) -> int:
-        if sampling.steps is not None and sampling.steps > self.layout.length:
-            raise ConfigError(
-                f"{sampling.steps} sampling steps are more than the {self.layout.length} tokens, of which each step "
-                "decides at least one; ask for fewer"
-            )
-        return sampling.steps or min(self.config.steps, self.layout.length)
+        return count_steps(sampling.steps, self.config.steps, self.layout.length)
 
 
 def confidence(logits: Tensor, drawn: Tensor, noise: Noise, temperature: float) -> Tensor:
