@@ -153,6 +153,7 @@ def test_another_generator_is_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- ONNX
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gaussian", "multiscale"])
 @torch.no_grad()
 def test_onnx_graphs_compute_the_same_at_any_batch_size(kind: str, tmp_path: Path) -> None:

@@ -452,6 +452,7 @@ print((imported - before) / size, (peak() - before) / size)
 """
 
 
+@pytest.mark.slow
 def test_import_and_loading_take_no_second_copy_of_the_weights(tmp_path: Path) -> None:
     path, run = raster_file(tmp_path)
     path.rename(run / "small.pt")
