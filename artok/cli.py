@@ -156,14 +156,14 @@ def import_(
 ) -> None:
     """Make a run of a published checkpoint: VQGAN, LlamaGen, VAR, MAR, DiT, and the autoencoders they use."""
     from artok.interop.hub import PREFIX, import_published
-    from artok.interop.importing import Wishes, import_file
+    from artok.interop.importing import ImportOptions, import_file
 
-    wishes = Wishes(family, tokenizer, size, tuple(overrides or []), part, tuple(ignore or []), scale)
+    options = ImportOptions(family, tokenizer, size, tuple(overrides or []), part, tuple(ignore or []), scale)
     folder = out or Path("runs") / Path(file.removeprefix(PREFIX)).stem
     if file.startswith(PREFIX):
-        import_published(file, folder, wishes, typer.echo)
+        import_published(file, folder, options, typer.echo)
     else:
-        import_file(Path(file), folder, wishes, typer.echo)
+        import_file(Path(file), folder, options, typer.echo)
     typer.echo(f"written to {folder}")
 
 

@@ -37,7 +37,7 @@ def model_card(folder: Path, name: str, layout: TokenLayout, parameters: int, li
         _what(saved, layout, parameters),
         _use(name, saved),
         "## Data\n\n" + _data(config, saved),
-        "## Measured\n\n" + _metrics(folder / RESULTS),
+        "## DataSection\n\n" + _metrics(folder / RESULTS),
         "## Licence\n\n" + (licence or f"{UNSAID}; ask its makers before using it"),
     ]
     if source:
@@ -91,7 +91,7 @@ def _data(config: Mapping[str, Any], saved: Saved) -> str:
     classes = saved.facts.classes
     said = f"{len(classes)} classes" if classes else "no classes"
     if config.get("source"):
-        return f"Trained by its makers on what they name (see Origin); {said}. Measured here on {named or UNSAID}."
+        return f"Trained by its makers on what they name (see Origin); {said}. DataSection here on {named or UNSAID}."
     return f"{named or UNSAID}; {said}; fingerprint `{saved.facts.data}`."
 
 

@@ -15,7 +15,7 @@ from urllib.request import getproxies
 import torch
 
 from artok.errors import ConfigError, RunError
-from artok.interop.importing import Report, Wishes, check_free, import_file, sha256
+from artok.interop.importing import ImportOptions, Report, check_free, import_file, sha256
 from artok.saved import CONFIG
 
 PREFIX = "hub:"
@@ -147,18 +147,18 @@ def by_hand(entry: Published) -> str:
     )
 
 
-def import_published(name: str, out: Path, wishes: Wishes, say: Callable[[str], None]) -> Report:
+def import_published(name: str, out: Path, options: ImportOptions, say: Callable[[str], None]) -> Report:
     """Fetch `hub:NAME` and import it; a generator's tokenizer is fetched too, and put beside `out`, unless one is
     given."""
     entry = published(name)
     check_free(out)
     path = fetch(name, say)
-    tokenizer = wishes.tokenizer
+    tokenizer = options.tokenizer
     if tokenizer is None and entry.tokenizer is not None:
         tokenizer = str(out.parent / entry.tokenizer)
         if not (Path(tokenizer) / CONFIG).exists():
-            import_published(entry.tokenizer, Path(tokenizer), Wishes(), say)
-    told = replace(wishes, family=wishes.family or entry.family, size=wishes.size or entry.size, tokenizer=tokenizer)
+            import_published(entry.tokenizer, Path(tokenizer), ImportOptions(), say)
+    told = replace(options, family=options.family or entry.family, size=options.size or entry.size, tokenizer=tokenizer)
     return import_file(path, out, told, say)
 
 
