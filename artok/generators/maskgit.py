@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from artok.nn.vit import EPS, initialise_linear
 from artok.noise import Noise
 from artok.sampling.guidance import Guidance
 from artok.sampling.logits import draw
-from artok.sampling.settings import Sampling
+from artok.sampling.settings import DRAWS, GUIDANCE, Sampling
 
 SIZES = {
     "base": (768, 12, 8)
@@ -88,6 +88,8 @@ class Config(GeneratorConfig):
 
 class MaskedCodes(Generator):
     """p(masked codes | known codes, class), position by position."""
+
+    reads: ClassVar = GUIDANCE | DRAWS | {"steps", "choice_temperature"}
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)

@@ -37,7 +37,7 @@ def model_card(folder: Path, name: str, layout: TokenLayout, parameters: int, li
         _what(saved, layout, parameters),
         _use(name, saved),
         "## Data\n\n" + _data(config, saved),
-        "## DataSection\n\n" + _metrics(folder / RESULTS),
+        "## Measured\n\n" + _metrics(folder / RESULTS),
         "## Licence\n\n" + (licence or f"{UNSAID}; ask its makers before using it"),
     ]
     if source:
@@ -71,12 +71,12 @@ def _what(saved: Saved, layout: TokenLayout, parameters: int) -> str:
 def _use(name: str, saved: Saved) -> str:
     if saved.generator:
         code = (
-            f'from artok.pipeline import Pipeline\n\nimages = Pipeline.from_pretrained("{name}")([0, 1], n=4)  '
+            f'from artok import Pipeline\n\nimages = Pipeline.from_pretrained("{name}")([0, 1], n=4)  '
             "# (8, C, H, W) in [-1, 1]"
         )
     else:
         code = (
-            f'from artok.saved import load_tokenizer\n\ntokenizer, _ = load_tokenizer("{name}")\n'
+            f'from artok import load_tokenizer\n\ntokenizer = load_tokenizer("{name}")\n'
             "tokens = tokenizer.encode(images)  # (B, C, H, W) in [-1, 1]"
         )
     return f"```python\n{code}\n```"
@@ -91,7 +91,7 @@ def _data(config: Mapping[str, Any], saved: Saved) -> str:
     classes = saved.facts.classes
     said = f"{len(classes)} classes" if classes else "no classes"
     if config.get("source"):
-        return f"Trained by its makers on what they name (see Origin); {said}. DataSection here on {named or UNSAID}."
+        return f"Trained by its makers on what they name (see Origin); {said}. Measured here on {named or UNSAID}."
     return f"{named or UNSAID}; {said}; fingerprint `{saved.facts.data}`."
 
 
