@@ -23,11 +23,13 @@ class Generator(nn.Module, ABC):
     """A model of the tokens of one layout under a condition.
 
     classes: number of classes. conditioner: what turns a condition into the context that it reads; a family makes it.
-    keeps_known: whether `steps` keeps the known tokens of its condition.
+    keeps_known: whether `steps` keeps the known tokens of its condition. reads: the sampling settings that change what
+    it generates, besides seed and dtype.
     """
 
     conditioner: Conditioners
     keeps_known: ClassVar[bool] = False
+    reads: ClassVar[frozenset[str]] = frozenset(Sampling.model_fields)
 
     def __init__(self, layout: TokenLayout, classes: int) -> None:
         super().__init__()

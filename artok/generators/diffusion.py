@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -26,7 +26,7 @@ from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.noise import Noise
 from artok.sampling.diffusion import Diffusion, DiffusionConfig, starting_noise
 from artok.sampling.guidance import Guidance, guide
-from artok.sampling.settings import Sampling
+from artok.sampling.settings import GUIDANCE, Sampling
 from artok.sampling.solvers import evaluations
 
 
@@ -60,6 +60,8 @@ class Config(GeneratorConfig):
 
 class LatentDiffusion(Generator):
     """p(tokens | class) as a path from noise."""
+
+    reads: ClassVar = GUIDANCE | {"steps", "solver", "eta", "temperature"}
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -64,6 +64,8 @@ class Config(GeneratorConfig):
 
 class Gan(AdversarialGenerator):
     """image = network(z, context), z standard normal."""
+
+    reads: ClassVar = frozenset({"truncation", "temperature"})
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from artok.nn.vit import EPS, initialise_linear
 from artok.noise import Noise
 from artok.sampling.guidance import Guidance
 from artok.sampling.logits import draw
-from artok.sampling.settings import Sampling
+from artok.sampling.settings import DRAWS, GUIDANCE, Sampling
 
 SIZES = {
     "base": (768, 12, 8)
@@ -98,6 +98,7 @@ class MaskedCodes(Generator):
     """p(masked codes | known codes, class), position by position."""
 
     keeps_known = True
+    reads: ClassVar = GUIDANCE | DRAWS | {"steps", "choice_temperature"}
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from artok.nn.resize import shrink
 from artok.noise import Noise
 from artok.sampling.guidance import Guidance
 from artok.sampling.logits import draw
-from artok.sampling.settings import Sampling
+from artok.sampling.settings import DRAWS, GUIDANCE, Sampling
 
 LARGEST_TEMPERATURE = math.log(100)
 
@@ -210,6 +210,8 @@ class Var(Generator):
     """p(codes | class) as a product over the scales, within which codes are independent given the coarser scales."""
 
     keeps_known = True
+    reads: ClassVar = GUIDANCE | DRAWS
+
     undecayed = ("start", "position", "level")  # embeddings of places, which the published recipe does not decay
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:

@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from artok.cache import cache_directory
 from artok.data.digits import Config as Digits
 from artok.errors import ArtokError, CheckpointError, ConfigError
 from artok.metrics.base import Seen, Subject
 from artok.metrics.extractors import classifier, inception
-from artok.metrics.features import TrainingImages, cache_directory, extract, open_extractor, parse
+from artok.metrics.features import TrainingImages, extract, open_extractor, parse
 from artok.metrics.floor import floor, stratified
 from artok.metrics.frechet import Config as Frechet
 from artok.training import progress
