@@ -62,6 +62,8 @@ RENAMED: dict[str, dict[str, str]] = {  # module and class below artok, old key:
     },
     "training.settings.Optimizer": {"rate": "lr", "clip": "grad_clip", "final": "min_lr_ratio"},
     "sampling.settings.Sampling": _SAMPLING,
+    "studies.config.Study": {"contestants": "entries", "sweep": "beside"},
+    "studies.config.SamplingGrid": {"guidance": "cfg_scale"},
     "sampling.diffusion.DiffusionConfig": {
         "first_beta": "beta_start",
         "last_beta": "beta_end",
