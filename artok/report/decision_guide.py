@@ -19,7 +19,8 @@ class Candidate:
     """A contestant as the guide sees it; None and what is missing in `values` were not measured.
 
     quality: Fréchet distance. values: of constraints, by their identifiers below. options: latency in seconds and
-    distance of other sampling settings, by what they are called. broken: what its training logs say is wrong with its samples.
+    distance of other sampling settings, by what they are called. broken: what its training logs say is wrong with its
+    samples.
     """
 
     name: str
