@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 
 help:
 	@echo "make demo    train, generate and measure on real digits; writes runs/demo/report.html"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests; ARGS=\"-m 'not slow'\" runs the quick part"
 	@echo "make lint    formatting, lint and types"
 	@echo "make bench   benchmarks: loading, training, decoding with the cache"
 

@@ -1,4 +1,4 @@
-"""The command line: a thin layer that reads arguments, calls the rooms, and turns their errors into one sentence."""
+"""The command line: reads arguments, calls the rooms, and turns their errors into one sentence."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
+from artok import __version__
 from artok.allocator import keep_freed_memory
-from artok.errors import ArtokError, RunError
+from artok.errors import ArtokError, ConfigError, RunError, describe_failure
 
 # Heavy imports stay inside the commands, so that --help and a mistyped argument answer at once.
 
@@ -18,16 +19,35 @@ app = typer.Typer(
     name="artok",
     help="Train image tokenizers and generators of their tokens, sample from them, and measure them.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 ConfigFile = Annotated[str, typer.Argument(help="a YAML file, or a shipped config such as digits/vq (see 'configs')")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings on top, as key.sub=value")]
-Run = Annotated[str, typer.Argument(help="a run directory, a saved pipeline, or a hub name")]
+Run = Annotated[str, typer.Argument(help="a run directory, a published checkpoint such as var-d16, or a hub name")]
+Settings = Annotated[
+    list[str] | None, typer.Argument(help="settings on top: sampling as key=value, data as data.key=value")
+]
+SamplingSettings = Annotated[list[str] | None, typer.Argument(help="sampling settings on top, as key=value")]
 DESIGN = "A design without a config"
 VIDEO = "Video, with full and sparse attention"
 Out = Annotated[Path | None, typer.Option(help="folder to write to")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU if there is one unless given")]
+Fresh = Annotated[bool, typer.Option(help="discard what the folder holds")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="print the resolved YAML and do nothing else")]
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"artok {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="and exit")] = False,
+) -> None:
+    """What goes before a command."""
 
 
 @app.command()
@@ -46,16 +66,21 @@ def train(
     config: ConfigFile,
     overrides: Overrides = None,
     out: Out = None,
-    fresh: Annotated[bool, typer.Option(help="discard what the run directory holds")] = False,
+    device: Device = None,
+    fresh: Fresh = False,
+    print_config: PrintConfig = False,
 ) -> None:
     """Train a tokenizer or a generator, or go on where the same command was stopped."""
-    from artok.config import load
+    from artok.config import dump, load
     from artok.training.experiment import Experiment, default_folder
     from artok.training.run import train as run
 
     experiment = load(Experiment, config, overrides or [])
+    if print_config:
+        typer.echo(dump(experiment).rstrip())
+        return
     folder = out or default_folder(experiment)
-    if not run(experiment, folder, fresh):
+    if not run(experiment, folder, fresh, device):
         typer.echo(f"stopped and saved; the same command goes on with {folder}", err=True)
         raise typer.Exit(130)
 
@@ -65,22 +90,26 @@ def encode(
     tokenizer: Run,
     overrides: Annotated[list[str] | None, typer.Argument(help="data settings on top, as key=value")] = None,
     split: Annotated[str, typer.Option(help="train or test")] = "train",
-    copies: Annotated[int, typer.Option(min=1, help="encodings of each image: one plain, the others augmented")] = 1,
+    copies: Annotated[int, typer.Option(min=1, help="encodings per image: one plain, the others augmented")] = 1,
     out: Out = None,
+    device: Device = None,
 ) -> None:
     """Write the tokens of a data set once, for generators to train on. The data are the tokenizer's own unless told."""
+    from artok.device import resolve_device
     from artok.training.encode import encode_command
 
-    folder, cache = encode_command(tokenizer, overrides or [], split, copies, out)
-    typer.echo(f"{len(cache):,} images, {cache.index.copies} rows each, {cache.index.layout}: {folder}")
+    folder, cache = encode_command(tokenizer, overrides or [], split, copies, out, resolve_device(device))
+    typer.echo(f"{len(cache):,} images, {cache.index.copies} rows per image, {cache.index.layout}: {folder}")
 
 
 @app.command()
 def sample(
     run: Run,
+    overrides: SamplingSettings = None,
     labels: Annotated[str, typer.Option(help="classes by number or name, separated by commas; all unless given")] = "",
-    n: Annotated[int, typer.Option("-n", min=1, help="images a label")] = 8,
+    n: Annotated[int, typer.Option("-n", min=1, help="images per label")] = 8,
     cfg_scale: Annotated[float | None, typer.Option(min=0, help="classifier-free guidance; 1 is none")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, hidden=True)] = None,
     temperature: Annotated[float | None, typer.Option(min=0)] = None,
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
     top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
@@ -89,37 +118,34 @@ def sample(
     seed: Annotated[int | None, typer.Option()] = None,
     batch: Annotated[int, typer.Option(min=1)] = 64,
     out: Out = None,
+    device: Device = None,
 ) -> None:
-    """Write samples: a PNG each, a sheet of all, and a GIF of their making."""
-    from artok.evaluation.sample import parse_labels
-    from artok.evaluation.sample import sample as make
-    from artok.pipeline import Pipeline
-    from artok.training.progress import Progress
+    """Write samples: one PNG per image, a sheet of all, and a GIF of their generation."""
+    from artok.commands.sample import sample as run_sample
 
-    pipeline = Pipeline.from_pretrained(run, device=device())
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "cfg_scale": cfg_scale, "seed": seed}
-    given |= {"truncation": truncation, "steps": steps}
-    settings = pipeline.settings({name: value for name, value in given.items() if value is not None})
+    flags = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "cfg_scale": cfg_scale, "seed": seed}
+    flags |= {"truncation": truncation, "steps": steps, "guidance": guidance}
     folder = out or Path("samples") / Path(run).name
-    wanted = parse_labels(labels, pipeline.classes)
-    images = make(pipeline, wanted, n, settings, folder, batch, Progress("sample"))
+    images = run_sample(run, overrides or [], flags, labels, n, batch, folder, device)
     typer.echo(f"{len(images)} images, grid.png and generation.gif are in {folder}")
 
 
 @app.command()
 def reconstruct(
     run: Run,
-    images: Annotated[list[Path], typer.Argument(help="pictures")],
+    images: Annotated[list[Path], typer.Argument(help="image files")],
     out: Out = None,
+    device: Device = None,
 ) -> None:
-    """Show what a tokenizer keeps of pictures: original, reconstruction, difference and map of tokens side by side."""
+    """Show what a tokenizer keeps of images: original, reconstruction, difference and map of tokens side by side."""
+    from artok.device import resolve_device
     from artok.evaluation.reconstruct import reconstruct as show
     from artok.saved import load_tokenizer
 
     tokenizer, _ = load_tokenizer(run)
     folder = out or Path("reconstructions") / Path(run).name
-    for result in show(tokenizer.to(device()), images, folder):
-        bits = f", {result.bits:,.0f} bits ({result.bits_per_pixel:.3f} a pixel)" if result.bits is not None else ""
+    for result in show(tokenizer.to(resolve_device(device)), images, folder):
+        bits = f", {result.bits:,.0f} bits ({result.bits_per_pixel:.3f} per pixel)" if result.bits is not None else ""
         typer.echo(f"{result.path.name}: PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.3f}{bits}")
     typer.echo(f"written to {folder}")
 
@@ -129,22 +155,22 @@ def evaluate(
     run: Run,
     n: Annotated[int | None, typer.Option("-n", min=2, help="images; as many as are held out unless given")] = None,
     extractor: Annotated[str, typer.Option(help="classifier, pixels, inception, or timm:NAME")] = "classifier",
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="settings on top: sampling as key=value, data as data.key=value")
-    ] = None,
+    overrides: Settings = None,
+    device: Device = None,
 ) -> None:
-    """Measure a tokenizer or a generator on held-out data; results.json beside it."""
+    """Measure a tokenizer or a generator on held-out data, and write results.json beside it."""
+    from artok.device import resolve_device
     from artok.evaluation.evaluator import evaluate as measure
     from artok.metrics.results import side_by_side
     from artok.training.progress import Progress
 
-    results = measure(run, n, extractor, overrides or [], device(), Progress("evaluate"))
+    results = measure(run, n, extractor, overrides or [], str(resolve_device(device)), Progress("evaluate"))
     typer.echo(str(side_by_side([results])))
 
 
 @app.command("import")
 def import_(
-    file: Annotated[str, typer.Argument(help="a published file or folder, or hub:NAME such as hub:var-d16")],
+    file: Annotated[str | None, typer.Argument(help="a published file or folder, or hub:NAME as of --list")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="what the file does not tell, as key.sub=value")] = None,
     family: Annotated[str | None, typer.Option(help="found by the keys unless given")] = None,
     out: Out = None,
@@ -153,17 +179,23 @@ def import_(
     part: Annotated[str | None, typer.Option(help="of the file, such as model; averaged weights unless given")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="pattern of keys that may be left over")] = None,
     scale: Annotated[float | None, typer.Option(help="factor on a KL autoencoder's latents for generators")] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="the published checkpoints that hub:NAME knows")] = False,
 ) -> None:
     """Make a run of a published checkpoint: VQGAN, LlamaGen, VAR, MAR, DiT, and the autoencoders they use."""
-    from artok.interop.hub import PREFIX, import_published
-    from artok.interop.importing import Wishes, import_file
+    from artok.interop.hub import PREFIX, import_published, table
+    from artok.interop.importing import ImportOptions, import_file
 
-    wishes = Wishes(family, tokenizer, size, tuple(overrides or []), part, tuple(ignore or []), scale)
+    if list_all or file is None:
+        if not list_all:
+            raise ConfigError("name a published file or folder, or hub:NAME; 'artok import --list' shows the names")
+        typer.echo(table())
+        return
+    options = ImportOptions(family, tokenizer, size, tuple(overrides or []), part, tuple(ignore or []), scale)
     folder = out or Path("runs") / Path(file.removeprefix(PREFIX)).stem
     if file.startswith(PREFIX):
-        import_published(file, folder, wishes, typer.echo)
+        import_published(file, folder, options, typer.echo)
     else:
-        import_file(Path(file), folder, wishes, typer.echo)
+        import_file(Path(file), folder, options, typer.echo)
     typer.echo(f"written to {folder}")
 
 
@@ -178,32 +210,19 @@ def export(
     n: Annotated[int, typer.Option("-n", min=1, help="npz: samples")] = 50_000,
     batch: Annotated[int, typer.Option(min=1, help="npz: samples at a time")] = 64,
     overrides: Annotated[list[str] | None, typer.Argument(help="npz: sampling settings on top, as key=value")] = None,
+    device: Annotated[str | None, typer.Option(help="npz: cpu, cuda, cuda:1 or mps")] = None,
 ) -> None:
     """Write a run for others: a folder with a model card, the hub, diffusers, ONNX, or samples for ADM's evaluator."""
+    from artok.commands.export import export_samples
     from artok.interop.exporting import export as write
 
     folder = out or Path("exports") / f"{Path(run).name}-{form}"
     if form == "npz":
-        made = [str(export_samples(run, folder, n, batch, overrides or []))]
+        made = [str(export_samples(run, folder, n, batch, overrides or [], device))]
     else:
         made = write(run, form, folder, repo, private, licence, typer.echo)
     for path in made:
         typer.echo(path)
-
-
-def export_samples(run: str, out: Path, n: int, batch: int, overrides: list[str]) -> Path:
-    from artok.config import override, validate
-    from artok.interop.to_npz import to_npz
-    from artok.pipeline import Pipeline
-    from artok.sampling.settings import Sampling
-    from artok.training.progress import Progress
-
-    pipeline = Pipeline.from_pretrained(run, device=device())
-    settings = validate(Sampling, override(pipeline.sampling.model_dump(), overrides), "sampling")
-    progress = Progress("samples")
-    with progress.over(0, n):
-        path = out if out.suffix == ".npz" else out.with_suffix(".npz")
-        return to_npz(pipeline, path, n, pipeline.settings({}, settings), batch, progress.advance)
 
 
 @app.command()
@@ -215,12 +234,14 @@ def demo(
     sweep: Annotated[
         bool | None, typer.Option("--sweep/--no-sweep", help="of tokenizers; with all families unless given")
     ] = None,
-    fresh: Annotated[bool, typer.Option(help="discard what the folder holds")] = False,
+    device: Device = None,
+    fresh: Fresh = False,
 ) -> None:
     """The whole pipeline on real digits in a few minutes: train, generate, measure, and a page to look at."""
     from artok.commands.demo import demo as show
+    from artok.device import study_device
 
-    page = show(out, tuple(filter(None, families.replace(" ", "").split(","))), device(), fresh, sweep)
+    page = show(out, tuple(filter(None, families.replace(" ", "").split(","))), study_device(device), fresh, sweep)
     if page is not None:
         typer.echo(f"open {page} in a browser")
 
@@ -231,21 +252,28 @@ def sweep(
     overrides: Overrides = None,
     out: Out = None,
     cell: Annotated[str | None, typer.Option(help="train and measure this cell alone, with no page")] = None,
-    fresh: Annotated[bool, typer.Option(help="discard what the folder holds")] = False,
+    device: Device = None,
+    fresh: Fresh = False,
+    print_config: PrintConfig = False,
 ) -> None:
     """A grid over a tokenizer's settings, each with a generator at the same compute: figures, fronts, one page."""
     from artok.commands.sweep import sweep as run
+    from artok.config import dump
+    from artok.device import study_device
     from artok.studies.grid import load_sweep, plan
     from artok.studies.grid_point import run_cell
 
     wanted = load_sweep(study, overrides or [])
+    if print_config:
+        typer.echo(dump(wanted).rstrip())
+        return
     folder = out or Path("runs") / wanted.name
     try:
         if cell is None:
-            typer.echo(f"open {run(wanted, folder, device(), fresh)} in a browser")
+            typer.echo(f"open {run(wanted, folder, study_device(device), fresh)} in a browser")
             return
         planned = plan(wanted, folder, only=cell)
-        finished = run_cell(planned, planned.cells[0], device())
+        finished = run_cell(planned, planned.cells[0], study_device(device))
     except KeyboardInterrupt:
         finished = False
     if not finished:
@@ -317,27 +345,28 @@ def compare(
     overrides: Overrides = None,
     out: Out = None,
     measure: Annotated[str | None, typer.Option(hidden=True, help="this contestant alone, once it is trained")] = None,
-    fresh: Annotated[bool, typer.Option(help="discard what the folder holds")] = False,
+    device: Device = None,
+    fresh: Fresh = False,
+    print_config: PrintConfig = False,
 ) -> None:
     """Contestants at one budget and over seeds, or finished runs: figures with their spread, a guide, one page."""
     from artok.commands.compare import compare as run
     from artok.commands.compare import run_part
+    from artok.config import dump
+    from artok.device import study_device
     from artok.studies.config import load_study
 
     wanted = load_study(study, overrides or [])
+    if print_config:
+        typer.echo(dump(wanted).rstrip())
+        return
     folder = out or Path("runs") / wanted.name
     if measure is not None:
-        run_part(wanted, folder, measure, device())
+        run_part(wanted, folder, measure, study_device(device))
         return
-    page = run(wanted, folder, device(), fresh)
+    page = run(wanted, folder, study_device(device), fresh)
     if page is not None:
         typer.echo(f"open {page} in a browser")
-
-
-def device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main() -> None:
@@ -353,26 +382,10 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (MemoryError, OSError, RuntimeError) as error:
-        reason = known_failure(error)
+        reason = describe_failure(error)
         if reason is None:
             raise
         fail(reason, RunError.exit_code)
-
-
-def known_failure(error: BaseException) -> str | None:
-    """A sentence for failures of the machine; None for what can only be a fault of ours, which keeps its traceback."""
-    text = str(error)
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
-        return "out of memory; use a smaller batch, a smaller model, or training.gradient_accumulation_steps"
-    if "storage size calculation overflowed" in text.lower():
-        return "tensors of such a size cannot exist; ask for something smaller"
-    if isinstance(error, OSError) and error.errno in (28, 122):
-        return "no space left on the disk; free some and run the same command again"
-    if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
-        return f"{error.filename}: {str(error.strerror).lower()}; choose another place with --out"
-    if isinstance(error, PermissionError):
-        return f"no permission to use {error.filename}; choose another folder with --out"
-    return None
 
 
 def fail(text: str, code: int) -> None:

@@ -1,5 +1,7 @@
 """Failures that a user can act on. The command line prints their text as one sentence and exits with their code."""
 
+from __future__ import annotations
+
 
 class ArtokError(Exception):
     """The user's input is wrong: the message says what and how to mend it."""
@@ -27,3 +29,19 @@ class RunError(ArtokError):
     """Something failed while running (a full disk, a loss that is not finite); what was saved before stays."""
 
     exit_code = 1
+
+
+def describe_failure(error: BaseException) -> str | None:
+    """A sentence for failures of the machine; None for what can only be a fault of artok."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
+        return "out of memory; use a smaller batch, a smaller model, or training.gradient_accumulation_steps"
+    if "storage size calculation overflowed" in text.lower():
+        return "tensors of such a size cannot exist; ask for something smaller"
+    if isinstance(error, OSError) and error.errno in (28, 122):
+        return "no space left on the disk; free some and run the same command again"
+    if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+        return f"{error.filename}: {str(error.strerror).lower()}; choose another place with --out"
+    if isinstance(error, PermissionError):
+        return f"no permission to use {error.filename}; choose another folder with --out"
+    return None

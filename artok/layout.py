@@ -1,4 +1,4 @@
-"""The shape of an image's tokens: all that a generator may know of a tokenizer.
+"""The shape of a sample's tokens: all that a generator may know of a tokenizer. A sample is an image, sound or video.
 
 Legend of the shape letters used in names and docstrings throughout artok:
 
@@ -23,13 +23,13 @@ from artok.errors import LayoutError
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """How many tokens an image becomes, in which grids, and of what.
+    """How many tokens a sample becomes, in which grids of any number of axes, and of what.
 
     grids: the grid of each scale, coarse to fine; a plain tokenizer has one, such as ``((16, 16),)``.
     width: length D of the vector at one position, in the tokenizer's latent space.
     vocab: number of different codes V, or None for continuous tokens.
     codes: codes K at one position (residual quantizers have several; continuous tokens have one vector).
-    image: (channels, *size) of the images behind the tokens, such as (3, 256, 256).
+    image: (channels, *size) of the samples behind the tokens, such as (3, 256, 256), or (3, 17, 128, 128) for video.
     """
 
     grids: tuple[tuple[int, ...], ...]
@@ -55,6 +55,11 @@ class TokenLayout:
     def grid(self) -> tuple[int, ...]:
         """The finest grid, which is that of the latent."""
         return self.grids[-1]
+
+    @property
+    def spatial(self) -> bool:
+        """Whether the grid has an axis for each of the sample's, so that a position is a place in it."""
+        return len(self.grids) == 1 and len(self.grid) == len(self.image) - 1
 
     @property
     def length(self) -> int:

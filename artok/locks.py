@@ -1,4 +1,4 @@
-"""One process at a time does what several want done once."""
+"""File locks: of several processes that want the same file, one makes it."""
 
 from __future__ import annotations
 

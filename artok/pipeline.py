@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from artok.config import validate
+from artok.config import merge, validate
 from artok.errors import ArtokError, CheckpointError, ConfigError
 from artok.generators.base import Generator
 from artok.layout import Condition, Tokens, last
@@ -104,9 +104,16 @@ class Pipeline:
         return torch.cat(images)
 
     def settings(self, changes: Mapping[str, object], sampling: Sampling | None = None) -> Sampling:
-        """`sampling`, or the pipeline's own, with changes on top, checked against the model."""
-        merged = (sampling or self.sampling).model_dump() | dict(changes)
-        settings = validate(Sampling, merged, "sampling")
+        """`sampling`, or the pipeline's own, with changes on top, checked against the model.
+
+        ConfigError: an impossible value, or a changed setting that this kind of generator does not read.
+        """
+        before = sampling or self.sampling
+        settings, plain = validate(Sampling, merge(before.model_dump(), changes), "sampling"), Sampling()
+        for name in set(Sampling.model_fields) - self.generator.reads - {"seed", "dtype"}:
+            if getattr(settings, name) not in (getattr(before, name), getattr(plain, name)):
+                kind, reads = type(self.generator).__name__, ", ".join(sorted(self.generator.reads))
+                raise ConfigError(f"{name} changes nothing that {kind} generates; its sampling settings are {reads}")
         if settings.guides and self.saved.generator and self.saved.generator.class_dropout == 0:
             raise ConfigError(
                 "guidance needs a generator trained with class_dropout above 0, and this one has no unconditional "
@@ -144,9 +151,12 @@ class Pipeline:
 
     @torch.inference_mode()
     def decode(self, tokens: Tokens) -> Tensor:
-        """Images in [-1, 1] of finished or unfinished tokens; in a single grid, what is undecided is left grey."""
+        """Images (B, C, *size) in [-1, 1] of finished or unfinished tokens.
+
+        What is undecided is grey where tokens have places in the image (`TokenLayout.spatial`).
+        """
         images = self.tokenizer.decode(tokens).float().clamp(-1, 1)
-        if tokens.known is None or len(tokens.layout.grids) > 1:
+        if tokens.known is None or not tokens.layout.spatial:
             return images
         known = tokens.known.unflatten(1, tokens.layout.grid)[:, None].float()
         return images * nn.functional.interpolate(known, size=images.shape[2:], mode="nearest")

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any
 
 import torch
@@ -55,7 +56,11 @@ class Saved(Config):
 
 
 def find_saved(name: str | Path) -> Path:
-    """The folder behind a path or a hub name, or a CheckpointError that says what to do."""
+    """The folder behind a path, the name of a published checkpoint, or a hub name such as `user/name`.
+
+    A published checkpoint, such as "var-d16", is fetched and imported into the user's cache at its first use.
+    CheckpointError: there is none; the sentence says what to do. RunError: it could not be fetched.
+    """
     folder = Path(name)
     if (folder / CONFIG).exists():
         if not (folder / WEIGHTS).exists():
@@ -63,6 +68,10 @@ def find_saved(name: str | Path) -> Path:
         return folder
     if folder.exists():
         raise CheckpointError(f"{folder} is no run directory: it has no {CONFIG}")
+    # By its name, as parts are: what imports published files is built on this file.
+    imported: Path | None = resolve_name("artok.interop.hub:imported_run")(str(name))
+    if imported is not None:
+        return imported
     if str(name).count("/") != 1 or str(name).startswith((".", "/", "runs/")):
         raise CheckpointError(f"there is no run {folder}; train it first with 'artok train'")
     from huggingface_hub import snapshot_download

@@ -9,9 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import helpers.paths  # noqa: F401 - reads the environment before it is changed
 import pytest
 import torch
+from helpers.paths import DATA, FIXTURES  # read before the environment is changed
+
+
+def pytest_configure() -> None:
+    """A folder that is asked for and is not there would only skip tests."""
+    for variable, folder in (("ARTOK_DATA", DATA), ("ARTOK_FIXTURES", FIXTURES)):
+        if variable in os.environ and not folder.is_dir():
+            raise pytest.UsageError(f"{variable} names {folder}, which is not a folder")
 
 
 @pytest.fixture(autouse=True, scope="session")

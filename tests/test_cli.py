@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 from helpers.models import generator_experiment, tokenizer_experiment
+from omegaconf import OmegaConf
 from PIL import Image
 
-from artok import cli
-from artok.config import dump
+from artok import __version__, cli
+from artok.config import _say_renamed, dump, validate
+from artok.interop.hub import CATALOGUE
+from artok.training.experiment import Experiment
 from artok.training.run import train
 
 
@@ -71,10 +74,17 @@ MISTAKES = {
         "evaluate {runs}/raster data.kind=folder data.root={runs}/few",
         "makes images of 10 classes and the data have 2",
     ),
-    "sampling a tokenizer": ("evaluate {runs}/vq cfg_scale=2", "cfg_scale=2 says nothing to it"),
+    "sampling a tokenizer": ("evaluate {runs}/vq cfg_scale=2", "cfg_scale=2 do not apply"),
     "an export over another run": ("export {runs}/vq --out {runs}/raster", "holds another run"),
     "an export onto a file": ("export {runs}/vq --format onnx --out {runs}/vq.yaml", "file exists; choose another"),
     "an import over other files": ("import {runs}/nothing.pt --out {runs}", "holds other files already"),
+    "an option that the family does not read": ("sample {runs}/raster --steps 3", "steps changes nothing that Raster"),
+    "a setting that the family does not read": ("evaluate {runs}/raster truncation=1", "truncation changes nothing"),
+    "a sampling setting that is none": ("sample {runs}/raster temprature=1", "did you mean 'temperature'"),
+    "no device": ("sample {runs}/raster --device gpu", "give cpu, cuda, cuda:1 or mps"),
+    "a device that is not here": ("train {runs}/vq.yaml --device cuda:99 --out {runs}/x", "not on this machine"),
+    "an entry that the list lacks": ("train {runs}/vq.yaml losses.4.l1=1", "there is no 'losses.4'"),
+    "an import of nothing": ("import", "artok import --list"),
     "unknown data key": ("encode {runs}/vq sizes=3", "'data.sizes'"),
 }
 
@@ -118,14 +128,43 @@ def test_the_commands_work_on_a_run(
     ok("sample", str(runs / "raster"), "--labels", "1,2", "-n", "2", "--top-k", "4", "--out", str(tmp_path / "s"))
     assert len(list((tmp_path / "s").iterdir())) == 6
     Image.new("L", (20, 30), 200).save(tmp_path / "grey.png")
-    assert "64 bits (0.250 a pixel)" in ok(
+    assert "64 bits (0.250 per pixel)" in ok(
         "reconstruct", str(runs / "vq"), str(tmp_path / "grey.png"), "--out", str(tmp_path / "r")
     )
     out = ok("encode", str(runs / "vq"), "augment.shift=0.1", "--copies", "2", "--out", str(tmp_path / "tokens"))
-    assert "1,257 images, 2 rows each" in out
+    assert "1,257 images, 2 rows per image" in out
     experiment = generator_experiment(str(runs / "vq"), tokens={"cache": str(tmp_path / "tokens")})
     assert train(experiment, tmp_path / "generator")
     assert "digits/vq" in ok("configs")
+
+
+def test_version_config_and_catalogue_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert artok(monkeypatch, capsys, "--version")[1] == f"artok {__version__}\n"
+    _, out, _ = artok(monkeypatch, capsys, "train", "digits/vq", "training.images=64", "--print-config")
+    assert validate(Experiment, OmegaConf.to_container(OmegaConf.create(out)), "out").training.images == 64
+    _, out, _ = artok(monkeypatch, capsys, "import", "--list")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == list(CATALOGUE)
+
+
+def test_sample_takes_overrides_flags_and_the_old_name_of_guidance(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def grid_of(*arguments: str) -> bytes:
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        line = ("sample", str(runs / "raster"), *arguments, "--labels", "3", "-n", "2", "--out", str(out))
+        assert artok(monkeypatch, capsys, *line)[0] == 0
+        return (out / "grid.png").read_bytes()
+
+    _say_renamed.cache_clear()
+    wanted = grid_of("temperature=0", "cfg_interval.0=0.5", "--device", "cpu")
+    assert grid_of("cfg_interval=[0.5,1]", "--temperature", "0") == wanted != grid_of()
+    monkeypatch.setattr(sys, "argv", ["artok", "sample", str(runs / "raster"), "--guidance", "3", "-n", "1"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "'guidance' is now called 'cfg_scale'" in capsys.readouterr().err
 
 
 def test_tokens_of_another_tokenizer_are_refused(

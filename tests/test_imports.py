@@ -7,7 +7,20 @@ from pathlib import Path
 from helpers.paths import REPOSITORY
 
 ROOT = REPOSITORY / "artok"
-LEAVES = {"", "allocator", "errors", "layout", "noise", "config", "images", "locks", "weights", "renamed"}
+LEAVES = {
+    "",
+    "allocator",
+    "cache",
+    "device",
+    "errors",
+    "layout",
+    "noise",
+    "config",
+    "images",
+    "locks",
+    "weights",
+    "renamed",
+}
 ALLOWED = {
     **dict.fromkeys(LEAVES, LEAVES),
     "nn": LEAVES,
@@ -28,7 +41,10 @@ ALLOWED["training"] = MODELS | {"saved", "pipeline", "losses", "data", "metrics"
 ALLOWED["interop"] = MODELS | {"saved", "pipeline", "metrics"}
 for below, above in itertools.pairwise(("training", "planning", "evaluation", "studies", "report", "commands")):
     ALLOWED[above] = ALLOWED[below] | {below}
-ALLOWED["cli"] = ALLOWED["commands"] | {"commands", "interop"}
+ALLOWED["api"] = ALLOWED["evaluation"] | {"evaluation"}
+ALLOWED[""] = {"api", "pipeline"}  # for type checkers, and when a public name is first used
+ALLOWED["commands"] |= {"interop"}
+ALLOWED["cli"] = ALLOWED["commands"] | {"commands"}
 ALLOWED["__main__"] = {"cli"}
 
 

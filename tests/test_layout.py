@@ -28,6 +28,13 @@ def test_length_and_bits(layout: TokenLayout, length: int, bits: float, per_pixe
     assert layout.bits_per_pixel == pytest.approx(per_pixel)
 
 
+def test_a_position_is_a_place_only_with_an_axis_for_each_of_the_sample() -> None:
+    assert RASTER.spatial
+    assert VIDEO.spatial
+    assert not SCALES.spatial
+    assert not TokenLayout(((32,),), 8, 1024, (3, 64, 64)).spatial
+
+
 def test_scales_cover_all_positions_in_order() -> None:
     assert [(part.start, part.stop) for part in SCALES.scales()] == [(0, 1), (1, 5), (5, 14)]
     assert SCALES.grid == (3, 3)

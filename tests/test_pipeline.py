@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 from helpers.models import generator_experiment, tokenizer_experiment
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from artok.errors import CheckpointError, ConfigError
 from artok.evaluation.reconstruct import reconstruct
 from artok.evaluation.sample import FRAMES, generation_frames, parse_labels, sample
-from artok.layout import Tokens
+from artok.layout import TokenLayout, Tokens
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
 from artok.saved import load_tokenizer
@@ -95,6 +97,17 @@ def test_undecided_patches_are_grey(pipeline: Pipeline) -> None:
     assert first[0, 0, :4, :4].any()
     whole = Tokens(steps[-1].values, steps[-1].layout)
     assert torch.equal(pipeline.decode(steps[-1]), pipeline.decode(whole))
+
+
+def test_unfinished_tokens_without_places_are_decoded_as_they_are(pipeline: Pipeline) -> None:
+    layout = TokenLayout(((5,),), 2, None, (1, 4, 4))
+
+    class Latents(nn.Module):
+        def decode(self, tokens: Tokens) -> torch.Tensor:
+            return torch.full((len(tokens), 1, 4, 4), 0.5)
+
+    first = Tokens(torch.zeros(2, 5, 2), layout, torch.arange(5).expand(2, -1) < 1)
+    assert (replace(pipeline, tokenizer=Latents()).decode(first) == 0.5).all()
 
 
 @pytest.mark.parametrize(

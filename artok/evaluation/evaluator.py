@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from artok.config import override, validate
+from artok.config import override
 from artok.data.base import DataConfig, SplitName
 from artok.data.memory import held_in_memory, some
 from artok.data.tokens import evaluation_tokens
@@ -64,10 +64,11 @@ def evaluate(
     of_sampling = [change for change in changes if change not in of_data]
     data = own_data(folder, saved.facts.image, of_data)
     if saved.generator is None and of_sampling:
-        raise ConfigError(f"{folder} is a tokenizer, which samples nothing: {of_sampling[0]} says nothing to it")
-    sampling = validate(Sampling, override(saved.sampling.model_dump(), of_sampling), "sampling")
+        raise ConfigError(f"{folder} is a tokenizer; sampling settings such as {of_sampling[0]} do not apply")
+    pipeline = Pipeline.from_pretrained(folder, device) if saved.generator is not None else None
+    sampling = pipeline.settings(override({}, of_sampling)) if pipeline is not None else Sampling()
     judge = Judge(data, extractor, device, n, progress)
-    if saved.generator is None:
+    if pipeline is None:
         tokenizer, _ = load_tokenizer(folder)
         results = judge.tokenizer(tokenizer.to(device), folder.name)
     else:
@@ -77,7 +78,6 @@ def evaluate(
                 f"{folder} makes images of {len(saved.facts.classes)} classes and the data have {len(classes)}; "
                 "name the data that it was made for with data.key=value"
             )
-        pipeline = Pipeline.from_pretrained(folder, device)
         results = judge.generator(pipeline, folder.name, sampling)
     results.save(folder / RESULTS)
     return results

@@ -23,11 +23,13 @@ class Generator(nn.Module, ABC):
     """A model of the tokens of one layout under a condition.
 
     classes: number of classes. conditioner: what turns a condition into the context that it reads; a family makes it.
-    keeps_known: whether `steps` keeps the known tokens of its condition.
+    keeps_known: whether `steps` keeps the known tokens of its condition. reads: the sampling settings that change what
+    it generates, besides seed and dtype.
     """
 
     conditioner: Conditioners
     keeps_known: ClassVar[bool] = False
+    reads: ClassVar[frozenset[str]] = frozenset(Sampling.model_fields)
 
     def __init__(self, layout: TokenLayout, classes: int) -> None:
         super().__init__()
@@ -47,6 +49,8 @@ class Generator(nn.Module, ABC):
                 f"generator {type(self).__module__.rpartition('.')[2]} hears {', '.join(sorted(self.hears))}, and the "
                 f"condition also has {', '.join(unheard)}"
             )
+        if condition.known is not None and condition.known.layout != self.layout:
+            raise LayoutError(f"the known tokens are {condition.known.layout}, and the generator's {self.layout}")
         context: Context = self.conditioner(condition)
         return context
 
@@ -95,11 +99,11 @@ class AdversarialGenerator(Generator, ABC):
         self._critic = (critic,)
 
     @abstractmethod
-    def made(self, condition: Condition, noise: Noise) -> Tensor:
+    def generate(self, condition: Condition, noise: Noise) -> Tensor:
         """What the critic is shown as made, (B, D, *grid)."""
 
     @abstractmethod
-    def pictures(self, tokens: Tokens) -> Tensor:
+    def to_grid(self, tokens: Tokens) -> Tensor:
         """What the critic is shown as real, (B, D, *grid)."""
 
 

@@ -107,7 +107,7 @@ class CausalMar(PatchedGenerator):
             drawn = self.head.sample(z, guidance.scale(step), sampling, noise)
             x_BND = torch.cat([x_BND[:, :step], drawn, x_BND[:, step + 1 :]], dim=1)
             known = (torch.arange(self.length, device=condition.device) <= step).expand(batch, -1)
-            yield self.finished(x_BND, None if step == total - 1 else known)
+            yield self.to_tokens(x_BND, None if step == total - 1 else known)
 
     def passes(self, sampling: Sampling) -> int:
         if sampling.steps is not None and sampling.steps != self.length:

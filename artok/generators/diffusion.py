@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.noise import Noise
 from artok.sampling.diffusion import Diffusion, DiffusionConfig, starting_noise
 from artok.sampling.guidance import Guidance, guide
-from artok.sampling.settings import Sampling
+from artok.sampling.settings import GUIDANCE, Sampling
 from artok.sampling.solvers import evaluations
 
 
@@ -60,6 +61,8 @@ class Config(GeneratorConfig):
 class LatentDiffusion(Generator):
     """p(tokens | class) as a path from noise."""
 
+    reads: ClassVar = GUIDANCE | {"steps", "solver", "eta", "temperature"}
+
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)
         self.config = config
@@ -83,20 +86,20 @@ class LatentDiffusion(Generator):
         """What is diffused, (B, N, D): continuous tokens as they are, codes as their vectors brought to scale."""
         if not self.layout.discrete:
             return tokens.values
-        codec = self.lender(codec)
+        codec = self.require(codec)
         mean, deviation = moments(code_vectors(codec, tokens.values.device))
-        return (codec.embed(tokens).flatten(2).transpose(1, 2).float() - mean) / deviation
+        return (rearrange(codec.embed(tokens), "b d ... -> b (...) d").float() - mean) / deviation
 
     def tokens(self, vectors: Tensor, codec: Codec | None) -> Tokens:
         """The tokens of diffused vectors (B, N, D); of codes, the nearest."""
         if not self.layout.discrete:
             return Tokens(vectors, self.layout)
-        table = code_vectors(self.lender(codec), vectors.device)
+        table = code_vectors(self.require(codec), vectors.device)
         mean, deviation = moments(table)
         distances = torch.cdist((vectors * deviation + mean).flatten(0, 1), table)
         return Tokens(distances.argmin(1).view(*vectors.shape[:2], 1), self.layout)
 
-    def lender(self, codec: Codec | None) -> Codec:
+    def require(self, codec: Codec | None) -> Codec:
         if codec is None:
             raise ConfigError("diffusion over codes needs the tokenizer that gave them, for the vectors they stand for")
         return codec
@@ -145,7 +148,7 @@ def code_vectors(codec: Codec, device: torch.device) -> Tensor:
     codes = torch.arange(math.ceil(vocab / length) * length, device=device).clamp(max=vocab - 1)
     with torch.no_grad():
         vectors = codec.embed(Tokens(codes.view(-1, length, 1), codec.layout))
-    return vectors.flatten(2).transpose(1, 2).flatten(0, 1)[:vocab].float()
+    return rearrange(vectors, "b d ... -> (b ...) d")[:vocab].float()
 
 
 def moments(table_VD: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,19 +39,23 @@ class DiffusionHead(nn.Module):
         return {name: term.unflatten(0, (-1, draws)).mean(1) for name, term in terms.items()}
 
     def sample(self, z: Tensor, scale: float, sampling: Sampling, noise: Noise) -> Tensor:
-        """Tokens (B, n, D) under z (B, n, Z), or (2B, n, Z) with the unconditional half behind, which has the same
-        noise. scale: of guidance."""
+        """Tokens (B, n, D) under z (B, n, Z).
+
+        Where the sampling guides, z is (2B, n, Z), the unconditional half behind: both halves have the same noise, and
+        `scale` is that of this step.
+        """
+        rows = len(z) // 2 if sampling.guides else len(z)
         shape = (z.shape[1], self.width)
         solver, steps = self.diffusion.config.plan(sampling, sampling.head_steps)
         start = starting_noise(noise.normal(*shape), solver, sampling).flatten(0, 1)
-        network = self.guided_network(z.flatten(0, 1), scale, len(z) > len(noise))
+        network = self.guided_network(z.flatten(0, 1), scale, sampling.guides)
         x = start
         options = self.diffusion.options(sampling)
         for state, _ in self.diffusion.sample(
             network, start, lambda: noise.normal(*shape).flatten(0, 1), solver, steps, options
         ):
             x = state
-        return x.unflatten(0, (len(noise), z.shape[1]))
+        return x.unflatten(0, (rows, z.shape[1]))
 
     def guided_network(self, z: Tensor, scale: float, guides: bool) -> Callable[[Tensor, Tensor], Tensor]:
         """The net under z (R, Z). guides: z is (2R, Z), the unconditional half behind, and the predicted target is

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
@@ -64,6 +65,8 @@ class Config(GeneratorConfig):
 class Gan(AdversarialGenerator):
     """image = network(z, context), z standard normal."""
 
+    reads: ClassVar = frozenset({"truncation", "temperature"})
+
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)
         self.config = config
@@ -76,20 +79,20 @@ class Gan(AdversarialGenerator):
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         """The loss of as many generated images under the critic."""
-        fake = self.made(condition, noise)
-        return {"adversarial": self.critic.generator_loss(self.pictures(tokens), fake, condition.labels, noise)}
+        fake = self.generate(condition, noise)
+        return {"adversarial": self.critic.generator_loss(self.to_grid(tokens), fake, condition.labels, noise)}
 
-    def made(self, condition: Condition, noise: Noise) -> Tensor:
+    def generate(self, condition: Condition, noise: Noise) -> Tensor:
         return self.network(noise.normal(self.config.z_dim), self.context(condition))
 
-    def pictures(self, tokens: Tokens) -> Tensor:
+    def to_grid(self, tokens: Tokens) -> Tensor:
         return tokens.values.transpose(1, 2).unflatten(2, self.layout.grid)
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
         """One pass. temperature scales the latents, truncation cuts their tails off."""
         latents = truncated_normal(noise, self.config.z_dim, sampling.truncation)
         made = self.network(latents * sampling.temperature, self.context(condition))
-        yield Tokens(made.float().flatten(2).transpose(1, 2), self.layout)
+        yield Tokens(rearrange(made.float(), "b d ... -> b (...) d"), self.layout)
 
     def passes(self, sampling: Sampling) -> int:
         return 1

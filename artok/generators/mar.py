@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -12,10 +12,20 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from artok.conditioning.base import Conditioners
-from artok.errors import ConfigError
-from artok.generators.masked import MaskedTransformer, Stack, evenly_spread, masked_flags, picked, still_masked
+from artok.errors import LayoutError
+from artok.generators.masked import (
+    MaskedTransformer,
+    Stack,
+    count_steps,
+    even_uniforms,
+    masked_flags,
+    schedule,
+    select,
+    unknown_first,
+)
 from artok.generators.patched import PatchedConfig, PatchedGenerator
 from artok.layout import Codec, Condition, TokenLayout, Tokens
+from artok.nn.patches import split_patches
 from artok.nn.vit import initialise_linear
 from artok.noise import Noise
 from artok.sampling.diffusion import DiffusionConfig
@@ -64,6 +74,8 @@ class Config(PatchedConfig):
 class Mar(PatchedGenerator):
     """Sets of tokens in random order, each drawn by the head under what is known so far."""
 
+    keeps_known = True
+
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         wide, layers, decoder_heads = config.decoder_shape()
         super().__init__(config, layout, classes, wide)
@@ -90,14 +102,14 @@ class Mar(PatchedGenerator):
         # a mean over each image's masked tokens, then over images, so that processes share a batch exactly
         weights = (1 / (counts * len(tokens)))[:, None].expand_as(masked)
         columns = (x_BND, z_BNW, uniform, normal, weights)
-        *given, weights = (picked(column, masked, self.expected) for column in columns)
+        *given, weights = (select(column, masked, self.expected) for column in columns)
         terms = self.head.losses(*given)
         return {name: (term * weights).sum() for name, term in terms.items()}
 
     @cached_property
     def expected(self) -> float:
         """The share of tokens masked in training, on average."""
-        return float(self.masked_counts(evenly_spread()).double().mean()) / self.length
+        return float(self.masked_counts(even_uniforms()).double().mean()) / self.length
 
     def masked_counts(self, uniform: Tensor) -> Tensor:
         """How many tokens of each image are masked, (B,) int64 from uniform (B,): a truncated normal share, rounded up.
@@ -111,26 +123,54 @@ class Mar(PatchedGenerator):
         return count.clamp(math.ceil(self.config.mask_ratio_min * self.length), self.length).clamp(min=1)
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
-        batch, count, total = len(condition), self.length, self.passes(sampling)
+        total = self.passes(sampling)
         guidance, order = Guidance(condition, sampling, total), noise.permutation(self.length)
         sequence = self.context(guidance.condition).sequence
-        x_BND = torch.zeros(batch, self.length, self.dimension, device=condition.device)
+        x_BND, known = self.known_patches(condition)
+        order, unknown = unknown_first(order, known)
         for step in range(total):
-            left = still_masked(self.length, total, step, count)
-            places = order[:, left:count]
-            z = self.body(guidance.repeat(self.input(x_BND)), sequence, guidance.repeat(order), count)
-            z = z.gather(1, guidance.repeat(places)[..., None].expand(-1, -1, z.shape[2]))
-            scale = guidance.scale(step, share=(self.length - max(left, 1)) / self.length)
-            drawn = self.head.sample(z, scale, sampling, noise)
-            x_BND = x_BND.scatter(1, places[..., None].expand(-1, -1, self.dimension), drawn)
-            count = left
-            known = ~masked_flags(order, torch.full_like(order[:, 0], count))
-            yield self.finished(x_BND, known if count else None)
+            counts, left = ([schedule(whole, total)[at] for whole in unknown] for at in (step, step + 1))
+            places = slots(order, left, counts)
+            z = guidance.repeat(self.input(x_BND))
+            z = self.body(z, sequence, guidance.repeat(order), counts * (len(z) // len(counts)))
+            index = guidance.repeat(places.clamp(max=self.length - 1))
+            z = z.gather(1, index[..., None].expand(-1, -1, z.shape[2]))
+            whole_left = schedule(self.length, total)[step + 1]
+            scale = guidance.scale(step, share=(self.length - max(whole_left, 1)) / self.length)
+            x_BND = put(x_BND, places, self.head.sample(z, scale, sampling, noise))
+            decided = ~masked_flags(order, torch.tensor(left, device=order.device))
+            yield self.to_tokens(x_BND, decided if any(left) else None)
+
+    def known_patches(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
+        """The known patches (B, N, D) of a condition, zero elsewhere, and where they are, (B, N) bool or None for
+        nowhere. LayoutError: a patch is known in part."""
+        if condition.known is None:
+            return torch.zeros(len(condition), self.length, self.dimension, device=condition.device), None
+        side = self.patch**2
+        flags = split_patches(condition.known.flags[..., None].long(), self.layout.grid, self.patch).sum(-1)
+        if bool((flags % side).any()):
+            raise LayoutError(f"known tokens must be whole patches of {self.patch}x{self.patch} tokens")
+        known = flags == side
+        return torch.where(known[..., None], self.patches(condition.known), 0.0), known
 
     def passes(self, sampling: Sampling) -> int:
-        if sampling.steps is not None and sampling.steps > self.length:
-            raise ConfigError(
-                f"{sampling.steps} sampling steps are more than the {self.length} tokens, of which each step decides "
-                "at least one; ask for fewer"
-            )
-        return sampling.steps or min(self.config.steps, self.length)
+        return count_steps(sampling.steps, self.config.steps, self.length)
+
+
+def slots(order_BN: Tensor, first: Sequence[int], end: Sequence[int]) -> Tensor:
+    """Positions (B, n) at first, first + 1, ... end - 1 of each row's order, n being the most; where a row has fewer, N
+    stands for none."""
+    if len({*first}) == len({*end}) == 1:
+        return order_BN[:, first[0] : end[0]]
+    length, device = order_BN.shape[1], order_BN.device
+    most = max(b - a for a, b in zip(first, end, strict=True))
+    at = torch.tensor(first, device=device)[:, None] + torch.arange(most, device=device)
+    positions = order_BN.gather(1, at.clamp(max=length - 1))
+    return torch.where(at < torch.tensor(end, device=device)[:, None], positions, length)
+
+
+def put(x_BND: Tensor, places_Bn: Tensor, new_BnD: Tensor) -> Tensor:
+    """x with new vectors at some places, of which N is none of its own."""
+    length, dimension = x_BND.shape[1:]
+    room = torch.cat([x_BND, x_BND[:, :1]], dim=1)
+    return room.scatter(1, places_Bn[..., None].expand(-1, -1, dimension), new_BnD)[:, :length]

@@ -1,18 +1,20 @@
 """The masked encoder-decoder that MAR and MaskGIT share (Li et al. 2024, section 3.4; after He et al. 2022).
 
-Which tokens are masked is told by an order of the positions and a count: the first `count` positions are masked.
+Which tokens are masked is given by an order of the positions and a count: the first `count` positions are masked.
 """
 
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Sequence
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners
+from artok.errors import ConfigError
 from artok.nn.gradient_checkpointing import run
 from artok.nn.vit import EPS, VitBlock
 
@@ -74,15 +76,19 @@ class MaskedTransformer(nn.Module):
         embedded_BNW: Tensor,
         sequence_B1W: Tensor,
         order_BN: Tensor,
-        counts: Tensor | int,
+        counts: Tensor | Sequence[int] | int,
         room: int | None = None,
     ) -> Tensor:
         """z (B, N, W).
 
         sequence_B1W: of the context.
-        order_BN: (B, N) int64 positions, the masked ones first. counts: how many are masked, one number or (B,) int64.
-        room: the most tokens that any image may keep, needed when counts differ; keeps the shapes fixed.
+        order_BN: (B, N) int64 positions, the masked ones first. counts: how many are masked, one number or one a row.
+        room: the most tokens that any image may keep, with counts (B,); keeps the shapes fixed.
         """
+        if not isinstance(counts, Tensor | int):
+            room = self.length - min(counts)
+            alike = len(set(counts)) == 1
+            counts = counts[0] if alike else torch.tensor(counts, device=order_BN.device)
         if isinstance(counts, int):
             kept, valid = order_BN[:, counts:], None
         else:
@@ -118,6 +124,17 @@ class MaskedTransformer(nn.Module):
         return self.decoder_norm(x)[:, self.buffer :] + self.output_positions
 
 
+def count_steps(asked: int | None, usual: int, length: int) -> int:
+    """The steps of a sampling that asks for `asked` of them, or for none, which means `usual` or as many as there are
+    tokens. ConfigError: more are asked for than there are tokens."""
+    if asked is not None and asked > length:
+        raise ConfigError(
+            f"{asked} sampling steps are more than the {length} tokens, of which each step decides at least one; "
+            "ask for fewer"
+        )
+    return asked or min(usual, length)
+
+
 def still_masked(length: int, steps: int, step: int, now: int) -> int:
     """Tokens left to decide after step 0..steps-1 when `now` are: the cosine schedule of MaskGIT (Chang et al. 2022,
     arXiv 2202.04200, section 3.3), at least one decided in every step, and one left for the last."""
@@ -126,12 +143,29 @@ def still_masked(length: int, steps: int, step: int, now: int) -> int:
     return max(1, min(now - 1, math.floor(length * math.cos(math.pi / 2 * (step + 1) / steps))))
 
 
+@cache
+def schedule(length: int, steps: int) -> tuple[int, ...]:
+    """Tokens left to decide before the first step and after each, of an image that has `length` to decide."""
+    left = [length]
+    for step in range(steps):
+        left.append(min(left[-1], still_masked(length, steps, step, left[-1])))
+    return tuple(left)
+
+
+def unknown_first(order_BN: Tensor, known_BN: Tensor | None) -> tuple[Tensor, list[int]]:
+    """The order with all known positions behind the others, and how many those others are in each row."""
+    if known_BN is None:
+        return order_BN, [order_BN.shape[1]] * len(order_BN)
+    behind = known_BN.gather(1, order_BN).long().argsort(dim=1, stable=True)
+    return order_BN.gather(1, behind), (~known_BN).sum(1).tolist()
+
+
 def masked_flags(order_BN: Tensor, counts_B: Tensor) -> Tensor:
     """(B, N) bool: whether a position is among the first counts of the order."""
     return order_BN.argsort(1) < counts_B[:, None]
 
 
-def picked(values: Tensor, flags_BN: Tensor, expected: float) -> Tensor:
+def select(values: Tensor, flags_BN: Tensor, expected: float) -> Tensor:
     """values (B, N, ...) where flagged, (R, ...).
 
     On the meta device flags have no numbers, and R is `expected` of B N, the share that training flags on average.
@@ -141,6 +175,6 @@ def picked(values: Tensor, flags_BN: Tensor, expected: float) -> Tensor:
     return values[flags_BN]
 
 
-def evenly_spread(count: int = 1000) -> Tensor:
+def even_uniforms(count: int = 1000) -> Tensor:
     """(count,) numbers in the middle of equal parts of [0, 1], to average a function of a uniform number over."""
     return (torch.arange(count, device="cpu") + 0.5) / count

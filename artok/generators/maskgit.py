@@ -6,9 +6,9 @@ The second reading of MAR's masked transformer: codes in, and for each masked po
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +16,23 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners, Context
-from artok.errors import ConfigError
 from artok.generators.base import Generator, GeneratorConfig
-from artok.generators.masked import MaskedTransformer, Stack, evenly_spread, masked_flags, picked, still_masked
+from artok.generators.masked import (
+    MaskedTransformer,
+    Stack,
+    count_steps,
+    even_uniforms,
+    masked_flags,
+    schedule,
+    select,
+    unknown_first,
+)
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.vit import EPS, initialise_linear
 from artok.noise import Noise
 from artok.sampling.guidance import Guidance
 from artok.sampling.logits import draw
-from artok.sampling.settings import Sampling
+from artok.sampling.settings import DRAWS, GUIDANCE, Sampling
 
 SIZES = {
     "base": (768, 12, 8)
@@ -89,6 +97,9 @@ class Config(GeneratorConfig):
 class MaskedCodes(Generator):
     """p(masked codes | known codes, class), position by position."""
 
+    keeps_known = True
+    reads: ClassVar = GUIDANCE | DRAWS | {"steps", "choice_temperature"}
+
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)
         assert layout.vocab is not None
@@ -112,16 +123,16 @@ class MaskedCodes(Generator):
         counts = self.masked_counts(noise.uniform())
         z = self.body(self.embedding(codes), self.context(condition).sequence, order, counts, room=length - 1)
         masked = masked_flags(order, counts)
-        logits = self.head(picked(z, masked, self.expected)).float()
-        targets = picked(codes, masked, self.expected)
+        logits = self.head(select(z, masked, self.expected)).float()
+        targets = select(codes, masked, self.expected)
         nats = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.config.label_smoothing)
-        weights = picked((1 / (counts * len(tokens)))[:, None].expand_as(masked), masked, self.expected)
+        weights = select((1 / (counts * len(tokens)))[:, None].expand_as(masked), masked, self.expected)
         return {"masked_nll": (nats * weights).sum()}
 
     @cached_property
     def expected(self) -> float:
         """The share of tokens masked in training, on average."""
-        return float(self.masked_counts(evenly_spread()).double().mean()) / self.layout.length
+        return float(self.masked_counts(even_uniforms()).double().mean()) / self.layout.length
 
     def masked_counts(self, uniform: Tensor) -> Tensor:
         """How many tokens of each image are masked, (B,) int64 from uniform (B,): the share cos(pi/2 u), as many as
@@ -133,35 +144,39 @@ class MaskedCodes(Generator):
         batch, length, total = len(condition), self.layout.length, self.passes(sampling)
         guidance = Guidance(condition, sampling, total)
         context = self.context(guidance.condition)
-        codes = torch.zeros(batch, length, dtype=torch.int64, device=condition.device)
-        order, count = torch.arange(length, device=condition.device).expand(batch, -1), length
+        known, device = condition.known, condition.device
+        codes = torch.zeros(batch, length, dtype=torch.int64, device=device)
+        if known is not None:
+            codes = torch.where(known.flags, known.values[..., 0], codes)
+        order = torch.arange(length, device=device).expand(batch, -1)
+        order, unknown = unknown_first(order, None if known is None else known.flags)
         for step in range(total):
-            places = order[:, :count]
-            logits = guidance(self.logits(guidance.repeat(codes), context, guidance.repeat(order), count), step)
-            drawn = draw(logits, noise.uniform(count), sampling.temperature, sampling.top_k, sampling.top_p)
-            codes = codes.scatter(1, places, drawn)
-            count = still_masked(length, total, step, count)
+            counts, left = ([schedule(whole, total)[at] for whole in unknown] for at in (step, step + 1))
+            places = order[:, : max(counts)]
+            free = torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
+            logits = guidance(self.logits(guidance.repeat(codes), context, guidance.repeat(order), counts), step)
+            uniform = noise.uniform(max(counts))
+            drawn = draw(logits, uniform, sampling.temperature, sampling.top_k, sampling.top_p)
+            codes = codes.scatter(1, places, torch.where(free, drawn, codes.gather(1, places)))
             ratio = (step + 1) / total
-            surest = confidence(logits, drawn, noise, sampling.choice_temperature * (1 - ratio)).argsort(1)
+            sure = confidence(logits, drawn, noise, sampling.choice_temperature * (1 - ratio))
+            surest = sure.masked_fill(~free, math.inf).argsort(1)
             order = torch.cat([places.gather(1, surest), order[:, places.shape[1] :]], dim=1)
-            known = ~masked_flags(order, torch.full_like(order[:, 0], count))
-            yield Tokens(codes[..., None].clone(), self.layout, known=known if count else None)
+            decided = ~masked_flags(order, torch.tensor(left, device=device))
+            yield Tokens(codes[..., None].clone(), self.layout, known=decided if any(left) else None)
 
-    def logits(self, codes: Tensor, context: Context, order: Tensor, count: int) -> Tensor:
-        """Logits (B, count, V) float32 of the masked positions, in their order; the head runs on those alone."""
-        z = self.body(self.embedding(codes), context.sequence, order, count)
+    def logits(self, codes: Tensor, context: Context, order: Tensor, counts: Sequence[int]) -> Tensor:
+        """Logits (B, n, V) float32 of the first n positions of the order, of which a row has `counts` masked and none
+        has more than n; the head runs on those alone."""
+        count, halves = max(counts), len(order) // len(counts)
+        z = self.body(self.embedding(codes), context.sequence, order, [*counts] * halves)
         return self.head(z.gather(1, order[:, :count, None].expand(-1, -1, z.shape[2]))).float()
 
     def check(self, sampling: Sampling) -> None:
         self.passes(sampling)
 
     def passes(self, sampling: Sampling) -> int:
-        if sampling.steps is not None and sampling.steps > self.layout.length:
-            raise ConfigError(
-                f"{sampling.steps} sampling steps are more than the {self.layout.length} tokens, of which each step "
-                "decides at least one; ask for fewer"
-            )
-        return sampling.steps or min(self.config.steps, self.layout.length)
+        return count_steps(sampling.steps, self.config.steps, self.layout.length)
 
 
 def confidence(logits: Tensor, drawn: Tensor, noise: Noise, temperature: float) -> Tensor:

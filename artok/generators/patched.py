@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from artok.generators.diffusion_head import DiffusionHead
 from artok.layout import TokenLayout, Tokens
 from artok.nn.patches import divides, merge_patches, patch_grid, split_patches
 from artok.sampling.diffusion import DiffusionConfig
-from artok.sampling.settings import Sampling
+from artok.sampling.settings import GUIDANCE, Sampling
 
 SIZES = {  # width, layers of the encoder and of the decoder, heads, layers and width of the head: as published
     "base": (768, 12, 12, 6, 1024),
@@ -85,6 +85,8 @@ class PatchedConfig(GeneratorConfig, ABC):
 class PatchedGenerator(Generator):
     """length N and dimension D are those of the patches, where they differ from the layout's."""
 
+    reads: ClassVar = GUIDANCE | {"steps", "head_steps", "solver", "eta", "temperature"}
+
     def __init__(self, config: PatchedConfig, layout: TokenLayout, classes: int, head_input: int) -> None:
         """head_input: width of the vectors z under which the head draws."""
         super().__init__(layout, classes)
@@ -104,7 +106,7 @@ class PatchedGenerator(Generator):
         """Token values as (B, N, D) patches."""
         return split_patches(tokens.values, self.layout.grid, self.patch)
 
-    def finished(self, patches: Tensor, known_BN: Tensor | None) -> Tokens:
+    def to_tokens(self, patches: Tensor, known_BN: Tensor | None) -> Tokens:
         """Tokens of (B, N, D) patches, of which those in known_BN are decided, or all."""
         grid, side = self.layout.grid, self.patch
         values = merge_patches(patches, grid, side).clone()

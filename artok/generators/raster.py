@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from artok.nn.transformer import LlamaBlock
 from artok.noise import Noise
 from artok.sampling.guidance import Guidance
 from artok.sampling.logits import draw
-from artok.sampling.settings import Sampling
+from artok.sampling.settings import DRAWS, GUIDANCE, Sampling
 
 SIZES = {  # layers, heads, width: the published LlamaGen models
     "B": (12, 12, 768),
@@ -99,6 +99,8 @@ class Config(GeneratorConfig):
 
 class Raster(Generator):
     """p(codes | class) as a product over the raster order."""
+
+    reads: ClassVar = GUIDANCE | DRAWS
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)

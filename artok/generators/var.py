@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from artok.nn.resize import shrink
 from artok.noise import Noise
 from artok.sampling.guidance import Guidance
 from artok.sampling.logits import draw
-from artok.sampling.settings import Sampling
+from artok.sampling.settings import DRAWS, GUIDANCE, Sampling
 
 LARGEST_TEMPERATURE = math.log(100)
 
@@ -108,8 +109,8 @@ class CosineAttention(nn.Module):
 
     def forward(self, x_BND: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x_BND, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
+        qkv = F.linear(x_BND, self.qkv.weight, bias)
+        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads).unbind()
         temperature = self.log_temperature.clamp(max=LARGEST_TEMPERATURE).exp()[:, None, None]
         q, k = q * (temperature / norm(q)).to(q.dtype), k * (1 / norm(k)).to(k.dtype)
         if cache is not None:
@@ -118,7 +119,7 @@ class CosineAttention(nn.Module):
             mixed = flex_block_causal(q, k, v, self.sizes, scale=1.0)
         else:
             mixed = attend(q, k, v, mask, scale=1.0)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 
 
 class OwnModulation(nn.Module):
@@ -139,6 +140,7 @@ class OwnModulation(nn.Module):
 class SharedModulation(nn.Module):
     """The modulation (B, 6, D) that all blocks share, with this block's offset."""
 
+    keeps_known = True
     undecayed = ("offset",)
 
     def __init__(self, width: int, gate_init: float) -> None:
@@ -182,8 +184,8 @@ class Block(nn.Module):
         gate1, gate2, scale1, scale2, shift1, shift2 = changes
         if keep_B2 is not None:
             gate1, gate2 = gate1 * keep_B2[:, 0, None, None], gate2 * keep_B2[:, 1, None, None]
-        x_BND = torch.addcmul(x_BND, gate1, self.attention(modulated(x_BND, scale1, shift1), mask, cache, layer))
-        hidden = F.gelu(self.expand(modulated(x_BND, scale2, shift2)), approximate="tanh")
+        x_BND = torch.addcmul(x_BND, gate1, self.attention(modulate(x_BND, scale1, shift1), mask, cache, layer))
+        hidden = F.gelu(self.expand(modulate(x_BND, scale2, shift2)), approximate="tanh")
         return torch.addcmul(x_BND, gate2, self.contract(hidden))
 
 
@@ -192,7 +194,7 @@ def norm(x_BHND: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x_BHND, dim=-1, keepdim=True, dtype=torch.float32).clamp(min=1e-12)
 
 
-def modulated(x_BND: Tensor, scale_B1D: Tensor, shift_B1D: Tensor) -> Tensor:
+def modulate(x_BND: Tensor, scale_B1D: Tensor, shift_B1D: Tensor) -> Tensor:
     """Layer norm whose gain and bias come from the class."""
     return torch.addcmul(shift_B1D, F.layer_norm(x_BND, x_BND.shape[-1:], eps=1e-6), 1 + scale_B1D)
 
@@ -206,6 +208,9 @@ def initialise(module: nn.Linear, width: int) -> None:
 
 class Var(Generator):
     """p(codes | class) as a product over the scales, within which codes are independent given the coarser scales."""
+
+    keeps_known = True
+    reads: ClassVar = GUIDANCE | DRAWS
 
     undecayed = ("start", "position", "level")  # embeddings of places, which the published recipe does not decay
 
@@ -248,7 +253,7 @@ class Var(Generator):
 
     def words(self, scale: int, prefix: Tensor) -> Tensor:
         """The input (B, n, D) at a scale after the first, from the vectors (B, D, *grid) of the scales before it."""
-        return self.word(shrink(prefix, self.layout.grids[scale]).flatten(2).transpose(1, 2))
+        return self.word(rearrange(shrink(prefix, self.layout.grids[scale]), "b d ... -> b (...) d"))
 
     def run(
         self,
@@ -274,18 +279,18 @@ class Var(Generator):
             factors = None if keep is None else keep[:, layer]
             x_BND = run(block, x_BND, condition, factors, mask, cache, layer, checkpoint=self.gradient_checkpointing)
         scale, shift = self.head_modulation(F.silu(condition_BD))[:, None].chunk(2, dim=-1)
-        return self.head(modulated(x_BND, scale, shift)).float()
+        return self.head(modulate(x_BND, scale, shift)).float()
 
     def logits(self, tokens: Tokens, context: Context, codec: Codec | None, keep: Tensor | None = None) -> Tensor:
         """Teacher-forced logits (B, N, V) of all scales in one pass."""
-        prefixes = _lent(codec).prefixes(tokens)[:-1]
+        prefixes = _require(codec).prefixes(tokens)[:-1]
         return self.run([self.words(scale, prefix) for scale, prefix in enumerate(prefixes, 1)], context, keep=keep)
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
-        logits = self.logits(tokens, self.context(condition), codec, self._kept(noise))
+        logits = self.logits(tokens, self.context(condition), codec, self._drop_factors(noise))
         return {"nll": F.cross_entropy(logits.flatten(0, 1), tokens.values.flatten())}
 
-    def _kept(self, noise: Noise) -> Tensor | None:
+    def _drop_factors(self, noise: Noise) -> Tensor | None:
         """Stochastic depth (Huang et al. 2016): (B, layers, 2), 0 where a branch is skipped, else over its chance."""
         if not self.training or not any(self.config.drop_rates()):
             return None
@@ -299,10 +304,12 @@ class Var(Generator):
     # ------------------------------------------------------------------------------------------ scale by scale
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
-        """One step a scale. The published sampling is guidance 2.5 (theirs: 1.5) on the linear schedule, top_k 900
-        and top_p 0.96."""
-        batch, layout, lent = len(condition), self.layout, _lent(codec)
-        guidance = Guidance(condition, sampling, len(self.parts))
+        """One step a scale; known codes are put in place of those drawn at it.
+
+        The published sampling is cfg_scale 2.5 (theirs: 1.5) on the linear schedule, top_k 900 and top_p 0.96.
+        """
+        batch, layout, lent = len(condition), self.layout, _require(codec)
+        known, guidance = condition.known, Guidance(condition, sampling, len(self.parts))
         context = self.context(guidance.condition)
         device, dtype = condition.device, getattr(torch, sampling.dtype)
         head_width = self.width // self.heads
@@ -317,6 +324,8 @@ class Var(Generator):
             logits = guidance(self.run(inputs, context, first=scale, cache=cache), scale)
             cache.filled = part.stop
             codes = draw(logits, uniform[:, part], sampling.temperature, sampling.top_k, sampling.top_p)
+            if known is not None:
+                codes = torch.where(known.flags[:, part], known.values[:, part, 0], codes)
             values[:, part, 0] = codes
             yield Tokens(values.clone(), layout).first_scales(scale + 1)
 
@@ -324,7 +333,7 @@ class Var(Generator):
         return len(self.parts)
 
 
-def _lent(codec: Codec | None) -> Codec:
+def _require(codec: Codec | None) -> Codec:
     if codec is None:
         raise ValueError("VAR reads partly decoded images, so it needs the tokenizer's codec")
     return codec

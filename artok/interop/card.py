@@ -71,12 +71,12 @@ def _what(saved: Saved, layout: TokenLayout, parameters: int) -> str:
 def _use(name: str, saved: Saved) -> str:
     if saved.generator:
         code = (
-            f'from artok.pipeline import Pipeline\n\nimages = Pipeline.from_pretrained("{name}")([0, 1], n=4)  '
+            f'from artok import Pipeline\n\nimages = Pipeline.from_pretrained("{name}")([0, 1], n=4)  '
             "# (8, C, H, W) in [-1, 1]"
         )
     else:
         code = (
-            f'from artok.saved import load_tokenizer\n\ntokenizer, _ = load_tokenizer("{name}")\n'
+            f'from artok import load_tokenizer\n\ntokenizer = load_tokenizer("{name}")\n'
             "tokens = tokenizer.encode(images)  # (B, C, H, W) in [-1, 1]"
         )
     return f"```python\n{code}\n```"

@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from artok.errors import CheckpointError
-from artok.interop.families import Source, count, renamed, shape_of, with_parameters
+from artok.interop.families import Source, count, rename, rename_layer, shape_of
 from artok.nn.conv2d import Decoder, Encoder, PixelAttention
 from artok.tokenizers.conv import ConvTokenizer
 
 
 @dataclass(frozen=True)
-class Spelling:
+class KeyScheme:
     """Names below `encoder.` and `decoder.`. {i}: a level, {j}: a block of it.
 
     finest_first: the decoder's levels are numbered from the finest, as in taming, and not as they run.
@@ -38,35 +38,35 @@ class Spelling:
     norm_out: str = "norm_out"
 
 
-TAMING = Spelling()
+TAMING = KeyScheme()
 
 
 # ---------------------------------------------------------------------------------------------- sizes
 
 
-def describe_half(tensors: Mapping[str, Tensor], half: str, spelling: Spelling) -> dict[str, Any]:
+def describe_half(tensors: Mapping[str, Tensor], half: str, scheme: KeyScheme) -> dict[str, Any]:
     """widths, blocks and attention of each level of the encoder or decoder, finest first, and middle_attention."""
-    level = f"{half}.{spelling.down if half == 'encoder' else spelling.up}"
-    first = f"{level}.{spelling.block.format(j=0)}.conv1.weight"
+    level = f"{half}.{scheme.down if half == 'encoder' else scheme.up}"
+    first = f"{level}.{scheme.block.format(j=0)}.conv1.weight"
     levels = count(tensors, first)
     if levels == 0:
         raise CheckpointError(f"the key {first.format(i=0)} is missing")
-    block = f"{level}.{spelling.block}.conv1.weight"
-    attention = f"{level}.{spelling.attention}.{spelling.norm}.weight"
+    block = f"{level}.{scheme.block}.conv1.weight"
+    attention = f"{level}.{scheme.attention}.{scheme.norm}.weight"
     widths = [shape_of(tensors, first.format(i=i), 4)[0] for i in range(levels)]
     blocks = {count(tensors, block.replace("{i}", str(i)).replace("{j}", "{i}")) for i in range(levels)}
     attends = [attention.format(i=i, j=0) in tensors for i in range(levels)]
     if len(blocks) > 1:
         raise CheckpointError(f"the levels of the {half} have {sorted(blocks)} residual blocks, where all have as many")
-    if half == "decoder" and not spelling.finest_first:
+    if half == "decoder" and not scheme.finest_first:
         widths, attends = widths[::-1], attends[::-1]
-    middle = f"{half}.{spelling.middle[1]}.{spelling.norm}.weight" in tensors
+    middle = f"{half}.{scheme.middle[1]}.{scheme.norm}.weight" in tensors
     return {"widths": widths, "blocks": blocks.pop(), "attends": attends, "middle": middle}
 
 
-def describe_conv(tensors: Mapping[str, Tensor], spelling: Spelling, image: int) -> dict[str, Any]:
+def describe_conv(tensors: Mapping[str, Tensor], scheme: KeyScheme, image: int) -> dict[str, Any]:
     """A `tokenizer: {kind: conv}` section without its quantizer."""
-    encoder, decoder = (describe_half(tensors, half, spelling) for half in ("encoder", "decoder"))
+    encoder, decoder = (describe_half(tensors, half, scheme) for half in ("encoder", "decoder"))
     stem = shape_of(tensors, "encoder.conv_in.weight", 4)[0]
     base = gcd(stem, *encoder["widths"], *decoder["widths"])
     if len(encoder["widths"]) != len(decoder["widths"]):
@@ -106,35 +106,35 @@ def attention_sides(attends: list[bool], image: int) -> list[int] | str:
 # ---------------------------------------------------------------------------------------------- names
 
 
-def conv_sources(tokenizer: ConvTokenizer, spelling: Spelling) -> dict[str, Source]:
+def conv_sources(tokenizer: ConvTokenizer, scheme: KeyScheme) -> dict[str, Source]:
     """Every tensor of the encoder, the decoder and the convolutions around the quantizer."""
-    sources = with_parameters("to_quantizer", "quant_conv") | with_parameters("from_quantizer", "post_quant_conv")
+    sources = rename_layer("to_quantizer", "quant_conv") | rename_layer("from_quantizer", "post_quant_conv")
     for half, stack in (("encoder", tokenizer.encoder), ("decoder", tokenizer.decoder)):
-        for own, published in _pairs(half, stack, spelling):
-            sources |= _layer(stack.get_submodule(own), f"{half}.{own}", f"{half}.{published}", spelling)
+        for own, published in _pairs(half, stack, scheme):
+            sources |= _layer(stack.get_submodule(own), f"{half}.{own}", f"{half}.{published}", scheme)
     return sources
 
 
-def _pairs(half: str, stack: Encoder | Decoder, spelling: Spelling) -> list[tuple[str, str]]:
+def _pairs(half: str, stack: Encoder | Decoder, scheme: KeyScheme) -> list[tuple[str, str]]:
     """artok's and the published name of every block and layer of a half, below it."""
-    pairs = [("conv_in", "conv_in"), ("norm_out", spelling.norm_out), ("conv_out", "conv_out")]
-    names = [name for name in spelling.middle if stack_has(stack.middle, name == spelling.middle[1])]
+    pairs = [("conv_in", "conv_in"), ("norm_out", scheme.norm_out), ("conv_out", "conv_out")]
+    names = [name for name in scheme.middle if stack_has(stack.middle, name == scheme.middle[1])]
     pairs += [(f"middle.{index}", name) for index, name in enumerate(names)]
     levels = len(stack.levels)
     for index, level in enumerate(stack.levels):
-        number = levels - 1 - index if half == "decoder" and spelling.finest_first else index
-        place = (spelling.down if half == "encoder" else spelling.up).format(i=number)
+        number = levels - 1 - index if half == "decoder" and scheme.finest_first else index
+        place = (scheme.down if half == "encoder" else scheme.up).format(i=number)
         blocks = attentions = 0
         for child, layer in enumerate(level.children()):
             if isinstance(layer, PixelAttention):
-                pairs.append((f"levels.{index}.{child}", f"{place}.{spelling.attention.format(j=attentions)}"))
+                pairs.append((f"levels.{index}.{child}", f"{place}.{scheme.attention.format(j=attentions)}"))
                 attentions += 1
             else:
-                pairs.append((f"levels.{index}.{child}", f"{place}.{spelling.block.format(j=blocks)}"))
+                pairs.append((f"levels.{index}.{child}", f"{place}.{scheme.block.format(j=blocks)}"))
                 blocks += 1
         if index < levels - 1:
             own = f"downsamples.{index}.conv" if half == "encoder" else f"upsamples.{index}.conv"
-            pairs.append((own, f"{place}.{spelling.downsample if half == 'encoder' else spelling.upsample}"))
+            pairs.append((own, f"{place}.{scheme.downsample if half == 'encoder' else scheme.upsample}"))
     return pairs
 
 
@@ -142,17 +142,17 @@ def stack_has(middle: nn.Module, attention: bool) -> bool:
     return not attention or any(isinstance(layer, PixelAttention) for layer in middle.children())
 
 
-def _layer(module: nn.Module, own: str, published: str, spelling: Spelling) -> dict[str, Source]:
+def _layer(module: nn.Module, own: str, published: str, scheme: KeyScheme) -> dict[str, Source]:
     if isinstance(module, PixelAttention):
-        sources = with_parameters(f"{own}.norm", f"{published}.{spelling.norm}")
-        sources |= with_parameters(f"{own}.out", f"{published}.{spelling.out}")
+        sources = rename_layer(f"{own}.norm", f"{published}.{scheme.norm}")
+        sources |= rename_layer(f"{own}.out", f"{published}.{scheme.out}")
         for leaf in ("weight", "bias"):
-            sources[f"{own}.qkv.{leaf}"] = renamed(*(f"{published}.{name}.{leaf}" for name in spelling.query))
+            sources[f"{own}.qkv.{leaf}"] = rename(*(f"{published}.{name}.{leaf}" for name in scheme.query))
         return sources
     if not list(module.children()):
-        return with_parameters(own, published)
+        return rename_layer(own, published)
     sources = {}
     for name, child in module.named_children():
         if any(True for _ in child.parameters()):  # the skip of equal widths is an identity
-            sources |= with_parameters(f"{own}.{name}", f"{published}.{spelling.skip if name == 'skip' else name}")
+            sources |= rename_layer(f"{own}.{name}", f"{published}.{scheme.skip if name == 'skip' else name}")
     return sources

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from artok.errors import CheckpointError
 from artok.generators.diffusion import LatentDiffusion
 from artok.generators.networks.dit import SIZES, DiffusionTransformer
-from artok.interop.families import Asked, Family, Found, Source, by_own_names, count, shape_of
+from artok.interop.families import Description, Family, Hints, Source, count, rename_all, shape_of
 
 BLOCK = "blocks.{i}.attn.qkv.weight"
 GUIDED = 3
@@ -44,8 +44,8 @@ class DitFamily(Family):
     def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
         return "x_embedder.proj.weight" in tensors and "y_embedder.embedding_table.weight" in tensors
 
-    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
-        return described(
+    def describe(self, tensors: Mapping[str, Tensor], hints: Hints) -> Description:
+        return describe_sizes(
             patches=shape_of(tensors, "x_embedder.proj.weight", 4),
             classes=shape_of(tensors, "y_embedder.embedding_table.weight", 2)[0] - 1,
             depth=count(tensors, BLOCK),
@@ -55,7 +55,7 @@ class DitFamily(Family):
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         assert isinstance(module, LatentDiffusion) and isinstance(module.network, DiffusionTransformer)
-        return by_own_names(module, NAMES) | patch_sources(module.network, "x_embedder.proj", "final_layer.linear")
+        return rename_all(module, NAMES) | patch_sources(module.network, "x_embedder.proj", "final_layer.linear")
 
     def check(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         assert isinstance(module, LatentDiffusion) and isinstance(module.network, DiffusionTransformer)
@@ -71,7 +71,7 @@ class DitFamily(Family):
             raise CheckpointError("pos_embed is not the fixed table of sines and cosines, and artok has no other")
 
 
-def described(patches: Sequence[int], classes: int, depth: int, hidden: int, outputs: int) -> Found:
+def describe_sizes(patches: Sequence[int], classes: int, depth: int, hidden: int, outputs: int) -> Description:
     """A DiT's size. patches: shape of the weight that embeds them. hidden: width inside the feed-forward layers.
     outputs: numbers for a patch."""
     width, channels, patch, _ = patches
@@ -84,7 +84,7 @@ def described(patches: Sequence[int], classes: int, depth: int, hidden: int, out
         section["guided_channels"] = GUIDED
     section["diffusion"] = {"schedule": "linear", "variance": variance, "steps": 250}
     words = f"DiT-{size}/{patch}" if size else f"DiT of {depth} layers, width {width}, patch {patch}"
-    return Found(section, words, classes=classes, sampling={"cfg_scale": 1.5 if size else 1.0})
+    return Description(section, words, classes=classes, sampling={"cfg_scale": 1.5 if size else 1.0})
 
 
 def patch_sources(network: DiffusionTransformer, embedding: str, output: str) -> dict[str, Source]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from artok.errors import CheckpointError
 from artok.generators.diffusion import LatentDiffusion
 from artok.generators.networks.dit import DiffusionTransformer
-from artok.interop.dit import described, patch_sources
-from artok.interop.families import Asked, Family, Found, Source, count, renamed, shape_of, with_parameters
+from artok.interop.dit import describe_sizes, patch_sources
+from artok.interop.families import Description, Family, Hints, Source, count, rename, rename_layer, shape_of
 
 EMBEDDED = "transformer_blocks.{i}.norm1.emb"
 EMBEDDINGS = {  # artok's to those in every block
@@ -45,9 +45,9 @@ class DitDiffusers(Family):
             and "proj_out_2.weight" in tensors
         )
 
-    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
+    def describe(self, tensors: Mapping[str, Tensor], hints: Hints) -> Description:
         table = f"{EMBEDDED.format(i=0)}.class_embedder.embedding_table.weight"
-        return described(
+        return describe_sizes(
             patches=shape_of(tensors, "pos_embed.proj.weight", 4),
             classes=shape_of(tensors, table, 2)[0] - 1,
             depth=count(tensors, "transformer_blocks.{i}.attn1.to_q.weight"),
@@ -67,19 +67,19 @@ class DitDiffusers(Family):
 
 def dit_sources(network: DiffusionTransformer) -> dict[str, Source]:
     """Where the network's tensors come from; the embeddings from the first block."""
-    sources = with_parameters("network.input", "pos_embed.proj") | {
-        own: renamed(f"{EMBEDDED.format(i=0)}.{published}") for own, published in EMBEDDINGS.items()
+    sources = rename_layer("network.input", "pos_embed.proj") | {
+        own: rename(f"{EMBEDDED.format(i=0)}.{published}") for own, published in EMBEDDINGS.items()
     }
-    sources |= with_parameters("network.output.modulation.1", "proj_out_1")
+    sources |= rename_layer("network.output.modulation.1", "proj_out_1")
     for index in range(len(network.blocks)):
         own, block = f"network.blocks.{index}", f"transformer_blocks.{index}"
         for leaf in ("weight", "bias"):
             parts = (f"{block}.attn1.to_{letter}.{leaf}" for letter in "qkv")
-            sources[f"{own}.attention.qkv.{leaf}"] = renamed(*parts)
-        sources |= with_parameters(f"{own}.attention.out", f"{block}.attn1.to_out.0")
-        sources |= with_parameters(f"{own}.feed_forward.0", f"{block}.ff.net.0.proj")
-        sources |= with_parameters(f"{own}.feed_forward.2", f"{block}.ff.net.2")
-        sources |= with_parameters(f"{own}.modulation.1", f"{block}.norm1.linear")
+            sources[f"{own}.attention.qkv.{leaf}"] = rename(*parts)
+        sources |= rename_layer(f"{own}.attention.out", f"{block}.attn1.to_out.0")
+        sources |= rename_layer(f"{own}.feed_forward.0", f"{block}.ff.net.0.proj")
+        sources |= rename_layer(f"{own}.feed_forward.2", f"{block}.ff.net.2")
+        sources |= rename_layer(f"{own}.modulation.1", f"{block}.norm1.linear")
     return sources | patch_sources(network, "pos_embed.proj", "proj_out_2")
 
 

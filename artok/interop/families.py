@@ -33,7 +33,7 @@ class Source:
     undo: Callable[[Tensor], Tensor] | None = None
 
 
-def exported(
+def to_published(
     state: Mapping[str, Tensor], sources: Mapping[str, Source], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, Tensor]:
     """artok's tensors under published names and shapes, the way back from an import."""
@@ -48,32 +48,32 @@ def exported(
     return published
 
 
-def renamed(*names: str) -> Source:
+def rename(*names: str) -> Source:
     return Source(names)
 
 
-def made(value: Callable[[], Tensor]) -> Source:
+def compute(value: Callable[[], Tensor]) -> Source:
     return Source((), value)
 
 
-def with_parameters(own: str, published: str, *leaves: str) -> dict[str, Source]:
+def rename_layer(own: str, published: str, *leaves: str) -> dict[str, Source]:
     """The weight and bias of a layer, or the `leaves` named."""
-    return {f"{own}.{leaf}": renamed(f"{published}.{leaf}") for leaf in leaves or ("weight", "bias")}
+    return {f"{own}.{leaf}": rename(f"{published}.{leaf}") for leaf in leaves or ("weight", "bias")}
 
 
-def by_own_names(module: nn.Module, rules: Sequence[tuple[str, str]]) -> dict[str, Source]:
+def rename_all(module: nn.Module, rules: Sequence[tuple[str, str]]) -> dict[str, Source]:
     """Every tensor of a module, under its own name changed by each pattern in turn."""
     sources = {}
     for own in module.state_dict():
         published = own
         for pattern, replacement in rules:
             published = re.sub(pattern, replacement, published)
-        sources[own] = renamed(published)
+        sources[own] = rename(published)
     return sources
 
 
 @dataclass(frozen=True)
-class Found:
+class Description:
     """What keys and shapes tell of a checkpoint.
 
     section: the `tokenizer:` or `generator:` section; None stands for what they do not tell and the user has to.
@@ -91,7 +91,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Hints:
     """image: side of the images, if the user gave it. layout: of the tokens, for a generator."""
 
     image: int | None = None
@@ -116,10 +116,10 @@ class Family(ABC):
         """Whether the keys are this family's, and no other's."""
 
     @abstractmethod
-    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
+    def describe(self, tensors: Mapping[str, Tensor], hints: Hints) -> Description:
         """The model's size, read from keys and shapes; a CheckpointError when they contradict each other.
 
-        asked: what the user gave beside the file.
+        hints: what the user gave beside the file.
         """
 
     @abstractmethod
@@ -142,7 +142,7 @@ def families() -> dict[str, Family]:
     return found
 
 
-def family_of(tensors: Mapping[str, Tensor], wanted: str | None) -> Family:
+def find_family(tensors: Mapping[str, Tensor], wanted: str | None) -> Family:
     """The family asked for, or the one whose keys these are; a CheckpointError with a hint when there is none."""
     known = families()
     fitting = [family for family in known.values() if family.recognises(tensors)]
@@ -187,8 +187,8 @@ def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
 def codebook_sources(own: str, published: str, codes: int) -> dict[str, Source]:
     """The state of a `Codebook` of so many codes: the published table, with running counts and sums that agree."""
     return {
-        f"{own}.table": renamed(published),
-        f"{own}.sums": renamed(published),
-        f"{own}.counts": made(lambda: torch.ones(1, codes)),
-        f"{own}.started": made(lambda: torch.tensor(True)),
+        f"{own}.table": rename(published),
+        f"{own}.sums": rename(published),
+        f"{own}.counts": compute(lambda: torch.ones(1, codes)),
+        f"{own}.started": compute(lambda: torch.tensor(True)),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,8 +15,10 @@ from urllib.request import getproxies
 
 import torch
 
+from artok.cache import cache_directory
 from artok.errors import ConfigError, RunError
-from artok.interop.importing import Report, Wishes, check_free, import_file, sha256
+from artok.interop.importing import ImportOptions, Report, check_free, import_file, sha256
+from artok.locks import alone
 from artok.saved import CONFIG
 
 PREFIX = "hub:"
@@ -105,6 +108,17 @@ def _catalogue() -> dict[str, Published]:
 CATALOGUE = _catalogue()
 
 
+def table() -> str:
+    """The catalogue as text: one line per checkpoint with its family, the side of its images, and what it needs."""
+    rows = [("name", "family", "size", "licence", "needs")]
+    for name, entry in CATALOGUE.items():
+        side = entry.size or (CATALOGUE[entry.tokenizer].size if entry.tokenizer else None)
+        needs = f"tokenizer {entry.tokenizer}, fetched with it" if entry.tokenizer else ""
+        rows.append((name, entry.family, str(side), entry.licence, needs))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
 def published(name: str) -> Published:
     """The file behind `hub:NAME`; a ConfigError with the nearest name when there is none."""
     name = name.removeprefix(PREFIX)
@@ -147,19 +161,35 @@ def by_hand(entry: Published) -> str:
     )
 
 
-def import_published(name: str, out: Path, wishes: Wishes, say: Callable[[str], None]) -> Report:
+def import_published(name: str, out: Path, options: ImportOptions, say: Callable[[str], None]) -> Report:
     """Fetch `hub:NAME` and import it; a generator's tokenizer is fetched too, and put beside `out`, unless one is
     given."""
     entry = published(name)
     check_free(out)
     path = fetch(name, say)
-    tokenizer = wishes.tokenizer
+    tokenizer = options.tokenizer
     if tokenizer is None and entry.tokenizer is not None:
         tokenizer = str(out.parent / entry.tokenizer)
         if not (Path(tokenizer) / CONFIG).exists():
-            import_published(entry.tokenizer, Path(tokenizer), Wishes(), say)
-    told = replace(wishes, family=wishes.family or entry.family, size=wishes.size or entry.size, tokenizer=tokenizer)
+            import_published(entry.tokenizer, Path(tokenizer), ImportOptions(), say)
+    told = replace(options, family=options.family or entry.family, size=options.size or entry.size, tokenizer=tokenizer)
     return import_file(path, out, told, say)
+
+
+def imported_run(name: str) -> Path | None:
+    """The run of a published checkpoint in the user's cache, imported there at its first use; None for other names.
+
+    RunError: it could not be fetched.
+    """
+    short = name.removeprefix(PREFIX)
+    if short not in CATALOGUE:
+        return None
+    folder = cache_directory() / "imported" / short
+    if not (folder / CONFIG).exists():
+        with alone(folder):
+            if not (folder / CONFIG).exists():
+                import_published(short, folder, ImportOptions(), lambda line: print(line, file=sys.stderr))
+    return folder
 
 
 def _download(entry: Published, name: str) -> Path:

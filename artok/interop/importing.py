@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from artok import __version__
 from artok.config import OPEN, Config, Part, of_kind, override, read_yaml, validate
 from artok.errors import CheckpointError, ConfigError, RunError
-from artok.interop.families import Asked, Family, Found, Source, family_of, made, shape_of
-from artok.interop.matching import compare, joined, widened
+from artok.interop.families import Description, Family, Hints, Source, compute, find_family, shape_of
+from artok.interop.matching import assemble, compare, find_half_precision
 from artok.interop.reading import Checkpoint, read
 from artok.layout import TokenLayout
 from artok.saved import (
@@ -49,8 +49,8 @@ IMAGENET = {"kind": "hub", "path": "ILSVRC/imagenet-1k"}  # to be measured on, u
 class Report:
     """What an import did.
 
-    unused: published keys that are not part of the model, by reason. strangers: classes that were not loaded. scale: of
-    a KL autoencoder's latents.
+    unused: published keys that are not part of the model, by reason. skipped_classes: classes that were not loaded.
+    scale: of a KL autoencoder's latents.
     widened: the half-precision type that was turned into float32, if any. needed: bytes to load the model.
     """
 
@@ -61,7 +61,7 @@ class Report:
     parameters: int
     needed: int
     wrapper: str
-    strangers: tuple[str, ...]
+    skipped_classes: tuple[str, ...]
     scale: float | None = None
     unused: dict[str, list[str]] = field(default_factory=dict)
     widened: str | None = None
@@ -74,8 +74,8 @@ class Report:
             f"licence {self.licence}, sha256 {self.checksum}",
         ]
         lines += [f"unused, {reason}: {', '.join(keys)}" for reason, keys in self.unused.items()]
-        if self.strangers:
-            lines.append(f"not loaded, since nothing in a file is executed: {', '.join(self.strangers)}")
+        if self.skipped_classes:
+            lines.append(f"not loaded, since nothing in a file is executed: {', '.join(self.skipped_classes)}")
         if self.scale is not None:
             lines.append(f"generators see its latents times {self.scale:g}, unless --scale says otherwise")
         if self.widened:
@@ -86,7 +86,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ImportOptions:
     """What the user says of a file.
 
     family: found by the keys unless given. tokenizer: for a generator, the run of the tokenizer whose tokens it models.
@@ -105,40 +105,40 @@ class Wishes:
 
 
 def import_file(
-    path: Path, out: Path, wishes: Wishes | None = None, say: Callable[[str], None] = lambda _: None
+    path: Path, out: Path, options: ImportOptions | None = None, say: Callable[[str], None] = lambda _: None
 ) -> Report:
     """Write the run directory `out` from a published file; `say` gets the report line by line.
 
     CheckpointError or ConfigError: the file is damaged, of another family, or does not fit; nothing is written then.
     """
-    wishes = wishes or Wishes()
+    options = options or ImportOptions()
     check_free(out)
-    checkpoint = read(path, wishes.part)
-    chosen = family_of(checkpoint.tensors, wishes.family)
-    own = frozen_tokenizer(chosen, checkpoint, wishes.tokenizer, wishes.size)
+    checkpoint = read(path, options.part)
+    chosen = find_family(checkpoint.tensors, options.family)
+    own = open_tokenizer(chosen, checkpoint, options.tokenizer, options.size)
     layout = None if own is None else own.layout
     try:
-        found = chosen.describe(checkpoint.tensors, Asked(wishes.size, layout))
+        description = chosen.describe(checkpoint.tensors, Hints(options.size, layout))
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.path} is no whole {chosen.name}: {error}") from None
-    config = configured(chosen, found, checkpoint, own, wishes.overrides)
-    module = built(config, layout)
-    scale = found.scale if wishes.scale is None else wishes.scale
+    config = make_config(chosen, description, checkpoint, own, options.overrides)
+    module = build_model(config, layout)
+    scale = description.scale if options.scale is None else options.scale
     sources = chosen.sources(module, checkpoint.tensors) | latent_statistics(module, scale)
-    unused = compare(chosen, module, checkpoint, sources, wishes.ignore, say)
+    unused = compare(chosen, module, checkpoint, sources, options.ignore, say)
     chosen.check(module, checkpoint.tensors)
     report = Report(
         family=chosen.name,
-        size=found.size,
-        licence=found.licence or chosen.licence,
+        size=description.size,
+        licence=description.licence or chosen.licence,
         checksum=sha256(checkpoint.path),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         needed=size_in_bytes(module),
         wrapper=checkpoint.wrapper,
-        strangers=checkpoint.strangers,
+        skipped_classes=checkpoint.skipped_classes,
         scale=scale,
         unused=unused,
-        widened=widened(checkpoint, sources),
+        widened=find_half_precision(checkpoint, sources),
     )
     for line in report.lines():
         say(line)
@@ -157,53 +157,54 @@ def import_file(
 # ---------------------------------------------------------------------------------------------- config
 
 
-class Measured(Config):
+class DataSection(Config):
     """What a run is measured on."""
 
     data: Annotated[Part, of_kind("data"), OPEN]
 
 
-def configured(
-    family: Family, found: Found, checkpoint: Checkpoint, own: Frozen | None, overrides: Sequence[str]
+def make_config(
+    family: Family, description: Description, checkpoint: Checkpoint, own: Frozen | None, overrides: Sequence[str]
 ) -> dict[str, Any]:
     """The run's `config.yaml`: what keys and shapes tell, under the user's overrides."""
     facts: dict[str, Any] = {"data": f"published: {checkpoint.path.name}", "version": __version__}
     data: Mapping[str, Any] = IMAGENET
     if own is None:
-        assert found.image is not None
-        sections: dict[str, Any] = {"tokenizer": found.section}
+        assert description.image is not None
+        sections: dict[str, Any] = {"tokenizer": description.section}
         channels = shape_of(checkpoint.tensors, "encoder.conv_in.weight", 4)[1]
-        facts |= {"image": [channels, found.image, found.image], "classes": []}
+        facts |= {"image": [channels, description.image, description.image], "classes": []}
     else:
-        sections = {"tokenizer": TOKENIZER, "generator": found.section, "sampling": found.sampling}
+        sections = {"tokenizer": TOKENIZER, "generator": description.section, "sampling": description.sampling}
         image, data = own.saved.facts.image, own.data
-        facts |= {"image": list(image), "classes": [str(label) for label in range(found.classes or 0)]}
+        facts |= {"image": list(image), "classes": [str(label) for label in range(description.classes or 0)]}
     open_ = [place for place, value in _leaves(sections) if value is None]
     config = override({"name": "imported", **sections, "data": data, "facts": facts}, overrides)
     left = [place for place, value in _leaves(config) if value is None and place in open_]
     if left:
         raise ConfigError(
-            f"the shapes of {checkpoint.path} ({found.size}) do not tell {' and '.join(left)}; add {left[0]}=VALUE"
+            f"the shapes of {checkpoint.path} ({description.size}) do not tell {' and '.join(left)}; "
+            f"add {left[0]}=VALUE"
         )
-    return config | {"data": measured_on(config["data"], config["facts"]["image"])}
+    return config | {"data": make_data_section(config["data"], config["facts"]["image"])}
 
 
-def measured_on(section: object, image: Sequence[int]) -> dict[str, Any]:
+def make_data_section(section: object, image: Sequence[int]) -> dict[str, Any]:
     """A `data:` section for images (C, H, W) of the model's own size, which it need not repeat."""
     fitting = {"size": image[-1], "channels": image[0]}
     given: dict[str, Any] = dict(section) if isinstance(section, Mapping) else {}
     wrong = [f"data.{key}={given[key]}" for key in fitting if given.get(key, fitting[key]) != fitting[key]]
     if wrong:
         raise ConfigError(f"{' and '.join(wrong)} does not fit the model's images of {'x'.join(map(str, image))}")
-    validate(Measured, {"data": given | fitting}, "the data to measure on")
+    validate(DataSection, {"data": given | fitting}, "the data to measure on")
     return given | fitting
 
 
 def _leaves(section: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
-    found = []
+    leaves = []
     for key, value in section.items():
-        found += _leaves(value, f"{above}{key}.") if isinstance(value, Mapping) else [(f"{above}{key}", value)]
-    return found
+        leaves += _leaves(value, f"{above}{key}.") if isinstance(value, Mapping) else [(f"{above}{key}", value)]
+    return leaves
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ class Frozen:
             return cast(Any, self.saved.tokenizer).build(self.saved.facts.image).layout
 
 
-def frozen_tokenizer(family: Family, checkpoint: Checkpoint, name: str | None, size: int | None) -> Frozen | None:
+def open_tokenizer(family: Family, checkpoint: Checkpoint, name: str | None, size: int | None) -> Frozen | None:
     """The tokenizer that a generator needs; None for a tokenizer."""
     if family.role == "tokenizer":
         if name is not None:
@@ -236,10 +237,10 @@ def frozen_tokenizer(family: Family, checkpoint: Checkpoint, name: str | None, s
         folder = folder / TOKENIZER
     data = read_yaml(folder / CONFIG).get("data") or IMAGENET
     kept = {key: value for key, value in data.items() if key not in ("size", "resize", "channels")}
-    return Frozen(folder, resized(read_saved(folder), size), kept)
+    return Frozen(folder, resize_tokenizer(read_saved(folder), size), kept)
 
 
-def resized(saved: Saved, size: int | None) -> Saved:
+def resize_tokenizer(saved: Saved, size: int | None) -> Saved:
     """A tokenizer's settings for images of another size, where it is told one."""
     if size is None or saved.facts.image[-1] == size:
         return saved
@@ -252,7 +253,7 @@ def resized(saved: Saved, size: int | None) -> Saved:
     return validate(Saved, {"tokenizer": settings, "facts": facts.model_dump()}, "the tokenizer")
 
 
-def built(config: Mapping[str, Any], layout: TokenLayout | None) -> nn.Module:
+def build_model(config: Mapping[str, Any], layout: TokenLayout | None) -> nn.Module:
     """The module of a config, without memory for its parameters."""
     saved = validate(Saved, config, "the imported model")
     with empty_parameters():
@@ -269,8 +270,8 @@ def latent_statistics(module: nn.Module, scale: float | None) -> dict[str, Sourc
     if scale is None or not isinstance(deviation, Tensor):
         return {}
     return {
-        "latent_mean": made(lambda: torch.zeros_like(deviation)),
-        "latent_deviation": made(lambda: torch.full_like(deviation, 1 / scale)),
+        "latent_mean": compute(lambda: torch.zeros_like(deviation)),
+        "latent_deviation": compute(lambda: torch.full_like(deviation, 1 / scale)),
     }
 
 
@@ -322,7 +323,7 @@ def write_run(
     entries = {key: (place.dtype, tuple(place.shape)) for key, place in state.items() if key in sources}
     write_aside(
         folder / WEIGHTS,
-        lambda aside: write_each(aside, entries, lambda key: joined(sources[key], tensors, state[key])),
+        lambda aside: write_each(aside, entries, lambda key: assemble(sources[key], tensors, state[key])),
     )
     if tokenizer is not None:
         copy_model(tokenizer.folder, folder / TOKENIZER)

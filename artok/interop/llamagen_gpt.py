@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from artok.errors import CheckpointError
 from artok.generators.raster import SIZES, Raster
 from artok.generators.raster import Config as RasterConfig
-from artok.interop.families import Asked, Family, Found, Source, count, renamed, shape_of
+from artok.interop.families import Description, Family, Hints, Source, count, rename, shape_of
 
 GUIDANCE = {"B": 2.0, "L": 2.0, "XL": 1.75, "XXL": 1.75, "3B": 1.65}  # of the published samples
 LAYER = "layers.{i}.attention.wqkv.weight"
@@ -30,7 +30,7 @@ class LlamaGenGpt(Family):
     def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
         return LAYER.format(i=0) in tensors and any(key.startswith("cls_embedding.") for key in tensors)
 
-    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
+    def describe(self, tensors: Mapping[str, Tensor], hints: Hints) -> Description:
         if any(key.startswith("cls_embedding.cap_proj") for key in tensors):
             raise CheckpointError("this is a text-to-image model, and artok's generators take classes, not captions")
         classes, width = shape_of(tensors, "cls_embedding.embedding_table.weight", 2)
@@ -44,26 +44,26 @@ class LlamaGenGpt(Family):
         if size is None or RasterConfig(size=size).hidden_width() != hidden:
             section["hidden"] = hidden
         words = f"LlamaGen-{size}" if size else f"LlamaGen of {layers} layers, width {width}"
-        return Found(section, words, classes=classes - 1, sampling={"cfg_scale": GUIDANCE.get(size or "", 1.0)})
+        return Description(section, words, classes=classes - 1, sampling={"cfg_scale": GUIDANCE.get(size or "", 1.0)})
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         assert isinstance(module, Raster)
         sources = {
-            "conditioner.labels.embedding.weight": renamed("cls_embedding.embedding_table.weight"),
-            "token_embedding.weight": renamed("tok_embeddings.weight"),
-            "norm.weight": renamed("norm.weight"),
-            "head.weight": renamed("output.weight"),
+            "conditioner.labels.embedding.weight": rename("cls_embedding.embedding_table.weight"),
+            "token_embedding.weight": rename("tok_embeddings.weight"),
+            "norm.weight": rename("norm.weight"),
+            "head.weight": rename("output.weight"),
         }
         for index in range(len(module.blocks)):
             own, layer = f"blocks.{index}", f"layers.{index}"
             forward = f"{layer}.feed_forward"
             sources |= {
-                f"{own}.attention_norm.weight": renamed(f"{layer}.attention_norm.weight"),
-                f"{own}.attention.qkv.weight": renamed(f"{layer}.attention.wqkv.weight"),
-                f"{own}.attention.out.weight": renamed(f"{layer}.attention.wo.weight"),
-                f"{own}.feed_forward_norm.weight": renamed(f"{layer}.ffn_norm.weight"),
-                f"{own}.feed_forward.gate_and_value.weight": renamed(f"{forward}.w1.weight", f"{forward}.w3.weight"),
-                f"{own}.feed_forward.out.weight": renamed(f"{forward}.w2.weight"),
+                f"{own}.attention_norm.weight": rename(f"{layer}.attention_norm.weight"),
+                f"{own}.attention.qkv.weight": rename(f"{layer}.attention.wqkv.weight"),
+                f"{own}.attention.out.weight": rename(f"{layer}.attention.wo.weight"),
+                f"{own}.feed_forward_norm.weight": rename(f"{layer}.ffn_norm.weight"),
+                f"{own}.feed_forward.gate_and_value.weight": rename(f"{forward}.w1.weight", f"{forward}.w3.weight"),
+                f"{own}.feed_forward.out.weight": rename(f"{forward}.w2.weight"),
             }
         return sources
 

@@ -10,12 +10,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from artok.interop.conv_layout import Spelling, conv_sources, describe_conv
-from artok.interop.families import Asked, Family, Found, Source, codebook_sources, shape_of
+from artok.interop.conv_layout import KeyScheme, conv_sources, describe_conv
+from artok.interop.families import Description, Family, Hints, Source, codebook_sources, shape_of
 from artok.tokenizers.conv import ConvTokenizer
 
 TABLE = "quantize.embedding.weight"
-LLAMAGEN = Spelling(
+LLAMAGEN = KeyScheme(
     down="conv_blocks.{i}",
     up="conv_blocks.{i}",
     finest_first=False,
@@ -34,8 +34,8 @@ class LlamaGenVq(Family):
     def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
         return "encoder.conv_blocks.0.res.0.conv1.weight" in tensors and TABLE in tensors
 
-    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
-        image = asked.image or 256
+    def describe(self, tensors: Mapping[str, Tensor], hints: Hints) -> Description:
+        image = hints.image or 256
         section = describe_conv(tensors, LLAMAGEN, image)
         codes, width = shape_of(tensors, TABLE, 2)
         section["quantizer"] = {
@@ -46,7 +46,8 @@ class LlamaGenVq(Family):
             "update": "gradient",
             "dead_code_threshold": 0.0,
         }
-        return Found(section, f"LlamaGen tokenizer ds{section['downsample']}, {codes} codes of {width}", image=image)
+        size = f"LlamaGen tokenizer ds{section['downsample']}, {codes} codes of {width}"
+        return Description(section, size, image=image)
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         assert isinstance(module, ConvTokenizer)

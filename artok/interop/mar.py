@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from artok.errors import CheckpointError
 from artok.generators.mar import Mar
 from artok.generators.patched import SIZES
-from artok.interop.families import Asked, Family, Found, Source, by_own_names, count, renamed, shape_of
+from artok.interop.families import Description, Family, Hints, Source, count, rename, rename_all, shape_of
 
 BLOCK = "{half}_blocks.{{i}}.attn.qkv.weight"
 RESIDUAL = "diffloss.net.res_blocks.{i}.mlp.0.weight"
@@ -54,7 +54,7 @@ class MarFamily(Family):
     def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
         return "fake_latent" in tensors and "diffloss.net.input_proj.weight" in tensors
 
-    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
+    def describe(self, tensors: Mapping[str, Tensor], hints: Hints) -> Description:
         classes, width = shape_of(tensors, "class_emb.weight", 2)
         depth, decoder_depth = (count(tensors, BLOCK.format(half=half)) for half in ("encoder", "decoder"))
         decoder_width = shape_of(tensors, "mask_token", 3)[2]
@@ -76,27 +76,27 @@ class MarFamily(Family):
         if not plain:
             section |= {"decoder_depth": decoder_depth, "decoder_width": decoder_width}
         section["mlp_ratio"] = shape_of(tensors, "encoder_blocks.0.mlp.fc1.weight", 2)[0] / width
-        section["patch_size"] = patch = _patch(dimension, asked)
-        if asked.layout is not None and asked.layout.length != length * patch**2:
+        section["patch_size"] = patch = _patch(dimension, hints)
+        if hints.layout is not None and hints.layout.length != length * patch**2:
             raise CheckpointError(
-                f"the model has {length} positions of {patch}x{patch} tokens, and the tokenizer gives {asked.layout}; "
+                f"the model has {length} positions of {patch}x{patch} tokens, and the tokenizer gives {hints.layout}; "
                 "give the side of the model's images with --size"
             )
         section["diffusion"] = {"schedule": "cosine", "variance": "learned", "steps": 100}
         words = f"MAR-{size}" if size else f"MAR of {depth}+{decoder_depth} layers, width {width}"
         sampling = {"cfg_scale": GUIDANCE.get(size or "", 1.0), "cfg_schedule": "linear"}
-        return Found(section, words, classes=classes, sampling=sampling)
+        return Description(section, words, classes=classes, sampling=sampling)
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         assert isinstance(module, Mar)
-        sources = by_own_names(module, NAMES)
-        sources["body.conditioner.labels.embedding.weight"] = renamed("class_emb.weight", "fake_latent")
+        sources = rename_all(module, NAMES)
+        sources["body.conditioner.labels.embedding.weight"] = rename("class_emb.weight", "fake_latent")
         return sources
 
 
-def _patch(dimension: int, asked: Asked) -> int:
+def _patch(dimension: int, hints: Hints) -> int:
     """The side of the squares of tokens that the model reads as one."""
-    width = asked.layout.width if asked.layout else 16
+    width = hints.layout.width if hints.layout else 16
     side = math.isqrt(dimension // width)
     if side**2 * width != dimension:
         raise CheckpointError(f"the model's vectors of {dimension} numbers are no squares of the tokenizer's {width}")

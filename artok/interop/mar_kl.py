@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from artok.interop.conv_layout import TAMING, conv_sources, describe_conv
-from artok.interop.families import Asked, Family, Found, Source, shape_of
+from artok.interop.families import Description, Family, Hints, Source, shape_of
 from artok.tokenizers.conv import ConvTokenizer
 
 MAR_SCALE, STABLE_DIFFUSION_SCALE = 0.2325, 0.18215
@@ -29,16 +29,15 @@ class MarKl(Family):
         own = "encoder.down.0.block.0.conv1.weight" in tensors and "quant_conv.weight" in tensors
         return own and not any(key.startswith("quantize.") for key in tensors)
 
-    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
-        image = asked.image or 256
+    def describe(self, tensors: Mapping[str, Tensor], hints: Hints) -> Description:
+        image = hints.image or 256
         section = describe_conv(tensors, TAMING, image)
         width = shape_of(tensors, "post_quant_conv.weight", 4)[1]
         section["quantizer"] = {"kind": "gaussian", "latent_channels": width}
         stable = (section["downsample"], width) == (8, 4)
-        words = f"KL autoencoder f{section['downsample']}, {width} channels"
-        if stable:
-            return Found(section, words, image=image, scale=STABLE_DIFFUSION_SCALE, licence="CreativeML-OpenRAIL-M")
-        return Found(section, words, image=image, scale=MAR_SCALE)
+        size = f"KL autoencoder f{section['downsample']}, {width} channels"
+        scale, licence = (STABLE_DIFFUSION_SCALE, "CreativeML-OpenRAIL-M") if stable else (MAR_SCALE, None)
+        return Description(section, size, image=image, scale=scale, licence=licence)
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         assert isinstance(module, ConvTokenizer)

@@ -84,28 +84,28 @@ def fits(source: Source, place: Tensor, parts: Sequence[Tensor]) -> bool:
     """Whether a source's parts make a tensor of that shape, axes of length 1 aside."""
     shapes = [torch.empty(part.shape, device="meta") for part in parts]
     try:
-        joined = _joined(source, shapes)
+        joined = _concatenate(source, shapes)
     except (RuntimeError, IndexError):
         return False
     return [side for side in joined.shape if side != 1] == [side for side in place.shape if side != 1]
 
 
-def _joined(source: Source, parts: Sequence[Tensor]) -> Tensor:
+def _concatenate(source: Source, parts: Sequence[Tensor]) -> Tensor:
     whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
     return whole if source.change is None else source.change(whole)
 
 
-def joined(source: Source, tensors: Mapping[str, Tensor], place: Tensor) -> Tensor:
+def assemble(source: Source, tensors: Mapping[str, Tensor], place: Tensor) -> Tensor:
     """A tensor of artok's from its source; a CheckpointError when it holds infinities or NaN."""
     if source.value is not None:
         return source.value().view(place.shape)
-    value = _joined(source, [tensors[name].to(place.dtype) for name in source.names])
+    value = _concatenate(source, [tensors[name].to(place.dtype) for name in source.names])
     if not torch.isfinite(value).all():
         raise CheckpointError(f"{' + '.join(source.names)} holds values that are not finite: the file is damaged")
     return value.reshape(place.shape)
 
 
-def widened(checkpoint: Checkpoint, sources: Mapping[str, Source]) -> str | None:
+def find_half_precision(checkpoint: Checkpoint, sources: Mapping[str, Source]) -> str | None:
     """The half-precision types among the tensors that are used."""
     used = {checkpoint.tensors[name].dtype for source in sources.values() for name in source.names}
     half = sorted(str(dtype).removeprefix("torch.") for dtype in used & {torch.float16, torch.bfloat16})

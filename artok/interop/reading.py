@@ -31,13 +31,13 @@ class Checkpoint:
     """A published file. Its tensors stay on the disk until they are used, where the format allows that.
 
     wrapper: where in the file the tensors were found, such as "model_ema", or "" when they were bare.
-    strangers: classes in the file that were replaced by inert stand-ins. others: keys outside the part that was taken.
+    skipped_classes: classes in the file that were replaced by inert stand-ins. others: keys outside the part taken.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     wrapper: str
-    strangers: tuple[str, ...]
+    skipped_classes: tuple[str, ...]
     others: tuple[str, ...] = ()
 
 

@@ -11,16 +11,16 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from artok.interop.conv_layout import Spelling, conv_sources, describe_conv
-from artok.interop.families import Asked, Family, Found, Source, shape_of
+from artok.interop.conv_layout import KeyScheme, conv_sources, describe_conv
+from artok.interop.families import Description, Family, Hints, Source, shape_of
 from artok.interop.mar_kl import STABLE_DIFFUSION_SCALE
 from artok.tokenizers.conv import ConvTokenizer
 
 ATTENTION = "mid_block.attentions.0"
 
 
-def spelling(query: tuple[str, str, str], out: str) -> Spelling:
-    return Spelling(
+def make_scheme(query: tuple[str, str, str], out: str) -> KeyScheme:
+    return KeyScheme(
         down="down_blocks.{i}",
         up="up_blocks.{i}",
         finest_first=False,
@@ -37,11 +37,11 @@ def spelling(query: tuple[str, str, str], out: str) -> Spelling:
     )
 
 
-OLD = spelling(("query", "key", "value"), "proj_attn")
-NEW = spelling(("to_q", "to_k", "to_v"), "to_out.0")
+OLD = make_scheme(("query", "key", "value"), "proj_attn")
+NEW = make_scheme(("to_q", "to_k", "to_v"), "to_out.0")
 
 
-def spelling_of(tensors: Mapping[str, Tensor]) -> Spelling:
+def find_scheme(tensors: Mapping[str, Tensor]) -> KeyScheme:
     return OLD if f"encoder.{ATTENTION}.query.weight" in tensors else NEW
 
 
@@ -55,17 +55,17 @@ class SdVaeKl(Family):
     def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
         return "encoder.down_blocks.0.resnets.0.conv1.weight" in tensors and "quant_conv.weight" in tensors
 
-    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
-        image = asked.image or 256
-        section = describe_conv(tensors, spelling_of(tensors), image)
+    def describe(self, tensors: Mapping[str, Tensor], hints: Hints) -> Description:
+        image = hints.image or 256
+        section = describe_conv(tensors, find_scheme(tensors), image)
         width = shape_of(tensors, "post_quant_conv.weight", 4)[1]
         section["quantizer"] = {"kind": "gaussian", "latent_channels": width}
         words = f"KL autoencoder f{section['downsample']}, {width} channels"
-        return Found(section, words, image=image, scale=STABLE_DIFFUSION_SCALE)
+        return Description(section, words, image=image, scale=STABLE_DIFFUSION_SCALE)
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         assert isinstance(module, ConvTokenizer)
-        return conv_sources(module, spelling_of(tensors))
+        return conv_sources(module, find_scheme(tensors))
 
 
 FAMILY = SdVaeKl()

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from artok.interop.conv_layout import TAMING, conv_sources, describe_conv
-from artok.interop.families import Asked, Family, Found, Source, codebook_sources, shape_of, with_parameters
+from artok.interop.families import Description, Family, Hints, Source, codebook_sources, rename_layer, shape_of
 from artok.tokenizers.conv import ConvTokenizer
 
 TABLE, GUMBEL = "quantize.embedding.weight", "quantize.embed.weight"
@@ -33,12 +33,12 @@ class TamingVqgan(Family):
         own = "encoder.down.0.block.0.conv1.weight" in tensors and "encoder.mid.block_1.conv1.weight" in tensors
         return own and (GUMBEL in tensors or (TABLE in tensors and not _of_var(tensors)))
 
-    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
-        image = asked.image or 256
+    def describe(self, tensors: Mapping[str, Tensor], hints: Hints) -> Description:
+        image = hints.image or 256
         section = describe_conv(tensors, TAMING, image)
         section["quantizer"] = quantizer = _quantizer(tensors)
         words = f"VQGAN f{section['downsample']}, {quantizer['codebook_size']} codes of width {quantizer['code_dim']}"
-        return Found(section, words + (", Gumbel" if quantizer["kind"] == "gumbel" else ""), image=image)
+        return Description(section, words + (", Gumbel" if quantizer["kind"] == "gumbel" else ""), image=image)
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         assert isinstance(module, ConvTokenizer)
@@ -46,7 +46,7 @@ class TamingVqgan(Family):
         if GUMBEL in tensors:
             return (
                 sources
-                | with_parameters("quantizer.scores", "quantize.proj")
+                | rename_layer("quantizer.scores", "quantize.proj")
                 | {"quantizer.table.weight": Source((GUMBEL,))}
             )
         return sources | codebook_sources("quantizer.levels.0", TABLE, tensors[TABLE].shape[0])

@@ -17,7 +17,7 @@ from artok.generators.diffusion import LatentDiffusion
 from artok.generators.networks.dit import DiffusionTransformer
 from artok.interop.conv_layout import conv_sources
 from artok.interop.dit_diffusers import EMBEDDED, EMBEDDINGS, dit_sources
-from artok.interop.families import exported
+from artok.interop.families import to_published
 from artok.interop.sd_vae_kl import NEW
 from artok.quantizers.gaussian import GaussianBottleneck
 from artok.saved import find_saved, load_generator, load_tokenizer, read_saved, write_json
@@ -84,10 +84,10 @@ def autoencoder(tokenizer: Tokenizer, config: object) -> Any:
         shape["scaling_factor"] = float(1 / deviations.double())
     else:
         shape["scaling_factor"] = 1.0
-        state |= folded(state, tokenizer.latent_mean, tokenizer.latent_deviation)
+        state |= fold_statistics(state, tokenizer.latent_mean, tokenizer.latent_deviation)
     model = _library().AutoencoderKL(**shape)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    model.load_state_dict(exported(state, conv_sources(tokenizer, NEW), shapes))
+    model.load_state_dict(to_published(state, conv_sources(tokenizer, NEW), shapes))
     return model.eval()
 
 
@@ -131,7 +131,7 @@ def vae_config(tokenizer: ConvTokenizer, config: ConvConfig) -> dict[str, Any]:
     }
 
 
-def folded(state: Mapping[str, Tensor], mean: Tensor, deviation: Tensor) -> dict[str, Tensor]:
+def fold_statistics(state: Mapping[str, Tensor], mean: Tensor, deviation: Tensor) -> dict[str, Tensor]:
     """The convolutions around the latent, for a latent z' = (z - mean) / deviation in place of z.
 
     The posterior of z' has the mean shifted and scaled, and a log variance less by 2 log deviation.
@@ -174,7 +174,9 @@ def transformer(generator: object) -> Any:
         num_embeds_ada_norm=generator.classes,
     )
     own = model.state_dict()
-    state = exported(generator.state_dict(), dit_sources(network), {name: tuple(t.shape) for name, t in own.items()})
+    state = to_published(
+        generator.state_dict(), dit_sources(network), {name: tuple(t.shape) for name, t in own.items()}
+    )
     for index_ in range(1, depth):
         for name in EMBEDDINGS.values():
             state[f"{EMBEDDED.format(i=index_)}.{name}"] = state[f"{EMBEDDED.format(i=0)}.{name}"]

@@ -12,23 +12,23 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from artok.errors import CheckpointError
-from artok.interop.conv_layout import Spelling, conv_sources, describe_conv
+from artok.interop.conv_layout import KeyScheme, conv_sources, describe_conv
 from artok.interop.families import (
-    Asked,
+    Description,
     Family,
-    Found,
+    Hints,
     Source,
     codebook_sources,
     count,
+    rename_layer,
     shape_of,
-    with_parameters,
 )
 from artok.quantizers.multiscale import MultiScaleQuantizer, find_nearest_ticks
 from artok.tokenizers.conv import ConvTokenizer
 
 TABLE, HITS = "quantize.embedding.weight", "quantize.ema_vocab_hit_SV"
 PHI = "quantize.quant_resi.qresi_ls.{i}"
-VAR = Spelling(query=("qkv",))
+VAR = KeyScheme(query=("qkv",))
 SCALES = {256: [1, 2, 3, 4, 5, 6, 8, 10, 13, 16], 512: [1, 2, 3, 4, 6, 9, 13, 18, 24, 32]}  # by the image's side
 
 
@@ -42,8 +42,8 @@ class VarVqvae(Family):
     def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
         return "encoder.down.0.block.0.conv1.weight" in tensors and PHI.format(i=0) + ".weight" in tensors
 
-    def describe(self, tensors: Mapping[str, Tensor], asked: Asked) -> Found:
-        image = asked.image or 256
+    def describe(self, tensors: Mapping[str, Tensor], hints: Hints) -> Description:
+        image = hints.image or 256
         section = describe_conv(tensors, VAR, image)
         codes, width = shape_of(tensors, TABLE, 2)
         published = SCALES.get(image) if section["downsample"] == 16 else None
@@ -58,14 +58,14 @@ class VarVqvae(Family):
             "update": "gradient",
             "dead_code_threshold": 0.0,
         }
-        return Found(section, f"VAR tokenizer, {codes} codes of width {width}", image=image)
+        return Description(section, f"VAR tokenizer, {codes} codes of width {width}", image=image)
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         assert isinstance(module, ConvTokenizer) and isinstance(module.quantizer, MultiScaleQuantizer)
         codebook = codebook_sources("quantizer.book", TABLE, tensors[TABLE].shape[0])
         sources = conv_sources(module, VAR) | codebook
         for own, published in enumerate(_phi(module.quantizer.assignment, count(tensors, PHI + ".weight"))):
-            sources |= with_parameters(f"quantizer.phi.{own}.convolution", PHI.format(i=published))
+            sources |= rename_layer(f"quantizer.phi.{own}.convolution", PHI.format(i=published))
         return sources
 
 

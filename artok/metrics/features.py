@@ -13,7 +13,6 @@ weights, are not comparable, so each carries the fingerprint of its weights into
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -152,11 +151,6 @@ def open_extractor(
 ) -> Extractor:
     """The extractor of a name such as "classifier", ready to be called. Errors as in `parse` and `build`."""
     return parse(spec).build(training, device, cache)
-
-
-def cache_directory() -> Path:
-    """Where trained extractors are kept: $ARTOK_CACHE, or ~/.cache/artok."""
-    return Path(os.environ.get("ARTOK_CACHE") or Path.home() / ".cache" / "artok")
 
 
 @torch.no_grad()

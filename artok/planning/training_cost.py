@@ -183,8 +183,8 @@ def critic_losses(design: Design, critic: Critic, batch: int, due: bool) -> tupl
     if isinstance(design.generator, AdversarialGenerator):
         labels = torch.empty(batch, dtype=torch.int64, device=META)
         with torch.no_grad():
-            fake = design.generator.made(Condition(labels), noise(batch))
-        real = design.generator.pictures(blank_tokens(design.layout, batch))
+            fake = design.generator.generate(Condition(labels), noise(batch))
+        real = design.generator.to_grid(blank_tokens(design.layout, batch))
     verdict = critic(real, fake, labels, noise(batch), 0 if due else 1, 0.0)
     return dict(verdict.losses), NOTHING
 

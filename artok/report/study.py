@@ -34,7 +34,7 @@ from artok.report.tables import Figures, figures
 from artok.report.text import BROKEN, joined
 from artok.saved import write_text
 from artok.studies.results import Contestant, Outcome
-from artok.training.merged_log import log_interval, unbroken
+from artok.training.merged_log import log_interval, merge_resumed_log
 
 TEMPLATE = "compare.html.jinja"
 
@@ -111,7 +111,7 @@ def curves(contestants: Sequence[Contestant]) -> list[Picture]:
     """Learning curves, a colour a contestant and a line a seed."""
     return learning_curves(
         [
-            (one.name, unbroken(run.log, log_interval(folder)) if run.log else [])
+            (one.name, merge_resumed_log(run.log, log_interval(folder)) if run.log else [])
             for one in contestants
             for folder, run in {run.folder: run for run in one.runs.values()}.items()
         ]

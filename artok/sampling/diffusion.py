@@ -126,7 +126,7 @@ class Times:
 
     signal: Tensor
     sigma: Tensor
-    told: Tensor
+    time: Tensor
     index: Tensor | None
 
 
@@ -138,7 +138,7 @@ def tables_of(config: DiffusionConfig) -> dict[str, Tensor]:
     tables: dict[str, Tensor | list[float]] = {
         "signal": levels.signal_squared.sqrt(),
         "sigma": levels.sigma_squared.sqrt(),
-        "told": levels.times,
+        "time": levels.times,
         "from_clean": [step.from_clean for step in steps],
         "from_noisy": [step.from_noisy for step in steps],
         "low": [posterior_log_variance(levels, index) for index in range(len(levels))],
@@ -171,7 +171,7 @@ class Diffusion(nn.Module):
 
     def at(self, index: Tensor) -> Times:
         """The steps `index` (M,) int64 of the chain."""
-        return Times(self._row("signal", index), self._row("sigma", index), self._row("told", index), index)
+        return Times(self._row("signal", index), self._row("sigma", index), self._row("time", index), index)
 
     def _row(self, table: str, index: Tensor) -> Tensor:
         tensor = getattr(self, table)
@@ -181,14 +181,14 @@ class Diffusion(nn.Module):
     def losses(self, network: Network, clean: Tensor, noise: Tensor, times: Times) -> dict[str, Tensor]:
         """The weighted terms of the loss, each (M,): means over everything but the rows.
 
-        network(x, told): x (M, ..., D) and told (M,) to (M, ..., D), or (M, ..., 2D) with a learned variance.
+        network(x, time): x (M, ..., D) and time (M,) to (M, ..., D), or (M, ..., 2D) with a learned variance.
         clean, noise: (M, ..., D). mse: of the target (Ho et al. 2020, eq. 14). vb: with a learned variance, in bits,
         its gradient to the variance only (Nichol and Dhariwal 2021, section 3.1).
         """
         config, shape = self.config, (-1,) + (1,) * (clean.ndim - 1)
         signal, sigma = times.signal.view(shape), times.sigma.view(shape)
         x = signal * clean + sigma * noise
-        output = network(x, times.told).float()
+        output = network(x, times.time).float()
         interpolation: Tensor | None = None
         if config.variance == "learned":
             output, interpolation = output.chunk(2, dim=-1)
@@ -218,12 +218,12 @@ class Diffusion(nn.Module):
     ) -> States:
         """States (x, predicted x_0) from standard noise x (M, ..., D) to the sample.
 
-        network: as in `losses`, but told one time (1,) for all rows.
+        network: as in `losses`, but with one time (1,) for all rows.
         """
 
         def denoise(state: Tensor, level: Level) -> Denoised:
-            told = torch.full((1,), level.time, device=state.device)
-            return self.believed(network(state, told).float(), state, level)
+            time = torch.full((1,), level.time, device=state.device)
+            return self.believed(network(state, time).float(), state, level)
 
         return SOLVERS[solver](denoise, x, self.config.sampling_levels(steps), draw, options)
 

@@ -20,12 +20,12 @@ from artok.errors import ConfigError
 Schedule = Literal["linear", "scaled_linear", "cosine", "straight"]
 Spacing = Literal["linspace", "leading"]
 
-TIME_SCALE = 1000.0  # what a network is told at the noisiest end of the straight path, near the chains' last step
+TIME_SCALE = 1000.0  # the time at the noisiest end of the straight path, near the chains' last step
 
 
 @dataclass(frozen=True)
 class Level:
-    """One noise level. power: signal^2 + sigma^2. time: what the network is told."""
+    """One noise level. power: signal^2 + sigma^2. time: the input of the network."""
 
     signal_squared: float
     sigma_squared: float
@@ -101,7 +101,7 @@ def _even(first: float, last: float, steps: int) -> Tensor:
 
 
 def chain(betas_T: Tensor) -> Levels:
-    """The levels alpha_bar = prod(1 - beta) of a chain; the network is told the number of the step, from 0."""
+    """The levels alpha_bar = prod(1 - beta) of a chain; a time is the number of the step, from 0."""
     alpha_bar = (1 - betas_T.double()).cumprod(0)
     times = torch.arange(len(alpha_bar), dtype=torch.float64, device="cpu")
     return Levels(alpha_bar, 1 - alpha_bar, torch.ones_like(alpha_bar), times)

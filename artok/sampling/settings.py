@@ -9,6 +9,9 @@ from pydantic import Field
 from artok.config import Config
 from artok.sampling.solvers import SolverName
 
+GUIDANCE = frozenset({"cfg_scale", "cfg_schedule", "cfg_power", "cfg_interval"})  # what every guided family reads
+DRAWS = frozenset({"temperature", "top_k", "top_p"})  # what every family of codes reads
+
 
 class Sampling(Config):
     """The `sampling:` section.

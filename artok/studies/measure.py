@@ -28,8 +28,8 @@ from artok.sampling.settings import Sampling
 from artok.saved import CONFIG, TOKENIZER, WEIGHTS, load_tokenizer, read_saved, write_json
 from artok.studies.resolve import Entry, Plan
 from artok.tokenizers.base import TokenizerConfig
+from artok.training.checkpoints import snapshots
 from artok.training.log import read_log
-from artok.training.loop import MOMENTS
 from artok.training.progress import Progress
 from artok.weights import read_weights
 
@@ -135,7 +135,7 @@ def _of_seed(plan: Plan, entry: Entry, seed: int) -> Iterator[Cell]:
 def _course(plan: Plan, entry: Entry, seed: int, sampling: Sampling) -> Iterator[Cell]:
     """The weights kept on the way, and the last ones where the course is measured on another number of images."""
     folder, curve = entry.runs[seed], plan.study.curve
-    for path in sorted((folder / MOMENTS).glob("*.safetensors")):
+    for path in snapshots(folder):
         yield Cell("images", entry.name, seed, folder, path, sampling, curve.n, int(path.stem))
     if curve.n not in (None, plan.study.evaluation.n):
         last = read_yaml(folder / CONFIG).get("training", {}).get("images", 0)

@@ -24,7 +24,7 @@ from artok.studies.resolve import Entry, Plan
 from artok.studies.timing import Times
 from artok.training.health import Finding, diagnose
 from artok.training.log import read_log
-from artok.training.merged_log import log_interval, unbroken
+from artok.training.merged_log import log_interval, merge_resumed_log
 
 FORMAT = 1  # of results.json
 RESULTS, TABLE, PAGE = "results.json", "results.csv", "report.html"
@@ -194,7 +194,7 @@ def _findings(plan: Plan, entry: Entry) -> Iterator[tuple[int, list[Finding]]]:
     for seed in plan.study.seeds:
         log = read_log(entry.runs[seed] / LOG)
         if log:
-            yield seed, diagnose(unbroken(log, log_interval(entry.runs[seed])))
+            yield seed, diagnose(merge_resumed_log(log, log_interval(entry.runs[seed])))
 
 
 # ---------------------------------------------------------------------------------------------- results.json

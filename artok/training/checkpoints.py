@@ -1,4 +1,7 @@
-"""Checkpoints to resume from. Each is written aside and renamed, so a kill leaves the last whole one."""
+"""Checkpoints to resume from, and snapshots of the weights that training kept on the way.
+
+A checkpoint is written aside and renamed, so a kill leaves the last whole one.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,18 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 STATE = "state.json"
+SNAPSHOTS, BEFORE = "snapshots", "moments"  # a run's folder of snapshots; its name before 0.2
 
 
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run."""
     whole = [path for path in folder.glob("[0-9]*") if (path / STATE).exists()]
     return max(whole, key=lambda path: int(path.name), default=None)
+
+
+def snapshots(run: Path) -> list[Path]:
+    """The weights that a run kept on the way, the earliest first. A file's name is the images seen by then."""
+    return sorted(path for name in (BEFORE, SNAPSHOTS) for path in (run / name).glob("*.safetensors"))
 
 
 def save(accelerator: Accelerator, folder: Path, seen: int, keep: int) -> None:

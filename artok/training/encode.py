@@ -9,6 +9,7 @@ from typing import Annotated, cast
 import torch
 from torch import Tensor
 
+from artok.cache import cache_directory
 from artok.config import OPEN, dump, of_kind, override, read_yaml, validate
 from artok.config import Config as Section
 from artok.data.base import DataConfig, Split, SplitName
@@ -16,7 +17,6 @@ from artok.data.tokens import INDEX, TokenCache, write_tokens
 from artok.data.transforms import augmented_copies
 from artok.errors import ConfigError, DataError
 from artok.locks import alone
-from artok.metrics.features import cache_directory
 from artok.noise import fold
 from artok.saved import CONFIG, find_saved, fingerprint, load_tokenizer
 from artok.tokenizers.base import Tokenizer
@@ -111,7 +111,7 @@ def own_data(folder: Path, image: tuple[int, ...], changes: Sequence[str]) -> Da
 
 
 def encode_command(
-    name: str, changes: Sequence[str], split: str, copies: int, folder: Path | None
+    name: str, changes: Sequence[str], split: str, copies: int, folder: Path | None, device: torch.device
 ) -> tuple[Path, TokenCache]:
     """What `artok encode` does: the tokenizer's own data section, with changes, into a folder."""
     tokenizer, _ = load_tokenizer(name)
@@ -121,6 +121,5 @@ def encode_command(
     opened = data.open(cast(SplitName, split))
     mark = fingerprint(tokenizer)
     folder = folder or Path("tokens") / f"{Path(name).name}-{split}"
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     write_cache(tokenizer, mark, data, opened, copies, folder, device, Progress("encode"))
     return folder, TokenCache.open(folder, mark, tokenizer.layout)

@@ -1,4 +1,4 @@
-"""The record of a run: one JSON line an event, and what a person sees meanwhile."""
+"""The log of a run: one JSON line per event."""
 
 from __future__ import annotations
 

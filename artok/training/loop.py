@@ -28,8 +28,6 @@ from artok.training.progress import Progress
 from artok.training.settings import Optimizer, Training
 from artok.training.tasks import Step, Task
 
-MOMENTS = "moments"  # folder of the weights kept on the way, named by the images seen
-
 
 @dataclass
 class Meter:
@@ -142,7 +140,7 @@ class Trainer:
             if last or crossed(before, self.seen, training.preview_every):
                 self.preview()
             if training.snapshot_every and not last and crossed(before, self.seen, training.snapshot_every):
-                self.write_weights(self.folder / MOMENTS / f"{self.seen:012d}.safetensors")
+                self.write_weights(self.folder / checkpoints.SNAPSHOTS / f"{self.seen:012d}.safetensors")
             if stopping or last or crossed(before, self.seen, training.checkpoint_every):
                 if meter.steps:
                     self.report(meter)  # also the test that what is saved is finite

@@ -1,4 +1,4 @@
-"""A run's log as it would be had its training never been stopped."""
+"""Merges log intervals that a stop and a resume split in two."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from artok.saved import CONFIG
 from artok.training.health import Event
 
 
-def unbroken(log: Sequence[Event], every: int) -> list[Event]:
-    """The log with intervals of training that a stop and a resumption cut in two put together again.
+def merge_resumed_log(log: Sequence[Event], every: int) -> list[Event]:
+    """The log of a training without a stop: split intervals are merged, their means weighted by images.
 
-    every: images of an interval. Means are weighted by images, so the result is that of a training without a stop.
+    every: images per interval.
     """
-    found: list[Event] = []
+    merged: list[Event] = []
     before, weight = 0, 0
     for event in log:
         if event["event"] != "train":
             if event["event"] not in ("stop", "resume"):
-                found.append(event)
+                merged.append(event)
             continue
         images = int(event["images"])
         count, cut = images - before, before % every and images - before < every
-        if cut and found and (last := _last_report(found)) is not None and before // every == (images - 1) // every:
-            found[last] = _together(found[last], weight, event, count)
+        if cut and merged and (last := _last_report(merged)) is not None and before // every == (images - 1) // every:
+            merged[last] = _merge_intervals(merged[last], weight, event, count)
             weight += count
         else:
-            found.append(event)
+            merged.append(event)
             weight = count
         before = images
-    return found
+    return merged
 
 
 def _last_report(events: Sequence[Event]) -> int | None:
     return next((index for index in range(len(events) - 1, -1, -1) if events[index]["event"] == "train"), None)
 
 
-def _together(one: Event, many: int, other: Event, more: int) -> Event:
-    """Two parts of an interval as one, at the place of the later."""
+def _merge_intervals(one: Event, many: int, other: Event, more: int) -> Event:
+    """Two parts of an interval as one event, with the later's place and time."""
     shared = [key for key, value in one.items() if isinstance(value, float) and isinstance(other.get(key), float)]
     means = {key: (many * one[key] + more * other[key]) / max(many + more, 1) for key in shared if key != "time"}
     return {**other, **means}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,7 @@ from accelerate.state import AcceleratorState
 from artok.config import read_yaml
 from artok.data.base import Split
 from artok.data.tokens import TokenCache
+from artok.device import resolve_device
 from artok.errors import ArtokError, CheckpointError, ConfigError
 from artok.locks import alone, discard
 from artok.saved import (
@@ -49,13 +51,14 @@ FREE |= {"validate_images", "monitor_images", "monitor_extractor", "keep_last", 
 LOCK = ".training"  # held by who trains in a folder
 
 
-def train(experiment: Experiment, folder: Path, fresh: bool = False) -> bool:
+def train(experiment: Experiment, folder: Path, fresh: bool = False, device: torch.device | str | None = None) -> bool:
     """Train what the experiment describes into a run directory, or go on where an earlier call was stopped.
 
-    fresh: discard what the directory holds. Returns whether it is finished; False after Ctrl-C or SIGTERM, which save
-    first. Raises ConfigError, DataError or LayoutError before anything is written, RunError when training fails.
+    fresh: discard what the directory holds. device: as of `resolve_device`. Returns whether it is finished; False
+    after Ctrl-C or SIGTERM, which save first. ConfigError, DataError, LayoutError: before anything is written.
+    RunError: training failed.
     """
-    accelerator = make_accelerator(experiment, folder)
+    accelerator = make_accelerator(experiment, folder, resolve_device(device))
     progress = Progress(experiment.name, quiet=not accelerator.is_main_process)
     if not fresh:
         check_same_run(experiment, folder)
@@ -79,15 +82,22 @@ def train(experiment: Experiment, folder: Path, fresh: bool = False) -> bool:
     return finished
 
 
-def make_accelerator(experiment: Experiment, folder: Path) -> Accelerator:
-    cpu = not torch.cuda.is_available()
-    device = torch.device("cpu" if cpu else "cuda")
+def make_accelerator(experiment: Experiment, folder: Path, device: torch.device) -> Accelerator:
+    """accelerate's entrance on a device; every process of a launch on several GPUs takes its own.
+
+    ConfigError: the precision or a tracker is not to be had, or one GPU was named for several processes.
+    """
+    single = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if device.index is not None and not single:
+        raise ConfigError(f"device {device} names one device for several processes; give its kind, {device.type}")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     precision = settle_precision(experiment.training.precision, device)
     trackers: list[Any] = list(experiment.training.trackers)
-    AcceleratorState._reset_state()  # it is one a process: a second training could not choose its own precision
+    AcceleratorState._reset_state(single)  # one per process: a second training chooses its own precision and device
     try:
         return Accelerator(
-            cpu=cpu,
+            cpu=device.type == "cpu",
             mixed_precision=precision,
             log_with=trackers or None,
             project_dir=str(folder),

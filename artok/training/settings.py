@@ -23,7 +23,7 @@ class Optimizer(Config):
     """AdamW (Loshchilov and Hutter 2019), for one player.
 
     warmup: images over which the rate rises from 0. hold: share of the images after that at the full rate.
-    min_lr_ratio: the rate at the end of a cosine or a straight line, as a share of `lr`.
+    min_lr_ratio: the rate at the end of a cosine or linear schedule, as a share of `lr`.
     weight_decay: on matrices only; vectors (biases, gains) are never decayed. grad_clip: largest gradient norm.
     """
 
@@ -51,9 +51,9 @@ class Optimizer(Config):
 class Training(Config):
     """How long, how fast, and what is written on the way.
 
-    images: images seen in all. global_batch: images of one optimizer step, over all processes and accumulation
-    together.
-    ema: decay of the averaged weights at each step, or null for none; a share of the steps so far warms it up.
+    images: images seen in all. global_batch: images per optimizer step, over all processes and accumulated parts.
+    ema: decay per step of the moving average of the weights, or null for none. Early in training the decay is
+    limited to (1 + step) / (10 + step).
     The intervals (log, validate, preview, monitor, checkpoint, weights) are in images too.
     """
 
@@ -67,7 +67,7 @@ class Training(Config):
     precision: Precision = "auto"
     ema: float | None = Field(None, gt=0, lt=1)
     compile: bool = False
-    gradient_checkpointing: bool = Field(False, description="gradient checkpointing: less memory, more time")
+    gradient_checkpointing: bool = Field(False, description="less memory, more time")
     log_every: int = Field(1_000, ge=1)
     validate_every: int = Field(10_000, ge=1)
     validate_images: int = Field(1_000, ge=1, description="held-out images of a validation")
@@ -79,14 +79,15 @@ class Training(Config):
     )
     checkpoint_every: int = Field(20_000, ge=1)
     keep_last: int = Field(2, ge=1, description="checkpoints kept")
-    snapshot_every: int | None = Field(None, ge=1, description="keeps the weights of that moment, to be measured later")
+    snapshot_every: int | None = Field(None, ge=1, description="keep weights in snapshots/, to be measured later")
     trackers: tuple[str, ...] = Field((), description="tensorboard, wandb, ...: what accelerate knows")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Training:
         if self.global_batch % self.gradient_accumulation_steps:
             raise ValueError(
-                f"batch {self.global_batch} must be a multiple of accumulate {self.gradient_accumulation_steps}"
+                f"global_batch {self.global_batch} must be a multiple of "
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps}"
             )
         return self
 

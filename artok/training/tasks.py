@@ -272,8 +272,8 @@ class GeneratorTask(Task):
         noise = Noise(fold("critic", self.experiment.seed), batch.positions)
         condition = Condition(batch.labels)
         with torch.no_grad():
-            fake = self.generator.made(condition, noise)
-        real = self.generator.pictures(batch.tokens)
+            fake = self.generator.generate(condition, noise)
+        real = self.generator.to_grid(batch.tokens)
         step, share = seen // self.experiment.training.global_batch, seen / self.experiment.training.images
         verdict = critic(real, fake, condition.labels, noise, step, share)
         return Step(verdict.losses, verdict.monitors)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from artok.config import find
 from artok.generators.base import Generator, GeneratorConfig
-from artok.interop.families import Source, exported, families
+from artok.interop.families import Source, families, to_published
 from artok.layout import TokenLayout
 from artok.saved import (
     CONFIG,
@@ -73,7 +73,7 @@ def published_state(family: str, module: nn.Module, hints: Mapping[str, Tensor] 
     """The state dict under the family's names. hints: keys that a family looks at before it names its own."""
     state = module.state_dict()
     sources = families()[family].sources(module, hints or {})
-    return exported(state, sources, shapes(state, sources, hints or {}))
+    return to_published(state, sources, shapes(state, sources, hints or {}))
 
 
 def shapes(

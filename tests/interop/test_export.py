@@ -16,7 +16,7 @@ from torch import Tensor
 from artok.errors import ConfigError, RunError
 from artok.images import to_uint8
 from artok.interop.exporting import export, to_folder, to_hub
-from artok.interop.importing import Wishes, import_file
+from artok.interop.importing import ImportOptions, import_file
 from artok.interop.to_diffusers import to_diffusers
 from artok.interop.to_npz import to_npz
 from artok.interop.to_onnx import to_onnx
@@ -80,7 +80,7 @@ def test_an_autoencoder_in_diffusers_computes_the_same(
     deviation = (0.5 * moments.chunk(2, 1)[1].clamp(-30, 20)).exp() / ours.latent_deviation[:, None, None]  # type: ignore[operator]
     ratio = posterior.std * theirs.config.scaling_factor / deviation
     torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=1e-3, atol=0)
-    back = Wishes(size=16, overrides=("tokenizer.groups=4",), scale=theirs.config.scaling_factor)
+    back = ImportOptions(size=16, overrides=("tokenizer.groups=4",), scale=theirs.config.scaling_factor)
     import_file(tmp_path / "out", tmp_path / "back", back)
     again, _ = load_tokenizer(tmp_path / "back")
     torch.testing.assert_close(again.encode(IMAGES).values, tokens.values, rtol=1e-4, atol=1e-4)
@@ -113,7 +113,7 @@ def test_a_dit_in_diffusers_computes_the_same(tmp_path: Path) -> None:
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline([1], guidance_scale=1.0, num_inference_steps=2, output_type="np")  # it takes 1000 for no label
     assert made.images.shape == (1, 16, 16, 3)
-    back = Wishes(tokenizer=str(run), overrides=("generator.network.heads=2", "generator.guided_channels=null"))
+    back = ImportOptions(tokenizer=str(run), overrides=("generator.network.heads=2", "generator.guided_channels=null"))
     import_file(tmp_path / "out" / "transformer", tmp_path / "back", back)
     again = load_generator(tmp_path / "back", own.layout)[0]
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in ours.state_dict().items())
@@ -153,6 +153,7 @@ def test_another_generator_is_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- ONNX
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gaussian", "multiscale"])
 @torch.no_grad()
 def test_onnx_graphs_compute_the_same_at_any_batch_size(kind: str, tmp_path: Path) -> None:

@@ -30,14 +30,15 @@ from artok import weights
 from artok.config import read_yaml
 from artok.errors import CheckpointError, ConfigError, RunError
 from artok.interop import hub
-from artok.interop.families import Asked, families, family_of
-from artok.interop.importing import Wishes, import_file
+from artok.interop.families import Hints, families, find_family
+from artok.interop.importing import ImportOptions as Options
+from artok.interop.importing import import_file
 from artok.layout import TokenLayout
 from artok.pipeline import Pipeline
 from artok.saved import load_generator, load_tokenizer
 from artok.weights import empty_parameters
 
-SMALL = Wishes(size=16)
+SMALL = Options(size=16)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_any_size_of_vqgan_is_recognised(changes: dict[str, Any], tmp_path: Path
         state["quantize.proj.weight"] = state["quantize.proj.weight"][..., None, None]
     torch.save({"state_dict": state}, tmp_path / "file.pt")
     import_file(
-        tmp_path / "file.pt", tmp_path / "run", Wishes(size=16, overrides=(f"tokenizer.groups={changes['groups']}",))
+        tmp_path / "file.pt", tmp_path / "run", Options(size=16, overrides=(f"tokenizer.groups={changes['groups']}",))
     )
     tokenizer, _ = load_tokenizer(tmp_path / "run")
     images = torch.rand(1, 3, 16, 16) * 2 - 1
@@ -126,7 +127,7 @@ def test_convolutions_that_few_scales_leave_idle_are_no_strangers(scales: list[i
     state = published_state("var_vqvae", built, hints | {"quantize.embedding.weight": torch.empty(16, 4)})
     torch.save(hints | {key.replace("weight", "bias"): torch.ones(4) for key in hints} | state, tmp_path / "vae.pth")
     told = ("tokenizer.groups=1", f"tokenizer.quantizer.scales={scales}")
-    import_file(tmp_path / "vae.pth", tmp_path / "run", Wishes(size=16, overrides=told))
+    import_file(tmp_path / "vae.pth", tmp_path / "run", Options(size=16, overrides=told))
     images = torch.rand(1, 3, 16, 16) * 2 - 1
     with torch.no_grad():
         found = load_tokenizer(tmp_path / "run")[0].encode(images)
@@ -157,12 +158,12 @@ def raster_file(folder: Path, classes: int = 3, **extra: Tensor) -> tuple[Path, 
 
 def test_a_generator_becomes_a_run_with_its_tokenizer(tmp_path: Path) -> None:
     path, run = raster_file(tmp_path)
-    wishes = Wishes(tokenizer=str(run), overrides=("generator.heads=2", "facts.classes=[cat,dog,cow]"))
-    import_file(path, tmp_path / "run", wishes)
+    options = Options(tokenizer=str(run), overrides=("generator.heads=2", "facts.classes=[cat,dog,cow]"))
+    import_file(path, tmp_path / "run", options)
     pipeline = Pipeline.from_pretrained(tmp_path / "run")
     assert pipeline.classes == ("cat", "dog", "cow")
     assert pipeline([0, 2]).shape == (2, 3, 16, 16)
-    again = Wishes(tokenizer=str(tmp_path / "run"), size=32, overrides=("generator.heads=2",))
+    again = Options(tokenizer=str(tmp_path / "run"), size=32, overrides=("generator.heads=2",))
     import_file(path, tmp_path / "larger", again)  # the tokenizer inside a generator's run, at another size
     assert Pipeline.from_pretrained(tmp_path / "larger")([0]).shape == (1, 3, 32, 32)
 
@@ -214,9 +215,9 @@ def test_published_sizes_are_recognised_by_shapes_alone(
 ) -> None:
     module = on_meta(section, layout)
     tensors = meta_state(family, module, layout)
-    chosen = family_of(tensors, None)
+    chosen = find_family(tensors, None)
     assert chosen.name == family
-    found = chosen.describe(tensors, Asked(layout=layout))
+    found = chosen.describe(tensors, Hints(layout=layout))
     assert (found.size, found.classes) == (size, 1000)
     again = on_meta(found.section, layout)
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in module.state_dict().items()}
@@ -254,9 +255,9 @@ def test_published_tokenizers_are_recognised(
         name: torch.empty(shape, device="meta")
         for name, shape in shapes(state, families()[family].sources(module, hints), hints).items()
     }
-    chosen = family_of(tensors, None)
+    chosen = find_family(tensors, None)
     assert chosen.name == family
-    found = chosen.describe(tensors, Asked())
+    found = chosen.describe(tensors, Hints())
     assert {key: found.section[key] for key in config if key != "attention_resolutions"} == {
         key: value for key, value in config.items() if key != "attention_resolutions"
     }
@@ -267,16 +268,16 @@ def test_published_tokenizers_are_recognised(
 # ---------------------------------------------------------------------------------------------- refusals
 
 
-def refused(file: Path, folder: Path, wishes: Wishes, words: str, kind: type[Exception] = CheckpointError) -> None:
+def refused(file: Path, folder: Path, options: Options, words: str, kind: type[Exception] = CheckpointError) -> None:
     with pytest.raises(kind, match=words) as error:
-        import_file(file, folder / "run", wishes)
+        import_file(file, folder / "run", options)
     assert "\n" not in str(error.value)
     assert not (folder / "run" / "config.yaml").exists()
 
 
 def test_another_family_is_refused_and_named(file: Path, tmp_path: Path) -> None:
-    refused(file, tmp_path, Wishes(family="mar"), "not those of the family mar; they look like taming_vqgan")
-    refused(file, tmp_path, Wishes(family="taming"), "no family 'taming'; did you mean 'taming_vqgan'")
+    refused(file, tmp_path, Options(family="mar"), "not those of the family mar; they look like taming_vqgan")
+    refused(file, tmp_path, Options(family="taming"), "no family 'taming'; did you mean 'taming_vqgan'")
     torch.save({"model": {"layer1.0.conv1.weight": torch.zeros(2, 2)}}, tmp_path / "resnet.pt")
     refused(tmp_path / "resnet.pt", tmp_path, SMALL, "of no published family")
 
@@ -287,7 +288,7 @@ def test_keys_that_do_not_match_are_refused_and_all_are_reported(file: Path, tmp
     with pytest.raises(CheckpointError, match="2 keys not part of this model"):
         import_file(extra, tmp_path / "run", SMALL, said.append)
     assert {"not part of this model: encoder.strange.weight", "not part of this model: more"} <= set(said)
-    import_file(extra, tmp_path / "run", Wishes(size=16, ignore=("encoder.strange.*", "more")))
+    import_file(extra, tmp_path / "run", Options(size=16, ignore=("encoder.strange.*", "more")))
     missing = changed(file, tmp_path, decoder__norm_out__bias=None)
     refused(missing, tmp_path / "2", SMALL, r"1 key missing \(decoder.norm_out.bias\)")
     shape = changed(file, tmp_path, decoder__norm_out__bias=torch.zeros(5))
@@ -335,35 +336,35 @@ def test_a_killed_import_can_be_run_again(file: Path, tmp_path: Path) -> None:
 
 def test_a_run_is_measured_on_images_of_its_own_size(file: Path, tmp_path: Path) -> None:
     folder = ("data.kind=folder", "data.root=photos")
-    import_file(file, tmp_path / "run", Wishes(size=16, overrides=folder))
+    import_file(file, tmp_path / "run", Options(size=16, overrides=folder))
     section = {"kind": "folder", "root": "photos", "size": 16, "channels": 3}
     assert read_yaml(tmp_path / "run" / "config.yaml")["data"] == section
     refused(
-        file, tmp_path / "2", Wishes(size=16, overrides=(*folder, "data.size=8")), "data.size=8 does not", ConfigError
+        file, tmp_path / "2", Options(size=16, overrides=(*folder, "data.size=8")), "data.size=8 does not", ConfigError
     )
     refused(
-        file, tmp_path / "3", Wishes(size=16, overrides=("data.kind=fodler",)), "did you mean 'folder'", ConfigError
+        file, tmp_path / "3", Options(size=16, overrides=("data.kind=fodler",)), "did you mean 'folder'", ConfigError
     )
-    refused(file, tmp_path / "4", Wishes(size=16, overrides=("data.root=x",)), "unknown key 'data.root'", ConfigError)
+    refused(file, tmp_path / "4", Options(size=16, overrides=("data.root=x",)), "unknown key 'data.root'", ConfigError)
     path, run = raster_file(tmp_path)
     (run / "config.yaml").write_text(
         (run / "config.yaml").read_text() + "data: {kind: folder, root: photos, size: 9}\n"
     )
-    import_file(path, tmp_path / "gpt", Wishes(tokenizer=str(run), overrides=("generator.heads=2",)))
+    import_file(path, tmp_path / "gpt", Options(tokenizer=str(run), overrides=("generator.heads=2",)))
     assert read_yaml(tmp_path / "gpt" / "config.yaml")["data"] == section  # as its tokenizer's
 
 
 def test_what_the_file_does_not_tell_is_asked_for(file: Path, tmp_path: Path) -> None:
     path, run = raster_file(tmp_path)
     refused(
-        path, tmp_path, Wishes(tokenizer=str(run)), "do not tell generator.heads; add generator.heads=", ConfigError
+        path, tmp_path, Options(tokenizer=str(run)), "do not tell generator.heads; add generator.heads=", ConfigError
     )
-    refused(path, tmp_path, Wishes(), "needs the tokenizer that it was trained on", ConfigError)
-    refused(file, tmp_path, Wishes(tokenizer=str(run)), "is a tokenizer itself", ConfigError)
+    refused(path, tmp_path, Options(), "needs the tokenizer that it was trained on", ConfigError)
+    refused(file, tmp_path, Options(tokenizer=str(run)), "is a tokenizer itself", ConfigError)
     refused(
         file,
         tmp_path,
-        Wishes(overrides=("tokenizer.base_chanels=3",)),
+        Options(overrides=("tokenizer.base_chanels=3",)),
         "did you mean 'tokenizer.base_channels'|'base_channels'",
         ConfigError,
     )
@@ -376,10 +377,10 @@ def test_a_tokenizer_of_other_tokens_is_refused(tmp_path: Path) -> None:
     path, _ = raster_file(tmp_path)
     heads = ("generator.heads=2",)
     other = tokenizer_run(tmp_path / "other", VQ | {"codes": 16})
-    refused(path, tmp_path, Wishes(tokenizer=str(other), overrides=heads), "of another shape")
+    refused(path, tmp_path, Options(tokenizer=str(other), overrides=heads), "of another shape")
     with pytest.raises(Exception, match="needs codes"):
         continuous = tokenizer_run(tmp_path / "kl", KL)
-        import_file(path, tmp_path / "run", Wishes(tokenizer=str(continuous), overrides=heads))
+        import_file(path, tmp_path / "run", Options(tokenizer=str(continuous), overrides=heads))
 
 
 def test_a_generator_says_how_many_positions_it_has(tmp_path: Path) -> None:
@@ -389,7 +390,7 @@ def test_a_generator_says_how_many_positions_it_has(tmp_path: Path) -> None:
     built = randomised(generator_config(section).build(layout, 3))
     hints = {"class_emb.weight": torch.empty(3, 32), "fake_latent": torch.empty(1, 32)}
     torch.save({"model_ema": published_state("mar", built, hints)}, tmp_path / "mar.pth")
-    larger = Wishes(tokenizer=str(run), size=32, overrides=("generator.heads=2",))
+    larger = Options(tokenizer=str(run), size=32, overrides=("generator.heads=2",))
     refused(tmp_path / "mar.pth", tmp_path, larger, "64 positions of 1x1 tokens, and the tokenizer gives 256 tokens")
 
 
@@ -399,11 +400,11 @@ def test_a_dit_with_another_table_of_positions_is_refused(tmp_path: Path) -> Non
     built = randomised(generator_config(DIT).build(layout, 3))
     state = published_state("dit", built)
     state["x_embedder.proj.weight"] = state["x_embedder.proj.weight"].view(32, 4, 2, 2)
-    wishes = Wishes(tokenizer=str(run), overrides=("generator.network.heads=2",))
+    options = Options(tokenizer=str(run), overrides=("generator.network.heads=2",))
     torch.save(state | {"pos_embed": torch.zeros(1, 16, 32)}, tmp_path / "dit.pt")
-    refused(tmp_path / "dit.pt", tmp_path, wishes, "not the fixed table")
+    refused(tmp_path / "dit.pt", tmp_path, options, "not the fixed table")
     torch.save(state | {"pos_embed": torch.zeros(1, 64, 32)}, tmp_path / "dit.pt")
-    refused(tmp_path / "dit.pt", tmp_path, wishes, "64 positions, and the tokenizer gives 16")
+    refused(tmp_path / "dit.pt", tmp_path, options, "64 positions, and the tokenizer gives 16")
 
 
 # ---------------------------------------------------------------------------------------------- memory
@@ -433,7 +434,8 @@ def test_a_file_that_does_not_fit_the_memory_is_refused_before_it_is_read(
 PEAK = """
 import resource, sys, torch
 from pathlib import Path
-from artok.interop.importing import Wishes, import_file
+from artok.interop.importing import ImportOptions as Options
+from artok.interop.importing import import_file
 from artok.generators import raster
 from artok.saved import load_generator, load_tokenizer
 
@@ -441,17 +443,18 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 file, run, out = map(Path, sys.argv[1:])
-import_file(run / "small.pt", out / "warm", Wishes(tokenizer=str(run), overrides=("generator.heads=2",)))
+import_file(run / "small.pt", out / "warm", Options(tokenizer=str(run), overrides=("generator.heads=2",)))
 layout = load_tokenizer(run)[0].layout
 load_generator(out / "warm", layout)
 size, before = file.stat().st_size, peak()
-import_file(file, out / "run", Wishes(tokenizer=str(run), overrides=("generator.heads=8",)))
+import_file(file, out / "run", Options(tokenizer=str(run), overrides=("generator.heads=8",)))
 imported = peak()
 generator, _ = load_generator(out / "run", layout)
 print((imported - before) / size, (peak() - before) / size)
 """
 
 
+@pytest.mark.slow
 def test_import_and_loading_take_no_second_copy_of_the_weights(tmp_path: Path) -> None:
     path, run = raster_file(tmp_path)
     path.rename(run / "small.pt")
@@ -475,7 +478,7 @@ def test_without_a_network_one_sentence_says_what_to_fetch(monkeypatch: pytest.M
     said: list[str] = []
     for name in hub.CATALOGUE:
         with pytest.raises(RunError, match=f"^{name} could not be fetched .there is no network.; .*by hand") as error:
-            hub.import_published(f"hub:{name}", tmp_path / "run", Wishes(), said.append)
+            hub.import_published(f"hub:{name}", tmp_path / "run", Options(), said.append)
         assert "\n" not in str(error.value)
         assert hub.CATALOGUE[name].address in str(error.value)
         assert f"--family {hub.CATALOGUE[name].family}" in str(error.value)
@@ -509,12 +512,12 @@ def test_a_file_of_the_hub_is_held_to_the_checksum_it_is_kept_under(
         monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
         said: list[str] = []
         if whole:
-            hub.import_published("hub:llamagen-vq-ds16", tmp_path / "run", Wishes(), said.append)
+            hub.import_published("hub:llamagen-vq-ds16", tmp_path / "run", Options(), said.append)
             assert said[0] == f"llamagen-vq-ds16: {entry.address}, licence MIT"
             assert read_yaml(tmp_path / "run" / "config.yaml")["source"]["file"] == "vq_ds16_c2i.pt"
         else:
             with pytest.raises(RunError, match=r"is damaged: its sha256 is .*, not 0{64}; delete it"):
-                hub.import_published("hub:llamagen-vq-ds16", tmp_path / "other", Wishes(), said.append)
+                hub.import_published("hub:llamagen-vq-ds16", tmp_path / "other", Options(), said.append)
             assert not (tmp_path / "other").exists()
 
 
@@ -530,7 +533,7 @@ def test_a_fetched_file_is_held_to_its_checksum(file: Path, monkeypatch: pytest.
     monkeypatch.setattr(hub, "_download", lambda entry, name: file)
     said: list[str] = []
     monkeypatch.setitem(hub.CATALOGUE, "vqgan-f16-16384", hub.replace(entry, size=16))
-    hub.import_published("hub:vqgan-f16-16384", tmp_path / "run", Wishes(), said.append)
+    hub.import_published("hub:vqgan-f16-16384", tmp_path / "run", Options(), said.append)
     assert load_tokenizer(tmp_path / "run")
     assert any("sha256" in line for line in said)
     monkeypatch.setitem(hub.CATALOGUE, "vqgan-f16-16384", hub.replace(entry, sha256="0" * 64))
@@ -546,7 +549,7 @@ def test_a_generators_tokenizer_is_fetched_too(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(hub, "_download", lambda entry, name: tmp_path / "vq.pt" if entry.tokenizer is None else path)
     for name in ("llamagen-b-256", "llamagen-vq-ds16"):
         monkeypatch.setitem(hub.CATALOGUE, name, hub.replace(hub.CATALOGUE[name], size=16))
-    wishes = Wishes(overrides=("generator.heads=2",))
-    hub.import_published("hub:llamagen-b-256", tmp_path / "runs" / "gpt", wishes, lambda line: None)
+    options = Options(overrides=("generator.heads=2",))
+    hub.import_published("hub:llamagen-b-256", tmp_path / "runs" / "gpt", options, lambda line: None)
     assert (tmp_path / "runs" / "llamagen-vq-ds16" / "config.yaml").exists()
     assert load_generator(tmp_path / "runs" / "gpt", built.layout)

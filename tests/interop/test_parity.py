@@ -6,6 +6,9 @@ be put there. Each is written to a file as the published ones are and goes throu
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 import torch
 from helpers.parity import continuous, discrete, tokenizers
 from helpers.parity.fixtures import FOLDER, Fixture, disagreement, fixture, names
+from helpers.paths import REPOSITORY
 from torch import Tensor
 
 FAMILIES: dict[str, Callable[[Fixture], dict[str, Tensor]]] = {
@@ -40,3 +44,11 @@ def test_every_recorded_tensor(name: str, tmp_path: Path) -> None:
     outputs = [*outputs, *(name for name in inputs if name in ours)]  # what artok computes too, such as VAR's input
     wrong = [disagreement(output, ours[output], recorded.io[output]) for output in outputs]
     assert not any(wrong), [reason for reason in wrong if reason]
+
+
+@pytest.mark.slow
+def test_without_fixtures_the_reason_names_the_variable() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "ARTOK_FIXTURES"}
+    command = [sys.executable, "-m", "pytest", __file__, "-rs", "-k", "every_recorded", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0 and "set ARTOK_FIXTURES" in done.stdout, done.stdout

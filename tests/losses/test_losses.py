@@ -111,6 +111,7 @@ def test_a_distance_is_that_of_directions() -> None:
     assert float(distance(x, 7 * x)) == pytest.approx(0.0)
 
 
+@pytest.mark.slow
 def test_channels_that_are_images_of_their_own_are_compared_one_by_one() -> None:
     """The features are those of a classifier of single channels, and a plan counts what such a comparison costs."""
     experiment = tokenizer_experiment(
@@ -156,6 +157,7 @@ def test_an_extractor_without_maps_says_so() -> None:
         Pooled().maps(images(1), None)
 
 
+@pytest.mark.slow
 def test_lpips_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="leave layers out"):
         config("perceptual", features="lpips", layers=[1])
@@ -169,6 +171,7 @@ def test_lpips_mistakes_are_named(tmp_path: Path) -> None:
         perceptual.open_lpips(tmp_path / "other.pth")
 
 
+@pytest.mark.slow
 def test_lpips_is_that_of_its_authors(tmp_path: Path) -> None:
     lpips = pytest.importorskip("lpips")
     import torchvision

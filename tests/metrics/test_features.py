@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from artok.cache import cache_directory
 from artok.data.digits import Config as Digits
 from artok.errors import ArtokError, CheckpointError, ConfigError
 from artok.metrics.base import Seen, Subject
 from artok.metrics.extractors import classifier, inception
-from artok.metrics.features import TrainingImages, cache_directory, extract, open_extractor, parse
+from artok.metrics.features import TrainingImages, extract, open_extractor, parse
 from artok.metrics.floor import floor, stratified
 from artok.metrics.frechet import Config as Frechet
 from artok.training import progress
@@ -63,12 +64,14 @@ def test_whoever_waits_for_its_training_sees_how_far_it_is(tmp_path, monkeypatch
     assert not capfd.readouterr().err, "the cached one needs no waiting"
 
 
+@pytest.mark.slow
 def test_it_knows_held_out_digits(judge, digits):
     _, logits = extract(judge, digits[1].images)
     assert logits is not None and logits.shape == (540, 10)
     assert (logits.argmax(1) == digits[1].labels).double().mean() >= 0.98
 
 
+@pytest.mark.slow
 def test_its_features_are_normalised_on_the_training_split(judge, digits):
     features, _ = extract(judge, digits[0].images)
     assert features.dtype == torch.float32 and features.shape == (1257, judge.dim)
@@ -76,6 +79,7 @@ def test_its_features_are_normalised_on_the_training_split(judge, digits):
     assert features.double().var(0, correction=0).sum() == pytest.approx(4 * judge.dim, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_it_tells_real_images_from_blurred_noisy_and_mean_ones(judge, digits):
     """The order and the rough size of the reference figures: floor 0.7, blurred 6.3, class means 18."""
     train, test = digits
@@ -172,6 +176,7 @@ def test_training_images_that_cannot_be_used_are_refused(tmp_path):
         open_extractor("classifier", TrainingImages(images, labels * 0, 1), cache=tmp_path)
 
 
+@pytest.mark.slow
 def test_it_refuses_images_of_another_shape(judge):
     with pytest.raises(ArtokError, match="cannot judge"):
         extract(judge, torch.zeros(2, 3, 16, 16, dtype=torch.uint8))

@@ -98,6 +98,7 @@ def test_modes_of_stacks_are_products_of_their_channels() -> None:
     assert modes.tolist() == pytest.approx([9 / 16, 0, 3 / 16, 0, 0, 0, 3 / 16, 0, 1 / 16])
 
 
+@pytest.mark.slow
 def test_a_classifier_of_digits_reads_the_modes_of_stacks() -> None:
     split = stacked.Config().open("test")
     extractor = extractor_for(parse("classifier"), stacked.Config().open("train"), 16, "cpu")

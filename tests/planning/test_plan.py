@@ -81,6 +81,7 @@ def test_published_models_have_their_published_size() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_all_families_at_one_size() -> None:
     plans = plan_families(DesignSpec(size=32, downsample=4, codes=64, depth=2, width=64, batch=8), PlanOptions("A100"))
     assert [plan.family for plan in plans] == list(FAMILIES)

@@ -261,6 +261,7 @@ def measured_peak(name: str) -> int:
     return cost.peak_memory(lambda: train_twice(experiment, "cpu")) - pages * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("name", WIDE)
 def test_predicted_memory_is_what_a_gpu_allocates(name: str) -> None:

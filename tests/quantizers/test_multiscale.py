@@ -283,6 +283,7 @@ def test_an_undecided_place_adds_nothing_though_a_scale_has_a_mean() -> None:
     assert quantizer.lookup(values).abs().mean() > 3
 
 
+@pytest.mark.slow
 def test_usage_balancing_keeps_every_code_in_use_at_the_coarsest_scale() -> None:
     """Means on a line leave most of 64 codes idle at 1x1, which lie about it, unless the idle ones are favoured."""
     plain, fair = followed(1000, standardise=True), followed(1000, standardise=True, usage_balancing=0.5)

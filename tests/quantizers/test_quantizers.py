@@ -271,6 +271,7 @@ def _entropy_gradient(rank: int | None) -> Tensor:
     return gradient
 
 
+@pytest.mark.slow
 def test_two_processes_keep_one_codebook_and_equal_one(tmp_path: Path) -> None:
     first, second = in_two_processes(_train_every_kind, tmp_path)
     assert isinstance(first, dict) and isinstance(second, dict)

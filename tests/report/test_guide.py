@@ -15,7 +15,7 @@ from artok.layout import TokenLayout
 from artok.report.decision_guide import Candidate, Choice, guide, rank
 from artok.studies.config import Study, load_study
 from artok.studies.model_scaling import count, heads_for, sized
-from artok.training.merged_log import unbroken
+from artok.training.merged_log import merge_resumed_log
 
 NAME = "FD[made up]"
 
@@ -135,12 +135,12 @@ def test_an_interval_cut_by_a_stop_is_put_together_again() -> None:
         *(event("train", 20, model_loss=2.0), event("checkpoint", 20), event("stop", 20), event("resume", 20)),
         event("train", 32, model_loss=10 / 3),
     ]
-    whole = [each for each in unbroken(cut, 16) if each["event"] == "train"]
+    whole = [each for each in merge_resumed_log(cut, 16) if each["event"] == "train"]
     assert [each["images"] for each in whole] == [16, 32]
     assert whole[1]["model_loss"] == pytest.approx(3.0)
-    assert unbroken(plain, 16) == plain
+    assert merge_resumed_log(plain, 16) == plain
     frequent = [event("train", images, model_loss=1.0) for images in (16, 32, 48)]
-    assert unbroken(frequent, 10) == frequent  # batches longer than an interval
+    assert merge_resumed_log(frequent, 10) == frequent  # batches longer than an interval
 
 
 def test_a_size_keeps_its_proportions() -> None:

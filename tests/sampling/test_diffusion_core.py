@@ -84,8 +84,8 @@ def test_the_posterior_on_a_chain_in_closed_form(index: int) -> None:
 def test_a_true_prediction_gives_back_clean_tokens_and_noise(target: Target, level: Level) -> None:
     clean, noise = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = level.signal * clean + level.sigma * noise
-    told = wanted(target, clean, noise, level.signal, level.sigma)
-    believed = to_clean(target, told, x, level.signal, level.sigma)
+    target_value = wanted(target, clean, noise, level.signal, level.sigma)
+    believed = to_clean(target, target_value, x, level.signal, level.sigma)
     torch.testing.assert_close(believed, clean, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(to_noise(believed, x, level.signal, level.sigma), noise, rtol=1e-10, atol=1e-10)
 
@@ -119,9 +119,9 @@ def test_which_steps_a_shortened_chain_keeps() -> None:
 # ------------------------------------------------------------------------------------------------- diffusers
 
 
-def network(x: Tensor, told: float) -> Tensor:
+def network(x: Tensor, time: float) -> Tensor:
     """Stands for a trained network: smooth, and of the state and the time."""
-    return 0.3 * x.roll(1, -1) + 0.2 * torch.tanh(x) * math.cos(told / 300)
+    return 0.3 * x.roll(1, -1) + 0.2 * torch.tanh(x) * math.cos(time / 300)
 
 
 def ours(
@@ -321,7 +321,7 @@ def test_training_times() -> None:
     logit = torch.logit(path.sigma.double())
     assert float(logit.mean()) == pytest.approx(0.5, abs=1e-3)
     assert float(logit.std()) == pytest.approx(1.0, abs=1e-2)
-    torch.testing.assert_close(path.told, 1000 * path.sigma)
+    torch.testing.assert_close(path.time, 1000 * path.sigma)
 
 
 def test_temperature_acts_on_the_way_or_on_the_start() -> None:

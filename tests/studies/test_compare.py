@@ -596,8 +596,8 @@ def test_each_training_is_launched_over_as_many_processes(
 
 
 def test_the_weights_of_the_course_do_not_change_training(finished: Path) -> None:
-    kept = sorted(path.stem for path in (finished / "trained" / "raster" / "seed0" / "moments").iterdir())
+    kept = sorted(path.stem for path in (finished / "trained" / "raster" / "seed0" / "snapshots").iterdir())
     assert kept == [f"{32:012d}"]
-    assert not (finished / "trained" / "raster" / "seed1" / "moments").exists()
+    assert not (finished / "trained" / "raster" / "seed1" / "snapshots").exists()
     assert (finished / "trained" / "raster" / "seed1" / WEIGHTS).exists()
     assert read_saved(finished / "trained" / "raster" / "seed1").generator is not None

@@ -31,6 +31,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_job_waits_for_those_it_needs(tmp_path: Path) -> None:
     first = Job("first", ("configs",))
     second = Job("second", ("configs",), after=("first",))
@@ -77,6 +78,7 @@ def test_a_job_that_is_killed_is_a_failure_and_the_next_one_runs() -> None:
     assert list(run_jobs([Job("listed", ("configs",))], workers=1)) == ["listed"]
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_stops_its_jobs_and_says_no_more(tmp_path: Path) -> None:
     train = Job("train", ("train", "digits/vq", "training.images=60000", "--out", str(tmp_path)))
 

@@ -228,6 +228,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_its_page_holds_everything_and_needs_nothing(swept: Path) -> None:
     page = (swept / "out" / "report.html").read_text(encoding="utf-8")
     assert "Tiny &lt;sweep&gt;" in page
@@ -247,6 +248,7 @@ def test_its_page_holds_everything_and_needs_nothing(swept: Path) -> None:
     assert "@media print" in page
 
 
+@pytest.mark.slow
 def test_its_figures_are_in_json_and_csv(swept: Path) -> None:
     results = json.loads((swept / "out" / "results.json").read_text())
     rows = list(csv.DictReader((swept / "out" / "results.csv").open()))
@@ -269,6 +271,7 @@ def test_its_figures_are_in_json_and_csv(swept: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_trains_nothing_twice_and_reports_the_same(swept: Path, tmp_path: Path) -> None:
     grid = {**GRID, "tokenizer.quantizer.codebook_size": [16, 99999]}
     asked = section(swept, grid=grid, impossible="skip", title="Tiny <sweep>")
@@ -318,6 +321,7 @@ def test_a_training_killed_after_a_checkpoint_is_finished_before_it_is_measured(
     assert int(latest(place / "checkpoints").name) == experiment.training.images  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_and_other_measures_measured_again(swept: Path) -> None:
     grid = {**GRID, "downsampling": GRID["downsampling"][1:]}
     other = plan(study(swept, grid=grid), swept / "out")
@@ -329,6 +333,7 @@ def test_other_settings_are_refused_and_other_measures_measured_again(swept: Pat
         sweep(changed, swept / "out", "cpu")
 
 
+@pytest.mark.slow
 def test_an_interruption_says_how_to_go_on(
     swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,6 +348,7 @@ def test_an_interruption_says_how_to_go_on(
     assert "the same command goes on" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_cell_can_be_asked_for(swept: Path) -> None:
     wanted = load_sweep(str(swept / "out" / STUDY), [])
     assert [cell.name for cell in plan(wanted, swept / "out", only="downsampling-4_codebook_size-16").cells]

@@ -78,6 +78,7 @@ def test_codes_have_no_statistics() -> None:
     assert not any("latent" in name for name in tokenizer.state_dict())
 
 
+@pytest.mark.slow
 def test_training_measures_the_latents_of_the_weights_it_writes(tmp_path: Path) -> None:
     section = {"quantizer": {"kind": "gaussian", "latent_channels": 4}}
     experiment = tokenizer_experiment(tokenizer=section, training={"ema": 0.9})

@@ -289,6 +289,7 @@ def test_a_generator_of_a_few_images_has_collapsed(kept: int) -> None:
     assert [finding.kind for finding in diagnose(as_log(values))] == [COLLAPSED]
 
 
+@pytest.mark.slow
 def test_other_features_see_the_same() -> None:
     assert watched(1, "classifier")["coverage"] < 0.1 < 0.7 < watched(None, "classifier")["coverage"]
 

@@ -109,6 +109,7 @@ def test_a_stopped_generator_goes_on_to_the_bit(
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_from_its_last_whole_checkpoint(tokenizer_run: Path, tmp_path: Path) -> None:
     (tmp_path / "experiment.yaml").write_text(dump(tokenizer_experiment()))
     command = [
@@ -147,6 +148,7 @@ def test_a_finished_run_is_left_as_it_is(tokenizer_run: Path) -> None:
 STEADY = {"optimizer": {"eps": 1e-3}, "critic": {"eps": 1e-3}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["tokenizer", "generator"])
 def test_two_processes_equal_one(tokenizer_run: Path, tmp_path: Path, family: str) -> None:
     plain = {"quantizer": {"dead_code_threshold": 0.0}}  # revival draws from each process's own latents
@@ -415,6 +417,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values() if tensor.is_floating_point())
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
     (tmp_path / "experiment.yaml").write_text(dump(tokenizer_experiment()))
     code = (
@@ -470,6 +473,7 @@ def figures(run: Path, *names: str) -> list[list[float]]:
     return [[event.get(name, 0.0) for event in events] for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", PLAYERS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_two_players_lose_alike_in_parts_and_in_two_processes(tmp_path: Path, family: str, precision: str) -> None:

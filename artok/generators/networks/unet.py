@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -141,4 +142,4 @@ class UNet(DiffusionNetwork):
                 x = run(layer, torch.cat([x, states.pop()], dim=1), given, checkpoint=self.gradient_checkpointing)
             else:
                 x = layer(x)
-        return self.output(F.silu(self.norm_out(x))).flatten(2).transpose(1, 2)
+        return rearrange(self.output(F.silu(self.norm_out(x))), "b d h w -> b (h w) d")

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from artok.cache import cache_directory
 from artok.errors import ArtokError
 from artok.locks import alone
 from artok.metrics.features import (
@@ -35,7 +36,6 @@ from artok.metrics.features import (
     ExtractorConfig,
     Maps,
     TrainingImages,
-    cache_directory,
     weights_fingerprint,
 )
 

@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from artok.cache import cache_directory
 from artok.errors import ArtokError, CheckpointError
 from artok.metrics.features import (
     Extractor,
     ExtractorConfig,
     TrainingImages,
-    cache_directory,
     three_channels,
     weights_fingerprint,
 )

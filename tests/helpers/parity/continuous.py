@@ -10,7 +10,7 @@ from torch import Tensor
 
 from artok.generators.diffusion import Guided, LatentDiffusion
 from artok.generators.mar import Mar
-from artok.generators.masked import masked_flags, still_masked
+from artok.generators.masked import still_masked
 from artok.layout import Condition, Tokens
 from artok.nn.time import sinusoids
 from artok.noise import Noise
@@ -86,9 +86,6 @@ class GivenNoise(Noise):
             self.places.append(orders[:, left:now])
             now = left
 
-    def __len__(self) -> int:
-        return len(self.orders)
-
     def permutation(self, n: int) -> Tensor:
         return self.orders
 
@@ -139,12 +136,10 @@ def mar_body(fixture: Fixture, built: Mar) -> dict[str, Tensor]:
     tokens = built.patches(Tokens(io["latents"].flatten(2).transpose(1, 2), built.layout))
     embedded, labels = built.input(tokens), io["labels"]
     masked = int(io["mask"][0].sum())
-    flags = masked_flags(io["orders"], io["mask"].sum(1).long())
-    assert torch.equal(flags, io["mask"].bool()), "the first of an order are not the masked ones"
     kept = io["orders"][:, masked:].sort(1).values
     found = {
         "tokens": tokens,
-        "unpatchified": grid(built.finished(io["tokens_in"], None).values, io["unpatchified"]),
+        "unpatchified": grid(built.to_tokens(io["tokens_in"], None).values, io["unpatchified"]),
         "class_embedding": built.context(Condition(labels)).pooled,
         "encoder_out_allmasked": body.encode(
             built.input(0 * tokens), built.context(Condition(labels)).sequence, kept[:, :0]
@@ -163,7 +158,7 @@ def mar_losses(fixture: Fixture, built: Mar) -> dict[str, Tensor]:
     z = io["decoder_out"].flatten(0, 1).repeat(repeats, 1)
     times = diffusion.at(io["loss_t"])
     given = built.head.net.condition(z)
-    terms = diffusion.losses(lambda x, told: built.head.net(x, told, given), tokens, io["loss_noise"], times)
+    terms = diffusion.losses(lambda x, time: built.head.net(x, time, given), tokens, io["loss_noise"], times)
     mask = io["mask"].flatten().repeat(repeats)
     both = terms["mse"] + terms["vb"]
     names = {"loss_per_token": both, "loss_mse_per_token": terms["mse"], "loss_vb_per_token": terms["vb"]}
@@ -218,14 +213,15 @@ def mar_head(fixture: Fixture, built: Mar) -> dict[str, Tensor]:
     for suffix, spacing in (("_strided", "leading"), ("", "linspace")):
         steps = len(io["short_timestep_map"])
         levels = spaced(built, timestep_spacing=spacing, steps=steps).sampling_levels(steps)
-        for name, rows, temperature in (("nocfg", [z], 1.0), ("cfg", [z, null], about["temperature"])):
+        guidance = Sampling(temperature=about["temperature"], cfg_scale=scale)
+        for name, rows, sampling in (("nocfg", [z], Sampling()), ("cfg", [z, null], guidance)):
             noise = GivenNoise(io["head_init_noise"][None], io["head_step_noise"][:, None], order, 1)
-            drawn = head.sample(torch.stack(rows), scale, Sampling(temperature=temperature), noise)
+            drawn = head.sample(torch.stack(rows), scale, sampling, noise)
             found[f"head_sample{suffix}_{name}"] = drawn[0]
     options = Options(temperature=about["temperature"])
     steps_alone = each_step(
         head.diffusion,
-        lambda state, told: net(state, told, net.condition(z)),
+        lambda state, time: net(state, time, net.condition(z)),
         x,
         io["head_step_noise"],
         levels,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from artok.config import find
 from artok.generators.base import Generator
-from artok.interop.importing import Wishes, import_file
+from artok.interop.importing import ImportOptions, import_file
 from artok.saved import CONFIG, WEIGHTS, Facts, Saved, load_generator, load_tokenizer, write_config, write_weights
 from artok.tokenizers.base import Tokenizer
 from helpers.paths import FIXTURES as FOLDER
@@ -72,14 +72,14 @@ def imported_tokenizer(fixture: Fixture, *overrides: str, scale: float | None = 
     run = fixture.folder / fixture.name
     channels, height, width = fixture.io["image"].shape[1:]
     size = [f"facts.image=[{channels},{height},{width}]"]
-    import_file(published(fixture), run, Wishes(size=height, overrides=(*size, *overrides), scale=scale))
+    import_file(published(fixture), run, ImportOptions(size=height, overrides=(*size, *overrides), scale=scale))
     return run, load_tokenizer(run)[0]
 
 
 def imported_generator(fixture: Fixture, tokenizer: Path, *overrides: str) -> tuple[Generator, Tokenizer]:
     """What loading the run of a generator's fixture gives, with the tokenizer inside it."""
     run = fixture.folder / fixture.name
-    import_file(published(fixture), run, Wishes(tokenizer=str(tokenizer), overrides=overrides))
+    import_file(published(fixture), run, ImportOptions(tokenizer=str(tokenizer), overrides=overrides))
     own, _ = load_tokenizer(run)
     return load_generator(run, own.layout)[0], own
 

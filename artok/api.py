@@ -1,0 +1,62 @@
+"""What `import artok` gives: a tokenizer by name, training and evaluation in one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from artok import saved
+from artok.config import load
+from artok.device import resolve_device
+from artok.evaluation import evaluator
+from artok.metrics.results import Results
+from artok.tokenizers.base import Tokenizer
+from artok.training import run
+from artok.training.experiment import Experiment, default_folder
+from artok.training.progress import Progress
+
+
+def load_tokenizer(name: str | Path, device: str | torch.device = "cpu") -> Tokenizer:
+    """A trained tokenizer, in eval mode: of a run directory, a published checkpoint or a hub repository.
+
+    A generator's run gives the tokenizer that it was trained on. CheckpointError: there is none.
+    """
+    return saved.load_tokenizer(name)[0].to(device)
+
+
+def train(
+    config: str | Experiment,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    device: str | torch.device | None = None,
+    fresh: bool = False,
+) -> Path:
+    """Train a tokenizer or a generator, or go on where the same call was stopped. The run directory.
+
+    config: a YAML file, a shipped name such as "digits/vq", or an experiment. overrides: `key.sub=value` on top.
+    out: the run directory, runs/<name> unless given. fresh: discard what it holds.
+    ArtokError: the input is wrong, or training failed. KeyboardInterrupt: it was stopped, and saved before.
+    """
+    experiment = load(Experiment, config, overrides) if isinstance(config, str) else config
+    folder = Path(out) if out is not None else default_folder(experiment)
+    if not run.train(experiment, folder, fresh, resolve_device(device)):
+        raise KeyboardInterrupt
+    return folder
+
+
+def evaluate(
+    name: str | Path,
+    overrides: Sequence[str] = (),
+    n: int | None = None,
+    extractor: str = "classifier",
+    device: str | torch.device | None = None,
+) -> Results:
+    """Measure a tokenizer or a generator on held-out images; the results, also in the run's results.json.
+
+    overrides: sampling settings as key=value, data settings as data.key=value. n: images, all held-out ones unless
+    given. extractor: classifier, pixels, inception, or timm:NAME.
+    """
+    where = str(resolve_device(device))
+    return evaluator.evaluate(str(name), n, extractor, overrides, where, Progress("evaluate"))

@@ -1,0 +1,41 @@
+"""The device that a command runs on, resolved and checked in one place."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from artok.errors import ConfigError
+
+VARIABLE = "ARTOK_DEVICE"  # an environment variable: the device of every command that is not told one
+
+
+def resolve_device(name: str | torch.device | None = None) -> torch.device:
+    """cpu, cuda, cuda:1 or mps as a device; a GPU where there is one, else the CPU, when there is no name.
+
+    ConfigError: it is no device, or not one of this machine.
+    """
+    given = str(name or os.environ.get(VARIABLE) or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(given)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"there is no device {given!r}; give cpu, cuda, cuda:1 or mps")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
+    if not count:
+        raise ConfigError(f"device {given} is not on this machine, or this build of torch cannot use it; use cpu")
+    if (device.index or 0) >= count:
+        raise ConfigError(f"device {given} is not on this machine: {device.type} devices are numbered 0 to {count - 1}")
+    return device
+
+
+def study_device(name: str | None) -> str:
+    """The device of a study and of the jobs that it starts. ConfigError: it is one GPU of several."""
+    device = resolve_device(name)
+    if device.index is not None:
+        raise ConfigError(f"a study uses all GPUs that it sees; name them in CUDA_VISIBLE_DEVICES, not by {device}")
+    if name is not None:
+        os.environ[VARIABLE] = name
+    return str(device)

@@ -1,0 +1,64 @@
+"""What `import artok` gives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.models import generator_experiment, tokenizer_experiment
+
+import artok
+from artok.errors import CheckpointError, RunError
+from artok.interop import hub
+from artok.saved import CONFIG
+
+
+def test_importing_artok_imports_no_torch_and_names_what_it_gives() -> None:
+    code = "import sys, artok; assert 'torch' not in sys.modules; assert set(artok.__all__) <= set(dir(artok))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'Pipelin'"):
+        artok.Pipelin  # noqa: B018
+
+
+def test_train_load_generate_and_evaluate(tmp_path: Path) -> None:
+    folder = artok.train(tokenizer_experiment(), out=tmp_path / "vq", device="cpu")
+    tokenizer = artok.load_tokenizer(folder)
+    assert tokenizer.encode(torch.zeros(2, 1, 16, 16)).values.shape == (2, 16, 1)
+    artok.train(generator_experiment(str(folder)), out=tmp_path / "raster")
+    assert artok.Pipeline.from_pretrained(tmp_path / "raster")([3, 4], n=2).shape == (4, 1, 16, 16)
+    results = artok.evaluate(folder, n=120, extractor="pixels", device="cpu")
+    assert results.measurements and (folder / "results.json").exists()
+
+
+def test_a_published_checkpoint_is_imported_once_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARTOK_CACHE", str(tmp_path))
+    trained = artok.train(tokenizer_experiment(), out=tmp_path / "trained")
+    imports = []
+
+    def import_published(name: str, out: Path, *_: object) -> None:
+        imports.append(name)
+        trained.rename(out)
+
+    monkeypatch.setattr(hub, "import_published", import_published)
+    (tmp_path / "imported").mkdir()
+    for name in ("llamagen-vq-ds16", "hub:llamagen-vq-ds16"):
+        assert artok.load_tokenizer(name).layout.vocab == 16
+    assert imports == ["llamagen-vq-ds16"]
+    assert (tmp_path / "imported" / "llamagen-vq-ds16" / CONFIG).exists()
+
+
+def test_without_a_network_or_such_a_checkpoint_one_sentence_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*_: object) -> Path:
+        raise OSError("there is no network")
+
+    monkeypatch.setenv("ARTOK_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "_download", no_network)
+    with pytest.raises(RunError, match="var-d16 could not be fetched"):
+        artok.Pipeline.from_pretrained("var-d16")
+    with pytest.raises(CheckpointError, match="there is no run var-d61"):
+        artok.Pipeline.from_pretrained("var-d61")
