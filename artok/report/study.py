@@ -10,7 +10,8 @@ from pathlib import Path
 
 from artok.config import dump
 from artok.evaluation.run_directory import open_run
-from artok.evaluation.statistics import Value, shown
+from artok.evaluation.statistics import Value, format_mean
+from artok.metrics.catalogue import describe
 from artok.report import images as gallery
 from artok.report import study_plots
 from artok.report import study_text as compare_summary
@@ -127,7 +128,7 @@ def trained(one: Contestant) -> Trained:
         images=f"{meter.images:,}" if meter else "",
         parameters=f"{one.pooled.cost['parameters']:,.0f}",
         flops=f"{meter.flops_an_image * meter.images / 1e12:.3g}" if meter else "",
-        seconds=shown(core) if core else cost(one.first),
+        seconds=format_mean(core, describe("train_core_seconds")) if core else cost(one.first),
         went=went(one),
     )
 
@@ -157,7 +158,7 @@ def tables(outcome: Outcome) -> list[tuple[str, Figures]]:
     """The generators' figures with their spread, then the tokenizers'."""
     contestants = outcome.contestants
     same = len({one.first.saved.facts.tokenizer for one in contestants}) == 1
-    values = [{**one.values, "latency at batch 1 (ms)": one.latency, **_core_seconds(one)} for one in contestants]
+    values = [{**one.values, "latency_s": one.latency, **_core_seconds(one)} for one in contestants]
     found = [("Generators", figures([one.table for one in contestants], same, values))]
     if outcome.tokenizers:
         found.append(("Tokenizers", figures([replace(r, name=name) for name, r in outcome.tokenizers.items()])))
@@ -165,7 +166,7 @@ def tables(outcome: Outcome) -> list[tuple[str, Figures]]:
 
 
 def _core_seconds(one: Contestant) -> dict[str, Value]:
-    return {"training core-seconds": one.core_seconds} if one.core_seconds else {}
+    return {"train_core_seconds": one.core_seconds} if one.core_seconds else {}
 
 
 def budget_facts(outcome: Outcome) -> dict[str, str]:

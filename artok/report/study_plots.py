@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from artok.evaluation.statistics import Value
-from artok.metrics.catalogue import measured
+from artok.metrics.catalogue import describe
 from artok.metrics.results import Results
 from artok.report.data_uris import Picture
 from artok.report.plots.lines import Line, line_plot
@@ -17,8 +17,8 @@ def plots(contestants: Sequence[Contestant]) -> list[Picture]:
     distance = contestants[0].distance
     found: list[Picture | None] = [
         _latency(contestants, distance),
-        _settings(contestants, "steps", "network passes", f"{distance}, lower is better", distance, passes=True),
-        _settings(contestants, "guidance", "guidance scale", f"{distance}, lower is better", distance),
+        _settings(contestants, "steps", "network passes", f"{distance}, lower is better", "fd", passes=True),
+        _settings(contestants, "guidance", "guidance scale", f"{distance}, lower is better", "fd"),
         _settings(contestants, "guidance", "guidance scale", "recall, higher is better", "recall"),
         _settings(contestants, "guidance", "guidance scale", "precision, higher is better", "precision"),
         _course(contestants, distance),
@@ -37,7 +37,8 @@ def _by_setting(cells: Measured, kind: str, metric: str) -> dict[float, Value]:
 
 
 def _named(results: Results, metric: str) -> float | None:
-    return next((entry.value for entry in results.measurements if entry.name == metric), None)
+    entry = results.find(metric)
+    return None if entry is None else entry.value
 
 
 def own_value(one: Contestant, metric: str) -> Value | None:
@@ -70,13 +71,15 @@ def line(
 
 
 def _latency(contestants: Sequence[Contestant], distance: str) -> Picture | None:
-    traces = list[Line]()
+    traces, scale = list[Line](), describe("latency_s").scale
     for index, one in enumerate(contestants):
-        by_steps: Mapping[float, Value] = _by_setting(one.grid, "steps", distance)
-        points = [(one.times.steps[int(at)], value) for at, value in by_steps.items() if int(at) in one.times.steps]
-        own = own_value(one, distance)
+        by_steps: Mapping[float, Value] = _by_setting(one.grid, "steps", "fd")
+        points = [
+            (scale(one.times.steps[int(at)]), value) for at, value in by_steps.items() if int(at) in one.times.steps
+        ]
+        own = own_value(one, "fd")
         if own is not None:
-            marked = (one.latency.mean, own)
+            marked = (scale(one.latency.mean), own)
             traces.append(line(one, index, points, marked))
     up = f"{distance}, lower is better"
     return line_plot("Quality against latency", "ms per image", up, traces) if traces else None
@@ -90,7 +93,7 @@ def _settings(
     for index, one in enumerate(contestants):
         points = list(_by_setting(one.grid, kind, metric).items())
         own = own_value(one, metric)
-        here = one.pooled.cost.get("network passes") if passes else one.pooled.sampling.get("cfg_scale")
+        here = one.pooled.cost.get("network_passes") if passes else one.pooled.sampling.get("cfg_scale")
         marked = (float(here), own) if own is not None and here is not None else None
         if passes:
             points = [(one.passes[int(at)], value) for at, value in points]
@@ -106,15 +109,15 @@ def _course(contestants: Sequence[Contestant], distance: str) -> Picture | None:
     """With the floor of as many images as were measured on the way: of fewer images it is higher."""
     traces, floors = list[Line](), set[float | None]()
     for index, one in enumerate(contestants):
-        points = _by_setting(one.course, "images", distance)
+        points = _by_setting(one.course, "images", "fd")
         if not points:
             continue
-        floors |= {entry.floor for _, results in one.course if (entry := measured(results, distance)) is not None}
+        floors |= {entry.floor for _, results in one.course if (entry := results.find("fd")) is not None}
         last = one.meter.images if one.meter is not None else None
         seeds = {cell.seed for cell, _ in one.course}
         same = {results.measurements[0].n for _, results in one.course} == {one.final[0][1].measurements[0].n}
         if last is not None and same:
-            values = [_named(results, distance) for cell, results in one.final if cell.seed in seeds]
+            values = [_named(results, "fd") for cell, results in one.final if cell.seed in seeds]
             points[float(last)] = Value.of([value for value in values if value is not None])
         traces.append(line(one, index, sorted(points.items())))
     floor = floors.pop() if len(floors) == 1 else None

@@ -8,18 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from artok.data.base import DataConfig
-from artok.evaluation.evaluator import MEMORY
 from artok.evaluation.statistics import Value
-from artok.metrics.catalogue import measured
-from artok.metrics.results import number
+from artok.metrics.quantity import number
 from artok.report import text as summary
 from artok.report.decision_guide import Candidate, Choice
 from artok.report.text import BROKEN, joined
 from artok.studies.budget import UNITS
 from artok.studies.config import Budget, Study
 from artok.studies.results import Contestant, Outcome
-
-COPIES = "learned by heart"
 
 
 def paragraphs(outcome: Outcome, choices: Sequence[Choice]) -> list[str]:
@@ -80,7 +76,7 @@ def about(one: Contestant) -> str:
 
 
 def _spread(one: Contestant) -> Iterator[str]:
-    value = one.value(one.distance)
+    value = one.value("fd")
     if value is not None and value.seeds > 1:
         what = "sampling seeds of the same weights" if len(set(one.entry.runs.values())) == 1 else "seeds"
         low, high = _range(one)
@@ -88,7 +84,7 @@ def _spread(one: Contestant) -> Iterator[str]:
 
 
 def _range(one: Contestant) -> tuple[float, float]:
-    values = [entry.value for _, results in one.final for entry in results.measurements if entry.name == one.distance]
+    values = [entry.value for _, results in one.final for entry in results.measurements if entry.name == "fd"]
     return min(values), max(values)
 
 
@@ -115,7 +111,7 @@ def hedges(outcome: Outcome) -> list[str]:
     if not outcome.plan.study.tokenizer_seeds and seeds > 1 and outcome.plan.tokenizers:
         texts.append("All seeds share one tokenizer: the spread is that of generators and samples.")
     found = [entry for one in outcome.contestants for entry in one.final[0][1].measurements]
-    return texts + list(dict.fromkeys(f"{entry.name}: {entry.note}." for entry in found if entry.note))
+    return texts + list(dict.fromkeys(f"{entry.title}: {entry.note}." for entry in found if entry.note))
 
 
 def fewer(outcome: Outcome) -> str:
@@ -142,18 +138,18 @@ def candidates(contestants: Sequence[Contestant]) -> list[Candidate]:
 
 def candidate(one: Contestant) -> Candidate:
     """A contestant as the guide sees it."""
-    quality = one.value(one.distance)
+    quality = one.value("fd")
     assert quality is not None
     known: dict[str, Value | None] = {
-        "latency": one.latency,
-        "tokens": Value(one.tokens, exact=True),
-        "memory": Value(one.pooled.cost[MEMORY], exact=True),
-        "diversity": one.value("recall"),
-        "condition": one.value("class consistency"),
-        "data": _copies(one),
+        "latency_s": one.latency,
+        "tokens_per_image": Value(one.tokens, exact=True),
+        "peak_memory_bytes_per_image": Value(one.pooled.cost["peak_memory_bytes_per_image"], exact=True),
+        "recall": one.value("recall"),
+        "class_consistency": one.value("class_consistency"),
+        "memorised_share": _copies(one),
     }
     if one.meter is not None:
-        known["training"] = Value(one.meter.flops_an_image * one.meter.images / 1e12, exact=True)
+        known["train_flops"] = Value(one.meter.flops_an_image * one.meter.images, exact=True)
     values = {key: value for key, value in known.items() if value is not None}
     return Candidate(one.name, quality, values, dict(_options(one)), broken(one))
 
@@ -165,8 +161,8 @@ def broken(one: Contestant) -> str:
 
 
 def _copies(one: Contestant) -> Value | None:
-    """The share of samples learned by heart, by seed; none where chance shows as many."""
-    found = [measured(results, COPIES) for _, results in one.final]
+    """The share of memorised samples, by seed; none where chance shows as many."""
+    found = [results.find("memorised_share") for _, results in one.final]
     shares = [entry.value if entry.value > (entry.floor or 0) else 0.0 for entry in found if entry is not None]
     return Value.of(shares) if shares else None
 
@@ -175,6 +171,6 @@ def _options(one: Contestant) -> Iterator[tuple[str, tuple[float, float]]]:
     """Latency and distance by number of steps, where they were measured on as many images as the final figures."""
     n = one.final[0][1].measurements[0].n
     for cell, results in one.grid:
-        entry = measured(results, one.distance)
+        entry = results.find("fd")
         if cell.kind == "steps" and cell.at and entry is not None and entry.n == n and int(cell.at) in one.times.steps:
             yield f"{cell.at:g} steps", (one.times.steps[int(cell.at)], entry.value)

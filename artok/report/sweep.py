@@ -11,8 +11,7 @@ from pathlib import Path
 from artok import __version__
 from artok.config import dump
 from artok.evaluation.evaluator import RESULTS as MEASURED
-from artok.evaluation.statistics import Value
-from artok.metrics.results import Measurement, Results, number
+from artok.metrics.results import Measurement, Results
 from artok.report import images as gallery
 from artok.report import sweep_images as sweep_gallery
 from artok.report import sweep_text as sweep_summary
@@ -37,7 +36,7 @@ from artok.studies.grid_columns import (
     RATE,
     TOKENIZER_TIME,
     USAGE,
-    Quantity,
+    Column,
     generation_distance,
     perturbed_distance,
     reconstruction_distance,
@@ -60,10 +59,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A row a setting, a column a quantity."""
+    """A row per setting."""
 
     caption: str
-    columns: tuple[Quantity, ...]
+    columns: tuple[Column, ...]
     rows: tuple[Row, ...]
 
 
@@ -142,9 +141,9 @@ def part(findings: Findings, device: str, brief: bool = False) -> SweepPart:
         summary=sweep_summary.paragraphs(findings, _distance(findings).n),
         hedges=sweep_summary.hedges(findings),
         fronts=[front_plot(findings, front) for front in fronts],
-        objectives=joined([quantity.name for quantity in findings.objectives]),
+        objectives=joined([column.label for column in findings.objectives]),
         dominated=[beaten(findings, each) for each in findings.dominated],
-        dominated_columns=[quantity.head for quantity in findings.objectives],
+        dominated_columns=[column.head for column in findings.objectives],
         skipped=[(title(labels), reason) for labels, reason in findings.planned.skipped],
         maps=list(maps(findings, few)),
         gallery=sweep_gallery.show(findings, device),
@@ -176,21 +175,22 @@ def front_plot(findings: Findings, front: Front) -> Picture:
     colours = [f"{name} {' '.join(labels)}" for labels in itertools.product(*(labels for _, labels in others))]
     points = []
     for outcome in findings.outcomes:
-        x, y = (outcome.values.get(quantity.name) for quantity in (front.cost, front.quality))
-        if x is None or y is None:
+        pair = [outcome.values.get(column.name) for column in (front.cost, front.quality)]
+        if pair[0] is None or pair[1] is None:
             continue
+        x, y = front.cost.scaled(pair[0]), front.quality.scaled(pair[1])
         own, *rest = outcome.cell.labels.values()
         marker, colour = f"{first} {own}", f"{name} {' '.join(rest)}"
         marks = {"colour": colour, "marker": marker} if others else {"colour": marker}
         points.append(Point(outcome.cell.name, x.mean, y.mean, x.spread, y.spread, **marks))
     what = "Samples" if front.quality.side == "generator" else "Reconstructions"
-    heading = f"{what} against {front.cost.name}"
+    heading = f"{what} against {front.cost.label}"
     legend = (colours, markers) if others else (markers,)
     return trade_off(heading, front.cost.head, front.quality.head, points, front.names, *legend)
 
 
-def maps(findings: Findings, few: Collection[Quantity] | None = None) -> Iterator[Map]:
-    """A heat map of each quantity worth one, or of `few` of them; with more than two axes, one for each combination of
+def maps(findings: Findings, few: Collection[Column] | None = None) -> Iterator[Map]:
+    """A heat map of each column worth one, or of `few` of them; with more than two axes, one for each combination of
     the others."""
     study = findings.planned.study
     extractor = study.evaluation.extractor
@@ -209,33 +209,30 @@ def maps(findings: Findings, few: Collection[Quantity] | None = None) -> Iterato
     first, *others = axes_of(findings)
     rows, columns, others = (first, others[0], others[1:]) if others else (("", [""]), first, [])
     cells = {tuple(outcome.cell.labels.values()): outcome for outcome in findings.outcomes}
-    for quantity in wanted:
-        if quantity not in findings.quantities or (few is not None and quantity not in few):
+    for column in wanted:
+        if column not in findings.columns or (few is not None and column not in few):
             continue
         for rest in itertools.product(*(labels for _, labels in others)):
             values = [
-                [_mean(cells.get((row, column, *rest) if row else (column,)), quantity) for column in columns[1]]
+                [_shown(cells.get((row, label, *rest) if row else (label,)), column) for label in columns[1]]
                 for row in rows[1]
             ]
             if any(value is not None for row in values for value in row):
                 where = "".join(f", {name} {label}" for (name, _), label in zip(others, rest, strict=True))
-                heading, unit, better = quantity.name + where, quantity.unit, quantity.better
+                heading, unit, better = column.label + where, column.unit, column.better
                 picture = heat_map(heading, values, rows[1], columns[1], rows[0], columns[0], unit, better)
-                yield Map(picture, quantity.text)
+                yield Map(picture, column.quantity.text)
 
 
-def spread_text(values: Mapping[str, Value], name: str) -> str:
-    """A value as it stands in tables: with its standard deviation where there are several seeds."""
-    value = values.get(name)
-    if value is None:
-        return ""
-    shown = number(value.mean)
-    return f"{shown} ± {value.spread:.2g}" if value.seeds > 1 and value.spread else shown
-
-
-def _mean(outcome: Outcome | None, quantity: Quantity) -> float | None:
-    value = outcome.values.get(quantity.name) if outcome else None
+def _mean(outcome: Outcome | None, column: Column) -> float | None:
+    value = outcome.values.get(column.name) if outcome else None
     return value.mean if value else None
+
+
+def _shown(outcome: Outcome | None, column: Column) -> float | None:
+    """In the unit that people read."""
+    mean = _mean(outcome, column)
+    return None if mean is None else column.quantity.scale(mean)
 
 
 # ---------------------------------------------------------------------------------------------- tables
@@ -244,19 +241,19 @@ def _mean(outcome: Outcome | None, quantity: Quantity) -> float | None:
 def tables(findings: Findings) -> Iterator[Table]:
     """One of the tokenizers, one of the generators."""
     for side, caption in ((TOKENIZER, "Tokenizers"), (GENERATOR, "Generators")):
-        columns = tuple(quantity for quantity in findings.quantities if quantity.side == side)
+        columns = tuple(column for column in findings.columns if column.side == side)
         if not columns:
             continue
-        best = {quantity.name: _best(findings, quantity) for quantity in columns}
+        best = {column.name: _best(findings, column) for column in columns}
         rows = tuple(
             Row(
                 outcome.cell.title,
                 tuple(
                     Figure(
-                        spread_text(outcome.values, quantity.name),
-                        best[quantity.name] is not None and _mean(outcome, quantity) == best[quantity.name],
+                        column.text(value) if (value := outcome.values.get(column.name)) is not None else "",
+                        best[column.name] is not None and _mean(outcome, column) == best[column.name],
                     )
-                    for quantity in columns
+                    for column in columns
                 ),
             )
             for outcome in findings.outcomes
@@ -264,19 +261,20 @@ def tables(findings: Findings) -> Iterator[Table]:
         yield Table(caption, columns, rows)
 
 
-def _best(findings: Findings, quantity: Quantity) -> float | None:
+def _best(findings: Findings, column: Column) -> float | None:
     """The best mean, where values differ and there is a better."""
-    values = [value for outcome in findings.outcomes if (value := _mean(outcome, quantity)) is not None]
-    if not quantity.better or len(set(values)) < 2:
+    values = [value for outcome in findings.outcomes if (value := _mean(outcome, column)) is not None]
+    if not column.better or len(set(values)) < 2:
         return None
-    return max(values) if quantity.better == "higher" else min(values)
+    return max(values) if column.better == "higher" else min(values)
 
 
 def beaten(findings: Findings, each: Dominated) -> Beaten:
     gains = []
-    for quantity in findings.objectives:
-        pair = each.gains.get(quantity.name)
-        gains.append(f"{sweep_summary.short(pair[1])} for {sweep_summary.short(pair[0])}" if pair else "")
+    for column in findings.objectives:
+        pair = each.gains.get(column.name)
+        texts = [column.quantity.format(value, digits=3) for value in reversed(pair)] if pair else []
+        gains.append(" for ".join(texts))
     return Beaten(findings.outcome(each.name).cell.title, findings.outcome(each.by).cell.title, tuple(gains))
 
 

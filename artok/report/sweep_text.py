@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from artok.evaluation.statistics import Comparison
-from artok.metrics.results import number
+from artok.metrics.quantity import number
 from artok.report.text import joined
 from artok.studies.grid import Axis, Sweep
 from artok.studies.grid_columns import (
@@ -17,7 +17,7 @@ from artok.studies.grid_columns import (
     RATE,
     TOKENS,
     USAGE,
-    Quantity,
+    Column,
     distances,
     perturbed_distance,
     reconstruction_distance,
@@ -37,12 +37,12 @@ def short(value: float) -> str:
     return number(float(f"{value:.3g}")) if abs(value) < 1000 else number(round(value))
 
 
-def _known(findings: Findings, quantity: Quantity) -> dict[str, float]:
-    """The quantity's mean of each cell that has it, by name."""
+def _known(findings: Findings, column: Column) -> dict[str, float]:
+    """The column's mean of each cell that has it, by name."""
     return {
-        outcome.cell.name: outcome.values[quantity.name].mean
+        outcome.cell.name: outcome.values[column.name].mean
         for outcome in findings.outcomes
-        if quantity.name in outcome.values
+        if column.name in outcome.values
     }
 
 
@@ -92,22 +92,19 @@ def _best(findings: Findings) -> Iterator[str]:
         yield f"The lead over {findings.outcome(ranked[1]).cell.title} is within the noise of the seeds."
 
 
-def _within_noise(findings: Findings, quantity: Quantity, one: str, other: str) -> bool:
-    values = {each.cell.name: each.values[quantity.name] for each in findings.outcomes if quantity.name in each.values}
-    assert quantity.better
-    return Comparison(values, quantity.better).differ(one, other) is False
+def _within_noise(findings: Findings, column: Column, one: str, other: str) -> bool:
+    values = {each.cell.name: each.values[column.name] for each in findings.outcomes if column.name in each.values}
+    assert column.better in ("higher", "lower")
+    return Comparison(values, column.better).differ(one, other) is False
 
 
-def _figures(outcome: Outcome, wanted: Sequence[Quantity]) -> str:
+def _figures(outcome: Outcome, wanted: Sequence[Column]) -> str:
     texts = []
-    for quantity in wanted:
-        value = outcome.values.get(quantity.name)
+    for column in wanted:
+        value = outcome.values.get(column.name)
         if value is not None:
-            unit = f" {quantity.unit}" if quantity.unit else ""
-            counted = quantity in (TOKENS, BITS)
-            texts.append(
-                f"{short(value.mean)} {quantity.name}" if counted else f"{quantity.name} {short(value.mean)}{unit}"
-            )
+            text = column.quantity.format(value.mean, digits=3, unit=True)
+            texts.append(f"{text} {column.label}" if column in (TOKENS, BITS) else f"{column.label} {text}")
     return ", ".join(texts)
 
 
@@ -123,16 +120,16 @@ def _axes(findings: Findings) -> Iterator[str]:
         if len(axis.entries) < 2:
             continue
         texts = []
-        for quantity in (lost, made, RATE):
-            factor = _factor(findings, axis, quantity)
+        for column in (lost, made, RATE):
+            factor = _factor(findings, axis, column)
             if factor is not None:
-                texts.append(f"{quantity.name} {_times(factor)}")
+                texts.append(f"{column.label} {_times(factor)}")
         if texts:
             first, last = axis.entries[0].label, axis.entries[-1].label
             yield f"From {axis.name} {first} to {last}, all else equal, {joined(texts)} (geometric means)."
 
 
-def _factor(findings: Findings, axis: Axis, quantity: Quantity) -> float | None:
+def _factor(findings: Findings, axis: Axis, column: Column) -> float | None:
     """The geometric mean of the last entry's value over the first's; None where no pair has both."""
     by_labels = {tuple(outcome.cell.labels.items()): outcome for outcome in findings.outcomes}
     logarithms = []
@@ -141,9 +138,9 @@ def _factor(findings: Findings, axis: Axis, quantity: Quantity) -> float | None:
             continue
         other: Mapping[str, str] = {**outcome.cell.labels, axis.name: axis.entries[-1].label}
         partner = by_labels.get(tuple(other.items()))
-        if partner is None or quantity.name not in outcome.values or quantity.name not in partner.values:
+        if partner is None or column.name not in outcome.values or column.name not in partner.values:
             continue
-        one, two = outcome.values[quantity.name].mean, partner.values[quantity.name].mean
+        one, two = outcome.values[column.name].mean, partner.values[column.name].mean
         if one > 0 and two > 0:
             logarithms.append(math.log(two / one))
     return math.exp(math.fsum(logarithms) / len(logarithms)) if logarithms else None
@@ -191,7 +188,7 @@ def _unused(findings: Findings, measured: int) -> Iterator[str]:
 
 
 def _dominated(findings: Findings) -> Iterator[str]:
-    measured = joined([quantity.name for quantity in findings.objectives])
+    measured = joined([column.label for column in findings.objectives])
     if not findings.dominated:
         yield f"No setting is beaten by another in all of {measured}: each is the choice for some purpose."
         return

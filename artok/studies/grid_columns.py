@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from artok.evaluation.code_usage import perturbed_name
@@ -45,7 +45,7 @@ class Column:
 
     def scaled(self, value: Value) -> Value:
         """In the unit that people read."""
-        return Value(self.quantity.scale(value.mean), self.quantity.scale(value.spread), value.seeds)
+        return replace(value, mean=self.quantity.scale(value.mean), spread=self.quantity.scale(value.spread))
 
     def text(self, value: Value, digits: int = 4) -> str:
         """A value of this column as people read it."""

@@ -7,28 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from artok.config import dump
 from artok.evaluation.code_usage import CodeStudy, examine
-from artok.evaluation.evaluator import BATCH, RESULTS, Judge
+from artok.evaluation.evaluator import RESULTS, Judge
 from artok.evaluation.run_directory import Run, is_trained, open_runs
-from artok.layout import last
-from artok.metrics import cost
 from artok.metrics.results import Results
 from artok.noise import fold
 from artok.pipeline import Pipeline
-from artok.sampling.settings import Sampling
 from artok.saved import load_tokenizer, write_json
 from artok.studies.grid import GENERATOR, TOKENIZER, Cell, Plan, Sweep, Trial
 from artok.studies.grid_columns import (
     FLOPS,
     GENERATOR_TIME,
     IMAGES,
-    MEMORY,
     TOKENIZER_TIME,
     Side,
-    quantities,
+    columns,
     values_of,
 )
 from artok.training.experiment import Experiment
@@ -36,7 +30,7 @@ from artok.training.progress import Progress
 from artok.training.run import check_same_run, train
 
 RECORD = "cell.json"
-FORMAT = 1  # of that file
+FORMAT = 2  # of that file
 
 
 @dataclass(frozen=True)
@@ -105,10 +99,9 @@ def measure(study: Sweep, cell: Cell, trial: Trial, device: str) -> Record:
         found["generator"] = judge.generator(pipeline, GENERATOR, trial.generator.sampling)
         found["generator"].save(trial.folder / GENERATOR / RESULTS)
         images = trial.generator.training.images
-        own |= {IMAGES.name: images, FLOPS.name: images * cell.flops / 1e12}
-        own |= {MEMORY.name: memory(pipeline, trial.generator.sampling)}
+        own |= {IMAGES.name: images, FLOPS.name: images * cell.flops}
     own |= dict(training_times(trial))
-    values = dict(values_of(quantities(wanted.extractor, study.robustness.shares), found, own))
+    values = dict(values_of(columns(wanted.extractor, study.robustness.shares), found, own))
     return Record(cell.name, trial.seed, values, codes.positions.tolist() if codes else [])
 
 
@@ -121,18 +114,6 @@ def measure_tokenizer(study: Sweep, judge: Judge, folder: Path) -> tuple[Results
         results = replace(results, measurements=(*results.measurements, *codes.perturbed))
     results.save(folder / RESULTS)
     return results, codes
-
-
-def memory(pipeline: Pipeline, sampling: Sampling) -> float:
-    """Megabytes for each image of a batch at the peak of making it, above what is in use before."""
-
-    @torch.inference_mode()
-    def make() -> None:
-        tokens = last(pipeline.steps(pipeline.condition([0], BATCH), sampling))
-        pipeline.decode(tokens)
-
-    before = cost.peak_memory(lambda: None, pipeline.device)
-    return max(0, cost.peak_memory(make, pipeline.device) - before) / BATCH / 2**20
 
 
 def training_times(trial: Trial) -> Iterator[tuple[str, float]]:

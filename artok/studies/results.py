@@ -13,7 +13,7 @@ from artok import __version__
 from artok.errors import ConfigError
 from artok.evaluation.run_directory import LOG, Run, open_run
 from artok.evaluation.statistics import Value
-from artok.metrics.catalogue import DISTANCE, explain, measured
+from artok.metrics.catalogue import describe
 from artok.metrics.results import Results, side_by_side
 from artok.saved import TOKENIZER
 from artok.studies.budget import Meter, known_speeds, meter
@@ -26,7 +26,7 @@ from artok.training.health import Finding, diagnose
 from artok.training.log import read_log
 from artok.training.merged_log import log_interval, merge_resumed_log
 
-FORMAT = 1  # of results.json
+FORMAT = 2  # of results.json
 RESULTS, TABLE, PAGE = "results.json", "results.csv", "report.html"
 
 Measured = list[tuple[Cell, Results]]
@@ -72,14 +72,12 @@ class Contestant:
 
     @property
     def distance(self) -> str:
-        """The name of its Fréchet distance."""
-        found = measured(self.final[0][1], *DISTANCE)
-        assert found is not None
-        return found.name
+        """What people read for its Fréchet distance."""
+        return self.final[0][1]["fd"].title
 
     @property
     def latency(self) -> Value:
-        """Milliseconds to one image; the spread is that of the timings."""
+        """Seconds to one image; the spread is that of the timings."""
         return Value.of(self.times.latency)
 
     @property
@@ -108,13 +106,13 @@ class Contestant:
         """The means with all costs, as they stand in the table of figures."""
         batch, throughput = self.times.best
         exact = dict(self.pooled.cost)
-        costs: dict[str, float] = {"tokens an image": self.tokens, **exact}
+        costs: dict[str, float] = {"tokens_per_image": self.tokens, **exact}
         if self.meter is not None:
-            costs |= {"images trained on": self.meter.images}
-            costs |= {"training TFLOPs": self.meter.flops_an_image * self.meter.images / 1e12}
+            costs |= {"images_trained": self.meter.images}
+            costs |= {"train_flops": self.meter.flops_an_image * self.meter.images}
         if self.core_seconds is not None:
-            costs |= {"training core-seconds": self.core_seconds.mean}
-        costs |= {"latency at batch 1 (ms)": self.latency.mean, "images a second": throughput, "best batch": batch}
+            costs |= {"train_core_seconds": self.core_seconds.mean}
+        costs |= {"latency_s": self.latency.mean, "throughput_images_per_s": throughput, "best_batch": batch}
         return replace(self.pooled, cost=costs)
 
     @property
@@ -227,15 +225,15 @@ def _contestant(outcome: Outcome, one: Contestant) -> dict[str, Any]:
         "layout": one.entry.layout.to_dict(),
         "training": None if one.meter is None else {**_budgets(one.meter), "seeds": list(one.runs)},
         "measures": _measures([results for _, results in one.final]),
-        "cost": {"tokens an image": one.tokens, **one.pooled.cost},
+        "cost": {"tokens_per_image": one.tokens, **one.pooled.cost},
         "course": [{"images": cell.at, **_cell(cell, results)} for cell, results in one.course],
         "grid": [{cell.kind: cell.at, **_cell(cell, results)} for cell, results in one.grid],
         "health": {str(seed): [asdict(finding) for finding in found] for seed, found in one.findings.items()},
         "times": {
-            "latency_ms": list(one.times.latency),
-            "images_per_second": {str(batch): value for batch, value in one.times.throughput.items()},
-            "latency_ms_by_steps": {str(steps): value for steps, value in one.times.steps.items()},
-            "training_core_seconds": {
+            "latency_s": list(one.times.latency),
+            "throughput_images_per_s": {str(batch): value for batch, value in one.times.throughput.items()},
+            "latency_s_by_steps": {str(steps): value for steps, value in one.times.steps.items()},
+            "train_core_seconds": {
                 str(seed): run.spent.core_seconds for seed, run in one.runs.items() if run.spent is not None
             },
             "speed": one.meter.speed if one.meter is not None else None,
@@ -268,7 +266,7 @@ def _measures(results: Sequence[Results]) -> dict[str, Any]:
             "spread": value.spread if value.seeds > 1 else None,
             "floor": entry.floor,
             "n": entry.n,
-            "better": explain(entry.name).better,
+            "better": describe(entry.name).better,
         }
     return found
 
@@ -291,11 +289,11 @@ def as_csv(outcome: Outcome) -> str:
         for name, value in one.pooled.cost.items():
             writer.writerow((one.name, "cost", "", "", name, value, "", 0))
         for round_, value in enumerate(one.times.latency):
-            writer.writerow((one.name, "times", round_, "", "latency at batch 1 (ms)", value, 1, 1))
+            writer.writerow((one.name, "times", round_, "", "latency_s", value, 1, 1))
         for batch, value in one.times.throughput.items():
-            writer.writerow((one.name, "times", batch, "", "images a second", value, batch, 1))
+            writer.writerow((one.name, "times", batch, "", "throughput_images_per_s", value, batch, 1))
         for steps, value in one.times.steps.items():
-            writer.writerow((one.name, "times", steps, "", "latency by steps (ms)", value, 1, 1))
+            writer.writerow((one.name, "times", steps, "", "latency_s_by_steps", value, 1, 1))
     for name, results in outcome.tokenizers.items():
         for entry in results.measurements:
             writer.writerow((name, "tokenizer", "", "", entry.name, entry.value, entry.n, 0))
@@ -305,7 +303,7 @@ def as_csv(outcome: Outcome) -> str:
 
 
 def _sweep_rows(sweep: Findings) -> Iterator[tuple[object, ...]]:
-    timed = {quantity.name: int(quantity.timed) for quantity in sweep.quantities}
+    timed = {column.name: int(column.timed) for column in sweep.columns}
     for setting in sweep.outcomes:
         for record in setting.records:
             for name, value in record.values.items():
