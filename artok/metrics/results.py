@@ -24,8 +24,9 @@ class Measurement:
     """One value and what it was computed from.
 
     name: identifier, as `compute` gave it. n: images measured, the model's where it compares them with real ones.
-    seed: of the samples and subsets. extractor, fingerprint, dim: of the features, where it looked through any. reference: what the
-    real images are; reference_n: their number, for distances between sets. floor: the same value for real images.
+    seed: of the samples and subsets. extractor, fingerprint, dim: of the features, where it looked through any.
+    reference: what the real images are; reference_n: their number, for distances between sets. floor: the same value
+    for real images.
     """
 
     name: str
