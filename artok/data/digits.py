@@ -46,7 +46,7 @@ class Config(DataConfig):
 
 @cache
 def _read(split: SplitName, side: int) -> tuple[Tensor, Tensor, str]:
-    """Images (N, 1, side, side) uint8, labels (N,) and fingerprint; once a process, as a study opens them often."""
+    """Images (N, 1, side, side) uint8, labels (N,) and fingerprint; cached, as a study opens them often."""
     from sklearn.datasets import load_digits  # takes a second to import
 
     grey, targets = load_digits(return_X_y=True)

@@ -58,7 +58,7 @@ class StreamSplit(Split):
         rows: Callable[[], Iterator[Row]],
         item: Callable[[int, Row], Item],
         classes: Classes,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         fingerprint: str,
         count: int,
         part: tuple[float, int, bool] | None,

@@ -44,7 +44,7 @@ class Meter:
             self.sums[name] = self.sums[name] + scaled if name in self.sums else scaled
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over steps and processes, and images a second; starts afresh."""
+        """Means over steps and processes, and images per second; starts afresh."""
         names = sorted(self.sums)
         stacked = torch.stack([self.sums[name] for name in names]) / max(self.steps, 1)
         means = accelerator.reduce(stacked, "mean").tolist()

@@ -186,7 +186,7 @@ def frozen_tokenizer(experiment: Experiment) -> tuple[Tokenizer, Saved]:
     if tokenizer.layout.image != experiment.image:
         raise ConfigError(
             f"the tokenizer {experiment.tokenizer} was trained on images of {tokenizer.layout.image} "
-            f"(channels, height, width), but data gives {experiment.image}"
+            f"(channels, *size), but data gives {experiment.image}"
         )
     return tokenizer, saved
 
