@@ -43,7 +43,7 @@ BRIGHTNESS = (0.85, 1.0)
 
 
 class Config(DataConfig):
-    """`data: {kind: shapes}`: one shape an image, always in colour.
+    """`data: {kind: shapes}`: one shape per image, always in colour.
 
     classes: what a label says. train, test: nominal numbers of images; any index can be drawn.
     """

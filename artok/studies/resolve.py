@@ -283,7 +283,7 @@ def _check_run(entry: Entry, data: DataConfig, split: Split, owner: str) -> None
     """A finished run must have been made for this very data, as far as it says."""
     for folder in entry.runs.values():
         facts = read_saved(folder).facts
-        image = (data.channels, data.size, data.size)
+        image = data.image
         if facts.image != image:
             raise CheckpointError(f"{entry.name}: the run {folder} makes images of {facts.image}, {owner} has {image}")
         if facts.data and facts.data != split.fingerprint:

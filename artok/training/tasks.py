@@ -280,7 +280,7 @@ class GeneratorTask(Task):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Nats a token on held-out tokens and on as many plain training tokens, or the training loss where no
+        """Nats per token on held-out tokens and on as many plain training tokens, or the training loss where no
         likelihood exists: a gap between the two is memorisation."""
         figures = {"held_out": self._mean_loss(self.held_out)}
         if isinstance(self.source, TokenCache):
@@ -288,7 +288,7 @@ class GeneratorTask(Task):
         return {f"{unit}_{name}": value for name, (unit, value) in figures.items()}
 
     def _mean_loss(self, cache: TokenCache) -> tuple[str, float]:
-        """("nll", nats a token), or ("loss", the training loss at fixed noise)."""
+        """("nll", nats per token), or ("loss", the training loss at fixed noise)."""
         per_image = cache.index.layout.length * cache.index.layout.codes
         unit, total, count = "nll", 0.0, 0
         for batch in evaluation_tokens(cache, 64, self.experiment.training.validate_images):
@@ -305,7 +305,7 @@ class GeneratorTask(Task):
         return unit, total / count
 
     def preview(self, path: Path) -> None:
-        """Eight samples a class, for up to ten classes."""
+        """Eight samples per class, for up to ten classes."""
         classes = min(10, len(self.facts.classes))
         images = self.pipeline()(list(range(classes)), n=8)
         grid(images, columns=8, scale=max(1, 32 // images.shape[-1])).save(path)
