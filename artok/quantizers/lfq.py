@@ -1,8 +1,8 @@
 """Lookup-free quantization: each channel keeps its sign, one bit; no codebook (Yu 2023, MAGVIT-v2, arXiv 2310.05737).
 
-Not vector-quantize-pytorch's LFQ, whose entropy loss drops the result of its all-reduce, so that several processes
-train on a wrong distribution, and needs tokens x codes of memory (8 GiB at 8,192 tokens of 18 bits). Tests compare codes
-and, for one process, losses and gradients with it.
+Not vector-quantize-pytorch's LFQ: its entropy loss drops the result of its all-reduce, so that several processes train
+on a wrong distribution, and it needs tokens x codes of memory (8 GiB at 8,192 tokens of 18 bits). Tests compare codes,
+and for one process losses and gradients, with it.
 """
 
 from __future__ import annotations
