@@ -34,7 +34,7 @@ RETIRED = {  # word: the field's
     r"learned by heart": "memorised",
     r"\bvariety\b": "diversity",
     r"\bmoments/": "snapshots/",
-    r"\b(?:tokens|images|bits|codes|nats|FLOPs|passes|steps|bytes|labels|MB) (?:an image|a second|a token|a pixel)\b": "per",
+    r"\b(?:tokens|images|bits|codes|nats|FLOPs|passes|steps|MB) (?:an image|a second|a token|a pixel)\b": "per",
 }
 READS_OLD_NAMES = ("artok/renamed.py", "CHANGELOG.md", "docs/reference")
 
