@@ -82,7 +82,7 @@ def _conduct_studies(plans: list[StudyPlan], device: str, launcher: tuple[str, .
     for plan in plans:
         check_trained(plan)
         if untimed(plan):  # when nothing else is running
-            conduct(plan, [measuring_job(plan, f"time {plan.study.name}", TIMES)], 1, progress)
+            conduct(plans[0], [measuring_job(plan, f"time {plan.study.name}", TIMES)], 1, progress)
     return conclude(plans, device)
 
 
