@@ -23,6 +23,7 @@ from artok.metrics.features import parse
 from artok.saved import write_json, write_text
 from artok.studies.budget import SPEEDS, known_speeds, match, probe_of, speed
 from artok.studies.config import LOCK, Study, load_study, refuse_two, require_extractor, require_trained
+from artok.studies.grid import read_points
 from artok.studies.measure import CacheKeys, missing, own_tokenizers, owners
 from artok.studies.resolve import Planned, StudyPlan, check_started, settle
 from artok.studies.results import PAGE, RESULTS, TABLE, Outcome, as_csv, as_json, gather
@@ -81,7 +82,7 @@ def _conduct_studies(plans: list[StudyPlan], device: str, launcher: tuple[str, .
     for plan in plans:
         check_trained(plan)
         if untimed(plan):  # when nothing else is running
-            conduct(plan, [measuring_job(plan, f"time {plan.study.name}", TIMES)], 1, progress)
+            conduct(plans[0], [measuring_job(plan, f"time {plan.study.name}", TIMES)], 1, progress)
     return conclude(plans, device)
 
 
@@ -295,7 +296,8 @@ def run_part(study: Study, folder: Path, part: str, device: str) -> None:
     all, or train the extractor that all are measured with."""
     from artok.studies.measure import measure
 
-    plan = settle(study, folder, part if study.grid and part != TIMES and ":" not in part else None)
+    points = read_points(study) if study.grid else []
+    plan = settle(study, folder, part if any(point.name == part for point in points) else None)
     if part.startswith(f"{EXTRACTOR}:"):
         extractor_for(parse(part.partition(":")[2]), plan.data.open("train"), plan.data.size, device)
     elif part == TIMES:
