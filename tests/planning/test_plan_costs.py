@@ -97,7 +97,8 @@ def test_a_critics_turns_are_counted_as_training_takes_them(
     if name == "vqgan":  # what a classifier costs does not depend on what it has learned
         monkeypatch.setattr(classifier, "SEEN_AT_LEAST", 256)
         monkeypatch.setattr(classifier, "EPOCHS", 1)
-    task = build_task(experiment, tmp_path, make_accelerator(experiment, tmp_path), Progress("test", quiet=True))
+    accelerator = make_accelerator(experiment, tmp_path, torch.device("cpu"))
+    task = build_task(experiment, tmp_path, accelerator, Progress("test", quiet=True))
     seen = experiment.training.images - BATCH
     turns = experiment.generator.critic.n_critic if experiment.generator else 1  # type: ignore[attr-defined]
     batch = next(task.batches(0, 0, 1))

@@ -105,7 +105,8 @@ def test_three_steps_are_those_made_by_hand(tmp_path: Path) -> None:
     }  # fmt: skip
     experiment = tokenizer_experiment(training=training)
     task = Slopes(experiment)
-    trainer = Trainer(task, tmp_path, make_accelerator(experiment, tmp_path), Progress("test", quiet=True))
+    accelerator = make_accelerator(experiment, tmp_path, torch.device("cpu"))
+    trainer = Trainer(task, tmp_path, accelerator, Progress("test", quiet=True))
     model, critic = ByHand(flat(task.players["model"]), MODEL), ByHand(flat(task.players["critic"]), CRITIC)
     averages, norms = model.weights.clone(), []
     rng = torch.Generator().manual_seed(0)
