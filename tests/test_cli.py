@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from artok import __version__, cli
-from artok.config import _say_renamed, dump, validate
+from artok.config import dump, say_renamed, validate
 from artok.interop.hub import CATALOGUE
 from artok.training.experiment import Experiment
 from artok.training.run import train
@@ -157,7 +157,7 @@ def test_sample_takes_overrides_flags_and_the_old_name_of_guidance(
         assert artok(monkeypatch, capsys, *line)[0] == 0
         return (out / "grid.png").read_bytes()
 
-    _say_renamed.cache_clear()
+    say_renamed.cache_clear()
     wanted = grid_of("temperature=0", "cfg_interval.0=0.5", "--device", "cpu")
     assert grid_of("cfg_interval=[0.5,1]", "--temperature", "0") == wanted != grid_of()
     monkeypatch.setattr(sys, "argv", ["artok", "sample", str(runs / "raster"), "--guidance", "3", "-n", "1"])
