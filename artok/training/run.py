@@ -58,7 +58,7 @@ def train(experiment: Experiment, folder: Path, fresh: bool = False, device: tor
     after Ctrl-C or SIGTERM, which save first. ConfigError, DataError, LayoutError: before anything is written.
     RunError: training failed.
     """
-    accelerator = make_accelerator(experiment, folder, resolve_device(device))
+    accelerator = make_accelerator(experiment, folder, device)
     progress = Progress(experiment.name, quiet=not accelerator.is_main_process)
     if not fresh:
         check_same_run(experiment, folder)
@@ -82,11 +82,12 @@ def train(experiment: Experiment, folder: Path, fresh: bool = False, device: tor
     return finished
 
 
-def make_accelerator(experiment: Experiment, folder: Path, device: torch.device) -> Accelerator:
-    """accelerate's entrance on a device; every process of a launch on several GPUs takes its own.
+def make_accelerator(experiment: Experiment, folder: Path, name: torch.device | str | None = None) -> Accelerator:
+    """accelerate on the device of a name; every process of a launch on several GPUs takes its own.
 
     ConfigError: the precision or a tracker is not to be had, or one GPU was named for several processes.
     """
+    device = resolve_device(name)
     single = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if device.index is not None and not single:
         raise ConfigError(f"device {device} names one device for several processes; give its kind, {device.type}")

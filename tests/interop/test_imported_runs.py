@@ -53,7 +53,7 @@ def test_an_imported_run_is_used_as_any_other(
     assert "PSNR" in ok("evaluate", vq, "-n", 40, *DIGITS)  # other data than the run names
     assert "bits/dim" in ok("evaluate", gpt, "-n", 40, "cfg_scale=1.5")
     assert "40" in (gpt / "results.json").read_text()
-    assert "540 images, 1 rows each" in ok("encode", vq, "kind=digits", "--split", "test", "--out", tmp_path / "tokens")
+    assert "540 images, 1 row" in ok("encode", vq, "kind=digits", "--split", "test", "--out", tmp_path / "tokens")
     ok("sample", gpt, "--labels", "3", "-n", 2, "--out", tmp_path / "s")
     ok("export", gpt, "--out", tmp_path / "shared")
     assert torch.equal(Pipeline.from_pretrained(tmp_path / "shared")([3]), Pipeline.from_pretrained(gpt)([3]))
