@@ -135,6 +135,10 @@ class MetricConfig(Part, ABC):
 
     quantities: ClassVar[tuple[Quantity, ...]]
 
+    def suits(self, subject: Subject) -> bool:
+        """Whether it means anything for the subject; where it does not, an evaluation leaves it out."""
+        return True
+
     @abstractmethod
     def build(self, subject: Subject) -> Metric:
         """The metric, having seen nothing; an ArtokError when the subject lacks what it must know."""

@@ -47,6 +47,9 @@ class Config(MetricConfig):
         ),
     )
 
+    def suits(self, subject: Subject) -> bool:
+        return subject.layout is not None and subject.layout.discrete
+
     def build(self, subject: Subject) -> CodebookUsage:
         layout = subject.require_layout("codebook")
         if layout.vocab is None:

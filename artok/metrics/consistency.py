@@ -31,6 +31,9 @@ class Config(MetricConfig):
         ),
     )
 
+    def suits(self, subject: Subject) -> bool:
+        return subject.extractor == "classifier"  # the one whose classes are those of the data
+
     def build(self, subject: Subject) -> ClassConsistency:
         return ClassConsistency()
 

@@ -50,6 +50,9 @@ class Config(MetricConfig):
         Quantity("bits_per_dim_train", "bits/dim (rate) (train)", "", "", "Likelihood", "The same on training images."),
     )
 
+    def suits(self, subject: Subject) -> bool:
+        return subject.layout is not None
+
     def build(self, subject: Subject) -> Likelihood:
         return Likelihood(subject.require_layout("likelihood"))
 

@@ -47,6 +47,9 @@ class Config(MetricConfig):
     )
     count: int | None = Field(None, ge=2, description="number of equally likely modes; those of the data unless given")
 
+    def suits(self, subject: Subject) -> bool:
+        return self.count is not None or subject.modes is not None
+
     def build(self, subject: Subject) -> Modes:
         if self.count is not None:
             return Modes(torch.full((self.count,), 1 / self.count, dtype=torch.float64))

@@ -11,6 +11,7 @@ from artok.config import OPEN, SHIPPED, Config, load, locate, of_kind, read_yaml
 from artok.data.base import DataConfig
 from artok.errors import ConfigError, RunError
 from artok.metrics.features import ExtractorName, parse
+from artok.metrics.selection import MetricChoice
 from artok.training.experiment import SEEDS
 
 NAME = r"^[A-Za-z0-9][\w.-]*$"
@@ -77,7 +78,7 @@ class Budget(Config):
         return self
 
 
-class Evaluation(Config):
+class Evaluation(MetricChoice):
     """extractor: of the features behind every distance. n: images, all held-out ones unless given."""
 
     extractor: ExtractorName = "classifier"

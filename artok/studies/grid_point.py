@@ -90,7 +90,7 @@ def read_record(trial: Trial) -> Record:
 def measure(study: Sweep, cell: Cell, trial: Trial, device: str) -> Record:
     """All figures of a trained trial; its runs get a results.json each, as from `artok evaluate`."""
     wanted, progress = study.evaluation, Progress(f"{cell.name}, measured")
-    judge = Judge(trial.tokenizer.data, wanted.extractor, device, wanted.n, progress)
+    judge = Judge(trial.tokenizer.data, wanted.extractor, device, wanted.n, progress, wanted)
     results, codes = measure_tokenizer(study, judge, trial.folder / TOKENIZER)
     found: dict[Side, Results] = {"tokenizer": results}
     own: dict[str, float] = {}

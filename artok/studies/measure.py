@@ -182,7 +182,8 @@ class Marks:
         for path in files:
             if path not in self._known:
                 self._known[path] = digest(path)
-        settings = cell.sampling.model_dump_json(), cell.n or 0, self.plan.study.evaluation.extractor
+        wanted = self.plan.study.evaluation
+        settings = cell.sampling.model_dump_json(), cell.n or 0, wanted.extractor, repr(wanted.metrics)
         return f"{fold(*(self._known[path] for path in files), *settings, self.data, self.plan.data.size):016x}"
 
 
@@ -217,7 +218,7 @@ def measure(plan: Plan, owner: str, device: str) -> None:
     if not wanted:
         return
     wishes = plan.study.evaluation
-    judge = Judge(plan.data, wishes.extractor, device, wishes.n, progress)
+    judge = Judge(plan.data, wishes.extractor, device, wishes.n, progress, wishes)
     loaded: tuple[Path, Pipeline] | None = None
     known: dict[str, Results] = {}  # a grid's own point is one of the cells before it
     for done, cell in enumerate(wanted):
