@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -247,41 +247,6 @@ def demo(
 
 
 @app.command()
-def sweep(
-    study: Annotated[str, typer.Argument(help="a YAML file, or a shipped study such as digits-sweep")],
-    overrides: Overrides = None,
-    out: Out = None,
-    cell: Annotated[str | None, typer.Option(help="train and measure this cell alone, with no page")] = None,
-    device: Device = None,
-    fresh: Fresh = False,
-    print_config: PrintConfig = False,
-) -> None:
-    """A grid over a tokenizer's settings, each with a generator at the same compute: figures, fronts, one page."""
-    from artok.commands.sweep import sweep as run
-    from artok.config import dump
-    from artok.device import study_device
-    from artok.studies.grid import load_sweep, plan
-    from artok.studies.grid_point import run_cell
-
-    wanted = load_sweep(study, overrides or [])
-    if print_config:
-        typer.echo(dump(wanted).rstrip())
-        return
-    folder = out or Path("runs") / wanted.name
-    try:
-        if cell is None:
-            typer.echo(f"open {run(wanted, folder, study_device(device), fresh)} in a browser")
-            return
-        planned = plan(wanted, folder, only=cell)
-        finished = run_cell(planned, planned.cells[0], study_device(device))
-    except KeyboardInterrupt:
-        finished = False
-    if not finished:
-        typer.echo(f"stopped and saved; the same command goes on with {folder}", err=True)
-        raise typer.Exit(130)
-
-
-@app.command()
 def plan(
     context: typer.Context,
     config: Annotated[str | None, typer.Argument(help="a config; or describe a design by the options below")] = None,
@@ -340,16 +305,17 @@ def plan(
 
 
 @app.command()
+@app.command("sweep", help="The same as compare, for a study with a grid over a tokenizer's settings.")
 def compare(
-    study: Annotated[str, typer.Argument(help="a YAML file, or a shipped study such as digits-quick")],
+    study: Annotated[str, typer.Argument(help="a YAML file, or a shipped study such as digits-quick or digits-sweep")],
     overrides: Overrides = None,
     out: Out = None,
-    measure: Annotated[str | None, typer.Option(hidden=True, help="this contestant alone, once it is trained")] = None,
+    measure: Annotated[str | None, typer.Option(hidden=True, help="this part alone, once it is trained")] = None,
     device: Device = None,
     fresh: Fresh = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """Contestants at one budget and over seeds, or finished runs: figures with their spread, a guide, one page."""
+    """Entries or a grid of tokenizers at one budget and over seeds: figures with their spread, a guide, one page."""
     from artok.commands.compare import compare as run
     from artok.commands.compare import run_part
     from artok.config import dump
@@ -364,7 +330,10 @@ def compare(
     if measure is not None:
         run_part(wanted, folder, measure, study_device(device))
         return
-    page = run(wanted, folder, study_device(device), fresh)
+    try:
+        page = run(wanted, folder, study_device(device), fresh)
+    except KeyboardInterrupt:
+        fail(f"stopped and saved; the same command goes on with {folder}", 130)
     if page is not None:
         typer.echo(f"open {page} in a browser")
 
@@ -388,6 +357,6 @@ def main() -> None:
         fail(reason, RunError.exit_code)
 
 
-def fail(text: str, code: int) -> None:
+def fail(text: str, code: int) -> NoReturn:
     print(f"artok: {text}", file=sys.stderr)
     sys.exit(code)

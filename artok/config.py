@@ -47,11 +47,11 @@ class Config(BaseModel):
         for above in cls.__mro__:
             table = RENAMED.get(f"{above.__module__.removeprefix('artok.')}.{above.__qualname__}", {})
             for old in set(read) & set(table) - set(cls.model_fields):
-                _say_renamed(old, table[old])
+                say_renamed(old, table[old])
                 read[table[old]] = read.pop(old)
         for key, values in RENAMED_VALUES.items():
             if key in cls.model_fields and isinstance(read.get(key), str) and read[key] in values:
-                _say_renamed(read[key], values[read[key]])
+                say_renamed(read[key], values[read[key]])
                 read[key] = values[read[key]]
         for key, field in cls.model_fields.items():  # `losses.0.l1=1` where no file lists the losses
             if _is_indexed(read.get(key)) and isinstance(field.default, tuple):
@@ -61,7 +61,7 @@ class Config(BaseModel):
 
 
 @cache
-def _say_renamed(old: str, new: str) -> None:
+def say_renamed(old: str, new: str) -> None:
     print(
         f"artok: in configs '{old}' is now called '{new}'; the old name will be refused from 1.0 on",
         file=sys.stderr,
@@ -133,7 +133,7 @@ class _Room:
         rest = {name: given for name, given in value.items() if name != key}
         if not value[key]:
             return rest
-        _say_renamed(f"kind: {value['kind']}, {key}: true", f"kind: {kind}")
+        say_renamed(f"kind: {value['kind']}, {key}: true", f"kind: {kind}")
         return {name: given for name, given in rest.items() if name not in unknown} | {"kind": kind}
 
 

@@ -8,8 +8,6 @@ _CODEBOOK = {
     "codes": "codebook_size",
     "width": "code_dim",
     "commitment": "commitment_weight",
-    "revive_below": "dead_code_threshold",
-    "conscience": "usage_balancing",
 }
 _STAGES = {
     "width": "base_channels",
@@ -62,6 +60,8 @@ RENAMED: dict[str, dict[str, str]] = {  # module and class below artok, old key:
     },
     "training.settings.Optimizer": {"rate": "lr", "clip": "grad_clip", "final": "min_lr_ratio"},
     "sampling.settings.Sampling": _SAMPLING,
+    "studies.config.Study": {"contestants": "entries", "sweep": "beside"},
+    "studies.config.SamplingGrid": {"guidance": "cfg_scale"},
     "sampling.diffusion.DiffusionConfig": {
         "first_beta": "beta_start",
         "last_beta": "beta_end",
@@ -72,7 +72,8 @@ RENAMED: dict[str, dict[str, str]] = {  # module and class below artok, old key:
         "spacing": "timestep_spacing",
         "clip": "clip_sample",
     },
-    "quantizers.codebook.CodebookConfig": _CODEBOOK,
+    "quantizers.codebook.CodebookConfig": _CODEBOOK | {"revive_below": "dead_code_threshold"},
+    "quantizers.multiscale.Config": {"conscience": "usage_balancing"},
     "quantizers.residual.Config": {"levels": "num_quantizers"},
     "quantizers.gumbel.Config": {"codes": "codebook_size", "width": "code_dim", "divergence": "kl_weight"},
     "quantizers.simvq.Config": _CODEBOOK,

@@ -35,7 +35,10 @@ CONFIG, WEIGHTS, TOKENIZER = "config.yaml", "model.safetensors", "tokenizer"
 
 
 class Facts(Config):
-    """What a model was trained on: (channels, *size) of its images, their classes, and the fingerprints."""
+    """What a model was trained on.
+
+    image: (channels, *size) of its samples. classes: names of the labels. data, tokenizer: fingerprints.
+    """
 
     image: tuple[int, ...]
     classes: tuple[str, ...]

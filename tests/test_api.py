@@ -33,6 +33,15 @@ def test_train_load_generate_and_evaluate(tmp_path: Path) -> None:
     assert results.measurements and (folder / "results.json").exists()
 
 
+def test_a_run_of_an_earlier_version_goes_on_under_todays_keys(tmp_path: Path) -> None:
+    folder = artok.train(tokenizer_experiment(), out=tmp_path / "vq")
+    text = (folder / CONFIG).read_text().replace("global_batch:", "batch:")
+    (folder / CONFIG).write_text("\n".join(line for line in text.splitlines() if "_every: null" not in line))
+    artok.train(tokenizer_experiment(training={"snapshot_every": 64}), out=folder)
+    with pytest.raises(CheckpointError, match=r"training\.global_batch: 16, now 8"):
+        artok.train(tokenizer_experiment(training={"global_batch": 8}), out=folder)
+
+
 def test_a_published_checkpoint_is_imported_once_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARTOK_CACHE", str(tmp_path))
     trained = artok.train(tokenizer_experiment(), out=tmp_path / "trained")

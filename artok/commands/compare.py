@@ -1,4 +1,4 @@
-"""`artok compare`: contestants at one budget, trained, measured and reported; a stopped study goes on where it was."""
+"""`artok compare`: entries at one budget, trained, measured and reported; a stopped study goes on where it was."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from artok.commands.sweep import start
 from artok.config import dump, validate
 from artok.errors import ConfigError, RunError
 from artok.evaluation.run_directory import LOG, diverged, is_trained
@@ -22,24 +22,22 @@ from artok.locks import alone, discard
 from artok.metrics.features import parse
 from artok.saved import write_json, write_text
 from artok.studies.budget import SPEEDS, known_speeds, match, probe_of, speed
-from artok.studies.config import LOCK, Study, refuse_two, require_extractor, require_trained
-from artok.studies.grid import Plan as Swept
-from artok.studies.grid import load_sweep
-from artok.studies.grid import plan as plan_sweep
-from artok.studies.grid_results import found
-from artok.studies.measure import Marks, missing, owners
-from artok.studies.resolve import Plan, Planned, check_started, settle
-from artok.studies.results import PAGE, RESULTS, TABLE, as_csv, as_json, gather
-from artok.studies.scheduler import Job, run_jobs
-from artok.studies.timing import time_all
+from artok.studies.config import LOCK, Study, load_study, refuse_two, require_extractor, require_trained
+from artok.studies.measure import CacheKeys, missing, own_tokenizers, owners
+from artok.studies.resolve import Planned, StudyPlan, check_started, settle
+from artok.studies.results import PAGE, RESULTS, TABLE, Outcome, as_csv, as_json, gather
+from artok.studies.scheduler import Job, Slurm, run_jobs
+from artok.studies.timing import time_all, untimed
+from artok.studies.tradeoffs import tradeoffs_json
 from artok.training.experiment import Experiment
 from artok.training.extractor import extractor_for
 from artok.training.log import duration, read_log
 from artok.training.progress import Progress
 
 STUDY = "study.yaml"
-EXTRACTOR = "extractor"  # before its name, as a part of a study
-MOST_WORKERS = 4
+BESIDE = "beside"  # folder of the study beside another
+EXTRACTOR, TIMES = "extractor", "times"  # parts of a study; the first stands before a name
+MOST_WORKERS, MOST_SUBMITTED = 4, 64  # jobs side by side on a CPU, and under Slurm
 SHORT = 0.25  # of a training's time, about what measuring takes
 
 
@@ -53,64 +51,73 @@ def compare(study: Study, folder: Path, device: str, fresh: bool = False) -> Pat
     if os.environ.get("RANK", "0") != "0":
         return None
     launcher = launcher_of(study)
-    require_trained(study)
-    match(settle(study, folder), known_speeds(study.budget, folder))  # mistakes come before there is a folder
-    with alone(folder / LOCK, partial(refuse_two, "compare", folder)):
-        return conducted(study, folder, device, launcher, fresh)
+    plans = [prepare(study, folder, fresh)]  # mistakes come before there is a folder
+    if study.beside:
+        plans.append(prepare(load_study(study.beside, []), folder / BESIDE, fresh))
+    with alone(folder / LOCK, partial(refuse_two, folder)):
+        return _conduct_studies(plans, device, launcher, fresh)
 
 
-def conducted(study: Study, folder: Path, device: str, launcher: tuple[str, ...], fresh: bool) -> Path:
-    """What `compare` does, with the folder to itself."""
+def _conduct_studies(plans: list[StudyPlan], device: str, launcher: tuple[str, ...], fresh: bool) -> Path:
+    """What `compare` does, with the folder to itself. plans: of the study, and of one beside it."""
+    study, folder = plans[0].study, plans[0].folder
     progress = Progress(study.name)
     if fresh:
         discard(folder)
-    plan = prepare(study, folder)
-    require_extractor(study.evaluation)
-    write_text(folder / STUDY, dump(study))
-    swept = sweep_of(study, folder)
-    cells = start(swept, progress) if swept else []
-    if study.budget and study.budget.kind == "seconds":
-        plan = with_speeds(plan, launcher, device, progress)
-    for entry in plan.entries:
-        progress.say(f"{entry.name}: {entry.did}")
-    jobs = jobs_of(plan, launcher, cells)
-    progress.say(f"{len(plan.entries)} contestants, {len(jobs)} jobs, into {folder}")
-    conduct(jobs, workers_of(study, launcher, device), progress)
-    check_trained(plan)
-    return conclude(plan, device, progress, swept)
+    for plan in plans:
+        require_extractor(plan.study.evaluation)
+        write_text(plan.folder / STUDY, dump(plan.study))
+    plans = [with_speeds(plan, launcher, device, progress) for plan in plans]
+    for plan in plans:
+        for entry in plan.entries:
+            progress.say(f"{entry.title}: {entry.adjustment}".removesuffix(": "))
+        for point, reason in plan.skipped:
+            progress.say(f"skipped {point.title}: {reason}")
+    jobs = jobs_of(plans[0], launcher)
+    for plan in plans[1:]:
+        jobs = _join(jobs, jobs_of(plan, launcher), f"{plan.study.name}: ")
+    progress.say(f"{sum(len(plan.entries) for plan in plans)} entries, {len(jobs)} jobs, into {folder}")
+    conduct(plans[0], jobs, workers_of(study, launcher, device), progress)
+    for plan in plans:
+        check_trained(plan)
+        if untimed(plan):  # when nothing else is running
+            conduct(plan, [measuring_job(plan, f"time {plan.study.name}", TIMES)], 1, progress)
+    return conclude(plans, device)
 
 
-def conclude(plan: Plan, device: str, progress: Progress, swept: Swept | None = None) -> Path:
-    """Write results.json, results.csv and the page of a study all of whose cells are measured.
-
-    swept: the sweep beside it.
-    """
+def conclude(plans: Sequence[StudyPlan], device: str) -> Path:
+    """Write results.json, results.csv and the page of studies that are measured and timed."""
     from artok.report.study import write_page  # not before training, as it draws
 
-    outcome = gather(plan, time_all(plan, device, progress))
-    if swept is not None:
-        outcome = replace(outcome, sweep=found(swept))
-    write_json(plan.folder / RESULTS, as_json(outcome))
-    write_text(plan.folder / TABLE, as_csv(outcome))
-    return write_page(plan.folder / PAGE, outcome, device)
+    outcome = gather(plans[0], gather(plans[1]) if plans[1:] else None)
+    folder = plans[0].folder
+    write_json(folder / RESULTS, study_json(outcome))
+    write_text(folder / TABLE, as_csv(outcome))
+    return write_page(folder / PAGE, outcome, device)
 
 
-def sweep_of(study: Study, folder: Path) -> Swept | None:
-    """The sweep beside the study, if it has one; a ConfigError when it is impossible."""
-    return plan_sweep(load_sweep(study.sweep, []), folder / "sweep") if study.sweep else None
+def study_json(outcome: Outcome) -> dict[str, Any]:
+    """results.json, with the study beside it under `beside`."""
+    own = as_json(outcome, tradeoffs_json(outcome) if outcome.plan.study.grid else {})
+    return own if outcome.beside is None else own | {"beside": study_json(outcome.beside)}
 
 
-def prepare(study: Study, folder: Path) -> Plan:
-    """The study settled and matched to its budget as far as that is known, checked against what the folder holds."""
+def prepare(study: Study, folder: Path, fresh: bool = False) -> StudyPlan:
+    """The study settled and matched to its budget as far as that is known, checked against what the folder holds.
+
+    fresh: the folder's content is going to be discarded.
+    """
+    require_trained(study)
+    speeds = dict(study.budget.speeds if study.budget else {}) if fresh else known_speeds(study.budget, folder)
     plan = settle(study, folder)
-    match(plan, known_speeds(study.budget, folder))
-    keep_course(plan)
-    if not study.budget or study.budget.kind != "seconds" or known_speeds(study.budget, folder):
+    match(plan, speeds)
+    keep_snapshots(plan)
+    if not fresh and (not study.budget or study.budget.kind != "seconds" or speeds):
         check_started(plan)
     return plan
 
 
-def keep_course(plan: Plan) -> None:
+def keep_snapshots(plan: StudyPlan) -> None:
     """Have the trainings keep their weights at as many points as the curve of quality wants."""
     curve = plan.study.curve
     for entry in plan.entries:
@@ -155,51 +162,68 @@ def launch_command(launch: str) -> tuple[str, ...]:
 
 
 def workers_of(study: Study, launcher: Sequence[str], device: str) -> int:
-    """Jobs side by side: one where each takes several processes, else one a GPU or one a core, up to four."""
+    """Jobs side by side: one where each takes several processes, else one per GPU or per core, up to four."""
     if study.workers is not None:
         return study.workers
+    if study.executor == "slurm":
+        return MOST_SUBMITTED
     if launcher:
         return 1
     return torch.cuda.device_count() if device == "cuda" else min(MOST_WORKERS, os.cpu_count() or 1)
 
 
-def jobs_of(plan: Plan, launcher: tuple[str, ...], cells: Sequence[Job] = ()) -> list[Job]:
-    """Everything that is not done: trainings, and each contestant's measurements once its last run is trained.
+def jobs_of(plan: StudyPlan, launcher: tuple[str, ...]) -> list[Job]:
+    """Everything that is not done: trainings, and each entry's measurements once its last run is trained.
 
-    cells: of a sweep beside the study, shorter than trainings. What is short comes last, so that workers end together.
+    What is short comes last, so that workers end together.
     """
     wanted = [planned for planned in plan.trainings() if not is_done(planned)]
     training = {planned.name for planned in wanted}
     jobs = [training_job(plan, planned, launcher, training) for planned in wanted]
-    marks, measuring = Marks(plan), []
+    keys, measuring = CacheKeys(plan), []
     for owner in owners(plan):
         after = tuple(name for name in needed(plan, owner) if name in training)
-        if after or missing(plan, owner, marks):
-            measuring.append(measuring_job(plan, f"measure {owner}", owner, after))
-    short = [replace(job, share=SHORT) for job in (*cells, *measuring)]
+        if after or missing(plan, owner, keys):
+            measuring.append(replace(measuring_job(plan, f"measure {owner}", owner, after), share=SHORT))
     extractor = plan.study.evaluation.extractor
     if wanted and parse(extractor).trained:  # beside them: of several jobs that want it at once, all but one would wait
         first = measuring_job(plan, f"train {extractor}", f"{EXTRACTOR}:{extractor}")
         jobs.append(first)
-        short = [replace(job, after=(*job.after, first.name)) for job in short]
-    return sorted(jobs, key=lambda job: bool(job.after)) + short
+        measuring = [replace(job, after=(*job.after, first.name)) for job in measuring]
+    return sorted(jobs, key=lambda job: bool(job.after)) + measuring
 
 
-def measuring_job(plan: Plan, name: str, part: str, after: tuple[str, ...] = ()) -> Job:
+def _join(jobs: Sequence[Job], others: Sequence[Job], prefix: str) -> list[Job]:
+    """Jobs of two studies, the second's names with a prefix but for an extractor that both want."""
+    shared = {job.name for job in jobs if f"{EXTRACTOR}:" in job.arguments[-1]} & {job.name for job in others}
+
+    def rename(name: str) -> str:
+        return name if name in shared else f"{prefix}{name}"
+
+    named = [
+        replace(job, name=rename(job.name), after=tuple(map(rename, job.after)), share=SHORT)
+        for job in others
+        if job.name not in shared
+    ]
+    return [*jobs, *named]
+
+
+def measuring_job(plan: StudyPlan, name: str, part: str, after: tuple[str, ...] = ()) -> Job:
     """`artok compare --measure` of a part of the study, for `run_part`."""
     return Job(name, ("compare", str(plan.folder / STUDY), "--out", str(plan.folder), "--measure", part), after)
 
 
-def needed(plan: Plan, owner: str) -> list[str]:
-    """The trainings that a contestant's or a tokenizer's measurements wait for."""
+def needed(plan: StudyPlan, owner: str) -> list[str]:
+    """The trainings that an entry's or a tokenizer's measurements wait for."""
     kind, _, name = owner.rpartition(":")
     if kind:
         return [f"train {name}"]
     entry = next(entry for entry in plan.entries if entry.name == name)
-    return [planned.name for planned in entry.trainings.values()]
+    own = [f"train {tokenizer}" for tokenizer in own_tokenizers(plan, entry)]
+    return own + [planned.name for planned in entry.trainings.values()]
 
 
-def training_job(plan: Plan, planned: Planned, launcher: tuple[str, ...], others: Collection[str] = ()) -> Job:
+def training_job(plan: StudyPlan, planned: Planned, launcher: tuple[str, ...], others: Collection[str] = ()) -> Job:
     """`artok train` on the settled config, which is written beside the study. others: trainings to be done, too."""
     config = plan.folder / "configs" / f"{planned.name.removeprefix('train ').replace(' ', '-')}.yaml"
     write_text(config, dump(planned.experiment))
@@ -213,11 +237,11 @@ def is_done(planned: Planned) -> bool:
     return is_trained(planned.experiment, planned.folder) or diverged(read_log(planned.folder / LOG))
 
 
-def conduct(jobs: Sequence[Job], workers: int, progress: Progress) -> None:
-    """Run the jobs, with a line and the time left after each."""
+def conduct(plan: StudyPlan, jobs: Sequence[Job], workers: int, progress: Progress) -> None:
+    """Run the jobs where the study wants them run, with a line and the time left after each."""
     began = time.perf_counter()
 
-    def said(seconds: Mapping[str, float]) -> None:
+    def report(seconds: Mapping[str, float]) -> None:
         if seconds:
             spent = time.perf_counter() - began
             done = sum(job.share for job in jobs if job.name in seconds)
@@ -225,11 +249,12 @@ def conduct(jobs: Sequence[Job], workers: int, progress: Progress) -> None:
             more = f", about {left} left" if len(seconds) < len(jobs) else ""
             progress.say(f"{len(seconds)} of {len(jobs)} jobs done, the last: {list(seconds)[-1]}{more}")
 
-    run_jobs(jobs, workers, said, torch.cuda.device_count())
+    slurm = Slurm(plan.folder / "slurm", plan.study.slurm) if plan.study.executor == "slurm" else None
+    run_jobs(jobs, workers, report, torch.cuda.device_count(), slurm)
 
 
-def check_trained(plan: Plan) -> None:
-    """A RunError when a training failed without diverging, or when all of a contestant diverged at once."""
+def check_trained(plan: StudyPlan) -> None:
+    """A RunError when a training failed without diverging, or when all of an entry diverged at once."""
     for planned in plan.trainings():
         if not is_done(planned):
             raise RunError(f"{planned.name} failed, as said above; the same command goes on with what is done")
@@ -241,37 +266,41 @@ def check_trained(plan: Plan) -> None:
 # ---------------------------------------------------------------------------------------------- speeds
 
 
-def with_speeds(plan: Plan, launcher: tuple[str, ...], device: str, progress: Progress) -> Plan:
-    """The plan of a budget of seconds, once the speed of every contestant is known.
+def with_speeds(plan: StudyPlan, launcher: tuple[str, ...], device: str, progress: Progress) -> StudyPlan:
+    """The plan, for a budget of seconds once the speed of every entry is known.
 
     Speeds are measured one after another on trained tokenizers, by a short training each, and kept.
     """
+    if plan.study.budget is None or plan.study.budget.kind != "seconds":
+        return plan
     speeds = known_speeds(plan.study.budget, plan.folder)
     unknown = [entry for entry in plan.entries if entry.trainings and entry.name not in speeds]
     if not unknown:
         return plan
     tokenizers = [training_job(plan, each, launcher) for each in plan.tokenizers.values() if not is_done(each)]
-    conduct(tokenizers, workers_of(plan.study, launcher, device), progress)
+    conduct(plan, tokenizers, workers_of(plan.study, launcher, device), progress)
     for entry in unknown:
         folder = plan.folder / "probes" / entry.name
         shutil.rmtree(folder, ignore_errors=True)
         probe = Planned(f"time {entry.name}", probe_of(entry, plan.study.seeds[0]), folder)
-        conduct([training_job(plan, probe, launcher)], 1, progress)
+        conduct(plan, [training_job(plan, probe, launcher)], 1, progress)
         speeds[entry.name] = speed(read_log(folder / LOG))
         shutil.rmtree(folder, ignore_errors=True)
         write_json(plan.folder / SPEEDS, speeds)
     return prepare(plan.study, plan.folder)
 
 
-def run_part(study: Study, folder: Path, owner: str, device: str) -> None:
-    """Measure one contestant or tokenizer of a study that is under way, or train the extractor that all are measured
-    with: what the conductor's jobs do."""
+def run_part(study: Study, folder: Path, part: str, device: str) -> None:
+    """What the conductor's jobs do: measure one entry or tokenizer of a study that is under way, time the sampling of
+    all, or train the extractor that all are measured with."""
     from artok.studies.measure import measure
 
-    plan = settle(study, folder)
-    if owner.startswith(f"{EXTRACTOR}:"):
-        extractor_for(parse(owner.partition(":")[2]), plan.data.open("train"), plan.data.size, device)
-        return
-    if owner not in owners(plan):
-        raise ConfigError(f"the study has no {owner!r} to measure; it has {', '.join(owners(plan))}")
-    measure(plan, owner, device)
+    plan = settle(study, folder, part if study.grid and part != TIMES and ":" not in part else None)
+    if part.startswith(f"{EXTRACTOR}:"):
+        extractor_for(parse(part.partition(":")[2]), plan.data.open("train"), plan.data.size, device)
+    elif part == TIMES:
+        time_all(plan, device, Progress(study.name))
+    elif part in owners(plan):
+        measure(plan, part, device)
+    else:
+        raise ConfigError(f"the study has no {part!r} to measure; it has {', '.join(owners(plan))}")

@@ -19,22 +19,22 @@ def demo(
 ) -> Path | None:
     """Train, measure and report into `folder`; what is there already is kept, so a stopped demo goes on. The page.
 
-    families: contestants of the shipped study; all unless given. sweep: whether its sweep is done too; where all
-    families are, unless given. ConfigError: a family is unknown.
+    families: entries of the shipped study; all unless given. sweep: whether its grid of tokenizers is done too; where
+    all families are, unless given. ConfigError: a family is unknown.
     """
-    study = chosen(families, sweep)
+    study = choose(families, sweep)
     began = time.perf_counter()
     page = compare(study, folder, device, fresh)
     print(f"the demo took {duration(time.perf_counter() - began)}")
     return page
 
 
-def chosen(families: Sequence[str], sweep: bool | None = None) -> Study:
-    """The demo's study with these contestants alone, and with its sweep or without."""
+def choose(families: Sequence[str], sweep: bool | None = None) -> Study:
+    """The demo's study with these entries alone, and with its grid of tokenizers or without."""
     study = load_study(STUDY, [])
-    unknown = [name for name in families if name not in study.contestants]
+    unknown = [name for name in families if name not in study.entries]
     if unknown:
-        raise ConfigError(f"the demo has no family {', '.join(unknown)}; it has {', '.join(study.contestants)}")
-    kept = {name: study.contestants[name] for name in families or study.contestants}
-    swept = study.sweep if (sweep if sweep is not None else not families) else None
-    return study.model_copy(update={"contestants": kept, "sweep": swept})
+        raise ConfigError(f"the demo has no family {', '.join(unknown)}; it has {', '.join(study.entries)}")
+    kept = {name: study.entries[name] for name in families or study.entries}
+    beside = study.beside if (sweep if sweep is not None else not families) else None
+    return study.model_copy(update={"entries": kept, "beside": beside})

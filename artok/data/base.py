@@ -1,4 +1,4 @@
-"""What every source of images keeps to."""
+"""What every source of images keeps to: a `data:` section opens a split, and a split is read by index."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Examples:
 class Split(ABC):
     """The images of one split, by index.
 
-    shape: (C, R, R) of what `read` returns. classes: their names. fingerprint: changes when the images do.
+    shape: (channels, *size) of what `read` returns: (C, R, R) of images.
+    classes: their names. fingerprint: changes when the images do.
     skipped: indices of images that could not be read, with the reason; `read` puts the next readable image in place.
     enlarged: indices of images seen so far whose shorter side is below R, so that they hold less detail than R shows.
     decodes: reading opens and decodes files, so that reading ahead pays.
@@ -40,7 +41,7 @@ class Split(ABC):
     single: where each channel is an image of its own, the labelled images that the channels are drawn from.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: tuple[str, ...]
     fingerprint: str
     skipped: dict[int, str]
@@ -99,6 +100,11 @@ class DataConfig(Part, ABC):
         if self.resize is not None and self.resize < self.size:
             raise ValueError(f"resize ({self.resize}) must be at least size ({self.size}), which is cut out of it")
         return self
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        """(channels, *size) of what a model sees; a kind whose samples have other axes says its own."""
+        return (self.channels, self.size, self.size)
 
     @property
     def side(self) -> int:

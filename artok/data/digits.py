@@ -18,7 +18,7 @@ from torch import Tensor
 
 from artok.data.base import DataConfig, SplitName
 from artok.data.fingerprints import of_parts, of_tensor
-from artok.data.holdout import stratified
+from artok.data.holdout import split_stratified
 from artok.data.splits import MemorySplit
 
 HELD_OUT = 540
@@ -46,11 +46,11 @@ class Config(DataConfig):
 
 @cache
 def _read(split: SplitName, side: int) -> tuple[Tensor, Tensor, str]:
-    """Images (N, 1, side, side) uint8, labels (N,) and fingerprint; once a process, as a study opens them often."""
+    """Images (N, 1, side, side) uint8, labels (N,) and fingerprint; cached, as a study opens them often."""
     from sklearn.datasets import load_digits  # takes a second to import
 
     grey, targets = load_digits(return_X_y=True)
-    train, test = stratified(torch.from_numpy(targets.astype(np.int64)), HELD_OUT, SPLIT_SEED)
+    train, test = split_stratified(torch.from_numpy(targets.astype(np.int64)), HELD_OUT, SPLIT_SEED)
     rows = train if split == "train" else test
     levels = np.rint(grey[rows.numpy()].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     # Pillow works in whole numbers on 8 bits, so that the pixels are the same on every machine.

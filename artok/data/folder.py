@@ -13,7 +13,7 @@ from pydantic import Field
 
 from artok.data.base import DataConfig, SplitName
 from artok.data.fingerprints import of_files, of_parts
-from artok.data.holdout import share
+from artok.data.holdout import hold_out
 from artok.data.pictures import Encoded
 from artok.data.splits import DecodedSplit, keep_in_memory
 from artok.errors import DataError
@@ -59,7 +59,7 @@ class Config(DataConfig):
         if test_root is None:
             if split == "test" and (self.holdout == 0 or len(paths) < 2):
                 raise DataError(f"nothing of {self.root} is held out: add a folder 'test', images, or data.holdout")
-            train, test = share(labels, self.holdout, self.seed)
+            train, test = hold_out(labels, self.holdout, self.seed)
             rows = train if split == "train" else test
             paths, labels = [paths[row] for row in rows.tolist()], labels[rows]
         shape = (self.channels, self.side, self.side)

@@ -8,7 +8,7 @@ from torch import Tensor
 from artok.noise import Noise, fold
 
 
-def stratified(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
+def split_stratified(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
     """Indices (train, test), each ascending, of labels (N,) >= 0, with exactly `held_out` in test.
 
     A class gets its share by largest remainder (the lower class first when remainders tie), and which of its images
@@ -27,9 +27,9 @@ def stratified(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor
     return (~test).nonzero().flatten(), test.nonzero().flatten()
 
 
-def share(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """`stratified` for a fraction: at least one image for test when it is above 0, and always one left to train."""
+def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """`split_stratified` for a fraction: at least one image for test above 0, and always one left to train."""
     held_out = round(len(labels) * fraction)
     if fraction > 0:
         held_out = min(max(held_out, 1), len(labels) - 1)
-    return stratified(labels, held_out, seed)
+    return split_stratified(labels, held_out, seed)

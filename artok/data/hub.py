@@ -18,7 +18,7 @@ from typing_extensions import Self
 from artok.data.base import DataConfig, Split, SplitName
 from artok.data.columns import Classes, classes_of, image_column, label_column
 from artok.data.fingerprints import of_files, of_parts, of_tensor
-from artok.data.holdout import share
+from artok.data.holdout import hold_out
 from artok.data.pictures import Encoded
 from artok.data.splits import DecodedSplit, keep_in_memory
 from artok.data.streaming import Item, Row, StreamSplit
@@ -128,7 +128,7 @@ class Config(DataConfig):
         if not whole:
             if len(data) < 2:
                 raise DataError(f"{where} has {len(data)} rows, too few to hold some out")
-            rows = share(labels, self.holdout, self.seed)[0 if split == "train" else 1]
+            rows = hold_out(labels, self.holdout, self.seed)[0 if split == "train" else 1]
         if not len(rows):
             raise DataError(f"{where} has no rows")
         shape = (self.channels, self.side, self.side)

@@ -1,7 +1,7 @@
 """Procedural coloured shapes with class and caption, unlimited and seeded, and an oracle that reads them back.
 
 Image i of a split is a pure function of (seed, split, i). Since `read_back` knows exactly what can be drawn, it says of
-a generated image whether it shows the shape and colour that were asked for, without any trained judge.
+a generated image whether it shows the shape and colour that were asked for, without any trained evaluator.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BRIGHTNESS = (0.85, 1.0)
 
 
 class Config(DataConfig):
-    """`data: {kind: shapes}`: one shape an image, always in colour.
+    """`data: {kind: shapes}`: one shape per image, always in colour.
 
     classes: what a label says. train, test: nominal numbers of images; any index can be drawn.
     """

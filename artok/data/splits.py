@@ -15,11 +15,11 @@ IN_MEMORY = 2**30  # bytes of decoded pixels that are kept without being asked
 
 
 class MemorySplit(Split):
-    """images: (N, C, R, R) uint8. labels: (N,) int64."""
+    """images: (N, channels, *size) uint8. labels: (N,) int64."""
 
     def __init__(self, images: Tensor, labels: Tensor, classes: Sequence[str], fingerprint: str) -> None:
         self.images, self.labels = images, labels
-        self.shape = (images.shape[1], images.shape[2], images.shape[3])
+        self.shape = tuple(images.shape[1:])
         self.classes = tuple(classes)
         self.fingerprint = fingerprint
         self.skipped = {}
@@ -57,7 +57,7 @@ class DecodedSplit(Split):
         source: Source,
         labels: Tensor,
         classes: Sequence[str],
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         fingerprint: str,
         in_memory: bool,
     ) -> None:
@@ -111,7 +111,7 @@ class DecodedSplit(Split):
         return found
 
 
-def keep_in_memory(wish: bool | None, count: int, shape: tuple[int, int, int], workers: int) -> bool:
+def keep_in_memory(wish: bool | None, count: int, shape: tuple[int, ...], workers: int) -> bool:
     """The wish; without one, whether `count` images of `shape` stay below 1 GiB and no workers decode."""
     if wish is not None:
         return wish

@@ -29,7 +29,7 @@ class Item:
     label: object
 
 
-def held_out(rows: Tensor, fraction: float, seed: int) -> Tensor:
+def draw_held_out(rows: Tensor, fraction: float, seed: int) -> Tensor:
     """(N,) bool: which rows of a stream without a test split belong to test; each is drawn on its own."""
     return Noise(fold("stream holdout", seed), rows).uniform() < fraction
 
@@ -58,7 +58,7 @@ class StreamSplit(Split):
         rows: Callable[[], Iterator[Row]],
         item: Callable[[int, Row], Item],
         classes: Classes,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         fingerprint: str,
         count: int,
         part: tuple[float, int, bool] | None,
@@ -124,7 +124,7 @@ class StreamSplit(Split):
         if self._part is None:
             return torch.ones(len(rows), dtype=torch.bool)
         fraction, seed, test = self._part
-        return held_out(rows, fraction, seed) == test
+        return draw_held_out(rows, fraction, seed) == test
 
     def _stored(self) -> Iterator[Item]:
         chosen: list[bool] = []

@@ -18,7 +18,7 @@ from artok.errors import ConfigError
 from artok.images import from_uint8, to_uint8
 from artok.layout import Condition, TokenLayout, last
 from artok.metrics import cost
-from artok.metrics.base import MetricConfig, Seen, Subject
+from artok.metrics.base import EvalBatch, MetricConfig, MetricContext
 from artok.metrics.evaluate import Evaluation
 from artok.metrics.features import Extractor, extract, parse
 from artok.metrics.floor import class_counts, floor, largest, stratified
@@ -35,7 +35,7 @@ from artok.training.progress import Progress
 
 BATCH = 64
 RESULTS = "results.json"
-SETS = frozenset({"images", "labels", "real_features", "fake_features"})  # fields of `Seen` that both kinds of run fill
+SETS = frozenset({"images", "labels", "real_features", "fake_features"})  # fields that both kinds of run fill
 SAMPLES = SETS | {"samples", "conditions"}
 PREDICTED = frozenset({"real_predicted", "fake_predicted"})
 TRACED = 4  # images of the batch whose peak memory is taken
@@ -62,23 +62,23 @@ def evaluate(
     sampling = pipeline.settings(override({}, of_sampling)) if pipeline is not None else Sampling()
     section = read_yaml(folder / CONFIG).get("evaluation") or {}
     choice = validate(MetricChoice, override(section, of_choice), "evaluation")
-    judge = Judge(data, extractor, device, n, progress, choice)
+    evaluator = Evaluator(data, extractor, device, n, progress, choice)
     if pipeline is None:
         tokenizer, _ = load_tokenizer(folder)
-        results = judge.tokenizer(tokenizer.to(device), folder.name)
+        results = evaluator.tokenizer(tokenizer.to(device), folder.name)
     else:
-        classes = judge.train_split.classes
+        classes = evaluator.train_split.classes
         if len(classes) != len(saved.facts.classes):
             raise ConfigError(
                 f"{folder} makes images of {len(saved.facts.classes)} classes and the data have {len(classes)}; "
                 "name the data that it was made for with data.key=value"
             )
-        results = judge.generator(pipeline, folder.name, sampling)
+        results = evaluator.generator(pipeline, folder.name, sampling)
     results.save(folder / RESULTS)
     return results
 
 
-class Judge:
+class Evaluator:
     """One evaluator: the same real images, extractor and N for everything it measures.
 
     n: images to measure, or None for all that are held out. choice: of metrics.
@@ -107,17 +107,19 @@ class Judge:
         predicts = extract(self.extractor, self.test_images[:1])[1] is not None
         self.modes = modes_of(self.train_split, data.size) if predicts else None
         self._floor: dict[str, float] | None = None
-        self._others: dict[int, Judge] = {}
+        self._others: dict[int, Evaluator] = {}
 
     @cached_property
-    def held_out(self) -> Seen:
+    def held_out(self) -> EvalBatch:
         """All held-out images with their features, which are the same whatever is measured."""
         features, logits = extract(self.extractor, self.test_images)
         predicted = None if logits is None else logits.argmax(1)
-        return Seen(images=self.test_images, labels=self.test_labels, real_features=features, real_predicted=predicted)
+        return EvalBatch(
+            images=self.test_images, labels=self.test_labels, real_features=features, real_predicted=predicted
+        )
 
-    def of(self, n: int | None) -> Judge:
-        """The same judge for another number of images; for all of its own when None."""
+    def of(self, n: int | None) -> Evaluator:
+        """The same evaluator for another number of images; for all of its own when None."""
         count = self.n if n is None else min(n, largest(self.train_labels, self.test_labels))
         if count == self.n:
             return self
@@ -139,7 +141,7 @@ class Judge:
                 decoded = to_uint8(tokenizer.decode(tokens)).cpu()
                 codes = tokens.values.cpu() if layout.discrete else None
                 labels = self.test_labels[rows]
-                evaluation.update(Seen(images=images, labels=labels, reconstructions=decoded, codes=codes))
+                evaluation.update(EvalBatch(images=images, labels=labels, reconstructions=decoded, codes=codes))
                 self.progress.advance(done * BATCH + len(rows))
         results = evaluation.results(name, seed=0, floor=self.floor(layout))
         one = torch.zeros(1, *layout.image, device=self.device)
@@ -188,8 +190,8 @@ class Judge:
     def predicted(self) -> frozenset[str]:
         return PREDICTED if self.held_out.real_predicted is not None else frozenset()
 
-    def subject(self, layout: TokenLayout) -> Subject:
-        return Subject(layout=layout, extractor=self.extractor.name, modes=self.modes)
+    def subject(self, layout: TokenLayout) -> MetricContext:
+        return MetricContext(layout=layout, extractor=self.extractor.name, modes=self.modes)
 
     def select(self, fields: Set[str], layout: TokenLayout) -> list[MetricConfig]:
         return self.choice.select(self.subject(layout), fields)
@@ -210,7 +212,7 @@ class Judge:
             self._floor = floor(metrics, train, self.train_labels[rows], test, self.test_labels, self.n)
         return self._floor
 
-    def samples(self, pipeline: Pipeline, sampling: Sampling) -> Iterator[Seen]:
+    def samples(self, pipeline: Pipeline, sampling: Sampling) -> Iterator[EvalBatch]:
         """Generated images, their classes shared out as those of the held-out images."""
         counts = class_counts(self.test_labels, self.n)
         labels = torch.arange(len(counts)).repeat_interleave(counts)
@@ -218,11 +220,11 @@ class Judge:
             for start in range(0, self.n, BATCH):
                 part = labels[start : start + BATCH]
                 tokens = last(pipeline.steps(Condition(part.to(self.device)), sampling, first=start))
-                yield Seen(samples=to_uint8(pipeline.decode(tokens)).cpu(), conditions=part)
+                yield EvalBatch(samples=to_uint8(pipeline.decode(tokens)).cpu(), conditions=part)
                 self.progress.advance(start + len(part))
 
     @torch.no_grad()
-    def likelihoods(self, pipeline: Pipeline) -> Iterator[Seen]:
+    def likelihoods(self, pipeline: Pipeline) -> Iterator[EvalBatch]:
         """Log-likelihoods of held-out and of training images, as many of each."""
         mark = fingerprint(pipeline.tokenizer)
         for held_out in (True, False):
@@ -233,7 +235,7 @@ class Judge:
                 nats = pipeline.generator.log_likelihood(batch.tokens, Condition(batch.labels), pipeline.tokenizer)
                 if nats is None:
                     return
-                yield Seen(log_likelihood=nats.cpu()) if held_out else Seen(train_log_likelihood=nats.cpu())
+                yield EvalBatch(log_likelihood=nats.cpu()) if held_out else EvalBatch(train_log_likelihood=nats.cpu())
 
 
 def generation_work(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:

@@ -105,8 +105,8 @@ class LatentDiffusion(Generator):
         return codec
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
-        """The tokens that the model believes in after each evaluation, all decided alike; the last are the sample, for
-        every solver ends where it believes."""
+        """The predicted tokens after each evaluation, all decided alike; the last are the sample, since every solver
+        ends at its prediction."""
         shape = (self.layout.length, self.layout.width)
         solver, count = self.config.diffusion.plan(sampling, sampling.steps)
         start = starting_noise(noise.normal(*shape), solver, sampling)

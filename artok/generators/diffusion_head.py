@@ -48,7 +48,7 @@ class DiffusionHead(nn.Module):
         shape = (z.shape[1], self.width)
         solver, steps = self.diffusion.config.plan(sampling, sampling.head_steps)
         start = starting_noise(noise.normal(*shape), solver, sampling).flatten(0, 1)
-        network = self.guided_network(z.flatten(0, 1), scale, sampling.guides)
+        network = self.guide_network(z.flatten(0, 1), scale, sampling.guides)
         x = start
         options = self.diffusion.options(sampling)
         for state, _ in self.diffusion.sample(
@@ -57,7 +57,7 @@ class DiffusionHead(nn.Module):
             x = state
         return x.unflatten(0, (rows, z.shape[1]))
 
-    def guided_network(self, z: Tensor, scale: float, guides: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    def guide_network(self, z: Tensor, scale: float, guides: bool) -> Callable[[Tensor, Tensor], Tensor]:
         """The net under z (R, Z). guides: z is (2R, Z), the unconditional half behind, and the predicted target is
         guided; a learned variance stays the conditional one."""
         condition = self.net.condition(z)

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from artok.config import OPEN, Config, find, kinds, of_kind
-from artok.metrics.base import MetricConfig, Subject
+from artok.metrics.base import MetricConfig, MetricContext
 from artok.metrics.quantity import GROUPS
 
 
@@ -27,8 +27,8 @@ class MetricChoice(Config):
             return entries
         return [{"kind": entry} if isinstance(entry, str) else entry for entry in entries]
 
-    def select(self, subject: Subject, fields: Set[str]) -> list[MetricConfig]:
-        """The chosen metrics that suit the subject and need no field of `Seen` beyond `fields`, in the order of tables.
+    def select(self, subject: MetricContext, fields: Set[str]) -> list[MetricConfig]:
+        """The chosen metrics that suit the subject and need no field beyond `fields`, in the order of tables.
 
         Those that do not are left out: one choice serves tokenizers and generators.
         """

@@ -1,4 +1,4 @@
-"""Resampling by two with the binomial filter 1, 3, 3, 1, which is bilinear interpolation."""
+"""Resampling of images by two with the binomial filter 1, 3, 3, 1, which is bilinear interpolation."""
 
 from __future__ import annotations
 

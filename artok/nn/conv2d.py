@@ -1,4 +1,4 @@
-"""The convolutional encoder and decoder of VQGAN (Esser et al. 2021, appendix; after Ho et al. 2020).
+"""Two-dimensional convolutional encoder and decoder of VQGAN (Esser et al. 2021, appendix; after Ho et al. 2020).
 
 Every published convolutional tokenizer that artok knows (taming, LDM, LlamaGen, VAR, MAR) is a setting of these two.
 """
@@ -10,6 +10,7 @@ from math import gcd
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from artok.nn.attention import attend
@@ -17,9 +18,9 @@ from artok.nn.gradient_checkpointing import run
 
 
 def arrange(x: Tensor) -> Tensor:
-    """Images in the memory order that their device convolves fastest.
+    """Images in the memory order in which their device convolves fastest.
 
-    That is channels last on a GPU; on a CPU it is not, since GroupNorm in bfloat16 is ten times slower there.
+    On a GPU that is channels last. On a CPU it is not: GroupNorm in bfloat16 is ten times slower with it.
     """
     return x.contiguous(memory_format=torch.channels_last if x.is_cuda else torch.contiguous_format)
 
@@ -55,9 +56,8 @@ class PixelAttention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
-        h = attend(q, k, v)[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])
-        return x + self.out(h)
+        q, k, v = rearrange(self.qkv(self.norm(x)), "b (k c) h w -> k b 1 (h w) c", k=3)
+        return x + self.out(rearrange(attend(q, k, v), "b 1 (h w) c -> b c h w", h=x.shape[2]))
 
 
 class Downsample(nn.Module):
@@ -83,7 +83,7 @@ class Upsample(nn.Module):
 
 
 def level(channels: int, out_channels: int, blocks: int, attention: bool, groups: int) -> nn.Sequential:
-    """Residual blocks of one resolution, each followed by attention where it is wanted."""
+    """Residual blocks of one resolution, each followed by attention if asked for."""
     layers: list[nn.Module] = []
     for index in range(blocks):
         layers.append(ResidualBlock(channels if index == 0 else out_channels, out_channels, groups))

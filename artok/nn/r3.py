@@ -1,4 +1,4 @@
-"""R3GAN's residual block: grouped bottlenecks with no normalisation (Huang et al. 2024, section 3)."""
+"""R3GAN's residual block for images: grouped bottlenecks without normalisation (Huang et al. 2024, section 3)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Bottlenecks: continuous vectors in, codes out; one file a kind."""
+"""Quantizers: continuous vectors to codes and back; one file per kind."""

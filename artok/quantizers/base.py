@@ -1,4 +1,4 @@
-"""What every bottleneck between encoder and decoder keeps to."""
+"""The interface of quantizers, the bottleneck between encoder and decoder, and what they share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from itertools import accumulate, chain
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from artok.config import Part
@@ -23,7 +24,7 @@ class Quantized:
     values: (B, N, K) int64 codes, or (B, N, D) float vectors of a continuous bottleneck.
     losses: scalars, already weighted, to be added to the training loss.
     monitors: scalars to be logged, no part of the loss.
-    sums: like losses, but summed over an image, for a reconstruction error that is summed over it too.
+    sums: like losses, but sums per image, to be added to a reconstruction error that is a sum per image too.
     """
 
     vectors: Tensor
@@ -38,7 +39,8 @@ class Quantizer(nn.Module, ABC):
 
     grids, width, vocab, codes: as in TokenLayout. input_channels: what the encoder must deliver; it differs from the
     width only where a bottleneck reads more than it passes on (the mean and variance of a Gaussian).
-    Quantizers run in float32 whatever the autocast: bfloat16 holds no index above 256 and halves FSQ's usage.
+    Quantizers run in float32 also under autocast: bfloat16 represents no index above 256 exactly and halves FSQ's
+    usage.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Quantizer(nn.Module, ABC):
     def lookup(self, values: Tensor, known: Tensor | None = None) -> Tensor:
         """Vectors (B, D, *grid) of codes (B, N, K), or of continuous values (B, N, D).
 
-        known: (B, N) bool. An undecided position is a zero vector, and what its scale adds is zero over its area.
+        known: (B, N) bool. An unknown position is a zero vector, and its scale adds zero over its area.
         """
         with full_precision(values.device):
             if known is None:
@@ -81,13 +83,13 @@ class Quantizer(nn.Module, ABC):
             return self.dequantize_prefixes(values)
 
     def codebook(self) -> Tensor:
-        """The vectors (V, D) of all codes, for a quantizer with one grid and one code a position.
+        """The vectors (V, D) of all codes, for a quantizer with one grid and one code per position.
 
-        Raises LayoutError for continuous tokens, for several codes a position and for several grids, where no single
+        Raises LayoutError for continuous tokens, for several codes per position and for several grids, where no single
         table of vectors exists.
         """
         if self.vocab is None or self.codes != 1 or len(self.grids) != 1:
-            raise LayoutError("only a quantizer with one grid and one code a position has a single table of vectors")
+            raise LayoutError("only a quantizer with one grid and one code per position has a single table of vectors")
         length = math.prod(self.grids[0])
         rows = math.ceil(self.vocab / length)
         device = next((tensor.device for tensor in chain(self.parameters(), self.buffers())), None)
@@ -103,9 +105,9 @@ class Quantizer(nn.Module, ABC):
         """`lookup` in float32."""
 
     def dequantize_scales(self, values: Tensor, known: Tensor | None = None) -> list[Tensor]:
-        """What each scale adds (B, D, *grid), in float32; to be defined where there are several.
+        """What each scale adds (B, D, *grid), in float32; quantizers of several scales define it.
 
-        known: as in `lookup`, which masks the result. What an undecided position does to others is left out here.
+        known: as in `lookup`, which masks the result. Here unknown positions must not affect others.
         """
         return [self.dequantize(values)]
 
@@ -128,13 +130,13 @@ class QuantizerConfig(Part, ABC):
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """float32 inside, whatever the autocast around it; the meta device has none to leave."""
+    """A context without autocast; on the meta device, which has none, it does nothing."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def to_sequence(latents: Tensor) -> Tensor:
-    """(B, D, *grid) to (B, N, D), row-major. Copied, since norms and sums of a transposed view are ten times slower."""
-    return latents.flatten(2).transpose(1, 2).contiguous()
+    """(B, D, *grid) to (B, N, D), row-major. Copied: norms and sums of a transposed view are ten times slower."""
+    return rearrange(latents, "b d ... -> b (...) d").contiguous()
 
 
 def to_grid(vectors: Tensor, grid: tuple[int, ...]) -> Tensor:

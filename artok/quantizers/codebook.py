@@ -28,18 +28,18 @@ SHORTEST = 1e-6  # length of a mean that still has a direction
 
 
 class CodebookConfig(QuantizerConfig, ABC):
-    """What every learned table of codes can be told.
+    """Settings of every learned table of codes.
 
     codebook_size: vectors V in the table. code_dim: length D of each.
     update: "ema" moves each code to the running mean of the latents that chose it (van den Oord 2017,
         appendix A.1; Razavi 2019, section 2.1);
         "gradient" trains the table with the codebook loss (van den Oord 2017, equation 3), as VQGAN and LlamaGen do.
-    decay: of the running means and counts, a step.
+    decay: of the running sums and counts, per step.
     commitment_weight: weight beta of the loss that keeps the latents near their codes.
     kmeans_init: start the table from k-means (`kmeans_iters` rounds) of the first training batch.
-    dead_code_threshold: a code whose running count of choices a step falls below this is replaced by a latent of the
-        batch; 0 never does.
-    rotation_trick: gradients through a rotation (Fifty 2024) and not straight through.
+    dead_code_threshold: a code whose running count of choices per step falls below this is replaced by a latent of the
+        batch (dead-code restart); 0 never replaces any.
+    rotation_trick: gradients through a rotation (Fifty 2024) instead of straight through.
     """
 
     codebook_size: int = Field(256, ge=2)
@@ -55,15 +55,15 @@ class CodebookConfig(QuantizerConfig, ABC):
     @model_validator(mode="after")
     def _can_rotate(self) -> CodebookConfig:
         if self.code_dim == 1 and self.rotation_trick:
-            raise ValueError("rotation_trick needs a width of at least 2")
+            raise ValueError("rotation_trick needs a code_dim of at least 2")
         return self
 
 
 class CodebookQuantizer(Quantizer):
-    """One table of codes, or several in a row, each of which codes what the ones before left over (Lee 2022).
+    """One table of codes, or several in a row, each of which codes the residual of those before (Lee 2022).
 
-    With one table the losses are those of van den Oord 2017, equation 3; with several, the latents are held to the sum
-    of the codes after each level (Lee 2022, section 3.1).
+    With one table the losses are those of van den Oord 2017, equation 3. With several, the latents are compared with
+    the sum of the codes after each level (Lee 2022, section 3.1).
     """
 
     def __init__(self, grid: tuple[int, ...], config: CodebookConfig, levels: int = 1, cosine: bool = False) -> None:

@@ -17,8 +17,8 @@ class Config(QuantizerConfig):
     """kind: gaussian.
 
     latent_channels: latent channels; the encoder delivers twice as many, means and then log variances.
-    kl_weight: of the KL divergence from a unit Gaussian, with both the divergence and the reconstruction error summed
-        over an image, as in the published models (1e-6 there): only so does one weight mean the same at every size.
+    kl_weight: of the KL divergence from a unit Gaussian, with both the divergence and the reconstruction error
+        summed per image, as in the published models (1e-6 there), so that one weight means the same at every size.
     sample: train the decoder on draws from the posterior; without it, on its mean. Encoding always gives the mean.
     """
 
@@ -36,8 +36,8 @@ class Config(QuantizerConfig):
 
 
 class GaussianBottleneck(Quantizer):
-    """A diagonal Gaussian at each position. monitors: the KL divergence in nats an image, and what decides whether a
-    generator can be trained on it: the posterior's deviation against that of the means over a batch."""
+    """A diagonal Gaussian at each position. monitors: the KL divergence in nats per image, the posterior's
+    deviation, and the deviation of the means over a batch; a generator needs the first deviation below the second."""
 
     def __init__(self, grid: tuple[int, ...], config: Config) -> None:
         super().__init__((grid,), config.latent_channels, None, input_channels=2 * config.latent_channels)

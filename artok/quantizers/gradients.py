@@ -1,4 +1,4 @@
-"""How the gradient passes a bottleneck that has none: the decoder's input is the codes, exactly, in both estimators."""
+"""Gradient estimators of quantization, which has no gradient: the value is the codes, exactly, in both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def straight_through(points: Tensor, codes: Tensor) -> Tensor:
-    """Value of `codes` (..., D), gradient to `points` (..., D) as if nothing had happened (Bengio 2013, van den Oord
+    """Value of `codes` (..., D), gradient to `points` (..., D) as through the identity (Bengio 2013, van den Oord
     2017 section 3.2). Written so that the value is that of the codes to the bit."""
     return codes.detach() + (points - points.detach())
 
@@ -18,8 +18,8 @@ def rotation_trick(points: Tensor, codes: Tensor) -> Tensor:
 
         q = |q|/|e| R e,   R = I - 2 w w' + 2 q^ e^',   w = (e^ + q^) / |e^ + q^|,   ^ = divided by the norm
 
-    so the gradient keeps its angle: to the latent it is what it was to the code. The library's own goes through batched
-    matrix products of one row, slower on a CPU, and is missing in its older versions.
+    so the gradient keeps its angle: to the latent it is what it was to the code. vector-quantize-pytorch's goes through
+    batched matrix products of one row, which are slower on a CPU.
     """
     start, target = points.detach(), codes.detach()
     unit_start, unit_target = F.normalize(start, dim=-1), F.normalize(target, dim=-1)

@@ -1,8 +1,8 @@
 """Lookup-free quantization: each channel keeps its sign, one bit; no codebook (Yu 2023, MAGVIT-v2, arXiv 2310.05737).
 
-Own code and not the library's LFQ: its entropy loss drops the result of its all-reduce, so that several processes
-train on a wrong distribution, and needs tokens x codes of memory (8 GiB at 8,192 tokens of 18 bits). Tests hold the
-codes and, for one process, the losses to the library's.
+Not vector-quantize-pytorch's LFQ: its entropy loss drops the result of its all-reduce, so that several processes train
+on a wrong distribution, and it needs tokens x codes of memory (8 GiB at 8,192 tokens of 18 bits). Tests compare codes,
+and for one process losses and gradients, with it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class LookupFreeQuantizer(Quantizer):
         codes = torch.where(positive, 1.0, -1.0)
         values = (positive * self.place).sum(-1, keepdim=True)
         losses = {"commitment": self.config.commitment_weight * F.mse_loss(points, codes)}
-        if self.training:  # costs more than all the rest
+        if self.training:  # it costs more than all the rest
             losses["entropy"] = self.config.entropy_weight * self._entropy(points.flatten(0, 1))
         vectors = to_grid(straight_through(points, codes), self.grids[0])
         return Quantized(vectors, values, losses, code_usage(values, self.config.codebook_size))

@@ -1,4 +1,4 @@
-"""Multi-scale residual quantization: each finer grid codes what the coarser ones left over (VAR, Tian et al. 2024,
+"""Multi-scale residual quantization: each finer grid codes the residual of the coarser ones (VAR, Tian et al. 2024,
 arXiv 2404.02905, algorithm 1).
 
 One table of codes serves every scale. The remaining residual is shrunk by area to a scale's grid, looked up, enlarged
@@ -30,7 +30,7 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 class Config(CodebookConfig):
     """scales: the grids, coarse to fine, ending at the latent grid; a number stands for a grid of equal sides. Unless
         given, sides double from 1 to the latent grid.
-    phi: different convolutions after enlarging, shared out to the scales; at most one a scale.
+    phi: number of different convolutions after enlarging, shared by the scales; at most one per scale.
     scale_dropout: share of the training images that the decoder sees through their first few scales only, so that
         unfinished images decode well.
     standardise: look residuals up less their scale's running mean and divided by its running deviation, channel by
@@ -41,10 +41,9 @@ class Config(CodebookConfig):
         using a handful of codes. It needs `standardise`, which gives the bias its unit.
 
     VAR is `codebook_size: 4096, code_dim: 32, update: gradient, dead_code_threshold: 0` with scales [1, 2, 3, 4, 5, 6,
-    8, 10, 13, 16]. There is no k-means start: before there are codes there are no residuals of later scales to start
-    from. Instead,
-    dead codes are replaced by residuals drawn evenly from the scales: drawn from all residuals alike, hardly any would
-    come from the coarse scales, which have few; drawn for each scale by itself, codes that serve others would go.
+    8, 10, 13, 16]. There is no k-means start: without codes the later scales have no residuals to start from. Dead
+    codes are replaced by residuals drawn evenly from the scales. Drawn from all residuals alike, hardly any would come
+    from the coarse scales, which have few; replaced by each scale on its own, codes that others use would go.
     """
 
     kind: Literal["multiscale"] = "multiscale"
@@ -99,9 +98,9 @@ def _text(grid: tuple[int, ...]) -> str:
 
 
 def assign_convolutions(scales: int, count: int) -> list[int]:
-    """Which of the phi each scale uses: the nearest of `count` evenly spread ticks to the scale's place in [0, 1].
+    """The phi that each scale uses: the nearest of `count` evenly spread ticks to the scale's place in [0, 1].
 
-    The released models were trained with exactly this float64 arithmetic, whose rounding settles the ties: 10 scales
+    The released models were trained with exactly this float64 arithmetic, whose rounding decides ties: 10 scales
     on 4 phi are 0,0,1,1,1,2,2,3,3,3.
     """
     return np.unique(find_nearest_ticks(scales, min(count, scales)), return_inverse=True)[1].tolist()  # none is idle

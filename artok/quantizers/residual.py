@@ -1,4 +1,4 @@
-"""Residual quantization: K codes a position, each for what the ones before left over (Lee 2022, arXiv 2203.01941)."""
+"""Residual quantization: K codes per position, each of the residual of those before (Lee 2022, arXiv 2203.01941)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from artok.quantizers.codebook import CodebookConfig, CodebookQuantizer
 
 
 class Config(CodebookConfig):
-    """num_quantizers: codes K a position, each level with its own table of `codebook_size` vectors.
+    """num_quantizers: codes K per position, each level with its own table of `codebook_size` vectors.
 
-    The distance is Euclidean: what is left over has a length that matters, so it cannot be put on a sphere.
+    The distance is Euclidean: the length of a residual matters, so it cannot be put on a sphere.
     """
 
     kind: Literal["residual"] = "residual"

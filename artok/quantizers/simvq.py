@@ -1,4 +1,4 @@
-"""SimVQ: the codes are a frozen random table seen through one learned linear map, so all move, and none dies."""
+"""SimVQ: the codes are a frozen random table times one learned matrix, so all of them move together and none dies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from artok.quantizers.gradients import rotation_trick, straight_through
 class Config(QuantizerConfig):
     """codebook_size: vectors V in the table. code_dim: length D of each.
     commitment_weight: weight of the loss that keeps the latents near their codes, against 1 of the codebook loss.
-    rotation_trick: gradients through a rotation (Fifty 2024) and not straight through; the library's default for it.
+    rotation_trick: gradients through a rotation (Fifty 2024) instead of straight through.
     """
 
     kind: Literal["simvq"] = "simvq"
@@ -37,8 +37,8 @@ class Config(QuantizerConfig):
 class SimVectorQuantizer(Quantizer):
     """Codes C W with C frozen and W learned (Zhu 2024, arXiv 2411.02038); losses as in VQ-VAE.
 
-    Own code and not the library's SimVQ, which renamed its parameters between 1.20 and 1.32, so that saved weights
-    would not survive an update, and is slower; tests hold this one to it.
+    Not vector-quantize-pytorch's SimVQ, which renamed its parameters between 1.20 and 1.32, so that saved weights would
+    not load after an update, and which is slower. Tests compare values, losses and gradients with it.
     """
 
     frozen: Tensor

@@ -25,7 +25,7 @@ class Config(CodebookConfig):
     @model_validator(mode="after")
     def _has_directions(self) -> Config:
         if self.code_dim == 1 and self.similarity == "cosine":
-            raise ValueError("similarity cosine needs a width of at least 2: on a line there are only two directions")
+            raise ValueError("similarity cosine needs code_dim 2 or more: on a line there are only two directions")
         return self
 
     def build(self, grid: tuple[int, ...]) -> CodebookQuantizer:

@@ -1,7 +1,8 @@
-"""The decision guide: given the one constraint that cannot move, which contestant to take, and how sure that is."""
+"""The decision guide: under one constraint, which entry to take, and how sure that is."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,18 +10,18 @@ from typing import Literal
 from artok.evaluation.statistics import Comparison, Value, format_mean
 from artok.metrics.catalogue import describe
 from artok.metrics.quantity import Quantity, number
-from artok.report.text import LEANING, joined
+from artok.report.text import BROKEN, LEANING, joined
+from artok.studies.results import EntryResults
 
 Better = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A contestant as the guide sees it; None and what is missing in `values` were not measured.
+    """An entry as the guide sees it; what is missing in `values` was not measured.
 
     quality: Fréchet distance. values: of constraints, by their identifiers below. options: latency in seconds and
-    distance of other sampling settings, by what they are called. broken: what its training logs say is wrong with its
-    samples.
+    distance of other sampling settings, by what they are called. broken: what its training logs say is wrong.
     """
 
     name: str
@@ -236,3 +237,38 @@ def _front(points: Sequence[tuple[float, float, str]]) -> Iterator[tuple[float, 
         if quality < lowest * 0.95:  # less than that is no step worth waiting for
             lowest = quality
             yield time, quality, name
+
+
+# ---------------------------------------------------------------------------------------------- from results
+
+
+def candidate(one: EntryResults) -> Candidate:
+    """An entry as the guide sees it."""
+    quality = one.value("fd")
+    assert quality is not None
+    known = {each.name: one.value(each.name) for each in CONSTRAINTS}
+    known |= {"tokens_per_image": Value(one.tokens, exact=True), "memorised_share": _memorised(one)}
+    values = {name: value for name, value in known.items() if value is not None}
+    return Candidate(one.entry.title, quality, values, dict(_options(one)), broken(one))
+
+
+def broken(one: EntryResults) -> str:
+    """What most of its runs suffer from, of what no figure can be read without; empty for a sound entry."""
+    kinds = Counter(kind for found in one.findings.values() for kind in {each.kind for each in found} & set(BROKEN))
+    return joined([kind for kind, count in kinds.items() if count > len(one.findings) / 2])
+
+
+def _memorised(one: EntryResults) -> Value | None:
+    """The share of memorised samples, by seed; none where chance shows as many."""
+    found = [results.find("memorised_share") for _, results in one.final]
+    shares = [entry.value if entry.value > (entry.floor or 0) else 0.0 for entry in found if entry is not None]
+    return Value.of(shares) if shares else None
+
+
+def _options(one: EntryResults) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Latency and distance by number of steps, where they were measured on as many images as the final figures."""
+    n, times = one.final[0][1].measurements[0].n, one.times.steps if one.times else {}
+    for record, results in one.grid:
+        entry = results.find("fd")
+        if record.kind == "steps" and record.at and entry is not None and entry.n == n and int(record.at) in times:
+            yield f"{record.at:g} steps", (times[int(record.at)], entry.value)

@@ -21,8 +21,8 @@ from artok.sampling.schedules import (
     Spacing,
     betas,
     chain,
+    choose_steps,
     even_times,
-    kept_steps,
     straight,
     to_zero_terminal,
 )
@@ -43,9 +43,9 @@ from artok.sampling.targets import (
     gaussian_divergence,
     interpolated_log_variance,
     min_snr_weights,
+    regression_target,
     to_clean,
     transition,
-    wanted,
 )
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -108,7 +108,7 @@ class DiffusionConfig(Config):
         """The levels of a sampling in that many steps. ConfigError: the chain has fewer, or cannot be spaced so."""
         if self.schedule == "straight":
             return straight(even_times(steps))
-        return self.training_levels().kept(kept_steps(self.timesteps, steps, self.timestep_spacing))
+        return self.training_levels().select(choose_steps(self.timesteps, steps, self.timestep_spacing))
 
     def plan(self, sampling: Sampling, steps: int | None) -> tuple[SolverName, int]:
         """The solver and its steps for a sampling. ConfigError as in `sampling_levels`."""
@@ -192,21 +192,22 @@ class Diffusion(nn.Module):
         interpolation: Tensor | None = None
         if config.variance == "learned":
             output, interpolation = output.chunk(2, dim=-1)
-        mse = (output - wanted(config.prediction_type, clean, noise, signal, sigma)).square().flatten(1).mean(1)
+        target = regression_target(config.prediction_type, clean, noise, signal, sigma)
+        mse = (output - target).square().flatten(1).mean(1)
         if config.min_snr_gamma is not None:
             mse = mse * min_snr_weights(config.prediction_type, times.signal, times.sigma, config.min_snr_gamma)
         if interpolation is None:
             return {"mse": mse}
-        believed = to_clean(config.prediction_type, output.detach(), x, signal, sigma)
+        denoised = to_clean(config.prediction_type, output.detach(), x, signal, sigma)
         assert times.index is not None
-        return {"mse": mse, "vb": self._bound(clean, x, believed, interpolation, times.index)}
+        return {"mse": mse, "vb": self._bound(clean, x, denoised, interpolation, times.index)}
 
-    def _bound(self, clean: Tensor, x: Tensor, believed: Tensor, interpolation: Tensor, index: Tensor) -> Tensor:
+    def _bound(self, clean: Tensor, x: Tensor, denoised: Tensor, interpolation: Tensor, index: Tensor) -> Tensor:
         """One term of the variational bound in bits a number, (M,) (Nichol and Dhariwal 2021, eq. 4 to 6)."""
         shape = (-1,) + (1,) * (clean.ndim - 1)
         names = ("from_clean", "from_noisy", "low", "high")
         from_clean, from_noisy, low, high = (self._row(name, index).view(shape) for name in names)
-        mean, log_variance = from_clean * believed + from_noisy * x, interpolated_log_variance(interpolation, low, high)
+        mean, log_variance = from_clean * denoised + from_noisy * x, interpolated_log_variance(interpolation, low, high)
         nats = gaussian_divergence(from_clean * clean + from_noisy * x, low, mean, log_variance)
         first = -discretised_log_likelihood(clean, mean, 0.5 * log_variance)
         return torch.where((index == 0).view(shape), first, nats).flatten(1).mean(1) / math.log(2)
@@ -223,7 +224,7 @@ class Diffusion(nn.Module):
 
         def denoise(state: Tensor, level: Level) -> Denoised:
             time = torch.full((1,), level.time, device=state.device)
-            return self.believed(network(state, time).float(), state, level)
+            return self.denoise(network(state, time).float(), state, level)
 
         return SOLVERS[solver](denoise, x, self.config.sampling_levels(steps), draw, options)
 
@@ -231,7 +232,7 @@ class Diffusion(nn.Module):
         beta = self.config.variance == "beta"
         return Options(sampling.eta, sampling.temperature, "beta" if beta else "posterior")
 
-    def believed(self, output: Tensor, x: Tensor, level: Level) -> Denoised:
+    def denoise(self, output: Tensor, x: Tensor, level: Level) -> Denoised:
         """A network's output at x as predicted clean tokens."""
         interpolation: Tensor | None = None
         if self.config.variance == "learned":

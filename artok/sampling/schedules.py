@@ -67,7 +67,7 @@ class Levels:
         fields = (self.signal_squared, self.sigma_squared, self.power, self.times)
         return Level(*(float(field[index]) for field in fields))
 
-    def kept(self, indices: Sequence[int]) -> Levels:
+    def select(self, indices: Sequence[int]) -> Levels:
         """A chain shortened to these steps, in ascending order (Nichol and Dhariwal 2021, section 4).
 
         The signal is multiplied up from the new betas as in the published code, whose last digits follow from that.
@@ -128,7 +128,7 @@ def even_times(steps: int) -> Tensor:
     return torch.arange(1, steps + 1, dtype=torch.float64, device="cpu") / steps
 
 
-def kept_steps(length: int, count: int, spacing: Spacing) -> list[int]:
+def choose_steps(length: int, count: int, spacing: Spacing) -> list[int]:
     """Which `count` steps of a chain of `length` a shortened one keeps, ascending.
 
     linspace: evenly from the first to the last, rounded. leading: every k-th from 0, for the smallest whole k that

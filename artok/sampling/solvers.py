@@ -1,6 +1,6 @@
 """From noise to tokens: each solver is a generator function over a denoiser, and knows nothing of networks.
 
-A solver is called as solver(denoise, x, levels, draw, options): denoise(x, level) gives the clean tokens it believes
+A solver is called as solver(denoise, x, levels, draw, options): denoise(x, level) gives the clean tokens it predicts
 in, x is the noisiest state, draw() gives fresh standard noise of x's shape. It yields (x, clean) after each call of the
 denoiser, with x the state reached; the last x is the sample. Coefficients are computed in float64.
 """
@@ -53,21 +53,21 @@ class Solver(Protocol):
 def ddpm(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options: Options) -> States:
     """Ancestral sampling (Ho et al. 2020, algorithm 2), with learned variances as in Nichol and Dhariwal 2021."""
     for index in reversed(range(len(levels))):
-        believed = denoise(x, levels[index])
-        mean, log_variance = ancestral(believed, x, levels, index, options)
+        denoised = denoise(x, levels[index])
+        mean, log_variance = ancestral(denoised, x, levels, index, options)
         x = mean
         if index:
             x = x + options.temperature * (0.5 * log_variance).exp() * draw()
-        yield x, believed.clean
+        yield x, denoised.clean
 
 
-def ancestral(believed: Denoised, x: Tensor, levels: Levels, index: int, options: Options) -> tuple[Tensor, Tensor]:
+def ancestral(denoised: Denoised, x: Tensor, levels: Levels, index: int, options: Options) -> tuple[Tensor, Tensor]:
     """Mean and log variance, both of x's shape, of the step from level `index` to the one before."""
     step = transition(levels[index], levels[index - 1])
-    mean = step.from_clean * believed.clean + step.from_noisy * x
+    mean = step.from_clean * denoised.clean + step.from_noisy * x
     low, high = posterior_log_variance(levels, index), math.log(step.added)
-    if believed.interpolation is not None:
-        return mean, interpolated_log_variance(believed.interpolation, low, high)
+    if denoised.interpolation is not None:
+        return mean, interpolated_log_variance(denoised.interpolation, low, high)
     # At the cleanest level the published code takes the posterior's in either case (Nichol and Dhariwal 2021).
     fixed = high if options.variance == "beta" and index else low
     return mean, torch.full_like(x, fixed)

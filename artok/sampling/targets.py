@@ -44,7 +44,7 @@ def transition(t: Level, s: Level) -> Transition:
     )
 
 
-def wanted(target: Target, clean: Tensor, noise: Tensor, signal: Number, sigma: Number) -> Tensor:
+def regression_target(target: Target, clean: Tensor, noise: Tensor, signal: Number, sigma: Number) -> Tensor:
     """What the network should have said of x = signal clean + sigma noise.
 
     epsilon: the noise (Ho et al. 2020). x0: the clean tokens. v: signal noise - sigma clean (Salimans and Ho 2022,

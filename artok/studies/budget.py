@@ -1,4 +1,4 @@
-"""Every contestant brought to one budget, by its size or by the images it is trained on, and what was done to it."""
+"""Every entry brought to one budget, by its size or by the images it is trained on, and what was done to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from artok.metrics.quantity import number
 from artok.planning.training_cost import training_flops
 from artok.studies.config import Budget
 from artok.studies.model_scaling import size_text, sized
-from artok.studies.resolve import Entry, Plan, tokenizer_section
+from artok.studies.resolve import Entry, StudyPlan, tokenizer_section
 from artok.training.experiment import Experiment
 from artok.training.settings import INTERVALS
 
@@ -27,11 +27,11 @@ UNITS = {"parameters": "parameters", "flops": "training FLOPs", "images": "image
 
 
 @dataclass(frozen=True)
-class Meter:
-    """What a contestant takes of every budget, for one image and in all; speed: images a second, where measured."""
+class TrainingCost:
+    """What an entry's training takes of every budget; speed: images per second, where measured."""
 
     parameters: int
-    flops_an_image: float
+    flops_per_image: float
     images: int
     speed: float | None = None
 
@@ -39,37 +39,41 @@ class Meter:
         """Of a budget of some kind; None for seconds that were never measured."""
         if kind == "seconds":
             return None if self.speed is None else self.images / self.speed
-        return {"parameters": self.parameters, "flops": self.flops_an_image * self.images, "images": self.images}[kind]
+        return {"parameters": self.parameters, "flops": self.flops_per_image * self.images, "images": self.images}[kind]
 
 
-def match(plan: Plan, speeds: Mapping[str, float]) -> None:
-    """Change the plan's trainings so that they meet the study's budget; `did` of each entry says how.
+def match(plan: StudyPlan, speeds: Mapping[str, float]) -> None:
+    """Change the plan's trainings so that they meet the study's budget; `adjustment` of each entry says how.
 
-    speeds: images a second of each contestant, for a budget of seconds; contestants that are not in it are left alone
-    for now. ConfigError: a contestant cannot come within the tolerance.
+    speeds: images per second of each entry, for a budget of seconds; entries that are not in it are left alone
+    for now. ConfigError: an entry cannot come within the tolerance.
     """
     budget = plan.study.budget
     for entry in plan.entries:
         if entry.given:
-            entry.did = "a finished run, used as it is"
+            entry.adjustment = "a finished run, used as it is"
+            continue
+        if not entry.trainings:
             continue
         if budget is None:
-            entry.did = "as its config says: the study has no budget"
+            entry.adjustment = "as its config says: the study has no budget"
             continue
         first = entry.trainings[plan.study.seeds[0]].experiment
         if budget.kind == "parameters":
-            changes, entry.did = _resized(entry, first, budget.amount, budget.tolerance)
+            changes, entry.adjustment = _resized(entry, first, budget.amount, budget.tolerance)
         else:
             rate = _rate(plan, entry, first, budget.kind, speeds)
             if rate is None:
                 continue
-            changes, entry.did = _lasting(entry.name, first, budget.amount / rate, budget.tolerance)
-            entry.did += f": {number(rate)} {UNITS[budget.kind]} an image" if rate != 1 else ""
+            changes, entry.adjustment = _lasting(entry.name, first, budget.amount / rate, budget.tolerance)
+            entry.adjustment += f": {number(rate)} {UNITS[budget.kind]} per image" if rate != 1 else ""
         for planned in entry.trainings.values():
             planned.experiment = validate(Experiment, planned.experiment.model_dump() | changes, entry.name)
 
 
-def _rate(plan: Plan, entry: Entry, experiment: Experiment, kind: str, speeds: Mapping[str, float]) -> float | None:
+def _rate(
+    plan: StudyPlan, entry: Entry, experiment: Experiment, kind: str, speeds: Mapping[str, float]
+) -> float | None:
     """What one image of training takes of the budget."""
     if kind == "images":
         return 1.0
@@ -112,15 +116,15 @@ def _lasting(name: str, experiment: Experiment, wanted: float, tolerance: float)
 # ---------------------------------------------------------------------------------------------- what training takes
 
 
-def _flops(experiment: Experiment, plan: Plan, entry: Entry) -> float:
+def _flops(experiment: Experiment, plan: StudyPlan, entry: Entry) -> float:
     """Floating-point operations of training on one image, a critic's included. The tokenizer need not be there yet."""
     section = tokenizer_section(experiment, plan.tokenizers)[0]
     return training_flops(experiment.model_copy(update={"tokenizer": section}), entry.classes)
 
 
-def meter(plan: Plan, entry: Entry, speeds: Mapping[str, float]) -> Meter | None:
-    """What a trained contestant takes; None for a finished run, whose training is its own affair."""
-    if entry.given:
+def training_cost(plan: StudyPlan, entry: Entry, speeds: Mapping[str, float]) -> TrainingCost | None:
+    """What an entry's training takes; None for a finished run, and where only a tokenizer is trained."""
+    if not entry.trainings:
         return None
     experiment = entry.trainings[plan.study.seeds[0]].experiment
     assert experiment.generator is not None
@@ -128,7 +132,7 @@ def meter(plan: Plan, entry: Entry, speeds: Mapping[str, float]) -> Meter | None
         parameters = cost.parameters(experiment.generator.build(entry.layout, entry.classes))
     steps = experiment.training.steps()
     flops = _flops(experiment, plan, entry)
-    return Meter(parameters, flops, steps * experiment.training.global_batch, speeds.get(entry.name))
+    return TrainingCost(parameters, flops, steps * experiment.training.global_batch, speeds.get(entry.name))
 
 
 # ---------------------------------------------------------------------------------------------- speed
@@ -138,7 +142,7 @@ PROBED = 48  # steps of a short training, of which the first quarter is not coun
 
 
 def known_speeds(budget: Budget | None, folder: Path) -> dict[str, float]:
-    """Images a second of each contestant, as the budget gives them or as the study in a folder found them before.
+    """Images per second of each entry, as the budget gives them or as the study in a folder found them before.
 
     CheckpointError: what the folder holds of them is damaged.
     """
@@ -155,7 +159,7 @@ def known_speeds(budget: Budget | None, folder: Path) -> dict[str, float]:
 
 
 def probe_of(entry: Entry, seed: int) -> Experiment:
-    """A short training of a contestant that shows its speed: steps alone, with nothing measured or drawn."""
+    """A short training of an entry that shows its speed: steps alone, with nothing measured or drawn."""
     experiment = entry.trainings[seed].experiment
     batch = experiment.training.global_batch
     never = PROBED * batch + 1
@@ -171,7 +175,7 @@ def probe_of(entry: Entry, seed: int) -> Experiment:
 
 
 def speed(log: Sequence[Mapping[str, Any]]) -> float:
-    """Images a second of training steps: of processor time on a CPU, of wall time on a GPU."""
+    """Images per second of training steps: of processor time on a CPU, of wall time on a GPU."""
     images, seconds = step_seconds(log)
     if not seconds:
         raise ConfigError("the short training that measures the speed has no step to count")

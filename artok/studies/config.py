@@ -1,35 +1,39 @@
-"""A study, one YAML file: contestants, one budget that all of them meet, seeds, and how they are measured."""
+"""A study, one YAML file: what is compared, named one by one or as a grid over a tokenizer, and how it is measured."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from artok.config import OPEN, SHIPPED, Config, load, locate, of_kind, read_yaml
+from artok.config import OPEN, SHIPPED, Config, load, locate, of_kind, read_yaml, say_renamed
 from artok.data.base import DataConfig
 from artok.errors import ConfigError, RunError
 from artok.metrics.features import ExtractorName, parse
 from artok.metrics.selection import MetricChoice
-from artok.training.experiment import SEEDS
+from artok.training.experiment import SEEDS, Experiment
 
 NAME = r"^[A-Za-z0-9][\w.-]*$"
 ROOM = "studies"  # among the shipped configs
 MOST_PARAMETERS = 1e12
+MOST_POINTS = 1_000  # of a grid
 LOCK = ".study"  # held by who conducts the study in a folder
+SECTIONS = tuple(Experiment.model_fields)  # an axis of a grid that begins with one of them is a setting
 
 
 def _listed(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-class Contestant(Config):
-    """What competes: a generator on a tokenizer, trained for the study, or finished runs.
+class EntryConfig(Config):
+    """What is compared: a generator on a tokenizer, trained for the study, or finished runs.
 
-    tokenizer: its config, which is trained once for all contestants that share it, or the directory of a trained one;
-    left out where the generator's config describes one that needs no training, such as pixels. generator: its config.
-    settings, tokenizer_settings: sections on top of the two configs.
+    tokenizer: its config, which is trained once for all entries that share it, or the directory of a trained one;
+    left out where the generator's config describes one that needs no training, such as pixels. generator: its config;
+    left out where tokenizers alone are compared. settings, tokenizer_settings: sections on top of the two configs.
     run: instead of all these, a finished or imported run, or several that differ in their seed only; used as it is.
     """
 
@@ -40,24 +44,26 @@ class Contestant(Config):
     run: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
 
     @model_validator(mode="after")
-    def _one_way(self) -> Contestant:
-        if bool(self.run) == bool(self.generator):
-            raise ValueError("give either a 'generator' config to train or a finished 'run'")
-        if self.run and (self.tokenizer or self.settings or self.tokenizer_settings):
+    def _one_way(self) -> EntryConfig:
+        if bool(self.run) == bool(self.generator or self.tokenizer):
+            raise ValueError("give either a 'generator' config to train, a 'tokenizer' or both, or a finished 'run'")
+        if self.run and (self.settings or self.tokenizer_settings):
             raise ValueError("a finished 'run' is used as it is; leave tokenizer and settings out")
         if self.tokenizer_settings and not self.tokenizer:
             raise ValueError("'tokenizer_settings' are for a 'tokenizer' config, and there is none")
+        if self.settings and not self.generator:
+            raise ValueError("'settings' are for a 'generator' config, and there is none")
         return self
 
 
 class Budget(Config):
-    """What every contestant's generator gets, within `tolerance`; the tokenizers are trained as their configs say.
+    """What every entry's generator gets, within `tolerance`; the tokenizers are trained as their configs say.
 
     kind: `parameters` changes the size (width, then depth, in the proportions of the config); `flops` (of training)
     and `seconds` (of training steps) change the images seen; `images` sets them.
-    A budget of `seconds` counts processor seconds on a CPU and wall seconds on a GPU. Each contestant's speed is
+    A budget of `seconds` counts processor seconds on a CPU and wall seconds on a GPU. Each entry's speed is
     measured on a short training, and then its number of images is fixed, so that the schedule is whole and the study
-    can be resumed and repeated. speeds: images a second of each contestant, as an earlier study found them, to repeat
+    can be resumed and repeated. speeds: images per second of each entry, as an earlier study found them, to repeat
     that study to the bit.
     """
 
@@ -78,7 +84,7 @@ class Budget(Config):
         return self
 
 
-class Evaluation(MetricChoice):
+class EvaluationConfig(MetricChoice):
     """extractor: of the features behind every distance. n: images, all held-out ones unless given."""
 
     extractor: ExtractorName = "classifier"
@@ -88,7 +94,7 @@ class Evaluation(MetricChoice):
 class Curve(Config):
     """Quality against images seen: the averaged weights are kept and measured at so many points of training.
 
-    points: evenly spaced, the last of them the end. seeds: of the study's, the first so many. n: images a point.
+    points: evenly spaced, the last of them the end. seeds: of the study's, the first so many. n: images per point.
     """
 
     points: int = Field(4, ge=1)
@@ -96,28 +102,30 @@ class Curve(Config):
     n: int | None = Field(None, ge=4)
 
 
-class Grid(Config):
-    """Quality against sampling settings, one varied at a time around the contestant's own.
+class SamplingGrid(Config):
+    """Quality against sampling settings, one varied at a time around the entry's own.
 
-    steps: for families that choose their number; what a family cannot do is left out. guidance: for generators trained
-    with label dropout. seeds, n: as for the curve.
+    steps: for families that choose their number; what a family cannot do is left out. cfg_scale: for generators trained
+    with class dropout. seeds, n: as for the curve.
     """
 
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    guidance: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
+    cfg_scale: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     seeds: int = Field(1, ge=1)
     n: int | None = Field(None, ge=4)
 
     @model_validator(mode="after")
-    def _settings_are_possible(self) -> Grid:
+    def _settings_are_possible(self) -> SamplingGrid:
         if any(steps < 1 for steps in self.steps) or len(set(self.steps)) < len(self.steps):
             raise ValueError(f"steps {list(self.steps)} must be different whole numbers from 1 on")
-        if any(guidance < 0 for guidance in self.guidance) or len(set(self.guidance)) < len(self.guidance):
-            raise ValueError(f"guidance {list(self.guidance)} must be different numbers from 0 on, of which 1 is none")
+        if any(scale < 0 for scale in self.cfg_scale) or len(set(self.cfg_scale)) < len(self.cfg_scale):
+            raise ValueError(
+                f"cfg_scale {list(self.cfg_scale)} must be different numbers from 0 on, of which 1 is none"
+            )
         return self
 
 
-class Timing(Config):
+class TimingConfig(Config):
     """batches: tried for the best throughput. rounds: independent timings, which give the spread. repeats: of what is
     timed, in each of them."""
 
@@ -133,90 +141,173 @@ class Timing(Config):
         return batches
 
 
-class Study(Config):
-    """A whole study.
+class Robustness(Config):
+    """What replaced codes do to reconstructions.
 
-    data: what all train on and are measured on, in place of the configs' own. settings, tokenizer_settings: on top of
-    every contestant's configs, below its own. seeds: each trains every generator once. tokenizer_seeds: and every
-    tokenizer too; otherwise all seeds share the one tokenizer that its config's seed gives. budget: none leaves the
-    configs as they are.
-    sweep: the study of a sweep whose cells are trained and measured beside all this, and shown on the same page.
-    launch: what starts each training, such as "torchrun --nproc_per_node 2"; plain Python unless given. workers:
-    jobs side by side, on a GPU each where there are GPUs.
+    shares: of an image's codes. neighbours: among so many nearest codes of the codebook the replacement is drawn.
     """
 
-    name: str = Field(pattern=NAME)
+    shares: tuple[float, ...] = (0.1, 0.3)
+    neighbours: int = Field(4, ge=1)
+
+    @field_validator("shares")
+    @classmethod
+    def _growing(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < share <= 1 for share in shares) or list(shares) != sorted(set(shares)):
+            raise ValueError("must be shares above 0 and up to 1 that grow")
+        return shares
+
+
+# What a grid has unless it is given: many settings, each trained once and sampled with its own settings alone.
+GRID_DEFAULTS: dict[str, Any] = {
+    "seeds": (0,),
+    "tokenizer_seeds": True,
+    "curve": {"points": 1},
+    "sampling_grid": {"steps": (), "cfg_scale": ()},
+    "timing": {"batches": (64,)},
+    "robustness": {},
+}
+
+
+class Study(Config):
+    """A whole study: `entries` by name, or a `grid` over a tokenizer whose every point is an entry.
+
+    tokenizer, generator: of a grid; each point has the tokenizer's config with that point's settings, and the
+    generator's config trained on its tokens and data; without a generator, tokenizers alone are compared.
+    grid: axis to its settings. An axis such as `tokenizer.quantizer.codebook_size` is that key of the tokenizer's
+    config. Any other name is free, and what it lists are sections of settings that go together, such as {label: f8,
+    tokenizer: {downsample: 8, channel_multipliers: [1, 2, 2, 4]}}; without a label, the first value names it.
+    impossible: whether points that cannot be trained are refused all at once, or skipped with their reason.
+
+    data: what all train on and are measured on, in place of the configs' own. settings, tokenizer_settings: on top of
+    every entry's configs, below its own. seeds: each trains every generator once. tokenizer_seeds: and every
+    tokenizer too; otherwise all seeds share the one tokenizer that its config's seed gives. budget: none leaves the
+    configs as they are. robustness: of the tokenizers' codes; not measured unless given, or for a grid.
+    beside: another study, such as one with a grid, that is done beside this one and shown on the same page.
+    launch: what starts each training, such as "torchrun --nproc_per_node 2"; plain Python unless given. workers:
+    jobs side by side, on a GPU each where there are GPUs. executor: `local`, this machine, or `slurm`, with the
+    settings in `slurm`, such as {timeout_min: 600, gpus_per_node: 1, slurm_partition: gpu}, for submitit.
+    """
+
+    name: str = Field(pattern=NAME, description="names the folder, runs/<name>")
     title: str = ""
     intro: str = ""
-    contestants: dict[Annotated[str, Field(pattern=NAME)], Contestant] = Field(min_length=1)
+    entries: dict[Annotated[str, Field(pattern=NAME)], EntryConfig] = Field({})
+    tokenizer: str | None = None
+    generator: str | None = None
+    grid: dict[str, list[Any]] = Field({})
+    impossible: Literal["refuse", "skip"] = "refuse"
     data: Annotated[DataConfig | None, of_kind("data"), OPEN] = None
     settings: dict[str, Any] = Field({})
     tokenizer_settings: dict[str, Any] = Field({})
     budget: Budget | None = None
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     tokenizer_seeds: bool = False
-    evaluation: Evaluation = Evaluation()
+    evaluation: EvaluationConfig = EvaluationConfig()
     curve: Curve = Curve()
-    grid: Grid = Grid()
-    timing: Timing = Timing()
-    sweep: str | None = None
+    sampling_grid: SamplingGrid = SamplingGrid()
+    timing: TimingConfig = TimingConfig()
+    robustness: Robustness | None = None
+    beside: str | None = None
     launch: str = ""
     workers: int | None = Field(None, ge=1)
+    executor: Literal["local", "slurm"] = "local"
+    slurm: dict[str, Any] = Field({})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_grid(cls, section: object) -> object:
+        """A grid's own defaults, and its nested keys as dotted ones: `grid.tokenizer.downsample=[2,4]` on a command
+        line replaces an axis. Before 0.2 a study had its sampling grid under `grid`."""
+        if not isinstance(section, Mapping) or not isinstance(section.get("grid"), Mapping) or not section["grid"]:
+            return section
+        if "contestants" in section and "sampling_grid" not in section:
+            say_renamed("grid", "sampling_grid")
+            return {("sampling_grid" if key == "grid" else key): value for key, value in section.items()}
+        if section.get("entries"):
+            raise ValueError("give either 'entries' or a 'grid'; settings of sampling to compare are a 'sampling_grid'")
+
+        def flatten(nested: Mapping[Any, Any], place: str) -> Iterator[tuple[str, Any]]:
+            for key, value in nested.items():
+                if isinstance(value, Mapping):
+                    yield from flatten(value, f"{place}{key}.")
+                else:
+                    yield f"{place}{key}", value
+
+        return GRID_DEFAULTS | dict(section) | {"grid": dict(flatten(section["grid"], ""))}
 
     @model_validator(mode="after")
-    def _told_apart(self) -> Study:
+    def _fits_together(self) -> Study:
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0 or max(self.seeds) >= SEEDS:
             raise ValueError(f"seeds {list(self.seeds)} must be different whole numbers from 0 to {SEEDS - 1:,}")
-        if unknown := set(self.budget.speeds if self.budget else ()) - set(self.contestants):
-            raise ValueError(f"budget.speeds names {sorted(unknown)[0]!r}, which is no contestant")
-        seen: dict[str, str] = {}
-        for name, contestant in self.contestants.items():
-            other = seen.setdefault(repr(contestant), name)
-            if other != name:
-                raise ValueError(f"the contestants {other} and {name} are the same")
-            many = len(contestant.run)
-            if many > 1 and many != len(self.seeds):
-                raise ValueError(f"{name} names {many} runs for {len(self.seeds)} seeds; give one, or one a seed")
+        if self.slurm and self.executor != "slurm":
+            raise ValueError("'slurm' settings are for 'executor: slurm'")
+        if not self.grid and not self.entries:
+            raise ValueError("name the 'entries' to compare, or the axes of a 'grid' over a tokenizer")
+        self._check_grid() if self.grid else self._check_entries()
         return self
+
+    def _check_entries(self) -> None:
+        if self.tokenizer or self.generator:
+            raise ValueError("'tokenizer' and 'generator' are for a 'grid'; entries name their own")
+        if unknown := set(self.budget.speeds if self.budget else ()) - set(self.entries):
+            raise ValueError(f"budget.speeds names {sorted(unknown)[0]!r}, which is no entry")
+        seen: dict[str, str] = {}
+        for name, entry in self.entries.items():
+            other = seen.setdefault(repr(entry), name)
+            if other != name:
+                raise ValueError(f"the entries {other} and {name} are the same")
+            many = len(entry.run)
+            if many > 1 and many != len(self.seeds):
+                raise ValueError(f"{name} names {many} runs for {len(self.seeds)} seeds; give one, or one per seed")
+
+    def _check_grid(self) -> None:
+        if self.tokenizer is None:
+            raise ValueError("a 'grid' needs the 'tokenizer' config that it varies")
+        if self.generator is None and (self.budget is not None or self.settings):
+            raise ValueError("'budget' and 'settings' are for a 'generator' config, and there is none")
+        for name, values in self.grid.items():
+            if not values:
+                raise ValueError(f"the axis '{name}' of the grid has no entries")
+            if is_free(name) and not all(isinstance(value, Mapping) for value in values):
+                raise ValueError(
+                    f"the axis '{name}' is no setting of a tokenizer's config (they begin with {', '.join(SECTIONS)}), "
+                    "so each of its entries must be a section of settings"
+                )
+        count = math.prod(map(len, self.grid.values()))
+        if count > MOST_POINTS:
+            raise ValueError(f"the grid has {count:,} points, more than {MOST_POINTS:,}; take out entries or axes")
+
+
+def is_free(axis: str) -> bool:
+    """Whether an axis has a free name and is no setting of a tokenizer's config."""
+    return axis.split(".")[0] not in SECTIONS
 
 
 def load_study(name: str, overrides: list[str]) -> Study:
     """The study of a YAML file, or of a shipped name such as "digits-quick", with key.sub=value settings on top."""
-    return load(Study, shipped_study(name, "compare"), overrides)
-
-
-def shipped_study(name: str, command: str) -> str:
-    """The config's name, from among the shipped studies if it is one; a ConfigError when another command takes it."""
     inside = any((root / ROOM / f"{name}.yaml").exists() for root in SHIPPED)
     name = f"{ROOM}/{name}" if inside else name
-    found = read_yaml(locate(name))
-    for other, sign in (("compare", "contestants"), ("sweep", "grid"), ("train", "training")):
-        if sign in found and other != command:
-            raise ConfigError(f"{name} has '{sign}', which 'artok {command}' does not take: try 'artok {other} {name}'")
-        if sign in found:
-            break
-    return name
+    if "training" in read_yaml(locate(name)):
+        raise ConfigError(f"{name} has 'training', which 'artok compare' does not take: try 'artok train {name}'")
+    return load(Study, name, overrides)
 
 
-def refuse_two(command: str, folder: Path) -> None:
+def refuse_two(folder: Path) -> None:
     """A RunError for a study that another process is at."""
-    raise RunError(f"another 'artok {command}' is at work in {folder}; let it end, or stop it first")
+    raise RunError(f"another 'artok compare' is at work in {folder}; let it end, or stop it first")
 
 
-def require_extractor(evaluation: Evaluation) -> None:
+def require_extractor(evaluation: EvaluationConfig) -> None:
     """An ArtokError, before anything is trained, when a published extractor cannot be had."""
     config = parse(evaluation.extractor)
     if not config.trained:
         config.build(None, "cpu", None)
 
 
-def trains(study: Study) -> bool:
-    return any(contestant.generator for contestant in study.contestants.values())
-
-
 def require_trained(study: Study) -> None:
     """A ConfigError when a budget is set but nothing is trained that could meet it."""
-    if study.budget and not trains(study):
+    if study.budget and not study.generator and not any(entry.generator for entry in study.entries.values()):
         raise ConfigError(
             f"the study has a budget of {study.budget.kind}, but only finished runs, which stay as they are; "
             "leave the budget out, or name configs to train"

@@ -1,7 +1,7 @@
-"""The cells of a study: every measurement of a contestant's runs, each kept in a file of its own.
+"""The records of a study: every measurement of an entry's runs, each kept in a file of its own.
 
-A cell is one set of weights under one sampling setting. Its file carries the mark of all that decides its value, so a
-study that was stopped measures only what is missing, and what was trained anew is measured anew.
+A record is one set of weights under one sampling setting. Its file carries a cache key of all that decides its value,
+so a study that was stopped measures only what is missing, and what was trained anew is measured anew.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,8 @@ import torch
 
 from artok.config import read_yaml, validate
 from artok.errors import ArtokError
-from artok.evaluation.evaluator import Judge
+from artok.evaluation.code_usage import examine
+from artok.evaluation.evaluator import Evaluator
 from artok.evaluation.run_directory import LOG, diverged
 from artok.generators.base import Generator, GeneratorConfig
 from artok.metrics.results import Results
@@ -26,25 +27,26 @@ from artok.noise import fold
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
 from artok.saved import CONFIG, TOKENIZER, WEIGHTS, load_tokenizer, read_saved, write_json
-from artok.studies.resolve import Entry, Plan
+from artok.studies.resolve import Entry, StudyPlan
 from artok.tokenizers.base import TokenizerConfig
 from artok.training.checkpoints import snapshots
 from artok.training.log import read_log
 from artok.training.progress import Progress
 from artok.weights import read_weights
 
-Kind = Literal["final", "images", "steps", "guidance", "own", "tokenizer"]
-FORMAT = 3  # of a cell's file
+Kind = Literal["final", "images", "steps", "cfg_scale", "own", "tokenizer"]
+FORMAT = 3  # of a record's file
 PIECE = 2**24  # bytes
+RECORDS = "records"
 
 
 @dataclass(frozen=True)
-class Cell:
+class Record:
     """kind: `final`, everything about the finished run; `images`, samples of the weights after `at` images; `steps`,
-    `guidance`, samples with that one setting at `at`; `own`, with the contestant's own settings but as many images as
+    `cfg_scale`, samples with that one setting at `at`; `own`, with the entry's own settings but as many images as
     those; `tokenizer`, reconstructions.
 
-    owner: the contestant, or the tokenizer. folder: of the run. n: images, all held-out ones when None.
+    owner: the entry, or the tokenizer. folder: of the run. n: images, all held-out ones when None.
     """
 
     kind: Kind
@@ -63,27 +65,51 @@ class Cell:
     def place(self, study: Path) -> Path:
         """Its file."""
         if self.kind == "tokenizer":
-            return study / "cells" / "tokenizers" / f"{self.owner}.json"
-        return study / "cells" / "contestants" / self.owner / f"seed{self.seed}" / f"{self.name}.json"
+            return study / RECORDS / "tokenizers" / f"{self.owner}.json"
+        return study / RECORDS / "entries" / self.owner / f"seed{self.seed}" / f"{self.name}.json"
 
 
-def owners(plan: Plan) -> list[str]:
-    """Contestants and tokenizers, as `measure` takes them."""
-    return [entry.name for entry in plan.entries] + [f"{TOKENIZER}:{name}" for name in tokenizers_of(plan)]
+# ---------------------------------------------------------------------------------------------- whose
 
 
-def tokenizers_of(plan: Plan) -> dict[str, Path]:
-    """Every tokenizer that has weights, once; one that came with a run has the name of that contestant."""
+def owners(plan: StudyPlan) -> list[str]:
+    """What `measure` takes, one after another or side by side: entries, and tokenizers that several of them share."""
+    own = {name for entry in plan.entries for name in own_tokenizers(plan, entry)}
+    return [entry.name for entry in plan.entries] + [
+        f"{TOKENIZER}:{name}" for name in tokenizers_of(plan) if name not in own
+    ]
+
+
+def tokenizers_of(plan: StudyPlan) -> dict[str, Path]:
+    """Every tokenizer that has weights, once; one that came with a run has the name of that entry."""
     found: dict[str, Path] = {name: planned.folder for name, planned in plan.tokenizers.items()}
-    marks: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for entry in plan.entries:
-        folders = entry.tokenizers if entry.trainings else {s: run / TOKENIZER for s, run in entry.runs.items()}
-        for folder in folders.values():
+        for folder in set(_folders(entry).values()):
             if folder in found.values() or not _has_weights(folder):
                 continue
-            name = marks.setdefault(digest(folder / WEIGHTS), folder.name if folder.name != TOKENIZER else entry.name)
-            found.setdefault(name, folder)
+            short = folder.name if folder.name != TOKENIZER else entry.name
+            found.setdefault(digests.setdefault(digest(folder / WEIGHTS), short), folder)
     return found
+
+
+def tokenizer_of(plan: StudyPlan, entry: Entry) -> dict[int, str]:
+    """The name of each seed's tokenizer, among those measured."""
+    names = {folder: name for name, folder in tokenizers_of(plan).items()}
+    return {seed: names[folder] for seed, folder in _folders(entry).items() if folder in names}
+
+
+def own_tokenizers(plan: StudyPlan, entry: Entry) -> list[str]:
+    """Those that no other entry uses, which are measured with it."""
+    others = {folder for other in plan.entries if other is not entry for folder in _folders(other).values()}
+    known = tokenizers_of(plan)
+    return list(dict.fromkeys(name for name in tokenizer_of(plan, entry).values() if known[name] not in others))
+
+
+def _folders(entry: Entry) -> dict[int, Path]:
+    if entry.given:
+        return {seed: run / TOKENIZER for seed, run in entry.runs.items()}
+    return entry.tokenizers
 
 
 def _has_weights(folder: Path) -> bool:
@@ -91,20 +117,24 @@ def _has_weights(folder: Path) -> bool:
     return isinstance(config := read_saved(folder).tokenizer, TokenizerConfig) and config.kind != "pixels"
 
 
-# ---------------------------------------------------------------------------------------------- which cells
+# ---------------------------------------------------------------------------------------------- which records
 
 
-def cells_of(plan: Plan, owner: str) -> list[Cell]:
-    """The cells of a contestant or of a tokenizer, for the runs that are there."""
+def records_of(plan: StudyPlan, owner: str) -> list[Record]:
+    """The records of an entry or of a tokenizer, for the runs that are there."""
     if owner.startswith(f"{TOKENIZER}:"):
-        name = owner.partition(":")[2]
-        folder, n = tokenizers_of(plan)[name], plan.study.evaluation.n
-        return [Cell("tokenizer", name, 0, folder, folder / WEIGHTS, Sampling(), n)]
+        return [tokenizer_record(plan, owner.partition(":")[2])]
     entry = next(entry for entry in plan.entries if entry.name == owner)
-    return [cell for seed in plan.study.seeds for cell in _of_seed(plan, entry, seed)]
+    own = [tokenizer_record(plan, name) for name in own_tokenizers(plan, entry)]
+    return own + [record for seed in entry.runs for record in _of_seed(plan, entry, seed)]
 
 
-def _of_seed(plan: Plan, entry: Entry, seed: int) -> Iterator[Cell]:
+def tokenizer_record(plan: StudyPlan, name: str) -> Record:
+    folder = tokenizers_of(plan)[name]
+    return Record("tokenizer", name, 0, folder, folder / WEIGHTS, Sampling(), plan.study.evaluation.n)
+
+
+def _of_seed(plan: StudyPlan, entry: Entry, seed: int) -> Iterator[Record]:
     """In the order in which they are wanted."""
     study, folder = plan.study, entry.runs[seed]
     if not (folder / WEIGHTS).exists() or diverged(read_log(folder / LOG)):
@@ -114,41 +144,42 @@ def _of_seed(plan: Plan, entry: Entry, seed: int) -> Iterator[Cell]:
     sampling = saved.sampling.model_copy(update={"seed": seed})
     weights, rank = folder / WEIGHTS, study.seeds.index(seed)
 
-    def cell(kind: Kind, n: int | None, at: float | None = None, **changes: Any) -> Cell:
-        return Cell(kind, entry.name, seed, folder, weights, sampling.model_copy(update=changes), n, at)
+    def record(kind: Kind, n: int | None, at: float | None = None, **changes: Any) -> Record:
+        return Record(kind, entry.name, seed, folder, weights, sampling.model_copy(update=changes), n, at)
 
-    yield cell("final", study.evaluation.n)
+    yield record("final", study.evaluation.n)
     if rank < study.curve.seeds:
-        yield from _course(plan, entry, seed, sampling)
-    if rank >= study.grid.seeds:
+        yield from _snapshots(plan, entry, seed, sampling)
+    grid = study.sampling_grid
+    if rank >= grid.seeds:
         return
-    if study.grid.n not in (None, study.evaluation.n):
-        yield cell("own", study.grid.n)
-    generator = built(entry, saved.generator)
-    for steps in steps_of(generator, sampling, study.grid.steps):
-        yield cell("steps", study.grid.n, steps, steps=steps)
+    if grid.n not in (None, study.evaluation.n):
+        yield record("own", grid.n)
+    generator = build_on_meta(entry, saved.generator)
+    for steps in possible_steps(generator, sampling, grid.steps):
+        yield record("steps", grid.n, steps, steps=steps)
     if saved.generator.class_dropout:
-        for guidance in study.grid.guidance:
-            yield cell("guidance", study.grid.n, guidance, cfg_scale=guidance)
+        for scale in grid.cfg_scale:
+            yield record("cfg_scale", grid.n, scale, cfg_scale=scale)
 
 
-def _course(plan: Plan, entry: Entry, seed: int, sampling: Sampling) -> Iterator[Cell]:
-    """The weights kept on the way, and the last ones where the course is measured on another number of images."""
+def _snapshots(plan: StudyPlan, entry: Entry, seed: int, sampling: Sampling) -> Iterator[Record]:
+    """The weights kept on the way, and the last ones where the curve is measured on another number of images."""
     folder, curve = entry.runs[seed], plan.study.curve
     for path in snapshots(folder):
-        yield Cell("images", entry.name, seed, folder, path, sampling, curve.n, int(path.stem))
+        yield Record("images", entry.name, seed, folder, path, sampling, curve.n, int(path.stem))
     if curve.n not in (None, plan.study.evaluation.n):
         last = read_yaml(folder / CONFIG).get("training", {}).get("images", 0)
-        yield Cell("images", entry.name, seed, folder, folder / WEIGHTS, sampling, curve.n, last)
+        yield Record("images", entry.name, seed, folder, folder / WEIGHTS, sampling, curve.n, last)
 
 
-def built(entry: Entry, config: GeneratorConfig) -> Generator:
-    """A contestant's generator without numbers, for what it can do."""
+def build_on_meta(entry: Entry, config: GeneratorConfig) -> Generator:
+    """An entry's generator without numbers, for what it can do."""
     with torch.device("meta"):
         return config.build(entry.layout, entry.classes)
 
 
-def steps_of(generator: Generator, sampling: Sampling, wanted: tuple[int, ...]) -> list[int]:
+def possible_steps(generator: Generator, sampling: Sampling, wanted: tuple[int, ...]) -> list[int]:
     """The numbers of steps that a family can sample in; none for a family whose number is fixed."""
     passes: dict[int, int] = {}
     for steps in wanted:
@@ -164,31 +195,36 @@ def steps_of(generator: Generator, sampling: Sampling, wanted: tuple[int, ...]) 
 # ---------------------------------------------------------------------------------------------- their values
 
 
-class Marks:
-    """What decides a cell's value, as 16 hexadecimal digits; files are read once."""
+class CacheKeys:
+    """What decides a record's value, as 16 hexadecimal digits."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: StudyPlan) -> None:
         self.plan = plan
-        self._known: dict[Path, str] = {}
 
     @cached_property
     def data(self) -> str:
         return self.plan.data.open("train").fingerprint + self.plan.data.open("test").fingerprint
 
-    def __call__(self, cell: Cell) -> str:
-        files = [cell.weights]
-        if cell.kind != "tokenizer" and (cell.folder / TOKENIZER / WEIGHTS).exists():
-            files.append(cell.folder / TOKENIZER / WEIGHTS)
-        for path in files:
-            if path not in self._known:
-                self._known[path] = digest(path)
-        wanted = self.plan.study.evaluation
-        settings = cell.sampling.model_dump_json(), cell.n or 0, wanted.extractor, repr(wanted.metrics)
-        return f"{fold(*(self._known[path] for path in files), *settings, self.data, self.plan.data.size):016x}"
+    def __call__(self, record: Record) -> str:
+        study, files = self.plan.study, [record.weights]
+        if record.kind != "tokenizer" and (record.folder / TOKENIZER / WEIGHTS).exists():
+            files.append(record.folder / TOKENIZER / WEIGHTS)
+        evaluation = study.evaluation
+        settings: list[int | str] = [record.sampling.model_dump_json(), record.n or 0, evaluation.extractor]
+        if evaluation.metrics is not None:
+            settings.append(repr(evaluation.metrics))
+        if record.kind == "tokenizer" and study.robustness is not None:
+            settings.append(study.robustness.model_dump_json())
+        return f"{fold(*map(digest, files), *settings, self.data, self.plan.data.size):016x}"
 
 
 def digest(path: Path) -> str:
-    """Of a file's content, which is read piece by piece."""
+    """Of a file's content; a file that has not changed is read once."""
+    return _digest(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, changed: int) -> str:
     found = hashlib.blake2b(digest_size=8)
     with path.open("rb") as file:
         while piece := file.read(PIECE):
@@ -196,61 +232,77 @@ def digest(path: Path) -> str:
     return found.hexdigest()
 
 
-def read_cell(plan: Plan, cell: Cell, marks: Marks) -> Results | None:
-    """The results of a cell that was measured, or None."""
+def read_record(plan: StudyPlan, record: Record, keys: CacheKeys) -> Results | None:
+    """The results of a record that was measured, or None."""
     try:
-        content = json.loads(cell.place(plan.folder).read_text(encoding="utf-8"))
-        if content["format"] == FORMAT and content["mark"] == marks(cell):
+        content = json.loads(record.place(plan.folder).read_text(encoding="utf-8"))
+        if content["format"] == FORMAT and content["cache_key"] == keys(record):
             return Results.from_dict(content["results"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
 
 
-def missing(plan: Plan, owner: str, marks: Marks) -> list[Cell]:
-    return [cell for cell in cells_of(plan, owner) if read_cell(plan, cell, marks) is None]
+def read_positions(plan: StudyPlan, record: Record) -> list[list[float]]:
+    """Entropy in bits of a measured tokenizer's codes at each position, (N, K); empty where it was not asked for."""
+    return list(json.loads(record.place(plan.folder).read_text(encoding="utf-8"))["code_entropy_bits"])
 
 
-def measure(plan: Plan, owner: str, device: str) -> None:
-    """Measure what is missing of a contestant or a tokenizer, a file for each cell as soon as it is done."""
-    marks, progress = Marks(plan), Progress(f"{owner}, measured")
-    wanted = missing(plan, owner, marks)
+def missing(plan: StudyPlan, owner: str, keys: CacheKeys) -> list[Record]:
+    return [record for record in records_of(plan, owner) if read_record(plan, record, keys) is None]
+
+
+def measure(plan: StudyPlan, owner: str, device: str) -> None:
+    """Measure what is missing of an entry or a tokenizer, a file for each record as soon as it is done."""
+    keys, progress = CacheKeys(plan), Progress(f"{owner}, measured")
+    wanted = missing(plan, owner, keys)
     if not wanted:
         return
-    wishes = plan.study.evaluation
-    judge = Judge(plan.data, wishes.extractor, device, wishes.n, progress, wishes)
+    evaluation = plan.study.evaluation
+    evaluator = Evaluator(plan.data, evaluation.extractor, device, evaluation.n, progress, evaluation)
     loaded: tuple[Path, Pipeline] | None = None
-    known: dict[str, Results] = {}  # a grid's own point is one of the cells before it
-    for done, cell in enumerate(wanted):
-        progress.say(f"{owner}, seed {cell.seed}: {cell.name}, {done + 1} of {len(wanted)}")
-        if cell.kind == "tokenizer":
-            results = judge.tokenizer(load_tokenizer(cell.folder)[0].to(judge.device), cell.owner)
+    known: dict[str, Results] = {}  # a grid's own point is one of the records before it
+    for done, record in enumerate(wanted):
+        progress.say(f"{owner}, seed {record.seed}: {record.name}, {done + 1} of {len(wanted)}")
+        positions: list[list[float]] = []
+        if record.kind == "tokenizer":
+            results, positions = measure_tokenizer(plan, evaluator, record)
         else:
-            if loaded is None or loaded[0] != cell.folder:
-                loaded = cell.folder, Pipeline.from_pretrained(cell.folder, device)
-            same = _amounts_to(loaded[1], cell)
-            results = known.get(same) or _value(judge, loaded[1], cell)
+            if loaded is None or loaded[0] != record.folder:
+                loaded = record.folder, Pipeline.from_pretrained(record.folder, device)
+            same = _identity(loaded[1], record)
+            results = known.get(same) or measure_samples(evaluator, loaded[1], record)
             results = known.setdefault(same, results)
-        content = {"format": FORMAT, "mark": marks(cell), "results": results.to_dict()}
-        write_json(cell.place(plan.folder), content)
+        content = {"format": FORMAT, "cache_key": keys(record), "results": results.to_dict()}
+        write_json(record.place(plan.folder), content | {"code_entropy_bits": positions})
 
 
-def _amounts_to(pipeline: Pipeline, cell: Cell) -> str:
-    """The same for cells that make the same samples and measure the same of them."""
-    everything = cell.kind == "final"
-    steps = pipeline.generator.passes(cell.sampling)
-    return repr((everything, cell.weights, cell.n, steps, cell.sampling.model_copy(update={"steps": None})))
+def measure_tokenizer(plan: StudyPlan, evaluator: Evaluator, record: Record) -> tuple[Results, list[list[float]]]:
+    """What a tokenizer loses, and where it has codes and the study asks for it, what replacing some of them does."""
+    tokenizer = load_tokenizer(record.folder)[0].to(evaluator.device)
+    results, robustness = evaluator.tokenizer(tokenizer, record.owner), plan.study.robustness
+    if robustness is None or not tokenizer.layout.discrete:
+        return results, []
+    codes = examine(evaluator, tokenizer, robustness.shares, robustness.neighbours)
+    return replace(results, measurements=(*results.measurements, *codes.perturbed)), codes.positions.tolist()
 
 
-def _value(judge: Judge, pipeline: Pipeline, cell: Cell) -> Results:
-    """A cell's results; the pipeline is left with the run's own weights."""
-    sampling = validate(Sampling, cell.sampling.model_dump(), "sampling")
-    if cell.kind == "final":
-        return judge.generator(pipeline, cell.owner, sampling, timed=False)
+def _identity(pipeline: Pipeline, record: Record) -> str:
+    """The same for records that make the same samples and measure the same of them."""
+    everything = record.kind == "final"
+    steps = pipeline.generator.passes(record.sampling)
+    return repr((everything, record.weights, record.n, steps, record.sampling.model_copy(update={"steps": None})))
+
+
+def measure_samples(evaluator: Evaluator, pipeline: Pipeline, record: Record) -> Results:
+    """A record's results; the pipeline is left with the run's own weights."""
+    sampling = validate(Sampling, record.sampling.model_dump(), "sampling")
+    if record.kind == "final":
+        return evaluator.generator(pipeline, record.owner, sampling, timed=False)
     try:
-        if cell.kind == "images":
-            read_weights(pipeline.generator, cell.weights)
-        return judge.of(cell.n).samples_alone(pipeline, cell.owner, sampling)
+        if record.kind == "images":
+            read_weights(pipeline.generator, record.weights)
+        return evaluator.of(record.n).samples_alone(pipeline, record.owner, sampling)
     finally:
-        if cell.kind == "images":
-            read_weights(pipeline.generator, cell.folder / WEIGHTS)
+        if record.kind == "images":
+            read_weights(pipeline.generator, record.folder / WEIGHTS)

@@ -11,21 +11,20 @@ import torch
 
 from artok.config import locate, merge, read_yaml, resolve, validate
 from artok.data.base import DataConfig, Split
-from artok.errors import CheckpointError, ConfigError, LayoutError
+from artok.errors import ArtokError, CheckpointError, ConfigError, LayoutError
 from artok.layout import TokenLayout
 from artok.saved import CONFIG, TOKENIZER, check_layout, find_saved, read_saved
-from artok.studies.config import Contestant, Study
+from artok.studies.config import EntryConfig, Study
+from artok.studies.grid import GridPoint, entry_of, grid_title, read_points, refuse_impossible
 from artok.tokenizers.base import Tokenizer, TokenizerConfig
 from artok.training.encode import DataOnly
 from artok.training.experiment import Experiment, check_codebook
 from artok.training.run import check_same_run
 
-SHARED = -1  # in place of a seed: the tokenizer of all seeds
-
 
 @dataclass
 class Planned:
-    """One training. name: for messages. weights: how many points of its course are kept."""
+    """One training. name: for messages. after: names of trainings that it needs."""
 
     name: str
     experiment: Experiment
@@ -35,34 +34,44 @@ class Planned:
 
 @dataclass
 class Entry:
-    """A contestant, settled. runs: the folder of each seed, which may be the same one for all where it was given.
+    """What is compared, settled. runs: the folder of each seed, which may be the same one for all where it was given;
+    none where tokenizers alone are compared.
 
-    tokenizers: the folder of each seed's tokenizer, empty for one that needs no training. trainings: of the generator,
-    by seed; empty for finished runs. did: what was done to meet the budget, in words.
+    labels: of its point in a grid, axis to label. tokenizers: the folder of each seed's tokenizer, empty for one that
+    needs no training. trainings: of the generator, by seed; empty for finished runs. adjustment: what was done to meet
+    the budget, in words.
     """
 
     name: str
     layout: TokenLayout
     classes: int
     runs: dict[int, Path]
+    labels: Mapping[str, str] = field(default_factory=dict)
     tokenizers: dict[int, Path] = field(default_factory=dict)
     trainings: dict[int, Planned] = field(default_factory=dict)
-    did: str = ""
+    adjustment: str = ""
 
     @property
     def given(self) -> bool:
-        return not self.trainings
+        """Whether it is a finished run."""
+        return bool(self.runs) and not self.trainings
+
+    @property
+    def title(self) -> str:
+        return grid_title(self.labels) or self.name
 
 
 @dataclass
-class Plan:
-    """Everything a study needs. tokenizers: trainings by folder name."""
+class StudyPlan:
+    """Everything a study needs. tokenizers: trainings by folder name. skipped: points of the grid that cannot be
+    trained, with the reason."""
 
     study: Study
     folder: Path
     data: DataConfig
     entries: list[Entry]
     tokenizers: dict[str, Planned]
+    skipped: list[tuple[GridPoint, str]] = field(default_factory=list)
 
     def trainings(self) -> Iterator[Planned]:
         yield from self.tokenizers.values()
@@ -70,33 +79,54 @@ class Plan:
             yield from entry.trainings.values()
 
 
-def settle(study: Study, folder: Path) -> Plan:
-    """What the study trains and uses, before any budget.
+def settle(study: Study, folder: Path, only: str | None = None) -> StudyPlan:
+    """What the study trains and uses, before any budget. only: of a grid, the one point to settle.
 
-    ConfigError: a config is unknown or impossible, contestants are the same or differ in their data; LayoutError: a
+    ConfigError: a config is unknown or impossible, entries are the same or differ in their data; LayoutError: a
     generator cannot model its tokenizer's tokens; CheckpointError: a run is missing or of other data, or one that the
     study started before had other settings; DataError: images are missing.
     """
     tokenizers: dict[str, Planned] = {}
-    entries = []
-    for name, contestant in study.contestants.items():
-        settled = _given if contestant.run else _trained
-        entries.append(settled(study, folder, name, contestant, tokenizers))
-    data = _common_data(study, entries)
-    _refuse_twins(entries)
-    return Plan(study, folder, data, entries, tokenizers)
+    entries, skipped = [], []
+    for name, config in study.entries.items():
+        entries.append((_settle_given if config.run else _settle_trained)(study, folder, name, config, tokenizers))
+    for point in read_points(study) if study.grid else ():
+        if only not in (None, point.name):
+            continue
+        own = dict(tokenizers)  # those of a point that cannot be trained are forgotten
+        try:
+            entry = _settle_trained(study, folder, point.name, entry_of(study, point), own)
+            entry.labels = point.labels
+            _common_data(study, [*entries[:1], entry], own)
+            entries.append(entry)
+            tokenizers.update(own)
+        except ArtokError as error:
+            reason = str(error).removeprefix(f"{point.name}: ").replace(f" for {point.name}:", ":")
+            skipped.append((point, reason))  # without the name, so that equal reasons are given once
+    if study.grid:
+        refuse_impossible(study, skipped, len(entries))
+    data = _common_data(study, entries, tokenizers)
+    _refuse_twins(entries, tokenizers)
+    return StudyPlan(study, folder, data, entries, tokenizers, skipped)
 
 
-# ---------------------------------------------------------------------------------------------- trained contestants
+# ---------------------------------------------------------------------------------------------- trained entries
 
 
-def _trained(study: Study, folder: Path, name: str, contestant: Contestant, tokenizers: dict[str, Planned]) -> Entry:
-    assert contestant.generator is not None
-    settings = _settings(contestant.generator, study.settings, contestant.settings, study)
+def _settle_trained(
+    study: Study, folder: Path, name: str, config: EntryConfig, tokenizers: dict[str, Planned]
+) -> Entry:
+    places = _settle_tokenizers(study, folder, name, config, tokenizers)
+    if config.generator is None:
+        planned = tokenizers.get(places[study.seeds[0]].name)
+        if planned is None:
+            raise ConfigError(f"{name} names a trained tokenizer and no generator, so that nothing is left to train")
+        layout, split = _check_tokens(name, planned.experiment, tokenizers)
+        return Entry(name, layout, len(split.classes), {}, tokenizers=places)
+    settings = _merge_settings(config.generator, study.settings, config.settings, study)
     if not (settings.get("generator") or {}).get("kind"):
-        raise ConfigError(f"{name} names {contestant.generator} as its generator, but that trains a tokenizer")
+        raise ConfigError(f"{name} names {config.generator} as its generator, but that trains a tokenizer")
     runs = {seed: folder / "trained" / name / f"seed{seed}" for seed in study.seeds}
-    places = _tokenizers(study, folder, name, contestant, tokenizers)
     trainings = {}
     for seed in study.seeds:
         changes: dict[str, Any] = {"name": f"{name}-seed{seed}", "seed": seed}
@@ -104,49 +134,54 @@ def _trained(study: Study, folder: Path, name: str, contestant: Contestant, toke
         if places:
             changes["tokenizer"] = str(places[seed])
             after = (f"train {places[seed].name}",) if places[seed].name in tokenizers else ()
-        experiment = validate(Experiment, settings | changes, f"{contestant.generator} for {name}")
+        experiment = validate(Experiment, settings | changes, f"{config.generator} for {name}")
         if isinstance(experiment.tokenizer, str) and not places:
             raise ConfigError(f"{name} needs a 'tokenizer': a config to train it from, or the run of a trained one")
         trainings[seed] = Planned(f"train {name} seed {seed}", experiment, runs[seed], after)
-    first = trainings[study.seeds[0]].experiment
-    layout = layout_of(first, tokenizers)
-    assert first.generator is not None
-    try:
-        check_layout(first.generator, layout)
-    except LayoutError as error:
-        raise LayoutError(f"{name}: {error}") from None
-    if layout.image != first.image:
-        raise ConfigError(f"{name}: the tokenizer makes images of {layout.image}, but the data has {first.image}")
-    split = first.data.open("train")
+    layout, split = _check_tokens(name, trainings[study.seeds[0]].experiment, tokenizers)
+    return Entry(name, layout, len(split.classes), runs, tokenizers=places, trainings=trainings)
+
+
+def _check_tokens(name: str, experiment: Experiment, tokenizers: Mapping[str, Planned]) -> tuple[TokenLayout, Split]:
+    """The tokens of an entry's first training and its images; an ArtokError when they do not fit one another."""
+    layout = layout_of(experiment, tokenizers)
+    if experiment.generator is not None:
+        try:
+            check_layout(experiment.generator, layout)
+        except LayoutError as error:
+            raise LayoutError(f"{name}: {error}") from None
+    if layout.image != experiment.image:
+        raise ConfigError(f"{name}: the tokenizer makes images of {layout.image}, but the data has {experiment.image}")
+    split = experiment.data.open("train")
     if layout.vocab is not None:
         check_codebook(layout, len(split))
-    return Entry(name, layout, len(split.classes), runs, places, trainings)
+    return layout, split
 
 
-def _settings(config: str, shared: Mapping[str, Any], own: Mapping[str, Any], study: Study) -> dict[str, Any]:
-    """A config's sections with the study's and the contestant's on top."""
+def _merge_settings(config: str, shared: Mapping[str, Any], own: Mapping[str, Any], study: Study) -> dict[str, Any]:
+    """A config's sections with the study's and the entry's on top."""
     data = {} if study.data is None else {"data": study.data.model_dump(mode="json")}
     below = merge(read_yaml(locate(config)), data)
     return resolve(merge(merge(below, shared), own))
 
 
-def _tokenizers(
-    study: Study, folder: Path, name: str, contestant: Contestant, known: dict[str, Planned]
+def _settle_tokenizers(
+    study: Study, folder: Path, name: str, config: EntryConfig, known: dict[str, Planned]
 ) -> dict[int, Path]:
     """The tokenizer's folder for each seed, each training added to `known` once."""
-    if contestant.tokenizer is None:
+    if config.tokenizer is None:
         return {}
-    if (Path(contestant.tokenizer) / CONFIG).exists():
-        if contestant.tokenizer_settings:
-            raise ConfigError(f"{name}: {contestant.tokenizer} is a trained tokenizer, which no settings can change")
-        return dict.fromkeys(study.seeds, find_saved(contestant.tokenizer))
-    settings = _settings(contestant.tokenizer, study.tokenizer_settings, contestant.tokenizer_settings, study)
+    if (Path(config.tokenizer) / CONFIG).exists():
+        if config.tokenizer_settings:
+            raise ConfigError(f"{name}: {config.tokenizer} is a trained tokenizer, which no settings can change")
+        return dict.fromkeys(study.seeds, find_saved(config.tokenizer))
+    settings = _merge_settings(config.tokenizer, study.tokenizer_settings, config.tokenizer_settings, study)
     places = {}
     for seed in study.seeds:
         changes = {"seed": seed} if study.tokenizer_seeds else {}
-        experiment = validate(Experiment, settings | changes, f"{contestant.tokenizer} for {name}")
+        experiment = validate(Experiment, settings | changes, f"{config.tokenizer} for {name}")
         if experiment.generator is not None:
-            raise ConfigError(f"{name} names {contestant.tokenizer} as its tokenizer, but that trains a generator")
+            raise ConfigError(f"{name} names {config.tokenizer} as its tokenizer, but that trains a generator")
         places[seed] = _place(experiment, folder, name, study.tokenizer_seeds, known)
     return places
 
@@ -191,8 +226,8 @@ def tokenizer_section(
 # ---------------------------------------------------------------------------------------------- finished runs
 
 
-def _given(study: Study, folder: Path, name: str, contestant: Contestant, tokenizers: dict[str, Planned]) -> Entry:
-    folders = [find_saved(run) for run in contestant.run]
+def _settle_given(study: Study, folder: Path, name: str, config: EntryConfig, tokenizers: dict[str, Planned]) -> Entry:
+    folders = [find_saved(run) for run in config.run]
     if len(folders) == 1:
         folders *= len(study.seeds)
     saved = read_saved(folders[0])
@@ -212,9 +247,9 @@ def _built(folder: Path) -> Tokenizer:
 # ---------------------------------------------------------------------------------------------- one data set
 
 
-def _common_data(study: Study, entries: list[Entry]) -> DataConfig:
+def _common_data(study: Study, entries: list[Entry], tokenizers: Mapping[str, Planned]) -> DataConfig:
     """The data that all are measured on; a ConfigError or CheckpointError when one was made for other data."""
-    sections = {entry.name: section for entry in entries if (section := _section(entry)) is not None}
+    sections = {entry.name: section for entry in entries if (section := _section(entry, tokenizers)) is not None}
     if study.data is None and not sections:
         raise ConfigError("the study names no data, and neither do its runs; add a 'data' section")
     data = study.data or next(iter(sections.values()))
@@ -228,15 +263,17 @@ def _common_data(study: Study, entries: list[Entry]) -> DataConfig:
         if own.open("train").fingerprint != split.fingerprint or own.size != data.size:
             raise ConfigError(
                 f"{entry.name} trains on other data than {owner} ({own.kind} at {own.size}, {data.kind} at "
-                f"{data.size}); name one 'data' section for the study"
+                f"{data.size}), so that their figures would not compare; name one 'data' section for the study"
             )
     data.open("test")
     return data
 
 
-def _section(entry: Entry) -> DataConfig | None:
+def _section(entry: Entry, tokenizers: Mapping[str, Planned]) -> DataConfig | None:
     if entry.trainings:
         return next(iter(entry.trainings.values())).experiment.data
+    if not entry.runs:
+        return tokenizers[next(iter(entry.tokenizers.values())).name].experiment.data
     folder = next(iter(entry.runs.values()))
     section = read_yaml(folder / CONFIG).get("data")
     return None if section is None else validate(DataOnly, {"data": section}, str(folder / CONFIG)).data
@@ -246,7 +283,7 @@ def _check_run(entry: Entry, data: DataConfig, split: Split, owner: str) -> None
     """A finished run must have been made for this very data, as far as it says."""
     for folder in entry.runs.values():
         facts = read_saved(folder).facts
-        image = (data.channels, data.size, data.size)
+        image = data.image
         if facts.image != image:
             raise CheckpointError(f"{entry.name}: the run {folder} makes images of {facts.image}, {owner} has {image}")
         if facts.data and facts.data != split.fingerprint:
@@ -257,18 +294,23 @@ def _check_run(entry: Entry, data: DataConfig, split: Split, owner: str) -> None
             )
 
 
-def _refuse_twins(entries: list[Entry]) -> None:
-    """A ConfigError when two contestants come to the same training."""
-    seen: dict[str, str] = {}
+def _refuse_twins(entries: list[Entry], tokenizers: Mapping[str, Planned]) -> None:
+    """A ConfigError when two entries come to the same training."""
+    seen: dict[str, Entry] = {}
     for entry in entries:
-        if entry.trainings:
-            first = next(iter(entry.trainings.values())).experiment
-            other = seen.setdefault(repr(first.model_copy(update={"name": ""})), entry.name)
-            if other != entry.name:
-                raise ConfigError(f"the contestants {other} and {entry.name} are the same once their settings are read")
+        if entry.given:
+            continue
+        own = [planned.experiment for planned in list(entry.trainings.values())[:1]]
+        for place in list(entry.tokenizers.values())[:1]:
+            planned = tokenizers.get(place.name)
+            own = [each.model_copy(update={"tokenizer": ""}) for each in own] if planned else own
+            own += [planned.experiment] if planned else []
+        other = seen.setdefault(repr([each.model_copy(update={"name": ""}) for each in own]), entry)
+        if other is not entry:
+            raise ConfigError(f"the entries {other.title} and {entry.title} are the same once their settings are read")
 
 
-def check_started(plan: Plan) -> None:
+def check_started(plan: StudyPlan) -> None:
     """A CheckpointError when the study's folder holds runs of other settings than it asks for now."""
     for planned in plan.trainings():
         try:

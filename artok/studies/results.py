@@ -1,13 +1,12 @@
-"""What a study found: every contestant with its seeds, written as results.json, as a table of all values, as a page."""
+"""What a study found: every entry with its seeds, written as results.json and, a row per value, as results.csv."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 from artok import __version__
 from artok.errors import ConfigError
@@ -15,13 +14,20 @@ from artok.evaluation.run_directory import LOG, Run, open_run
 from artok.evaluation.statistics import Value
 from artok.metrics.catalogue import describe
 from artok.metrics.results import Results, side_by_side
-from artok.saved import TOKENIZER
-from artok.studies.budget import Meter, known_speeds, meter
-from artok.studies.grid_results import Findings
-from artok.studies.grid_results import as_json as sweep_json
-from artok.studies.measure import Cell, Marks, built, cells_of, read_cell, tokenizers_of
-from artok.studies.resolve import Entry, Plan
-from artok.studies.timing import Times
+from artok.studies.budget import TrainingCost, known_speeds, training_cost
+from artok.studies.measure import (
+    CacheKeys,
+    Record,
+    build_on_meta,
+    read_positions,
+    read_record,
+    records_of,
+    tokenizer_of,
+    tokenizer_record,
+    tokenizers_of,
+)
+from artok.studies.resolve import Entry, StudyPlan
+from artok.studies.timing import SamplingTimes, read_times
 from artok.training.health import Finding, diagnose
 from artok.training.log import read_log
 from artok.training.merged_log import log_interval, merge_resumed_log
@@ -29,27 +35,29 @@ from artok.training.merged_log import log_interval, merge_resumed_log
 FORMAT = 2  # of results.json
 RESULTS, TABLE, PAGE = "results.json", "results.csv", "report.html"
 
-Measured = list[tuple[Cell, Results]]
+Measured = list[tuple[Record, Results]]
+Side = Literal["tokenizer", "generator"]
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """entry: as planned. runs: by seed, those that can be shown. findings: by seed, what the log says is wrong.
+class EntryResults:
+    """entry: as planned. runs: of the generator by seed, those that can be shown; none where tokenizers alone are
+    compared. tokenizers: those with weights, by name, each once.
 
-    final: one for each run that can be measured. course, grid, own: further cells, in their order. meter: what its
-    training took of every budget, None for finished runs. tokenizer: name of its tokenizer among those measured.
+    final: one for each run that can be measured. course, grid, own: further records, in their order. findings: by seed,
+    what the log says is wrong. training: what it took of every budget, None for finished runs.
     """
 
     entry: Entry
     runs: Mapping[int, Run]
+    tokenizers: Mapping[str, Run]
     final: Measured
     course: Measured
     grid: Measured
     own: Measured
     findings: Mapping[int, list[Finding]]
-    times: Times
-    meter: Meter | None
-    tokenizer: str | None
+    times: SamplingTimes | None
+    training: TrainingCost | None
 
     @property
     def name(self) -> str:
@@ -57,37 +65,49 @@ class Contestant:
 
     @property
     def first(self) -> Run:
-        return next(iter(self.runs.values()))
+        """The generator's run that stands for all seeds, or the tokenizer's."""
+        return next(iter((self.runs or self.tokenizers).values()))
 
-    def value(self, metric: str) -> Value | None:
-        """Mean and spread of a metric over the seeds; None when it was not measured."""
-        found = [entry.value for _, results in self.final for entry in results.measurements if entry.name == metric]
-        return Value.of(found) if found else None
+    def value(self, metric: str, side: Side = "generator") -> Value | None:
+        """Mean and spread of a metric or cost over the seeds; None when it was not measured."""
+        runs = self.runs.values() if side == "generator" else self.tokenizers.values()
+        found = [entry.value for run in runs if (entry := run.results.find(metric)) is not None]
+        if found:
+            return Value.of(found)
+        exact = {run.results.cost[metric] for run in runs if metric in run.results.cost}
+        if exact:
+            return Value(exact.pop(), exact=True)
+        if metric == "train_core_seconds":
+            return core_seconds(list(runs))
+        return self._generator_costs.get(metric) if side == "generator" else None
+
+    @property
+    def _generator_costs(self) -> dict[str, Value]:
+        """What training took, and times on this machine."""
+        found = {}
+        if self.training is not None:
+            found["images_trained"] = Value(self.training.images, exact=True)
+            found["train_flops"] = Value(self.training.flops_per_image * self.training.images, exact=True)
+        if self.times is not None:
+            batch, throughput = self.times.best
+            found |= {"latency_s": Value.of(self.times.latency), "throughput_images_per_s": Value(throughput)}
+            found["best_batch"] = Value(batch, exact=True)
+        return found
 
     @property
     def values(self) -> dict[str, Value]:
-        """Every metric, mean and spread."""
-        names = [entry.name for entry in self.final[0][1].measurements]
+        """Every metric and cost of the generator, mean and spread."""
+        names = [*(entry.name for entry in self.final[0][1].measurements), *self.table.cost]
         return {name: value for name in names if (value := self.value(name)) is not None}
 
     @property
-    def distance(self) -> str:
-        """What people read for its Fréchet distance."""
-        return self.final[0][1]["fd"].title
-
-    @property
-    def latency(self) -> Value:
-        """Seconds to one image; the spread is that of the timings."""
-        return Value.of(self.times.latency)
-
-    @property
     def passes(self) -> dict[int, int]:
-        """Network passes by sampling steps, for those in the grid."""
+        """Network passes by sampling steps, for those in the sampling grid."""
         config = self.first.saved.generator
         assert config is not None
-        generator = built(self.entry, config)
-        steps = [cell for cell, _ in self.grid if cell.kind == "steps"]
-        return {int(cell.at or 0): generator.passes(cell.sampling) for cell in steps}
+        generator = build_on_meta(self.entry, config)
+        steps = [record for record, _ in self.grid if record.kind == "steps"]
+        return {int(record.at or 0): generator.passes(record.sampling) for record in steps}
 
     @property
     def tokens(self) -> int:
@@ -95,216 +115,214 @@ class Contestant:
         return self.entry.layout.length * self.entry.layout.codes
 
     @property
-    def core_seconds(self) -> Value | None:
-        """Of training, over the seeds; None where there is no log of a processor's time."""
-        spent = [run.spent for run in self.runs.values() if run.spent is not None]
-        found = [each.core_seconds for each in spent if each.device == "cpu" and each.core_seconds]
-        return Value.of(found) if found else None
-
-    @property
     def table(self) -> Results:
-        """The means with all costs, as they stand in the table of figures."""
-        batch, throughput = self.times.best
-        exact = dict(self.pooled.cost)
-        costs: dict[str, float] = {"tokens_per_image": self.tokens, **exact}
-        if self.meter is not None:
-            costs |= {"images_trained": self.meter.images}
-            costs |= {"train_flops": self.meter.flops_an_image * self.meter.images}
-        if self.core_seconds is not None:
-            costs |= {"train_core_seconds": self.core_seconds.mean}
-        costs |= {"latency_s": self.latency.mean, "throughput_images_per_s": throughput, "best_batch": batch}
-        return replace(self.pooled, cost=costs)
-
-    @property
-    def pooled(self) -> Results:
-        """The results of all seeds as one: each value is the mean."""
+        """The results of all seeds as one, each value the mean, with all costs."""
         _, first = self.final[0]
-        means = []
-        for entry in first.measurements:
-            value = self.value(entry.name)
-            assert value is not None
-            means.append(replace(entry, value=value.mean))
-        return replace(first, name=self.name, measurements=tuple(means))
+        means = [replace(entry, value=value.mean) for entry in first.measurements if (value := self.value(entry.name))]
+        costs: dict[str, float] = {"tokens_per_image": self.tokens, **first.cost}
+        costs |= {name: value.mean for name, value in self._generator_costs.items()}
+        if (seconds := self.value("train_core_seconds")) is not None:
+            costs["train_core_seconds"] = seconds.mean
+        return replace(first, name=self.name, measurements=tuple(means), cost=costs)
+
+
+def core_seconds(runs: Sequence[Run]) -> Value | None:
+    """Of training, over the seeds; None where there is no log of a processor's time."""
+    spent = [run.spent for run in runs if run.spent is not None]
+    found = [each.core_seconds for each in spent if each.device == "cpu" and each.core_seconds]
+    return Value.of(found) if found else None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """tokenizers: name to results. sweep: what the sweep beside the study found."""
+    """tokenizers: every tokenizer's run with its results, by name. code_entropy: by tokenizer, the bits of each
+    position, where they were asked for. beside: of the study that was done beside this one."""
 
-    plan: Plan
-    contestants: list[Contestant]
-    tokenizers: Mapping[str, Results]
-    folders: Mapping[str, Path]
-    sweep: Findings | None = None
+    plan: StudyPlan
+    entries: list[EntryResults]
+    tokenizers: Mapping[str, Run]
+    code_entropy: Mapping[str, list[list[float]]]
+    beside: Outcome | None = None
+
+    @property
+    def generators(self) -> list[EntryResults]:
+        return [one for one in self.entries if one.runs]
 
 
-def gather(plan: Plan, times: Mapping[str, Times]) -> Outcome:
+def gather(plan: StudyPlan, beside: Outcome | None = None) -> Outcome:
     """Everything that was measured; an ArtokError when results cannot stand side by side."""
-    marks = Marks(plan)
-    folders = tokenizers_of(plan)
-    tokenizers = {name: _read(plan, cells_of(plan, f"{TOKENIZER}:{name}")[0], marks) for name in folders}
-    speeds, contestants = known_speeds(plan.study.budget, plan.folder), []
+    keys, times = CacheKeys(plan), read_times(plan)
+    tokenizers, entropy = dict[str, Run](), dict[str, list[list[float]]]()
+    for name in tokenizers_of(plan):
+        record = tokenizer_record(plan, name)
+        tokenizers[name] = _open(plan, record, _read(plan, record, keys))
+        entropy[name] = read_positions(plan, record)
+    speeds, entries = known_speeds(plan.study.budget, plan.folder), []
     for entry in plan.entries:
-        found = [(cell, _read(plan, cell, marks)) for cell in cells_of(plan, entry.name)]
+        found = [
+            (record, _read(plan, record, keys)) for record in records_of(plan, entry.name) if record.kind != "tokenizer"
+        ]
         final = [pair for pair in found if pair[0].kind == "final"]
-        if not final:
+        if entry.runs and not final:
             continue
-        runs = {cell.seed: _run(plan, cell, results) for cell, results in final}
-        contestants.append(
-            Contestant(
+        entries.append(
+            EntryResults(
                 entry=entry,
-                runs=runs,
+                runs={record.seed: _open(plan, record, results) for record, results in final},
+                tokenizers={name: tokenizers[name] for name in tokenizer_of(plan, entry).values()},
                 final=final,
                 course=[pair for pair in found if pair[0].kind == "images"],
-                grid=[pair for pair in found if pair[0].kind in ("steps", "guidance")],
+                grid=[pair for pair in found if pair[0].kind in ("steps", "cfg_scale")],
                 own=[pair for pair in found if pair[0].kind == "own"],
-                findings=dict(_findings(plan, entry)),
-                times=times[entry.name],
-                meter=meter(plan, entry, speeds),
-                tokenizer=_tokenizer_of(entry, folders),
+                findings=dict(_findings(entry)),
+                times=times.get(entry.name),
+                training=training_cost(plan, entry, speeds),
             )
         )
-    side_by_side([contestant.pooled for contestant in contestants])
-    return Outcome(plan, contestants, tokenizers, folders)
+    outcome = Outcome(plan, entries, tokenizers, {name: bits for name, bits in entropy.items() if bits}, beside)
+    if outcome.generators:
+        side_by_side([one.table for one in outcome.generators])
+    return outcome
 
 
-def _run(plan: Plan, cell: Cell, results: Results) -> Run:
-    """A contestant's run; one that was trained elsewhere and names no data is shown beside the study's."""
-    run = open_run(cell.folder, cell.owner, results)
+def _open(plan: StudyPlan, record: Record, results: Results) -> Run:
+    """A run; one that was trained elsewhere and names no data is shown beside the study's."""
+    run = open_run(record.folder, record.owner, results)
     own = run.config if run.config.get("data") else {**run.config, "data": plan.data.model_dump(mode="json")}
     return replace(run, config=own)
 
 
-def _read(plan: Plan, cell: Cell, marks: Marks) -> Results:
-    results = read_cell(plan, cell, marks)
+def _read(plan: StudyPlan, record: Record, keys: CacheKeys) -> Results:
+    results = read_record(plan, record, keys)
     if results is None:
-        raise ConfigError(f"{cell.place(plan.folder)} is missing or of other weights; run the study again")
+        raise ConfigError(f"{record.place(plan.folder)} is missing or of other weights; run the study again")
     return results
 
 
-def _tokenizer_of(entry: Entry, folders: Mapping[str, Path]) -> str | None:
-    own = set(entry.tokenizers.values()) | {run / TOKENIZER for run in entry.runs.values()}
-    return next((name for name, folder in folders.items() if folder in own), None)
-
-
-def _findings(plan: Plan, entry: Entry) -> Iterator[tuple[int, list[Finding]]]:
+def _findings(entry: Entry) -> Iterator[tuple[int, list[Finding]]]:
     """Of every seed that has a log."""
-    for seed in plan.study.seeds:
-        log = read_log(entry.runs[seed] / LOG)
+    for seed, folder in entry.runs.items():
+        log = read_log(folder / LOG)
         if log:
-            yield seed, diagnose(merge_resumed_log(log, log_interval(entry.runs[seed])))
+            yield seed, diagnose(merge_resumed_log(log, log_interval(folder)))
 
 
-# ---------------------------------------------------------------------------------------------- results.json
+# ---------------------------------------------------------------------------------------------- a row per value
 
 
-def as_json(outcome: Outcome) -> dict[str, Any]:
-    """Plain values. What depends on the machine and its load is under `times`, at whatever depth."""
-    study = outcome.plan.study
-    first = outcome.contestants[0].final[0][1].measurements[0]
+@dataclass(frozen=True)
+class ResultRow:
+    """One value. entry: or the tokenizer, where several entries share it. seed, n: none for what does not depend on
+    them. point: `final`, `tokenizer`, `cost`, a setting such as `steps=4`, or `images=3200` on the way of training."""
+
+    entry: str
+    seed: int | None
+    point: str
+    metric: str
+    value: float
+    n: int | None
+    extractor: str | None
+    unit: str
+    depends_on_machine: bool = False
+
+
+def rows(outcome: Outcome) -> Iterator[ResultRow]:
+    users: dict[str, set[tuple[str, int]]] = {}
+    for one in outcome.entries:
+        for seed, name in tokenizer_of(outcome.plan, one.entry).items():
+            users.setdefault(name, set()).add((one.name, seed))
+    for name, run in outcome.tokenizers.items():
+        owners, seeds = ({user[part] for user in users[name]} for part in (0, 1))
+        owner = str(owners.pop()) if len(owners) == 1 else name
+        only = int(seeds.pop()) if len(seeds) == 1 else None
+        yield from _rows_of(owner, only, "tokenizer", run.results)
+        yield from (_cost(owner, only, "tokenizer", metric, value) for metric, value in run.results.cost.items())
+        if (seconds := core_seconds([run])) is not None:
+            yield _cost(owner, only, "tokenizer", "train_core_seconds", seconds.mean, timed=True)
+    for one in outcome.entries:
+        for record, results in [*one.final, *one.course, *one.grid, *one.own]:
+            point = record.kind if record.at is None else f"{record.kind}={record.at:g}"
+            yield from _rows_of(one.name, record.seed, point, results)
+        if one.final:
+            costs = {"tokens_per_image": one.tokens, **one.final[0][1].cost}
+            yield from (_cost(one.name, None, "cost", metric, value) for metric, value in costs.items())
+        if one.training is not None:
+            yield _cost(one.name, None, "cost", "images_trained", one.training.images)
+            yield _cost(one.name, None, "cost", "train_flops", one.training.flops_per_image * one.training.images)
+        for seed, run in one.runs.items():
+            if (seconds := core_seconds([run])) is not None:
+                yield _cost(one.name, seed, "cost", "train_core_seconds", seconds.mean, timed=True)
+        if one.times is not None:
+            for index, value in enumerate(one.times.latency):
+                yield _cost(one.name, None, f"round={index}", "latency_s", value, timed=True)
+            for batch, value in one.times.throughput.items():
+                yield _cost(one.name, None, f"batch={batch}", "throughput_images_per_s", value, timed=True)
+            for steps, value in one.times.steps.items():
+                yield _cost(one.name, None, f"steps={steps}", "latency_s", value, timed=True)
+
+
+def _rows_of(name: str, seed: int | None, point: str, results: Results) -> Iterator[ResultRow]:
+    for each in results.measurements:
+        unit = describe(each.name).unit
+        yield ResultRow(name, seed, point, each.name, each.value, each.n, each.extractor, unit)
+
+
+def _cost(name: str, seed: int | None, point: str, metric: str, value: float, timed: bool = False) -> ResultRow:
+    return ResultRow(name, seed, point, metric, value, None, None, describe(metric).unit, timed)
+
+
+def as_csv(outcome: Outcome) -> str:
+    """A line for each value, those of a study beside included."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(field.name for field in fields(ResultRow))
+    for each in [outcome, *([outcome.beside] if outcome.beside else [])]:
+        for row in rows(each):
+            plain = asdict(row) | {"depends_on_machine": int(row.depends_on_machine)}
+            writer.writerow("" if value is None else value for value in plain.values())
+    return stream.getvalue()
+
+
+def as_json(outcome: Outcome, tradeoffs: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values. What depends on the machine and its load is under `times`, at whatever depth.
+
+    tradeoffs: fronts and dominated settings of a grid.
+    """
+    study, values = outcome.plan.study, list(rows(outcome))
+    some = next(run.results for run in (outcome.entries[0].first,))
+    entry = next(each for each in some.measurements if each.dim is not None)
     return {
         "format": FORMAT,
         "artok": __version__,
         "study": study.name,
         "budget": study.budget.model_dump(mode="json") if study.budget else None,
         "seeds": list(study.seeds),
-        "extractor": {"name": study.evaluation.extractor, "fingerprint": first.fingerprint},
-        "n": first.n,
-        "contestants": {each.name: _contestant(outcome, each) for each in outcome.contestants},
-        "tokenizers": {name: _measures([results]) for name, results in outcome.tokenizers.items()},
-        **({"sweep": sweep_json(outcome.sweep)} if outcome.sweep else {}),
+        "extractor": {"name": study.evaluation.extractor, "fingerprint": entry.fingerprint},
+        "n": entry.n,
+        "floors": {each.name: each.floor for each in some.measurements if each.floor is not None},
+        "entries": {each.name: _entry(outcome, each) for each in outcome.entries},
+        "measurements": [_plain(row) for row in values if not row.depends_on_machine],
+        "times": [_plain(row) for row in values if row.depends_on_machine],
+        "code_entropy_bits": dict(outcome.code_entropy),
+        "skipped": [{"labels": dict(point.labels), "reason": reason} for point, reason in outcome.plan.skipped],
+        **tradeoffs,
     }
 
 
-def _contestant(outcome: Outcome, one: Contestant) -> dict[str, Any]:
-    study = outcome.plan.study
+def _plain(row: ResultRow) -> dict[str, Any]:
+    """Without what it says by being left out."""
+    return {key: value for key, value in asdict(row).items() if value is not None and key != "depends_on_machine"}
+
+
+def _entry(outcome: Outcome, one: EntryResults) -> dict[str, Any]:
     return {
-        "did": one.entry.did,
+        "labels": dict(one.entry.labels),
+        "adjustment": one.entry.adjustment,
         "given": one.entry.given,
-        "tokenizer": one.tokenizer,
+        "tokenizers": {str(seed): name for seed, name in tokenizer_of(outcome.plan, one.entry).items()},
         "layout": one.entry.layout.to_dict(),
-        "training": None if one.meter is None else {**_budgets(one.meter), "seeds": list(one.runs)},
-        "measures": _measures([results for _, results in one.final]),
-        "cost": {"tokens_per_image": one.tokens, **one.pooled.cost},
-        "course": [{"images": cell.at, **_cell(cell, results)} for cell, results in one.course],
-        "grid": [{cell.kind: cell.at, **_cell(cell, results)} for cell, results in one.grid],
+        "parameters": one.training.parameters if one.training else None,
+        "images": one.training.images if one.training else None,
         "health": {str(seed): [asdict(finding) for finding in found] for seed, found in one.findings.items()},
-        "times": {
-            "latency_s": list(one.times.latency),
-            "throughput_images_per_s": {str(batch): value for batch, value in one.times.throughput.items()},
-            "latency_s_by_steps": {str(steps): value for steps, value in one.times.steps.items()},
-            "train_core_seconds": {
-                str(seed): run.spent.core_seconds for seed, run in one.runs.items() if run.spent is not None
-            },
-            "speed": one.meter.speed if one.meter is not None else None,
-            "seeds": len(study.seeds),
-        },
+        "times": {"speed": one.training.speed if one.training else None},
     }
-
-
-def _budgets(meter: Meter) -> dict[str, float]:
-    return {
-        "images": meter.images,
-        "parameters": meter.parameters,
-        "flops": meter.flops_an_image * meter.images,
-    }
-
-
-def _cell(cell: Cell, results: Results) -> dict[str, Any]:
-    return {"seed": cell.seed, "values": {entry.name: entry.value for entry in results.measurements}}
-
-
-def _measures(results: Sequence[Results]) -> dict[str, Any]:
-    """Each metric with its values, mean, spread and what they were computed from."""
-    found: dict[str, Any] = {}
-    for entry in results[0].measurements:
-        values = [each.value for result in results for each in result.measurements if each.name == entry.name]
-        value = Value.of(values)
-        found[entry.name] = {
-            "values": values,
-            "mean": value.mean,
-            "spread": value.spread if value.seeds > 1 else None,
-            "floor": entry.floor,
-            "n": entry.n,
-            "better": describe(entry.name).better,
-        }
-    return found
-
-
-# ---------------------------------------------------------------------------------------------- results.csv
-
-COLUMNS = ("contestant", "what", "at", "seed", "metric", "value", "n", "depends_on_machine")
-
-
-def as_csv(outcome: Outcome) -> str:
-    """One row a value: final ones, those on the way, those of the grid, costs and times, and those of a sweep."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for one in outcome.contestants:
-        for cell, results in [*one.final, *one.course, *one.grid, *one.own]:
-            at = "" if cell.at is None else f"{cell.at:g}"
-            for entry in results.measurements:
-                writer.writerow((one.name, cell.kind, at, cell.seed, entry.name, entry.value, entry.n, 0))
-        for name, value in one.pooled.cost.items():
-            writer.writerow((one.name, "cost", "", "", name, value, "", 0))
-        for round_, value in enumerate(one.times.latency):
-            writer.writerow((one.name, "times", round_, "", "latency_s", value, 1, 1))
-        for batch, value in one.times.throughput.items():
-            writer.writerow((one.name, "times", batch, "", "throughput_images_per_s", value, batch, 1))
-        for steps, value in one.times.steps.items():
-            writer.writerow((one.name, "times", steps, "", "latency_s_by_steps", value, 1, 1))
-    for name, results in outcome.tokenizers.items():
-        for entry in results.measurements:
-            writer.writerow((name, "tokenizer", "", "", entry.name, entry.value, entry.n, 0))
-    if outcome.sweep is not None:
-        writer.writerows(_sweep_rows(outcome.sweep))
-    return stream.getvalue()
-
-
-def _sweep_rows(sweep: Findings) -> Iterator[tuple[object, ...]]:
-    timed = {column.name: int(column.timed) for column in sweep.columns}
-    for setting in sweep.outcomes:
-        for record in setting.records:
-            for name, value in record.values.items():
-                yield setting.cell.name, "sweep", "", record.seed, name, value, "", timed.get(name, 0)

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
 from artok.errors import ArtokError, ConfigError, RunError
 
 INTERRUPTED = 130
@@ -92,7 +94,8 @@ def run_jobs(
             while ready and free:
                 job, slot = ready.pop(0), min(free)
                 free.remove(slot)
-                process = _start(job, environment(job, workers, slot, gpus, slurm is not None), gpus, slurm)
+                variables = environment(job, workers, slot, gpus, slurm is not None)
+                process = _start(job, variables, 1 if workers > 1 else torch.get_num_threads(), gpus, slurm)
                 running[process.sentinel] = job, process, time.perf_counter(), slot
             if not running:
                 return seconds
@@ -122,7 +125,7 @@ def environment(job: Job, workers: int, slot: int, gpus: int, elsewhere: bool = 
     return variables
 
 
-def _start(job: Job, variables: Mapping[str, str], gpus: int, slurm: Slurm | None) -> BaseProcess:
+def _start(job: Job, variables: Mapping[str, str], threads: int, gpus: int, slurm: Slurm | None) -> BaseProcess:
     """A process that runs the job: a fork of one that has imported everything, or the guard of a process of its own.
 
     A launcher starts processes of its own, and so does whoever uses a GPU, which forks must not share.
@@ -132,11 +135,11 @@ def _start(job: Job, variables: Mapping[str, str], gpus: int, slurm: Slurm | Non
     if forks:
         context.set_forkserver_preload(PRELOADED)
     if slurm is not None:
-        process = context.Process(target=run_on_slurm, args=(job.command, dict(variables), slurm))
+        process = context.Process(target=run_on_slurm, args=(job.command, slurm))
     elif job.launcher or gpus or not forks:
         process = context.Process(target=run_apart, args=(job.command, dict(variables)))
     else:
-        process = context.Process(target=run_here, args=(job.arguments, dict(variables)))
+        process = context.Process(target=run_here, args=(job.arguments, dict(variables), threads))
     before = dict(os.environ)
     try:
         os.environ.clear()
@@ -182,30 +185,33 @@ def _stopping(running: Mapping[Any, tuple[Job, BaseProcess, float, int]]) -> Ite
 # ---------------------------------------------------------------------------------------------- in the job's process
 
 
-def run_here(arguments: Sequence[str], variables: Mapping[str, str]) -> None:
+def run_here(arguments: Sequence[str], variables: Mapping[str, str], threads: int) -> None:
     """An `artok` command in this process, as it would run by itself."""
-    import torch
-
     _end_with_parent()
     os.environ.clear()
     os.environ.update(variables)
-    if threads := variables.get("OMP_NUM_THREADS", ""):
-        torch.set_num_threads(int(threads))
+    torch.set_num_threads(threads)
     sys.argv = ["artok", *arguments]
     runpy.run_module("artok", run_name="__main__", alter_sys=True)
 
 
 def run_apart(command: Sequence[str], variables: Mapping[str, str]) -> None:
     """A command in a process of its own, told to stop when this one is."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        started[0].terminate() if started else sys.exit(INTERRUPTED)
+
+    signal.signal(signal.SIGTERM, stop)
     process = subprocess.Popen(command, env=variables)
-    signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    started.append(process)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command gets Ctrl-C by itself
     _end_with_parent()
     code = process.wait()
     sys.exit(code if code >= 0 else INTERRUPTED if -code in (signal.SIGINT, signal.SIGTERM) else RunError.exit_code)
 
 
-def run_on_slurm(command: Sequence[str], variables: Mapping[str, str], slurm: Slurm) -> None:
+def run_on_slurm(command: Sequence[str], slurm: Slurm) -> None:
     """A command submitted to Slurm, waited for, and cancelled when this process is told to stop."""
     submitit = require_submitit()
     settings = dict(slurm.settings)

@@ -1,4 +1,4 @@
-"""What a contestant's sampling takes on this machine: latency and throughput, one contestant after another."""
+"""What an entry's sampling takes on this machine: latency and throughput, one entry after another."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from artok.noise import fold
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
 from artok.saved import write_json
-from artok.studies.measure import Cell, Marks, cells_of
-from artok.studies.resolve import Plan
+from artok.studies.measure import RECORDS, CacheKeys, Record, records_of
+from artok.studies.resolve import Entry, StudyPlan
 from artok.training.progress import Progress
 
 FORMAT = 3
 
 
 @dataclass(frozen=True)
-class Times:
-    """latency: seconds to one decoded image, a value for each round. throughput: images a second by batch.
+class SamplingTimes:
+    """latency: seconds to one decoded image, a value for each round. throughput: images per second by batch.
 
     steps: latency by sampling steps.
     """
@@ -41,57 +41,80 @@ class Times:
         return max(self.throughput.items(), key=lambda pair: pair[1])
 
 
-def time_all(plan: Plan, device: str, progress: Progress) -> dict[str, Times]:
-    """The times of every contestant's first run, from their files where they were taken before of the same weights."""
-    marks, found = Marks(plan), {}
+def time_all(plan: StudyPlan, device: str, progress: Progress) -> None:
+    """Time every entry's first run, one after another, unless that was done before of the same weights."""
+    keys = CacheKeys(plan)
     for entry in plan.entries:
-        cells = cells_of(plan, entry.name)
-        if not cells:
-            continue
-        final = next(cell for cell in cells if cell.kind == "final")
-        steps = [cell for cell in cells if cell.kind == "steps" and cell.seed == final.seed]
-        mark = f"{fold(marks(final), plan.study.timing.model_dump_json(), *(cell.name for cell in steps), device):016x}"
-        path = plan.folder / "cells" / "times" / f"{entry.name}.json"
-        times = _read(path, mark)
-        if times is None:
-            progress.say(f"{entry.name}: timing its sampling")
-            times = take(plan, final, steps, device)
-            write_json(path, {"format": FORMAT, "mark": mark, "times": asdict(times)})
-        found[entry.name] = times
-    return found
+        wanted = _wanted(plan, entry, keys)
+        if wanted is not None and _read(plan, entry, wanted[2]) is None:
+            progress.say(f"{entry.title}: timing its sampling")
+            times = take(plan, *wanted[:2], device)
+            write_json(_place(plan, entry), {"format": FORMAT, "cache_key": wanted[2], "times": asdict(times)})
 
 
-def _read(path: Path, mark: str) -> Times | None:
+def untimed(plan: StudyPlan) -> list[str]:
+    """Entries that can be timed and are not."""
+    keys = CacheKeys(plan)
+    wanted = [(entry, _wanted(plan, entry, keys)) for entry in plan.entries]
+    return [entry.name for entry, found in wanted if found is not None and _read(plan, entry, found[2]) is None]
+
+
+def read_times(plan: StudyPlan) -> dict[str, SamplingTimes]:
+    """The times of every entry that was timed."""
+    keys = CacheKeys(plan)
+    wanted = {entry.name: (entry, found) for entry in plan.entries if (found := _wanted(plan, entry, keys))}
+    times = {name: _read(plan, entry, key) for name, (entry, (_, _, key)) in wanted.items()}
+    return {name: found for name, found in times.items() if found is not None}
+
+
+def _wanted(plan: StudyPlan, entry: Entry, keys: CacheKeys) -> tuple[Record, list[Record], str] | None:
+    """What is timed of an entry, the record of its final figures and those by steps, and their cache key."""
+    records = records_of(plan, entry.name)
+    final = next((record for record in records if record.kind == "final"), None)
+    if final is None:
+        return None
+    steps = [record for record in records if record.kind == "steps" and record.seed == final.seed]
+    settings = plan.study.timing.model_dump_json(), *(record.name for record in steps)
+    return final, steps, f"{fold(keys(final), *settings):016x}"
+
+
+def _place(plan: StudyPlan, entry: Entry) -> Path:
+    return plan.folder / RECORDS / "times" / f"{entry.name}.json"
+
+
+def _read(plan: StudyPlan, entry: Entry, key: str) -> SamplingTimes | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if (content["format"], content["mark"]) == (FORMAT, mark):
+        content = json.loads(_place(plan, entry).read_text(encoding="utf-8"))
+        if (content["format"], content["cache_key"]) == (FORMAT, key):
             known = content["times"]
             by_number = {
-                key: {int(number): value for number, value in known[key].items()} for key in ("throughput", "steps")
+                part: {int(number): value for number, value in known[part].items()} for part in ("throughput", "steps")
             }
-            return Times(known["latency"], by_number["throughput"], by_number["steps"])
+            return SamplingTimes(known["latency"], by_number["throughput"], by_number["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
 
 
-def take(plan: Plan, final: Cell, steps: Sequence[Cell], device: str) -> Times:
+def take(plan: StudyPlan, final: Record, steps: Sequence[Record], device: str) -> SamplingTimes:
     """Time a run: its own settings in rounds, then each number of steps once."""
-    wishes = plan.study.timing
+    settings = plan.study.timing
     pipeline = Pipeline.from_pretrained(final.folder, device)
     sampling = validate(Sampling, final.sampling.model_dump(), "sampling")
 
-    def one(settings: Sampling, warmup: int) -> float:
-        return cost.latency(lambda: make(pipeline, settings, 1), device, warmup, wishes.repeats).median
+    def time_one(sampling: Sampling, warmup: int) -> float:
+        return cost.latency(lambda: make(pipeline, sampling, 1), device, warmup, settings.repeats).median
 
-    latency = [one(sampling, warmup=0 if round_ else 2) for round_ in range(wishes.rounds)]
-    by_batch = dict(_throughputs(pipeline, sampling, sorted(set(wishes.batches)), device))
+    latency = [time_one(sampling, warmup=0 if round_ else 2) for round_ in range(settings.rounds)]
+    by_batch = dict(_throughputs(pipeline, sampling, sorted(set(settings.batches)), device))
     own = pipeline.generator.passes(sampling)
     by_steps = {
-        int(cell.at or 0): min(latency) if pipeline.generator.passes(cell.sampling) == own else one(cell.sampling, 1)
-        for cell in steps
+        int(record.at or 0): min(latency)
+        if pipeline.generator.passes(record.sampling) == own
+        else time_one(record.sampling, 1)
+        for record in steps
     }
-    return Times(latency, by_batch, by_steps)
+    return SamplingTimes(latency, by_batch, by_steps)
 
 
 def _throughputs(

@@ -1,1 +1,1 @@
-"""Images to tokens and back; one file a kind."""
+"""Images to tokens and back; one file per kind."""

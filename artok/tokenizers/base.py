@@ -1,4 +1,4 @@
-"""What every tokenizer keeps to: images to tokens and back."""
+"""The interface of tokenizers: images to tokens and back."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Tokenizer(nn.Module, ABC):
         """`prefix` for 1, 2, ... scales in one pass; the last is `embed`."""
 
     def measure(self, batches: Iterable[Tensor]) -> dict[str, float]:
-        """Take the statistics of the latents from images, for tokens of mean 0 and deviation 1; what to log of them.
+        """Set the statistics of the latents, so that tokens have mean 0 and deviation 1; returns scalars to log.
 
         batches: images (B, C, H, W), to be called in eval mode. Codes have no such statistics.
         """

@@ -1,4 +1,4 @@
-"""The convolutional tokenizer: VQGAN's encoder and decoder around any quantizer (Esser et al. 2021)."""
+"""The two-dimensional convolutional tokenizer: VQGAN's encoder and decoder around any quantizer (Esser et al. 2021)."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from artok.tokenizers.base import Reconstruction, Tokenizer, TokenizerConfig
 class Config(TokenizerConfig):
     """kind: conv.
 
-    downsample: image side over grid side, a power of two. width times each multiplier gives the channels of a level,
-    finest first; there are log2(downsample) + 1 levels. attention_resolutions: grid sides that have attention, or
-    "coarsest".
+    downsample: image side over grid side, a power of two.
+    channel_multipliers: base_channels times each gives the channels of a level, finest first; there are
+        log2(downsample) + 1 levels.
+    attention_resolutions: grid sides that have attention, or "coarsest".
     z_channels: channels that the encoder puts out and the decoder takes in, around the quantizer's own width.
     """
 
     kind: Literal["conv"] = "conv"
     downsample: int = Field(16, ge=2, le=32)
     base_channels: int = Field(128, ge=1)
-    stem: int | None = Field(None, ge=1, description="channels after the first convolution; width unless given")
+    stem: int | None = Field(None, ge=1, description="channels after the first convolution; base_channels unless given")
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     decoder_channel_multipliers: tuple[int, ...] | None = Field(
         None, description="the same for the decoder; as in the encoder unless given (LlamaGen tells them apart)"
     )
-    num_res_blocks: int = Field(2, ge=1, description="residual blocks a level of the encoder")
+    num_res_blocks: int = Field(2, ge=1, description="residual blocks per level of the encoder")
     decoder_num_res_blocks: int | None = Field(
         None, ge=1, description="the same for the decoder; one more unless given"
     )
@@ -154,7 +155,7 @@ class ConvTokenizer(Tokenizer):
     def forward(self, images: Tensor) -> Reconstruction:
         quantized = self.quantizer(self.latents(images))
         reconstructed = self.decode_latents(quantized.vectors)
-        # reconstruction errors are means over an image's numbers, so what is summed over an image becomes one too
+        # reconstruction errors are means over the numbers of an image, so sums per image are divided by these
         shares = {name: value / self.layout.dimensions for name, value in quantized.sums.items()}
         tokens = Tokens(self._normalised(quantized.values), self.layout)
         return Reconstruction(reconstructed, tokens, quantized.losses | shares, quantized.monitors)

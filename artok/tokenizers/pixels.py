@@ -1,4 +1,4 @@
-"""The identity tokenizer: an image's own numbers as continuous tokens, for pixel diffusion."""
+"""The identity tokenizer: the numbers of an image as continuous tokens, for pixel diffusion."""
 
 from __future__ import annotations
 

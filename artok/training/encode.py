@@ -94,7 +94,7 @@ class DataOnly(Section):
 
 def own_data(folder: Path, image: tuple[int, ...], changes: Sequence[str]) -> DataConfig:
     """The data that a run names, with changes as data.key=value on top; a ConfigError when their images are not of
-    the model's size (C, H, W)."""
+    the model's shape `image`, (channels, *size)."""
     section = read_yaml(folder / CONFIG).get("data")
     if section is None and not changes:
         raise ConfigError(f"{folder / CONFIG} names no data to measure on; add its 'data' section")
@@ -102,10 +102,9 @@ def own_data(folder: Path, image: tuple[int, ...], changes: Sequence[str]) -> Da
     if isinstance(changed, dict):  # another kind starts without the size of the first
         changed = {"size": image[-1], "channels": image[0]} | changed
     data = validate(DataOnly, {"data": changed}, str(folder / CONFIG)).data
-    given = (data.channels, data.size, data.size)
-    if given != tuple(image):
+    if data.image != tuple(image):
         raise ConfigError(
-            f"{folder} was trained on images of {tuple(image)} (channels, height, width), but data gives {given}"
+            f"{folder} was trained on images of {tuple(image)} (channels, *size), but data gives {data.image}"
         )
     return data
 

@@ -71,7 +71,8 @@ class Experiment(Config):
 
     @property
     def image(self) -> tuple[int, ...]:
-        return (self.data.channels, self.data.size, self.data.size)
+        """(channels, *size) of what the model sees."""
+        return self.data.image
 
     def facts(self, split: Split, tokenizer: str | None) -> Facts:
         return Facts(

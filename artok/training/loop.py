@@ -44,7 +44,7 @@ class Meter:
             self.sums[name] = self.sums[name] + scaled if name in self.sums else scaled
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over steps and processes, and images a second; starts afresh."""
+        """Means over steps and processes, and images per second; starts afresh."""
         names = sorted(self.sums)
         stacked = torch.stack([self.sums[name] for name in names]) / max(self.steps, 1)
         means = accelerator.reduce(stacked, "mean").tolist()
@@ -116,7 +116,7 @@ class Trainer:
             self.progress.over(self.seen, self.training.images),
         ):
             finished = self.loop(batches, interrupt)
-        self.judge(finished)
+        self.check_health(finished)
         return finished
 
     def loop(self, batches: Iterator[Any], interrupt: Interrupt) -> bool:
@@ -130,18 +130,18 @@ class Trainer:
             self.progress.advance(self.seen)
             stopping = interrupt.heeded(self.accelerator, self.seen // training.global_batch)
             last = self.seen >= training.images
-            if stopping or last or crossed(before, self.seen, training.log_every):
+            if stopping or last or crosses(before, self.seen, training.log_every):
                 self.report(meter)
-            if last or crossed(before, self.seen, training.validate_every):
+            if last or crosses(before, self.seen, training.validate_every):
                 self.validate()
-                self.judge()
-            if last or crossed(before, self.seen, training.monitor_every or training.validate_every):
+                self.check_health()
+            if last or crosses(before, self.seen, training.monitor_every or training.validate_every):
                 self.monitor()
-            if last or crossed(before, self.seen, training.preview_every):
+            if last or crosses(before, self.seen, training.preview_every):
                 self.preview()
-            if training.snapshot_every and not last and crossed(before, self.seen, training.snapshot_every):
+            if training.snapshot_every and not last and crosses(before, self.seen, training.snapshot_every):
                 self.write_weights(self.folder / checkpoints.SNAPSHOTS / f"{self.seen:012d}.safetensors")
-            if stopping or last or crossed(before, self.seen, training.checkpoint_every):
+            if stopping or last or crosses(before, self.seen, training.checkpoint_every):
                 if meter.steps:
                     self.report(meter)  # also the test that what is saved is finite
                 self.save()
@@ -217,7 +217,7 @@ class Trainer:
             self.progress.skipped(skipped[self.skipped :])
             self.skipped = len(skipped)
         if bad:
-            self.judge()
+            self.check_health()
             newest = checkpoints.latest(self.folder / "checkpoints")
             kept = f"the last good checkpoint is {newest}" if newest else "there was no checkpoint yet"
             raise RunError(
@@ -251,9 +251,9 @@ class Trainer:
             self.record("monitor", values)
             shown = {name: value for name, value in values.items() if not name.endswith("_floor")}
             self.progress.show(self.seen, shown, "samples")
-            self.judge()
+            self.check_health()
 
-    def judge(self, finished: bool | None = None) -> None:
+    def check_health(self, finished: bool | None = None) -> None:
         """A warning when the log first shows that something is wrong; at the end of a call, what it shows by then."""
         findings = diagnose(self.log.events) if self.accelerator.is_main_process else []
         known = [event["kind"] for event in self.log.events if event["event"] == "warning"] if findings else []
@@ -293,7 +293,7 @@ class Trainer:
                 write_weights(state, path)
 
 
-def crossed(before: int, after: int, every: int) -> bool:
+def crosses(before: int, after: int, every: int) -> bool:
     """Whether a multiple of `every` lies in (before, after]."""
     return after // every > before // every
 

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
-from artok.config import read_yaml
+from artok.config import read_yaml, validate
 from artok.data.base import Split
 from artok.data.tokens import TokenCache
 from artok.device import resolve_device
@@ -44,7 +44,7 @@ from artok.training.settings import settle_precision
 from artok.training.tasks import GeneratorTask, Task, TokenizerTask
 
 # Settings that do not change what is computed: they may differ between a run and its resumption.
-FREE = {f"{what}_every" for what in ("log", "validate", "preview", "monitor", "checkpoint", "weights")}
+FREE = {f"{what}_every" for what in ("log", "validate", "preview", "monitor", "checkpoint", "snapshot")}
 FREE |= {"validate_images", "monitor_images", "monitor_extractor", "keep_last", "trackers"}
 
 
@@ -65,7 +65,7 @@ def train(experiment: Experiment, folder: Path, fresh: bool = False, device: tor
     task = build_task(experiment, folder, accelerator, progress)
     trainer = Trainer(task, folder, accelerator, progress)
     progress.say(
-        f"{experiment.name}: {count_parameters(task):,} parameters, {len_text(experiment)}, "
+        f"{experiment.name}: {count_parameters(task):,} parameters, {describe_length(experiment)}, "
         f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {accelerator.device}, "
         f"{accelerator.mixed_precision.replace('no', 'fp32')}, into {folder}"
     )
@@ -107,7 +107,7 @@ def make_accelerator(experiment: Experiment, folder: Path, device: torch.device)
         raise ConfigError(f"training.trackers {trackers}: {error}") from None
 
 
-def len_text(experiment: Experiment) -> str:
+def describe_length(experiment: Experiment) -> str:
     training = experiment.training
     return f"{training.images:,} images in {training.steps():,} steps of {training.global_batch}"
 
@@ -128,7 +128,7 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
         task = TokenizerTask(experiment, train_split, test_split, device)
         check_codebook(task.tokenizer.layout, len(train_split))
         return task
-    tokenizer, saved = frozen_tokenizer(experiment)
+    tokenizer, saved = load_frozen_tokenizer(experiment)
     check_layout(experiment.generator, tokenizer.layout)
     train_split = experiment.data.open("train")
     mark = fingerprint(tokenizer)
@@ -170,7 +170,7 @@ def make_monitor(
     return Monitor(training.monitor_extractor, images, *splits, data.size, device)
 
 
-def frozen_tokenizer(experiment: Experiment) -> tuple[Tokenizer, Saved]:
+def load_frozen_tokenizer(experiment: Experiment) -> tuple[Tokenizer, Saved]:
     """The tokenizer that a generator's experiment names, checked against the experiment's images."""
     if isinstance(experiment.tokenizer, str):
         tokenizer, saved = load_tokenizer(experiment.tokenizer)
@@ -186,7 +186,7 @@ def frozen_tokenizer(experiment: Experiment) -> tuple[Tokenizer, Saved]:
     if tokenizer.layout.image != experiment.image:
         raise ConfigError(
             f"the tokenizer {experiment.tokenizer} was trained on images of {tokenizer.layout.image} "
-            f"(channels, height, width), but data gives {experiment.image}"
+            f"(channels, *size), but data gives {experiment.image}"
         )
     return tokenizer, saved
 
@@ -200,12 +200,15 @@ def check_same_run(experiment: Experiment, folder: Path) -> None:
         if checkpoints.latest(folder / "checkpoints"):
             raise CheckpointError(f"{folder} has checkpoints but no {CONFIG}; start anew with --fresh")
         return
-    before, now = read_yaml(folder / CONFIG), experiment.model_dump(mode="json")
-    if same_tokenizer(before, now):
-        before["tokenizer"] = now["tokenizer"]
-    if "source" in before:
+    written, now = read_yaml(folder / CONFIG), experiment.model_dump(mode="json")
+    if "source" in written:
         raise CheckpointError(f"{folder} holds imported weights, which no training goes on from; choose another folder")
-    changed = [line for line in differences(before, now) if line.split(":")[0] not in {f"training.{k}" for k in FREE}]
+    # Read as a config, so that one of an earlier version has today's keys and the defaults of those that it lacks.
+    before = validate(Experiment, written, str(folder / CONFIG)).model_dump(mode="json")
+    if names_same_tokenizer(written, now):
+        before["tokenizer"] = now["tokenizer"]
+    free = {f"training.{key}" for key in FREE}
+    changed = [line for line in list_differences(before, now) if line.split(":")[0] not in free]
     if changed:
         raise CheckpointError(
             f"the run {folder} was started with other settings ({'; '.join(changed[:5])}); "
@@ -213,7 +216,7 @@ def check_same_run(experiment: Experiment, folder: Path) -> None:
         )
 
 
-def same_tokenizer(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def names_same_tokenizer(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether two generators' configs name one tokenizer, by other paths or since its folder was moved."""
     old, new = before.get("tokenizer"), now.get("tokenizer")
     if not isinstance(old, str) or not isinstance(new, str):
@@ -226,13 +229,13 @@ def same_tokenizer(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         return False
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
+def list_differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
     """Lines such as "training.global_batch: 64, now 128" for what two nested mappings do not share."""
     lines = []
     for key in [*now, *(key for key in before if key not in now and not (key == "facts" and not place))]:
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            lines += differences(old, new, f"{place}{key}.")
+            lines += list_differences(old, new, f"{place}{key}.")
         elif old != new:
             lines.append(f"{place}{key}: {old}, now {new}")
     return lines

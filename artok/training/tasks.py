@@ -20,7 +20,7 @@ from artok.generators.base import AdversarialGenerator, Generator
 from artok.images import grid, to_uint8
 from artok.layout import Condition
 from artok.losses.base import AdversarialLoss, BatchContext, Loss, Setting
-from artok.metrics.base import Seen, Subject
+from artok.metrics.base import EvalBatch, MetricContext
 from artok.metrics.codebook import Config as CodebookConfig
 from artok.metrics.features import Extractor, ExtractorConfig
 from artok.metrics.reconstruction import psnr
@@ -169,7 +169,7 @@ class TokenizerTask(Task):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         layout = self.tokenizer.layout
-        usage = CodebookConfig().build(Subject(layout=layout)) if layout.discrete else None
+        usage = CodebookConfig().build(MetricContext(layout=layout)) if layout.discrete else None
         figures: dict[str, list[Tensor]] = {"psnr": []}
         figures |= {f"psnr, {scale}": [] for scale in layout.scale_names()[:-1]}
         for batch in self._held_out():
@@ -178,7 +178,7 @@ class TokenizerTask(Task):
             for name, part in zip(figures, parts, strict=True):
                 figures[name].append(psnr(to_uint8(batch.images), to_uint8(self.tokenizer.decode(part)).cpu()))
             if usage is not None:
-                usage.update(Seen(codes=tokens.values.cpu()))
+                usage.update(EvalBatch(codes=tokens.values.cpu()))
         result = {name: float(torch.cat(values).mean()) for name, values in figures.items()}
         return result | (usage.compute() if usage is not None else {})
 
@@ -280,7 +280,7 @@ class GeneratorTask(Task):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Nats a token on held-out tokens and on as many plain training tokens, or the training loss where no
+        """Nats per token on held-out tokens and on as many plain training tokens, or the training loss where no
         likelihood exists: a gap between the two is memorisation."""
         figures = {"held_out": self._mean_loss(self.held_out)}
         if isinstance(self.source, TokenCache):
@@ -288,7 +288,7 @@ class GeneratorTask(Task):
         return {f"{unit}_{name}": value for name, (unit, value) in figures.items()}
 
     def _mean_loss(self, cache: TokenCache) -> tuple[str, float]:
-        """("nll", nats a token), or ("loss", the training loss at fixed noise)."""
+        """("nll", nats per token), or ("loss", the training loss at fixed noise)."""
         per_image = cache.index.layout.length * cache.index.layout.codes
         unit, total, count = "nll", 0.0, 0
         for batch in evaluation_tokens(cache, 64, self.experiment.training.validate_images):
@@ -305,7 +305,7 @@ class GeneratorTask(Task):
         return unit, total / count
 
     def preview(self, path: Path) -> None:
-        """Eight samples a class, for up to ten classes."""
+        """Eight samples per class, for up to ten classes."""
         classes = min(10, len(self.facts.classes))
         images = self.pipeline()(list(range(classes)), n=8)
         grid(images, columns=8, scale=max(1, 32 // images.shape[-1])).save(path)

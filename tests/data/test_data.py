@@ -18,7 +18,7 @@ from pyarrow import parquet
 from artok import config
 from artok.data import digits, folder, hub, shapes, stacked
 from artok.data.base import DataConfig, SplitName
-from artok.data.holdout import share, stratified
+from artok.data.holdout import hold_out, split_stratified
 from artok.data.splits import MemorySplit
 from artok.data.streaming import StreamSplit
 from artok.errors import ConfigError, DataError
@@ -87,18 +87,18 @@ def test_resize_below_size_is_refused() -> None:
 
 def test_stratified_shares_are_exact() -> None:
     labels = torch.tensor([0] * 50 + [1] * 31 + [3] * 19)
-    train, test = stratified(labels, 30, seed=1)
+    train, test = split_stratified(labels, 30, seed=1)
     assert torch.bincount(labels[test]).tolist() == [15, 9, 0, 6]
     assert sorted(train.tolist() + test.tolist()) == list(range(100))
-    assert torch.equal(test, stratified(labels, 30, seed=1)[1]) and not torch.equal(
-        test, stratified(labels, 30, seed=2)[1]
+    assert torch.equal(test, split_stratified(labels, 30, seed=1)[1]) and not torch.equal(
+        test, split_stratified(labels, 30, seed=2)[1]
     )
 
 
 def test_a_share_leaves_something_on_both_sides() -> None:
-    assert [len(part) for part in share(torch.zeros(3, dtype=torch.int64), 0.01, 0)] == [2, 1]
-    assert [len(part) for part in share(torch.zeros(3, dtype=torch.int64), 0.99, 0)] == [1, 2]
-    assert [len(part) for part in share(torch.zeros(3, dtype=torch.int64), 0.0, 0)] == [3, 0]
+    assert [len(part) for part in hold_out(torch.zeros(3, dtype=torch.int64), 0.01, 0)] == [2, 1]
+    assert [len(part) for part in hold_out(torch.zeros(3, dtype=torch.int64), 0.99, 0)] == [1, 2]
+    assert [len(part) for part in hold_out(torch.zeros(3, dtype=torch.int64), 0.0, 0)] == [3, 0]
 
 
 # ---------------------------------------------------------------------------------------------- digits

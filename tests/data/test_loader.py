@@ -77,7 +77,7 @@ def test_two_processes_draw_what_one_would(source: DataConfig) -> None:
     ]
     for one, other in zip(joined, whole, strict=True):
         assert torch.equal(one.labels, other.labels) and torch.equal(one.positions, other.positions)
-        assert torch.allclose(one.images, other.images, atol=1e-6)
+        assert torch.allclose(one.images, other.images, atol=1e-4)  # a hundredth of a grey level: float32 coordinates
 
 
 def test_workers_change_nothing(source: DataConfig) -> None:

@@ -51,7 +51,7 @@ def test_cached_decoding_equals_one_pass(layout: TokenLayout, options: dict) -> 
         latest = flat[:, step - 1 : step] if step else flat[:, :0]
         cached.append(built.logits(latest, built.context(Condition(labels)), start=step, cache=cache))
         cache.filled += 1
-    torch.testing.assert_close(torch.cat(cached, 1), logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.cat(cached, 1), logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, RESIDUAL, VIDEO])

@@ -63,7 +63,7 @@ def test_one_pass_equals_scale_by_scale_with_a_cache(options: dict) -> None:
         inputs = [built.words(scale, codec().prefix(given, scale))] if scale else []
         cached = built.run(inputs, built.context(Condition(labels)), first=scale, cache=store)
         store.filled = part.stop
-        torch.testing.assert_close(cached, whole[:, part], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(cached, whole[:, part], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("options", OPTIONS)

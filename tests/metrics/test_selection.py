@@ -11,17 +11,17 @@ import artok.metrics
 from artok.config import validate
 from artok.data.digits import Config as Digits
 from artok.errors import ConfigError
-from artok.evaluation.evaluator import Judge
+from artok.evaluation.evaluator import Evaluator
 from artok.layout import TokenLayout
 from artok.metrics import catalogue
-from artok.metrics.base import FIELDS, Subject
+from artok.metrics.base import FIELDS, MetricContext
 from artok.metrics.results import side_by_side
 from artok.metrics.selection import MetricChoice
 from artok.tokenizers.base import Tokenizer
 from artok.training.progress import Progress
 
 LAYOUT = TokenLayout(((4, 4),), width=4, vocab=8, image=(1, 16, 16))
-SUBJECT = Subject(layout=LAYOUT, extractor="classifier")
+SUBJECT = MetricContext(layout=LAYOUT, extractor="classifier")
 BRIGHTNESS = """
 from typing import ClassVar, Literal
 
@@ -61,7 +61,7 @@ class Brightness(Metric):
 """
 
 
-def kinds_of(choice: MetricChoice, subject: Subject = SUBJECT, fields: frozenset[str] = FIELDS) -> list[str]:
+def kinds_of(choice: MetricChoice, subject: MetricContext = SUBJECT, fields: frozenset[str] = FIELDS) -> list[str]:
     return [config.kind for config in choice.select(subject, fields)]
 
 
@@ -77,7 +77,7 @@ def test_a_choice_holds_kinds_and_sections() -> None:
 def test_what_does_not_suit_is_left_out() -> None:
     assert {"codebook", "likelihood", "consistency", "classes"} <= set(kinds_of(MetricChoice()))
     assert "modes" not in kinds_of(MetricChoice())
-    other = Subject(layout=TokenLayout(((4, 4),), width=4, vocab=None, image=(1, 16, 16)), extractor="pixels")
+    other = MetricContext(layout=TokenLayout(((4, 4),), width=4, vocab=None, image=(1, 16, 16)), extractor="pixels")
     assert not {"codebook", "consistency", "classes"} & set(kinds_of(MetricChoice(), other))
     assert kinds_of(MetricChoice(), fields=frozenset({"real_features", "fake_features"})) == ["frechet", "kid", "prdc"]
 
@@ -87,8 +87,8 @@ def test_a_new_metric_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(artok.metrics, "__path__", [*artok.metrics.__path__, str(tmp_path)])
     catalogue.catalogue.cache_clear()
     try:
-        judge = Judge(Digits(size=16), "pixels", "cpu", 20, Progress("test", quiet=True))
-        results = judge.tokenizer(tokenizer(), "vq")
+        evaluator = Evaluator(Digits(size=16), "pixels", "cpu", 20, Progress("test", quiet=True))
+        results = evaluator.tokenizer(tokenizer(), "vq")
         table = side_by_side([results])
         row = table.rows[table.names.index("brightness_pct")]
         assert results["brightness_pct"].n == 20

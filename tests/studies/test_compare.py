@@ -21,25 +21,20 @@ from artok.config import dump, load, merge, validate
 from artok.data.digits import Config as Digits
 from artok.data.hub import Config as Hub
 from artok.errors import ArtokError, CheckpointError, ConfigError, LayoutError, RunError
-from artok.evaluation.evaluator import Judge
+from artok.evaluation.evaluator import Evaluator
 from artok.locks import alone
 from artok.metrics import cost
 from artok.metrics.extractors import classifier
 from artok.metrics.results import Results
 from artok.pipeline import Pipeline
-from artok.report import study as compare_report
-from artok.report import study_text as compare_summary
+from artok.report import study as study_page
 from artok.saved import WEIGHTS, read_saved, write_text
 from artok.studies import measure
-from artok.studies.budget import SPEEDS, known_speeds, match, meter, speed
+from artok.studies.budget import SPEEDS, known_speeds, match, speed, training_cost
 from artok.studies.config import LOCK, Study, load_study
-from artok.studies.grid import load_sweep
-from artok.studies.grid import plan as plan_sweep
-from artok.studies.grid_point import run_cell
 from artok.studies.resolve import settle
 from artok.studies.results import PAGE, RESULTS, TABLE, gather
-from artok.studies.scheduler import Job
-from artok.studies.timing import Times
+from artok.studies.scheduler import Job, Slurm
 from artok.training.experiment import Experiment
 from artok.training.run import train
 
@@ -68,12 +63,12 @@ def section(root: Path, **changes: Any) -> dict[str, Any]:
     own = {"tokenizer": str(root / "vq.yaml"), "generator": str(root / "raster.yaml")}
     whole = {
         "name": "tiny",
-        "contestants": {"raster": own, "maskgit": own | {"settings": {"generator": MASKGIT}}},
+        "entries": {"raster": own, "maskgit": own | {"settings": {"generator": MASKGIT}}},
         "budget": {"kind": "images", "amount": 64},
         "seeds": [0, 1],
         "evaluation": {"n": 16, "extractor": "classifier"},
         "curve": {"points": 2},
-        "grid": {"steps": [1, 4], "guidance": [1, 2]},
+        "sampling_grid": {"steps": [1, 4], "cfg_scale": [1, 2]},
         "timing": {"batches": [2, 4], "rounds": 2},
     }
     return whole | changes
@@ -95,6 +90,7 @@ class Workers:
         workers: int,
         said: Callable[[Mapping[str, float]], None] | None = None,
         gpus: int = 0,
+        slurm: Slurm | None = None,
     ) -> dict[str, float]:
         seconds: dict[str, float] = {}
         waiting = list(jobs)
@@ -105,9 +101,6 @@ class Workers:
             arguments = job.arguments
             if arguments[0] == "train":
                 assert train(load(Experiment, arguments[1]), Path(arguments[3]))
-            elif arguments[0] == "sweep":
-                planned = plan_sweep(load_sweep(arguments[1], []), Path(arguments[3]), only=arguments[5])
-                assert run_cell(planned, planned.cells[0], "cpu")
             else:
                 run_part(load_study(arguments[1], []), Path(arguments[3]), arguments[5], "cpu")
             waiting.remove(job)
@@ -128,7 +121,7 @@ def quick_extractor() -> Iterator[None]:
 @pytest.fixture
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where one page is as good as none: drawing it takes longer than all else."""
-    monkeypatch.setattr(compare_report, "render", lambda outcome, device: outcome.contestants[-1].entry.did)
+    monkeypatch.setattr(study_page, "render", lambda outcome, device: outcome.entries[-1].entry.adjustment)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +134,7 @@ def finished(root: Path) -> Path:
     assert page == root / "whole" / PAGE
     assert sorted(workers.done) == sorted(
         [
-            *("train vq", "train classifier", "measure raster", "measure maskgit", "measure tokenizer:vq"),
+            *("train vq", "train classifier", "measure raster", "measure maskgit", "measure tokenizer:vq", "time tiny"),
             *(f"train {name} seed {seed}" for name in ("raster", "maskgit") for seed in (0, 1)),
         ]
     )
@@ -161,24 +154,33 @@ def results(folder: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- end to end
 
 
+def values(found: dict[str, Any], entry: str, metric: str, point: str = "final") -> list[float]:
+    rows = [*found["measurements"], *found["times"]]
+    return [row["value"] for row in rows if (row["entry"], row["metric"], row["point"]) == (entry, metric, point)]
+
+
 def test_all_is_measured_for_every_seed(finished: Path) -> None:
     found = results(finished)
-    assert list(found["contestants"]) == ["raster", "maskgit"]
-    for one in found["contestants"].values():
-        assert len(one["measures"]["fd"]["values"]) == 2
-        assert one["measures"]["recall"]["n"] == 16
-        assert one["training"]["images"] == 64
-        assert [point["images"] for point in one["course"]] == [32]
-        assert one["times"]["latency_s"] and one["times"]["throughput_images_per_s"].keys() == {"2", "4"}
-        assert {"classes_covered", "class_consistency", "precision", "kid"} <= one["measures"].keys()
-    grid = found["contestants"]["maskgit"]["grid"]
-    assert [each.get("steps") or each.get("guidance") for each in grid] == [1, 4, 1, 2]
-    assert all("steps" not in each for each in found["contestants"]["raster"]["grid"])
-    assert "nats_per_token" in found["contestants"]["raster"]["measures"]
-    assert found["tokenizers"]["vq"]["psnr_db"]["n"] == 16
-    rows = (finished / TABLE).read_text().splitlines()
-    assert rows[0].startswith("contestant,what,at,seed,metric,value")
-    assert sum(row.startswith("raster,final,,") and ",recall," in row for row in rows) == 2
+    assert list(found["entries"]) == ["raster", "maskgit"]
+    for name in found["entries"]:
+        assert len(values(found, name, "fd")) == 2
+        assert values(found, name, "images_trained", "cost") == [64]
+        assert len(values(found, name, "fd", "images=32")) == 1
+        assert values(found, name, "latency_s", "round=1") and values(found, name, "throughput_images_per_s", "batch=4")
+        measured = {row["metric"] for row in found["measurements"] if (row["entry"], row["point"]) == (name, "final")}
+        assert {"classes_covered", "class_consistency", "precision", "kid", "recall"} <= measured
+    points = [row["point"] for row in found["measurements"] if (row["entry"], row["metric"]) == ("maskgit", "fd")]
+    assert [point for point in points if "=" in point and not point.startswith("images")] == [
+        "steps=1", "steps=4", "cfg_scale=1", "cfg_scale=2"
+    ]  # fmt: skip
+    assert not values(found, "raster", "fd", "steps=4")
+    assert len(values(found, "raster", "nats_per_token")) == 2
+    assert len(values(found, "vq", "psnr_db", "tokenizer")) == 1
+    rows = list(csv.DictReader((finished / TABLE).open(encoding="utf-8")))
+    recall = [row for row in rows if (row["entry"], row["point"], row["metric"]) == ("raster", "final", "recall")]
+    assert [row["seed"] for row in recall] == ["0", "1"]
+    assert {row["n"] for row in recall} == {"16"} and {row["extractor"] for row in recall} == {"classifier"}
+    assert {row["depends_on_machine"] for row in rows} == {"0", "1"}
 
 
 def test_the_page_is_whole_and_describes_its_pictures(finished: Path) -> None:
@@ -191,10 +193,11 @@ def test_the_page_is_whole_and_describes_its_pictures(finished: Path) -> None:
             assert value is None or value.startswith(("data:", "#")), f"{tag} {name}={value[:60]}"
     pictures = [attributes for tag, attributes in tags.found if tag == "img"]
     assert all(len(attributes.get("alt") or "") > 10 for attributes in pictures)
-    assert "plots are measured on" not in tags.text, "as many images as the figures"
-    assert "ms to one image" in tags.text and "real images" in tags.text
-    for words in ("Decision guide", "Nothing but quality", "Latency", "64 images", "±", "Quality against latency"):
-        assert words in tags.text or any(words in str(attributes["alt"]) for attributes in pictures), words
+    ids = {attributes["id"] for _, attributes in tags.found if attributes.get("id")}
+    assert {"summary", "guide", "tradeoffs", "generators", "tokenizers", "training", "figures", "origin"} <= ids
+    main = page.partition("<main>")[2]
+    assert main.index("<img") < main.index("<table"), "pictures come first"
+    assert any("Quality against latency" in str(attributes["alt"]) for attributes in pictures)
 
 
 def test_a_stopped_study_goes_on_and_ends_as_one_that_was_not(
@@ -220,7 +223,7 @@ def test_a_finished_study_has_nothing_left_to_do(
     root: Path, finished: Path, no_page: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert jobs_of(prepare(study(root), finished), ()) == []
-    cell = finished / "cells" / "contestants" / "raster" / "seed0" / "guidance-2.json"
+    cell = finished / "records" / "entries" / "raster" / "seed0" / "cfg_scale-2.json"
     before = cell.read_text()
     cell.write_text(before[: len(before) // 2])  # a cell cut off is measured again, and nothing else
     workers = Workers()
@@ -233,10 +236,10 @@ def test_a_finished_study_has_nothing_left_to_do(
 def test_data_of_the_hub_are_called_by_their_name() -> None:
     files = {"train": "a.parquet"}
     names = [
-        compare_summary.data_text(Hub(path="uoft-cs/cifar10", size=32)),
-        compare_summary.data_text(Hub(path="parquet", local="copies/cifar10", files=files, size=32)),
-        compare_summary.data_text(Hub(path="parquet", files=files, size=32)),
-        compare_summary.data_text(Digits(size=16)),
+        study_page.data_text(Hub(path="uoft-cs/cifar10", size=32)),
+        study_page.data_text(Hub(path="parquet", local="copies/cifar10", files=files, size=32)),
+        study_page.data_text(Hub(path="parquet", files=files, size=32)),
+        study_page.data_text(Digits(size=16)),
     ]
     assert names == ["cifar10", "cifar10", "hub", "digits"]
 
@@ -244,20 +247,25 @@ def test_data_of_the_hub_are_called_by_their_name() -> None:
 def test_a_setting_that_stands_twice_in_the_grid_is_sampled_once(
     root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contestants = {"raster": {"run": str(finished / "trained" / "raster" / "seed0")}}
-    few: dict[str, Any] = {"curve": {"n": 8}, "grid": {"guidance": [1, 2], "n": 8}, "seeds": [0], "budget": None}
-    plan = prepare(study(root, contestants=contestants, **few), tmp_path)
-    sampled, sample = [], Judge.samples_alone
-    monkeypatch.setattr(Judge, "samples_alone", lambda *args: sampled.append(args[-1]) or sample(*args))
+    entries = {"raster": {"run": str(finished / "trained" / "raster" / "seed0")}}
+    few: dict[str, Any] = {
+        "curve": {"n": 8},
+        "sampling_grid": {"cfg_scale": [1, 2], "n": 8},
+        "seeds": [0],
+        "budget": None,
+    }
+    plan = prepare(study(root, entries=entries, **few), tmp_path)
+    sampled, sample = [], Evaluator.samples_alone
+    monkeypatch.setattr(Evaluator, "samples_alone", lambda *args: sampled.append(args[-1]) or sample(*args))
     for owner in measure.owners(plan):
         measure.measure(plan, owner, "cpu")
     assert [each.cfg_scale for each in sampled] == [1, 1, 2], "half-way; at the end, its own and at guidance 1; at 2"
-    cells = tmp_path / "cells" / "contestants" / "raster" / "seed0"
-    contents = [json.loads((cells / f"{name}.json").read_text()) for name in ("images-64", "own", "guidance-1")]
+    cells = tmp_path / "records" / "entries" / "raster" / "seed0"
+    contents = [json.loads((cells / f"{name}.json").read_text()) for name in ("images-64", "own", "cfg_scale-1")]
     assert contents[0] == contents[1] == contents[2]
-    assert contents[0] != json.loads((cells / "guidance-2.json").read_text())
-    outcome = gather(plan, {"raster": Times([1.0, 1.1], {2: 30.0})})
-    assert "plots are measured on 8 images, the figures of the tables on 16" in compare_summary.fewer(outcome)
+    assert contents[0] != json.loads((cells / "cfg_scale-2.json").read_text())
+    fewer = study_page.fewer(gather(plan))
+    assert "8 images" in fewer and "16" in fewer
 
 
 def test_other_settings_in_the_same_folder_are_refused(root: Path, finished: Path) -> None:
@@ -272,77 +280,86 @@ def test_finished_runs_are_compared_without_training(
     runs = {"mine": {"run": seeds}, "other": {"run": str(finished / "trained" / "maskgit" / "seed0")}}
     workers = Workers()
     monkeypatch.setattr(conductor, "run_jobs", workers)
-    compare(study(root, contestants=runs, budget=None), root / "given", "cpu")
-    assert all(name.startswith("measure") for name in workers.done)
-    known, found = results(finished)["contestants"], results(root / "given")["contestants"]
-    assert found["mine"]["measures"] == known["raster"]["measures"]
-    distances = found["other"]["measures"]["fd"]["values"]
-    assert distances[0] == known["maskgit"]["measures"]["fd"]["values"][0]
+    compare(study(root, entries=runs, budget=None), root / "given", "cpu")
+    assert all(name.startswith(("measure", "time")) for name in workers.done)
+    known, found = results(finished), results(root / "given")
+    for metric in ("fd", "recall", "class_consistency", "nats_per_token"):
+        assert values(found, "mine", metric) == values(known, "raster", metric)
+    distances = values(found, "other", "fd")
+    assert distances[0] == values(known, "maskgit", "fd")[0]
     assert distances[0] != distances[1], "the seeds of a single run are those of its samples"
-    assert found["mine"]["training"] is None
+    assert found["entries"]["mine"]["images"] is None
     page = (root / "given" / PAGE).read_text(encoding="utf-8")
     assert "a finished run, used as it is" in page
 
 
-def test_a_sweep_beside_a_study_stands_on_its_page(
+def test_a_grid_beside_a_study_stands_on_its_page(
     root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = {"name": "codes", "tokenizer": str(root / "vq.yaml"), "grid": {"tokenizer.quantizer.codebook_size": [8, 16]}}
-    write_text(tmp_path / "codes.yaml", json.dumps(grid | {"title": "Which codebook", "evaluation": {"n": 16}}))
+    write_text(tmp_path / "codes.yaml", json.dumps(grid | {"title": "Which <codebook>", "evaluation": {"n": 16}}))
     runs = {"mine": {"run": str(finished / "trained" / "raster" / "seed0")}}
-    wanted = study(root, contestants=runs, budget=None, seeds=[0], sweep=str(tmp_path / "codes.yaml"))
+    wanted = study(root, entries=runs, budget=None, seeds=[0], beside=str(tmp_path / "codes.yaml"))
     workers = Workers()
     monkeypatch.setattr(conductor, "run_jobs", workers)
     page = compare(wanted, tmp_path / "out", "cpu")
-    assert workers.done == ["codebook_size-8", "codebook_size-16", "measure mine", "measure tokenizer:mine"]
+    names = [f"codebook_size-{size}" for size in (8, 16)]
+    trained = [f"codes: train {name}-seed0" for name in names]
+    measured = ["measure mine", *(f"codes: measure {name}" for name in names)]
+    assert sorted(workers.done) == sorted([*trained, *measured, "codes: train classifier", "time tiny"])
     assert page is not None
     tags = Tags(page.read_text(encoding="utf-8"))
-    for words in ("Which codebook", "Decision guide", "codebook_size 8", "Images come back best from"):
-        assert words in tags.text, words
+    assert "Which <codebook>" in tags.text and "codebook_size 8" in tags.text
     assert any("codebook_size 16" in str(attributes.get("alt")) for tag, attributes in tags.found if tag == "img")
     assert all((attributes.get("href") or "#").startswith(("#", "data:")) for _, attributes in tags.found)
-    names = [attributes["id"] for _, attributes in tags.found if attributes.get("id")]
-    assert len(names) == len(set(names)) and "sweep" in names
-    found = results(tmp_path / "out")
-    assert [cell["name"] for cell in found["sweep"]["cells"]] == ["codebook_size-8", "codebook_size-16"]
-    rows = list(csv.reader((tmp_path / "out" / TABLE).open(encoding="utf-8")))
-    values = {row[4]: float(row[5]) for row in rows if row[:2] == ["codebook_size-16", "sweep"]}
-    cell = found["sweep"]["cells"][1]["values"]
-    assert values["bits_per_image"] == 4 * values["tokens_per_image"] == cell["bits_per_image"]["mean"]
+    ids = [attributes["id"] for _, attributes in tags.found if attributes.get("id")]
+    assert len(ids) == len(set(ids)) and "grid" in ids
+    found = results(tmp_path / "out")["beside"]
+    assert list(found["entries"]) == names
+    tokens, bits = (values(found, names[1], f"{what}_per_image", "tokenizer") for what in ("tokens", "bits"))
+    assert bits == [4 * tokens[0]]
+    rows = list(csv.DictReader((tmp_path / "out" / TABLE).open(encoding="utf-8")))
+    written = [row["value"] for row in rows if row["entry"] == names[1] and row["metric"] == "bits_per_image"]
+    assert [float(value) for value in written] == bits
     before = page.stat().st_mtime_ns
     compare(wanted, tmp_path / "out", "cpu")
-    assert len(workers.done) == 4 and page.stat().st_mtime_ns > before, "what is measured stays"
+    assert len(workers.done) == 7 and page.stat().st_mtime_ns > before, "what is measured stays"
 
 
-def test_an_impossible_sweep_is_refused_before_anything_is_trained(root: Path, tmp_path: Path) -> None:
-    grid = {
-        "name": "codes",
-        "tokenizer": str(root / "vq.yaml"),
-        "grid": {"tokenizer.quantizer.codebook_size": [99_999]},
-    }
+def test_an_impossible_grid_beside_is_refused_before_anything_is_trained(root: Path, tmp_path: Path) -> None:
+    grid = {"name": "c", "tokenizer": str(root / "vq.yaml"), "grid": {"tokenizer.quantizer.codebook_size": [99_999]}}
     write_text(tmp_path / "codes.yaml", json.dumps(grid))
     with pytest.raises(ConfigError, match="larger than the data can fill"):
-        compare(study(root, sweep=str(tmp_path / "codes.yaml")), tmp_path / "out", "cpu")
-    assert not (tmp_path / "out" / "trained").exists()
+        compare(study(root, beside=str(tmp_path / "codes.yaml")), tmp_path / "out", "cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_of_an_earlier_version_is_still_read(root: Path) -> None:
+    old = section(root)
+    old["contestants"] = old.pop("entries")
+    old["grid"] = {"steps": [1, 4], "guidance": [1, 2]}
+    del old["sampling_grid"]
+    assert validate(Study, old, "old") == study(root)
 
 
 def test_the_grids_own_point_is_measured_once(
     root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured, value = list[str](), measure._value
+    measured, value = list[str](), measure.measure_samples
 
-    def counted(judge: Judge, pipeline: Pipeline, cell: measure.Cell) -> Results:
-        measured.append(cell.name)
-        return value(judge, pipeline, cell)
+    def counted(evaluator: Evaluator, pipeline: Pipeline, record: measure.Record) -> Results:
+        measured.append(record.name)
+        return value(evaluator, pipeline, record)
 
-    monkeypatch.setattr(measure, "_value", counted)
+    monkeypatch.setattr(measure, "measure_samples", counted)
     runs = {"mine": {"run": str(finished / "trained" / "maskgit" / "seed0")}}
-    grid = {"steps": [1, 4], "guidance": [1.5], "n": 8}
-    wanted = study(root, contestants=runs, budget=None, seeds=[0], grid=grid)
+    grid = {"steps": [1, 4], "cfg_scale": [1.5], "n": 8}
+    wanted = study(root, entries=runs, budget=None, seeds=[0], sampling_grid=grid)
     run_part(wanted, tmp_path, "mine", "cpu")
-    assert measured == ["final", "images-32", "own", "steps-1", "guidance-1.5"], "it samples in 4 steps anyway"
+    assert measured == ["final", "images-32", "own", "steps-1", "cfg_scale-1.5"], "it samples in 4 steps anyway"
     plan = settle(wanted, tmp_path)
-    read = {cell.name: measure.read_cell(plan, cell, measure.Marks(plan)) for cell in measure.cells_of(plan, "mine")}
+    keys = measure.CacheKeys(plan)
+    read = {each.name: measure.read_record(plan, each, keys) for each in measure.records_of(plan, "mine")}
     own, same, other = (read[name] for name in ("own", "steps-4", "steps-1"))
     assert own is not None and same is not None and other is not None
     assert same.measurements == own.measurements != other.measurements
@@ -354,13 +371,13 @@ def test_the_grids_own_point_is_measured_once(
 @pytest.mark.parametrize(
     ("kind", "amount"), [("parameters", 60_000), ("parameters", 100_000), ("flops", 2e9), ("images", 5_000)]
 )
-def test_every_contestant_meets_the_budget(root: Path, tmp_path: Path, kind: str, amount: float) -> None:
+def test_every_entry_meets_the_budget(root: Path, tmp_path: Path, kind: str, amount: float) -> None:
     small = {"settings": {"training": {"global_batch": 8}}}
     plan = prepare(study(root, budget={"kind": kind, "amount": amount}, **small), tmp_path)
     for entry in plan.entries:
-        found = meter(plan, entry, {})
+        found = training_cost(plan, entry, {})
         assert found is not None and found.spent(kind) == pytest.approx(amount, rel=0.05)
-        assert "budget" in entry.did or "became" in entry.did
+        assert "budget" in entry.adjustment or "became" in entry.adjustment
         one = entry.trainings[0].experiment
         assert one.generator is not None
         with torch.device("meta"):
@@ -373,15 +390,15 @@ def test_the_operations_of_a_critic_are_part_of_training(tmp_path: Path) -> None
     def flops(**critic: float) -> float:
         settings = {"generator": {"critic": {"r1": 0.0, "r2": 0.0} | critic}}
         gan = {"generator": "digits/gan", "settings": settings}
-        plan = prepare(validate(Study, {"name": "x", "contestants": {"gan": gan}, "seeds": [0]}, "test"), tmp_path)
-        found = meter(plan, plan.entries[0], {})
+        plan = prepare(validate(Study, {"name": "x", "entries": {"gan": gan}, "seeds": [0]}, "test"), tmp_path)
+        found = training_cost(plan, plan.entries[0], {})
         assert found is not None
-        return found.flops_an_image
+        return found.flops_per_image
 
     plain = flops()
     assert flops(r1=1.0) > 1.15 * plain, "a penalty differentiates twice"
     assert plain < flops(r1=1.0, penalty_every=4) < flops(r1=1.0)
-    assert flops(turns=5) < plain, "a model that has its turn less often costs less"
+    assert flops(n_critic=5) < plain, "a model that has its turn less often costs less"
 
 
 def test_seconds_become_images_by_the_speed_that_was_measured(root: Path, tmp_path: Path) -> None:
@@ -399,9 +416,7 @@ def test_seconds_become_images_by_the_speed_that_was_measured(root: Path, tmp_pa
     assert speed(on_gpu) == pytest.approx(1 / 3)
 
 
-def test_a_budget_of_seconds_times_each_contestant_once(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_budget_of_seconds_times_each_entry_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workers = Workers(most=4)
     monkeypatch.setattr(conductor, "run_jobs", workers)
     wanted = study(root, budget={"kind": "seconds", "amount": 1.0, "tolerance": 0.5}, seeds=[0])
@@ -444,32 +459,32 @@ CONV = {
 DEEPER = {"generator": {"depth": 3}}
 OWN = {"tokenizer": "{root}/vq.yaml", "generator": "{root}/raster.yaml"}
 MISTAKES: dict[str, tuple[dict[str, Any], type[ArtokError], str]] = {
-    "unknown config": ({"contestants": {"a": {"generator": "digits/rastr"}}}, ConfigError, "did you mean"),
-    "unknown key": ({"contestant": {}}, ConfigError, "did you mean 'contestants'"),
-    "no contestants": ({"contestants": {}}, ConfigError, "contestants"),
-    "a bad name": ({"contestants": {"a/b": OWN}}, ConfigError, "contestants"),
-    "the same twice": ({"contestants": {"a": OWN, "b": OWN}}, ConfigError, "a and b are the same"),
+    "unknown config": ({"entries": {"a": {"generator": "digits/rastr"}}}, ConfigError, "did you mean"),
+    "unknown key": ({"entry": {}}, ConfigError, "did you mean 'entries'"),
+    "no entries": ({"entries": {}}, ConfigError, "entries"),
+    "a bad name": ({"entries": {"a/b": OWN}}, ConfigError, "entries"),
+    "the same twice": ({"entries": {"a": OWN, "b": OWN}}, ConfigError, "a and b are the same"),
     "the same in other words": (
-        {"contestants": {"a": OWN, "b": OWN | {"settings": {"generator": {"depth": 2}}}}},
+        {"entries": {"a": OWN, "b": OWN | {"settings": {"generator": {"depth": 2}}}}},
         ConfigError,
         "a and b are the same once their settings are read",
     ),
-    "neither run nor config": ({"contestants": {"a": {}}}, ConfigError, "either a 'generator' config"),
-    "a missing run": ({"contestants": {"a": {"run": "runs/nowhere"}}, "budget": None}, CheckpointError, "no run"),
-    "a budget for runs": ({"contestants": {"a": {"run": "{root}/made"}}}, ConfigError, "only finished runs"),
-    "no tokenizer": ({"contestants": {"a": {"generator": "{root}/raster.yaml"}}}, ConfigError, "needs a 'tokenizer'"),
+    "neither run nor config": ({"entries": {"a": {}}}, ConfigError, "either a 'generator' config"),
+    "a missing run": ({"entries": {"a": {"run": "runs/nowhere"}}, "budget": None}, CheckpointError, "no run"),
+    "a budget for runs": ({"entries": {"a": {"run": "{root}/made"}}}, ConfigError, "only finished runs"),
+    "no tokenizer": ({"entries": {"a": {"generator": "{root}/raster.yaml"}}}, ConfigError, "needs a 'tokenizer'"),
     "a generator as tokenizer": (
-        {"contestants": {"a": {"tokenizer": "{root}/raster.yaml", "generator": "{root}/raster.yaml"}}},
+        {"entries": {"a": {"tokenizer": "{root}/raster.yaml", "generator": "{root}/raster.yaml"}}},
         ConfigError,
         "but that trains a generator",
     ),
     "tokens that do not fit": (
-        {"contestants": {"a": OWN | {"settings": {"generator": {"kind": "var", "depth": 1}}}}},
+        {"entries": {"a": OWN | {"settings": {"generator": {"kind": "var", "depth": 1}}}}},
         LayoutError,
         "var needs tokens of several scales",
     ),
     "other data": (
-        {"contestants": {"a": OWN, "b": OWN | {"settings": {"data": {"size": 16, "resize": 20}}}}},
+        {"entries": {"a": OWN, "b": OWN | {"settings": {"data": {"size": 16, "resize": 20}}}}},
         ConfigError,
         "b trains on other data than a",
     ),
@@ -477,12 +492,12 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[ArtokError], str]] = {
     "too few parameters": ({"budget": {"kind": "parameters", "amount": 10}}, ConfigError, "no size within 5% of 10"),
     "seeds twice": ({"seeds": [1, 1]}, ConfigError, "must be different"),
     "runs for other seeds": (
-        {"contestants": {"a": {"run": ["x", "y", "z"]}}, "budget": None},
+        {"entries": {"a": {"run": ["x", "y", "z"]}}, "budget": None},
         ConfigError,
         "a names 3 runs for 2 seeds",
     ),
     "a tokenizer as generator": (
-        {"contestants": {"a": {"tokenizer": "{root}/vq.yaml", "generator": "{root}/vq.yaml"}}, "settings": DEEPER},
+        {"entries": {"a": {"tokenizer": "{root}/vq.yaml", "generator": "{root}/vq.yaml"}}, "settings": DEEPER},
         ConfigError,
         "but that trains a tokenizer",
     ),
@@ -505,14 +520,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[ArtokError], str]] = {
     "a seed too large": ({"seeds": [2**40]}, ConfigError, "from 0 to 4,294,967,295"),
     "no seeds": ({"seeds": []}, ConfigError, "'seeds' needs at least 1 entry"),
     "an unknown extractor": ({"evaluation": {"extractor": "clasifier"}}, ConfigError, "did you mean 'classifier'"),
-    "steps of nothing": ({"grid": {"steps": [0, 2]}}, ConfigError, "from 1 on"),
-    "a guidance below none": ({"grid": {"guidance": [-1]}}, ConfigError, "from 0 on"),
+    "steps of nothing": ({"sampling_grid": {"steps": [0, 2]}}, ConfigError, "from 1 on"),
+    "a guidance below none": ({"sampling_grid": {"cfg_scale": [-1]}}, ConfigError, "from 0 on"),
     "a launcher that is not here": ({"launch": "nonesuch --fast"}, ConfigError, "starts nothing that is here"),
     "a launcher half quoted": ({"launch": "'torchrun"}, ConfigError, "no closing quotation"),
     "speeds of nobody": (
         {"budget": {"kind": "seconds", "amount": 9, "speeds": {"c": 1}}},
         ConfigError,
-        "'c', which is no contestant",
+        "'c', which is no entry",
     ),
 }
 
@@ -540,12 +555,8 @@ def test_a_mistake_is_one_sentence_before_anything_is_trained(
 
 
 def test_what_another_command_takes_is_handed_on_in_words(root: Path) -> None:
-    with pytest.raises(ConfigError, match="try 'artok sweep studies/digits-sweep'"):
-        load_study("digits-sweep", [])
     with pytest.raises(ConfigError, match="try 'artok train digits/vq'"):
         load_study("digits/vq", [])
-    with pytest.raises(ConfigError, match="try 'artok compare studies/digits-quick'"):
-        load_sweep("digits-quick", [])
 
 
 def test_two_cannot_conduct_one_study(root: Path, tmp_path: Path) -> None:
@@ -567,7 +578,7 @@ def test_runs_of_another_data_set_are_refused(root: Path, finished: Path, tmp_pa
     other = {"kind": "digits", "size": 16}
     runs = {"a": {"run": str(finished / "trained" / "raster" / "seed0")}}
     with pytest.raises(CheckpointError, match=r"a: the run .* was trained on another data set than the study has"):
-        settle(study(root, contestants=runs, data=other, budget=None), tmp_path)
+        settle(study(root, entries=runs, data=other, budget=None), tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- processes

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from artok.commands.compare import jobs_of, prepare
-from artok.commands.demo import chosen, demo
+from artok.commands.demo import choose, demo
 from artok.errors import ArtokError, ConfigError, RunError
 from artok.studies.scheduler import Job, Slurm, environment, run_jobs
 
@@ -130,7 +130,7 @@ def test_slurm_runs_jobs_and_tells_of_their_failure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("families", [["raster"], ["raster", "gan"], []])
 def test_the_demo_plans_each_tokenizer_once_and_before_its_generators(families: list[str], tmp_path: Path) -> None:
-    study = chosen(families)
+    study = choose(families)
     planned = jobs_of(prepare(study, tmp_path), ())
     names = [job.name for job in planned]
     assert len(names) == len(set(names))
@@ -139,14 +139,14 @@ def test_the_demo_plans_each_tokenizer_once_and_before_its_generators(families: 
     for family in families or ["raster", "var", "maskgit", "mar", "dit", "gan"]:
         assert f"train {family} seed 0" in names
         assert f"measure {family}" in names
-    assert ("train digits-vq" in names) == ("raster" in study.contestants)
+    assert ("train digits-vq" in names) == ("raster" in study.entries)
 
 
 def test_the_sweep_joins_all_families_or_where_it_is_asked_for() -> None:
-    assert chosen([]).sweep == "digits-demo-sweep"
-    assert chosen([], sweep=False).sweep is None
-    assert chosen(["gan"]).sweep is None
-    assert chosen(["gan"], sweep=True).sweep == "digits-demo-sweep"
+    assert choose([]).beside == "digits-demo-sweep"
+    assert choose([], sweep=False).beside is None
+    assert choose(["gan"]).beside is None
+    assert choose(["gan"], sweep=True).beside == "digits-demo-sweep"
 
 
 def test_an_unknown_family_is_refused(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_the_declared_layout_is_the_real_one(tokenizer: Tokenizer) -> None:
 def test_encoding_is_deterministic_and_by_image(tokenizer: Tokenizer) -> None:
     whole = tokenizer.encode(images(6)).values
     assert torch.equal(whole, tokenizer.encode(images(6)).values)
-    torch.testing.assert_close(tokenizer.encode(images(6)[2:4]).values, whole[2:4])
+    torch.testing.assert_close(tokenizer.encode(images(6)[2:4]).values, whole[2:4], rtol=1e-4, atol=1e-4)
 
 
 def test_the_training_pass_reaches_every_weight(config: TokenizerConfig) -> None:

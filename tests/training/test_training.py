@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from artok.config import dump, merge, validate
 from artok.errors import ArtokError, CheckpointError, ConfigError, DataError, LayoutError, RunError
 from artok.locks import alone
-from artok.nn import recompute
+from artok.nn import gradient_checkpointing
 from artok.pipeline import Pipeline
 from artok.training.experiment import Experiment
 from artok.training.log import read_log
@@ -249,13 +249,13 @@ def test_averaged_weights_are_what_is_saved(
 def test_gradient_checkpointing_gives_the_same_weights(
     tokenizer_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks, once = list[Any](), recompute.checkpoint
+    blocks, once = list[Any](), gradient_checkpointing.run_checkpointed
 
     def counted(block: Any, *inputs: Any, **settings: Any) -> torch.Tensor:
         blocks.append(block)
         return once(block, *inputs, **settings)
 
-    monkeypatch.setattr(recompute, "checkpoint", counted)
+    monkeypatch.setattr(gradient_checkpointing, "run_checkpointed", counted)
     assert train(generator_experiment(str(tokenizer_run)), tmp_path / "plain")
     assert not blocks
     changes = {"training": {"gradient_checkpointing": True}}

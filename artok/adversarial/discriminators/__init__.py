@@ -1,1 +1,1 @@
-"""Networks that score how real images look; one file a kind."""
+"""Networks that score how real images look; one file per kind."""

@@ -1,4 +1,4 @@
-"""What every discriminator keeps to: images and labels in, scores out, high for what looks real."""
+"""The interface of discriminators: images and labels in, scores out, high for what looks real."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from artok.config import Part
 
 
 class Discriminator(nn.Module, ABC):
+    """Scores images."""
+
     @abstractmethod
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """Scores (B, ...), of one number an image or of one a patch, for images (B, C, H, W) in about [-1, 1].
+        """Scores (B, ...), one per image or one per patch, for images (B, C, H, W) in about [-1, 1].
 
         labels: (B,) int64, or None where it was built for no classes.
         """
@@ -25,7 +27,7 @@ class DiscriminatorConfig(Part, ABC):
     def build(self, image: tuple[int, ...], classes: int) -> Discriminator:
         """The discriminator of images of (channels, height, width), with fresh weights.
 
-        classes: of the labels that it is told, or 0 for none. A ConfigError when the size or the labels do not fit.
+        classes: number of labels, or 0 for none. A ConfigError when the size or the labels do not fit.
         """
 
     @classmethod

@@ -19,8 +19,7 @@ KERNEL = 4
 class Config(DiscriminatorConfig):
     """kind: patch. As published: width 64, layers 3, norm batch.
 
-    norm: "batch" ties the scores of a batch together, so that they depend on how it is split over processes; "group"
-    and "none" do not.
+    norm: with "batch" the scores depend on how a batch is split over processes; with "group" and "none" they do not.
     """
 
     kind: Literal["patch"] = "patch"

@@ -23,7 +23,7 @@ class Config(DiscriminatorConfig):
 
     kind: Literal["residual"] = "residual"
     channels: tuple[int, ...] = Field(min_length=1)
-    blocks: int = Field(2, ge=1, description="residual blocks a resolution")
+    blocks: int = Field(2, ge=1, description="residual blocks per resolution")
     groups: int = Field(1, ge=1)
     embedding_dim: int = Field(64, ge=1, description="width of the space in which images meet labels")
 

@@ -1,7 +1,7 @@
 """StyleGAN2's residual discriminator (Karras et al. 2020, figure 7c).
 
-Without the batch's standard deviation as a feature: it would tie the scores of a batch together, so that they changed
-with the split over processes.
+Without the batch's standard deviation as a feature: with it the scores would depend on how a batch is split over
+processes.
 """
 
 from __future__ import annotations

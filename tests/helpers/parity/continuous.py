@@ -60,7 +60,7 @@ def each_step(
     kept: dict[str, list[Tensor]] = {name: [] for name in ("mean", "log_variance", "pred_xstart", "sample")}
 
     def denoise(state: Tensor, level: Level) -> Denoised:
-        return diffusion.believed(network(state, torch.full((len(state),), level.time)), state, level)
+        return diffusion.denoise(network(state, torch.full((len(state),), level.time)), state, level)
 
     for step, noise in enumerate(noises):
         index = len(levels) - 1 - step
@@ -202,7 +202,7 @@ def mar_head(fixture: Fixture, built: Mar) -> dict[str, Tensor]:
     io, about, head = fixture.io, fixture.about, built.head
     x, z, null, scale = io["head_x"], io["head_c"], io["head_c_null"], about["cfg_scale"]
     net, t = head.net, io["head_t"]
-    guided = head.guided_network(torch.cat([z, null]), scale, True)(x, t.repeat(2))
+    guided = head.guide_network(torch.cat([z, null]), scale, True)(x, t.repeat(2))
     other = torch.cat([guided[:, : head.width], net(x, t, net.condition(null))[:, head.width :]], dim=1)
     found = {
         "head_time_embed": net.time(t),

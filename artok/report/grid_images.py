@@ -1,8 +1,7 @@
-"""Pictures of a sweep: the same held-out images through every tokenizer, samples of every generator, entropy maps."""
+"""Pictures of many settings: held-out images through every tokenizer, samples of every generator, entropy maps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -16,8 +15,7 @@ from artok.pipeline import Pipeline
 from artok.report.data_uris import Picture, strip
 from artok.report.images import NARROW, SEED, Real, RealImages, one_each
 from artok.saved import load_tokenizer
-from artok.studies.grid_point import runs_of
-from artok.studies.grid_results import Findings, Outcome
+from artok.studies.results import Outcome
 
 EACH = 1  # samples of each class
 MAP = 72  # CSS pixels of an entropy map
@@ -36,63 +34,69 @@ class EntropyMap:
 
 
 @dataclass(frozen=True)
-class CellGallery:
-    """What a cell's first seed does."""
+class SettingPictures:
+    """What a setting's first seed does."""
 
-    outcome: Outcome
+    title: str
+    layout: TokenLayout
     reconstructions: Picture
     samples: Picture | None
     entropy: EntropyMap | None
 
 
 @dataclass(frozen=True)
-class SweepGallery:
+class SettingsGallery:
     """most: bits that the brightest colour of the entropy maps stands for, with a scale of colours up to it."""
 
     names: list[str]
     originals: Picture
     classes: list[str]
-    cells: list[CellGallery]
+    settings: list[SettingPictures]
     most: float
     colours: Picture | None
 
 
 @torch.no_grad()
-def show(findings: Findings, device: str) -> SweepGallery:
-    """The same images, labels and seed for all cells."""
-    first = runs_of(findings.outcomes[0].cell.trials[0])[0]
-    real = RealImages().of(first.data)
+def show_settings(outcome: Outcome, device: str) -> SettingsGallery:
+    """The same images, labels and seed for all settings."""
+    real = RealImages().of(outcome.plan.data)
     originals, names = one_each(real)
-    tops = [
-        max(map(max, outcome.records[0].positions)) for outcome in findings.outcomes if outcome.records[0].positions
-    ]
-    most = max(tops, default=0.0)
-    cells = [_cell(outcome, real, originals, names, most, device) for outcome in findings.outcomes]
-    colours = (
-        _coloured(torch.linspace(0, 1, 24)[None], "Colours from 0 bits, dark, to the most, bright") if tops else None
-    )
+    entropy = {
+        one.name: torch.tensor(outcome.code_entropy[name])
+        for one in outcome.entries
+        for name in list(one.tokenizers)[:1]
+        if name in outcome.code_entropy
+    }
+    most = max((float(bits.max()) for bits in entropy.values()), default=0.0)
+    settings = []
+    for one in outcome.entries:
+        title = one.entry.title
+        tokenizer = load_tokenizer(next(iter(one.tokenizers.values())).folder)[0].to(device)
+        decoded = to_uint8(tokenizer.decode(tokenizer.encode(from_uint8(originals).to(device)))).cpu()
+        pictures = strip(decoded, f"The same held-out images ({', '.join(names)}) after {title}", NARROW)
+        bits = entropy.get(one.name)
+        settings.append(
+            SettingPictures(
+                title,
+                one.entry.layout,
+                pictures,
+                sample_strip(one.first, real, title, device) if one.runs else None,
+                None if bits is None else entropy_map(bits, one.entry.layout, most, title),
+            )
+        )
+    colours = _coloured(torch.linspace(0, 1, 24)[None], "Colours from 0 bits, dark, to the most, bright")
     what = f"{len(originals)} held-out images ({', '.join(names)}) as they are"
-    return SweepGallery(names, strip(originals, what, NARROW), real.names, cells, most, colours)
+    return SettingsGallery(
+        names, strip(originals, what, NARROW), real.names, settings, most, colours if entropy else None
+    )
 
 
-def _cell(
-    outcome: Outcome, real: Real, originals: Tensor, names: Sequence[str], most: float, device: str
-) -> CellGallery:
-    runs, title = runs_of(outcome.cell.trials[0]), outcome.cell.title
-    tokenizer = load_tokenizer(runs[0].folder)[0].to(device)
-    decoded = to_uint8(tokenizer.decode(tokenizer.encode(from_uint8(originals).to(device)))).cpu()
-    pictures = strip(decoded, f"The same held-out images ({', '.join(names)}) after {title}", NARROW)
-    positions = outcome.records[0].positions
-    entropy = entropy_map(torch.tensor(positions), outcome.cell.layout, most, title) if positions else None
-    samples = _samples(runs[1], real, title, device) if len(runs) > 1 else None
-    return CellGallery(outcome, pictures, samples, entropy)
-
-
-def _samples(run: Run, real: Real, title: str, device: str) -> Picture:
+def sample_strip(run: Run, real: Real, title: str, device: str) -> Picture:
+    """A sample of each class by a generator, side by side."""
     pipeline = Pipeline.from_pretrained(run.folder, device)
     sampling = pipeline.settings({**run.results.sampling, "seed": SEED})
     images = to_uint8(pipeline(real.labels, EACH, sampling=sampling))
-    return strip(images, f"Samples of {', '.join(real.names)} by the generator on the tokens of {title}", NARROW)
+    return strip(images, f"Samples of {', '.join(real.names)} by {title}", NARROW)
 
 
 def entropy_map(positions: Tensor, layout: TokenLayout, most: float, title: str) -> EntropyMap:

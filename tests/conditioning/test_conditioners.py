@@ -1,0 +1,100 @@
+"""The contract of every kind of conditioner, and what several of them say together."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from artok.conditioning.base import Conditioner, ConditionerConfig, Conditioners, Context
+from artok.config import find, kinds, validate
+from artok.errors import ConfigError, LayoutError
+from artok.generators import raster
+from artok.layout import Condition, ConditionPart, Text, TokenLayout, Tokens
+
+WIDTH, CLASSES = 12, 4
+LAYOUT = TokenLayout(((4, 4),), 3, None, (3, 16, 16))
+CONDITION = Condition(
+    labels=torch.tensor([0, 2, 3]),
+    text=Text(torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool)),
+    known=Tokens(torch.randn(3, 16, 3), LAYOUT),
+    control=torch.randn(3, 2, 4, 4),
+)
+
+
+@pytest.mark.parametrize("kind", kinds("conditioning"))
+def test_a_part_becomes_a_context_and_its_null_another(kind: str) -> None:
+    config = find("conditioning", kind).tiny()
+    assert isinstance(config, ConditionerConfig)
+    conditioner = config.build(WIDTH, CLASSES, null=True)
+    context = conditioner(CONDITION)
+    assert context.pooled.shape == (3, WIDTH)
+    assert context.sequence.shape[::2] == (3, WIDTH)
+    assert context.mask is None or context.mask.shape == context.sequence.shape[:2]
+    null = conditioner(CONDITION.dropped(conditioner.part))
+    assert not torch.isclose(null.pooled, context.pooled).all(1).any()
+    part = conditioner(CONDITION[torch.tensor([2, 0])])
+    torch.testing.assert_close(part.pooled, context.pooled[[2, 0]])
+    torch.testing.assert_close(part.sequence, context.sequence[[2, 0]])
+    conditioner.initialise(lambda weight: torch.nn.init.constant_(weight, 0.5))
+    assert any((parameter == 0.5).all() for parameter in conditioner.parameters())
+
+
+class Edges(Conditioner):
+    """A map in register with the grid, as a context of three entries and a map."""
+
+    part: ClassVar[ConditionPart] = "control"
+
+    def forward(self, condition: Condition) -> Context:
+        assert condition.control is not None
+        maps = condition.control.mean(1, keepdim=True).expand(-1, WIDTH, -1, -1)
+        pooled = maps.mean((2, 3))
+        return Context(pooled, pooled[:, None].repeat(1, 3, 1), torch.tensor([[True, True, False]] * 3), maps)
+
+    def initialise(self, fill: object) -> None:
+        return
+
+
+class EdgesConfig(ConditionerConfig):
+    kind: str = "edges"
+
+    def build(self, width: int, classes: int, null: bool) -> Edges:
+        return Edges()
+
+    @classmethod
+    def tiny(cls) -> EdgesConfig:
+        return cls()
+
+
+def test_several_conditioners_make_one_context() -> None:
+    labels = find("conditioning", "labels").tiny()
+    both = Conditioners((labels, EdgesConfig()), WIDTH, CLASSES)  # type: ignore[arg-type]
+    assert both.parts == {"labels", "control"}
+    context = both(CONDITION)
+    first, second = both["labels"](CONDITION), both["control"](CONDITION)
+    torch.testing.assert_close(context.pooled, first.pooled + second.pooled)
+    torch.testing.assert_close(context.sequence, torch.cat([first.sequence, second.sequence], 1))
+    assert context.mask is not None
+    assert context.mask[0].tolist() == [True, True, True, False]
+    assert context.spatial is not None
+    torch.testing.assert_close(context.spatial, second.spatial)
+    half: Tensor = context[1:].pooled
+    torch.testing.assert_close(half, context.pooled[1:])
+
+
+def test_without_a_null_a_condition_must_have_labels() -> None:
+    labels = find("conditioning", "labels").tiny().build(WIDTH, CLASSES, null=False)  # type: ignore[attr-defined]
+    assert labels(CONDITION).pooled.shape == (3, WIDTH)
+    with pytest.raises(LayoutError, match="nothing without labels"):
+        labels(Condition(control=torch.zeros(3, 1, 4, 4)))
+
+
+def test_a_generator_needs_a_conditioner_and_names_an_unknown_one() -> None:
+    section = {"kind": "raster", "depth": 1}
+    assert validate(raster.Config, section, "test").conditioning[0].kind == "labels"
+    with pytest.raises(ConfigError, match="conditioning"):
+        validate(raster.Config, section | {"conditioning": []}, "test")
+    with pytest.raises(ConfigError, match="labels"):
+        validate(raster.Config, section | {"conditioning": [{"kind": "label"}]}, "test")
