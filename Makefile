@@ -8,12 +8,13 @@ INSTALLED = $(VENV)/.installed
 # One thread a process: the tests and the demo's jobs run side by side, and on few cores threads only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint docs check-house format bench clean
 
 help:
 	@echo "make demo    train, generate and measure on real digits; writes runs/demo/report.html"
 	@echo "make test    run the tests; ARGS=\"-m 'not slow'\" runs the quick part"
 	@echo "make lint    formatting, lint and types"
+	@echo "make docs    the site, into site/; warnings are errors"
 	@echo "make bench   benchmarks: loading, training, decoding with the cache"
 
 $(INSTALLED): pyproject.toml
@@ -35,6 +36,13 @@ lint: $(INSTALLED)
 	$(RUN)ruff check .
 	$(RUN)mypy
 
+docs: $(INSTALLED)
+	$(RUN)python tools/write_docs.py --write
+	NO_MKDOCS_2_WARNING=1 $(RUN)mkdocs build --strict --quiet
+
+check-house: $(INSTALLED)
+	$(RUN)python -m pytest tests/test_house.py tests/test_imports.py tests/test_readme.py $(ARGS)
+
 format: $(INSTALLED)
 	$(RUN)ruff format .
 	$(RUN)ruff check --fix .
@@ -46,4 +54,4 @@ bench: $(INSTALLED)
 	$(RUN)python tools/bench_generators.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site docs/reference .pytest_cache .mypy_cache .ruff_cache

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from artok.api import evaluate, load_tokenizer, train
     from artok.pipeline import Pipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Pipeline", "__version__", "evaluate", "load_tokenizer", "train"]
 
 _HOME = {"Pipeline": "pipeline", "evaluate": "api", "load_tokenizer": "api", "train": "api"}

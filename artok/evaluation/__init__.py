@@ -1,0 +1,1 @@
+"""One model measured or shown: evaluator, samples, reconstructions, statistics."""

@@ -129,7 +129,7 @@ class Mar(PatchedGenerator):
         x_BND, known = self.known_patches(condition)
         order, unknown = unknown_first(order, known)
         for step in range(total):
-            counts, left = ([schedule(whole, total)[at] for whole in unknown] for at in (step, step + 1))
+            counts, left = (tuple(schedule(whole, total)[at] for whole in unknown) for at in (step, step + 1))
             places = slots(order, left, counts)
             z = guidance.repeat(self.input(x_BND))
             z = self.body(z, sequence, guidance.repeat(order), counts * (len(z) // len(counts)))

@@ -6,7 +6,6 @@ Which tokens are masked is given by an order of the positions and a count: the f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -76,7 +75,7 @@ class MaskedTransformer(nn.Module):
         embedded_BNW: Tensor,
         sequence_B1W: Tensor,
         order_BN: Tensor,
-        counts: Tensor | Sequence[int] | int,
+        counts: Tensor | tuple[int, ...] | int,
         room: int | None = None,
     ) -> Tensor:
         """z (B, N, W).

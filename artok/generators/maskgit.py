@@ -6,7 +6,7 @@ The second reading of MAR's masked transformer: codes in, and for each masked po
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -151,7 +151,7 @@ class MaskedCodes(Generator):
         order = torch.arange(length, device=device).expand(batch, -1)
         order, unknown = unknown_first(order, None if known is None else known.flags)
         for step in range(total):
-            counts, left = ([schedule(whole, total)[at] for whole in unknown] for at in (step, step + 1))
+            counts, left = (tuple(schedule(whole, total)[at] for whole in unknown) for at in (step, step + 1))
             places = order[:, : max(counts)]
             free = torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
             logits = guidance(self.logits(guidance.repeat(codes), context, guidance.repeat(order), counts), step)
@@ -165,11 +165,11 @@ class MaskedCodes(Generator):
             decided = ~masked_flags(order, torch.tensor(left, device=device))
             yield Tokens(codes[..., None].clone(), self.layout, known=decided if any(left) else None)
 
-    def logits(self, codes: Tensor, context: Context, order: Tensor, counts: Sequence[int]) -> Tensor:
+    def logits(self, codes: Tensor, context: Context, order: Tensor, counts: tuple[int, ...]) -> Tensor:
         """Logits (B, n, V) float32 of the first n positions of the order, of which a row has `counts` masked and none
         has more than n; the head runs on those alone."""
         count, halves = max(counts), len(order) // len(counts)
-        z = self.body(self.embedding(codes), context.sequence, order, [*counts] * halves)
+        z = self.body(self.embedding(codes), context.sequence, order, counts * halves)
         return self.head(z.gather(1, order[:, :count, None].expand(-1, -1, z.shape[2]))).float()
 
     def check(self, sampling: Sampling) -> None:

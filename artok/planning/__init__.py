@@ -1,0 +1,1 @@
+"""Cost on paper: tokens, parameters, FLOPs, memory, time, from the real modules without numbers."""

@@ -1,0 +1,1 @@
+"""Pages from results: of runs and of studies."""

@@ -1,1 +1,1 @@
-"""Several runs compared, and the report they write."""
+"""Many models under one budget: config, budget, scheduler, results; no pictures here."""

@@ -214,7 +214,7 @@ def test_without_gumbel_noise_the_surest_codes_are_kept() -> None:
     first = next(model.steps(condition(4), Sampling(temperature=0, choice_temperature=0), noise(4), None))
     order = torch.arange(16).expand(4, -1)
     codes = torch.zeros(4, 16, dtype=torch.int64)
-    sure = model.logits(codes, model.context(condition(4)), order, 16).log_softmax(-1).amax(-1)
+    sure = model.logits(codes, model.context(condition(4)), order, (16,) * 4).log_softmax(-1).amax(-1)
     assert first.known is not None
     for row in range(4):
         assert sure[row][first.known[row]].min() >= sure[row][~first.known[row]].max()

@@ -98,11 +98,14 @@ def test_undecided_tokens_are_zero_vectors(tokenizer: Tokenizer) -> None:
     torch.testing.assert_close(tokenizer.prefix(tokens, len(layout.grids)), tokenizer.embed(tokens))
 
 
-def test_gradient_checkpointing_changes_no_gradient() -> None:
+def test_gradient_checkpointing_changes_no_gradient(config: TokenizerConfig) -> None:
+    if set_gradient_checkpointing(config.build(IMAGE), True) == 0:
+        pytest.skip("has no blocks whose activations could be computed twice")
+
     def gradients(on: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)
-        tokenizer = conv.Config.tiny().build(IMAGE)
-        assert set_gradient_checkpointing(tokenizer, on) == 2
+        tokenizer = config.build(IMAGE).train()
+        set_gradient_checkpointing(tokenizer, on)
         result = tokenizer(images(4))
         (result.images.square().mean() + sum(result.losses.values(), torch.zeros(()))).backward()
         return [p.grad for p in tokenizer.parameters() if p.grad is not None]
