@@ -1,7 +1,7 @@
 """Procedural coloured shapes with class and caption, unlimited and seeded, and an oracle that reads them back.
 
 Image i of a split is a pure function of (seed, split, i). Since `read_back` knows exactly what can be drawn, it says of
-a generated image whether it shows the shape and colour that were asked for, without any trained judge.
+a generated image whether it shows the shape and colour that were asked for, without any trained evaluator.
 """
 
 from __future__ import annotations

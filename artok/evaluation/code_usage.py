@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from artok.evaluation.evaluator import BATCH, Judge, some
+from artok.evaluation.evaluator import BATCH, Evaluator, some
 from artok.images import from_uint8, to_uint8
 from artok.layout import Tokens
 from artok.metrics import frechet
-from artok.metrics.base import Seen, Subject
+from artok.metrics.base import EvalBatch, MetricContext
 from artok.metrics.codebook import CodebookUsage
 from artok.metrics.codebook import Config as CodebookConfig
 from artok.metrics.features import extract
@@ -39,28 +39,28 @@ def perturbed_name(share: float) -> str:
 
 
 @torch.no_grad()
-def examine(judge: Judge, tokenizer: Tokenizer, shares: Sequence[float], neighbours: int) -> CodeStudy:
-    """Encodes the judge's held-out images once, and decodes them once for each share of replaced codes.
+def examine(evaluator: Evaluator, tokenizer: Tokenizer, shares: Sequence[float], neighbours: int) -> CodeStudy:
+    """Encodes the evaluator's held-out images once, and decodes them once for each share of replaced codes.
 
     Each code is replaced with that probability by one of its so many nearest neighbours in the codebook; which ones
     depends on the image's number alone. A share of 0 gives the Fréchet distance of plain reconstructions.
     """
-    layout, device = tokenizer.layout, judge.device
-    rows = some(len(judge.test_images), judge.n)
-    usage = CodebookConfig().build(Subject(layout=layout))
+    layout, device = tokenizer.layout, evaluator.device
+    rows = some(len(evaluator.test_images), evaluator.n)
+    usage = CodebookConfig().build(MetricContext(layout=layout))
     assert isinstance(usage, CodebookUsage)
     encoded = []
     for part in rows.split(BATCH):
-        encoded.append(tokenizer.encode(from_uint8(judge.test_images[part]).to(device)))
-        usage.update(Seen(codes=encoded[-1].values.cpu()))
-    real, _ = extract(judge.extractor, judge.test_images[rows])
+        encoded.append(tokenizer.encode(from_uint8(evaluator.test_images[part]).to(device)))
+        usage.update(EvalBatch(codes=encoded[-1].values.cpu()))
+    real, _ = extract(evaluator.extractor, evaluator.test_images[rows])
     near = near_codes(tokenizer, neighbours, device)
     found = []
     for share in shares:
-        evaluation = judge.evaluation([frechet.Config()], layout)
-        evaluation.update(Seen(real_features=real))
+        evaluation = evaluator.evaluation([frechet.Config()], layout)
+        evaluation.update(EvalBatch(real_features=real))
         for tokens, part in zip(encoded, rows.split(BATCH), strict=True):
-            evaluation.update(Seen(reconstructions=_decoded(tokenizer, tokens, near, share, part.to(device))))
+            evaluation.update(EvalBatch(reconstructions=_decoded(tokenizer, tokens, near, share, part.to(device))))
         (entry,) = evaluation.results("", SEED).measurements
         found.append(replace(entry, name=perturbed_name(share)))
     return CodeStudy(usage.by_position(), tuple(found))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -10,35 +10,24 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from artok.config import override
+from artok.config import override, read_yaml, validate
 from artok.data.base import DataConfig, SplitName
 from artok.data.memory import held_in_memory, some
 from artok.data.tokens import evaluation_tokens
 from artok.errors import ConfigError
 from artok.images import from_uint8, to_uint8
 from artok.layout import Condition, TokenLayout, last
-from artok.metrics import (
-    classes,
-    codebook,
-    consistency,
-    cost,
-    frechet,
-    kid,
-    likelihood,
-    memorisation,
-    modes,
-    prdc,
-    reconstruction,
-)
-from artok.metrics.base import MetricConfig, Seen, Subject
+from artok.metrics import cost
+from artok.metrics.base import EvalBatch, MetricConfig, MetricContext
 from artok.metrics.evaluate import Evaluation
 from artok.metrics.features import Extractor, extract, parse
 from artok.metrics.floor import class_counts, floor, largest, stratified
 from artok.metrics.results import Results
+from artok.metrics.selection import MetricChoice
 from artok.pipeline import Pipeline
 from artok.planning.op_trace import Trace
 from artok.sampling.settings import Sampling
-from artok.saved import find_saved, fingerprint, load_tokenizer, read_saved
+from artok.saved import CONFIG, find_saved, fingerprint, load_tokenizer, read_saved
 from artok.tokenizers.base import Tokenizer
 from artok.training.encode import cached_tokens, own_data
 from artok.training.extractor import extractor_for, modes_of
@@ -46,6 +35,9 @@ from artok.training.progress import Progress
 
 BATCH = 64
 RESULTS = "results.json"
+SETS = frozenset({"images", "labels", "real_features", "fake_features"})  # fields that both kinds of run fill
+SAMPLES = SETS | {"samples", "conditions"}
+PREDICTED = frozenset({"real_predicted", "fake_predicted"})
 TRACED = 4  # images of the batch whose peak memory is taken
 
 
@@ -54,42 +46,54 @@ def evaluate(
 ) -> Results:
     """Measure a run on the held-out images of its data and write `results.json` beside it.
 
-    n: images, all held-out ones unless given. changes: sampling settings as key=value, and settings of the data as
-    data.key=value. Errors as in loading, a ConfigError when the data do not fit the model, and an ArtokError when n is
-    larger than what a floor can be measured for.
+    n: images, all held-out ones unless given. changes: sampling settings as key=value, settings of the data as
+    data.key=value and the choice of metrics as evaluation.key=value. Errors as in loading, a ConfigError when the data
+    do not fit the model, and an ArtokError when n is larger than what a floor can be measured for.
     """
     folder = find_saved(name)
     saved = read_saved(folder)
     of_data = [change for change in changes if change.startswith("data.")]
-    of_sampling = [change for change in changes if change not in of_data]
+    of_choice = [change.partition(".")[2] for change in changes if change.startswith("evaluation.")]
+    of_sampling = [change for change in changes if not change.startswith(("data.", "evaluation."))]
     data = own_data(folder, saved.facts.image, of_data)
     if saved.generator is None and of_sampling:
         raise ConfigError(f"{folder} is a tokenizer; sampling settings such as {of_sampling[0]} do not apply")
     pipeline = Pipeline.from_pretrained(folder, device) if saved.generator is not None else None
     sampling = pipeline.settings(override({}, of_sampling)) if pipeline is not None else Sampling()
-    judge = Judge(data, extractor, device, n, progress)
+    section = read_yaml(folder / CONFIG).get("evaluation") or {}
+    choice = validate(MetricChoice, override(section, of_choice), "evaluation")
+    evaluator = Evaluator(data, extractor, device, n, progress, choice)
     if pipeline is None:
         tokenizer, _ = load_tokenizer(folder)
-        results = judge.tokenizer(tokenizer.to(device), folder.name)
+        results = evaluator.tokenizer(tokenizer.to(device), folder.name)
     else:
-        classes = judge.train_split.classes
+        classes = evaluator.train_split.classes
         if len(classes) != len(saved.facts.classes):
             raise ConfigError(
                 f"{folder} makes images of {len(saved.facts.classes)} classes and the data have {len(classes)}; "
                 "name the data that it was made for with data.key=value"
             )
-        results = judge.generator(pipeline, folder.name, sampling)
+        results = evaluator.generator(pipeline, folder.name, sampling)
     results.save(folder / RESULTS)
     return results
 
 
-class Judge:
+class Evaluator:
     """One evaluator: the same real images, extractor and N for everything it measures.
 
-    n: images to measure, or None for all that are held out.
+    n: images to measure, or None for all that are held out. choice: of metrics.
     """
 
-    def __init__(self, data: DataConfig, extractor: str, device: str, n: int | None, progress: Progress) -> None:
+    def __init__(
+        self,
+        data: DataConfig,
+        extractor: str,
+        device: str,
+        n: int | None,
+        progress: Progress,
+        choice: MetricChoice | None = None,
+    ) -> None:
+        self.choice = choice or MetricChoice()
         self.data, self.device, self.progress = data, torch.device(device), progress
         self.train_split, self.test_split = data.open("train"), data.open("test")
         self.test_images, self.test_labels = held_in_memory(self.test_split, data.size)
@@ -103,17 +107,19 @@ class Judge:
         predicts = extract(self.extractor, self.test_images[:1])[1] is not None
         self.modes = modes_of(self.train_split, data.size) if predicts else None
         self._floor: dict[str, float] | None = None
-        self._others: dict[int, Judge] = {}
+        self._others: dict[int, Evaluator] = {}
 
     @cached_property
-    def held_out(self) -> Seen:
+    def held_out(self) -> EvalBatch:
         """All held-out images with their features, which are the same whatever is measured."""
         features, logits = extract(self.extractor, self.test_images)
         predicted = None if logits is None else logits.argmax(1)
-        return Seen(images=self.test_images, labels=self.test_labels, real_features=features, real_predicted=predicted)
+        return EvalBatch(
+            images=self.test_images, labels=self.test_labels, real_features=features, real_predicted=predicted
+        )
 
-    def of(self, n: int | None) -> Judge:
-        """The same judge for another number of images; for all of its own when None."""
+    def of(self, n: int | None) -> Evaluator:
+        """The same evaluator for another number of images; for all of its own when None."""
         count = self.n if n is None else min(n, largest(self.train_labels, self.test_labels))
         if count == self.n:
             return self
@@ -126,10 +132,8 @@ class Judge:
     def tokenizer(self, tokenizer: Tokenizer, name: str) -> Results:
         """Reconstructions of the held-out images, and the use of the codebook."""
         layout = tokenizer.layout
-        configs: list[MetricConfig] = [reconstruction.Config(), *self.between_sets()]
-        if layout.discrete:
-            configs.append(codebook.Config())
-        evaluation = self.evaluation(configs, layout)
+        fields = SETS | {"reconstructions"} | ({"codes"} if layout.discrete else set())
+        evaluation = self.evaluation(self.select(fields, layout), layout)
         with torch.no_grad(), self.progress.over(0, self.n):
             for done, rows in enumerate(some(len(self.test_images), self.n).split(BATCH)):
                 images = self.test_images[rows]
@@ -137,7 +141,7 @@ class Judge:
                 decoded = to_uint8(tokenizer.decode(tokens)).cpu()
                 codes = tokens.values.cpu() if layout.discrete else None
                 labels = self.test_labels[rows]
-                evaluation.update(Seen(images=images, labels=labels, reconstructions=decoded, codes=codes))
+                evaluation.update(EvalBatch(images=images, labels=labels, reconstructions=decoded, codes=codes))
                 self.progress.advance(done * BATCH + len(rows))
         results = evaluation.results(name, seed=0, floor=self.floor(layout))
         one = torch.zeros(1, *layout.image, device=self.device)
@@ -155,11 +159,11 @@ class Judge:
         """
         layout = pipeline.tokenizer.layout
         sampling = pipeline.settings({}, sampling)
-        configs: list[MetricConfig] = [*self.of_samples(), memorisation.Config()]
-        nats = list(self.likelihoods(pipeline))
-        if nats:
-            configs.append(likelihood.Config())
-        evaluation = self.evaluation(configs, layout)
+        fields = SAMPLES | self.predicted | {"train_images"}
+        wanted = self.select(fields | {"log_likelihood"}, layout)
+        wants_nats = any("log_likelihood" in config.build(self.subject(layout)).needs for config in wanted)
+        nats = list(self.likelihoods(pipeline)) if wants_nats else []
+        evaluation = self.evaluation(wanted if nats else self.select(fields, layout), layout)
         for seen in nats:
             evaluation.update(seen)
         evaluation.update(replace(self.held_out, train_images=self.train_images))
@@ -173,7 +177,7 @@ class Judge:
         """What can be said from the samples and the held-out images: no likelihood, no search for copies, no cost."""
         layout = pipeline.tokenizer.layout
         sampling = pipeline.settings({}, sampling)
-        evaluation = self.evaluation(self.of_samples(), layout)
+        evaluation = self.evaluation(self.select(SAMPLES | self.predicted, layout), layout)
         evaluation.update(self.held_out)
         for seen in self.samples(pipeline, sampling):
             evaluation.update(seen)
@@ -182,27 +186,25 @@ class Judge:
 
     # ------------------------------------------------------------------------------------------ parts
 
-    def between_sets(self) -> list[MetricConfig]:
-        size = min(1000, self.n, len(self.test_images))
-        return [frechet.Config(), kid.Config(subset_size=size), prdc.Config()]
+    @property
+    def predicted(self) -> frozenset[str]:
+        return PREDICTED if self.held_out.real_predicted is not None else frozenset()
 
-    def of_samples(self) -> list[MetricConfig]:
-        """And where the extractor tells classes apart, whether they are those asked for, and all of them."""
-        configs = self.between_sets()
-        if self.extractor.name == "classifier":
-            configs += [consistency.Config(), classes.Config()]
-        if self.modes is not None:
-            configs.append(modes.Config())
-        return configs
+    def subject(self, layout: TokenLayout) -> MetricContext:
+        return MetricContext(layout=layout, extractor=self.extractor.name, modes=self.modes)
+
+    def select(self, fields: Set[str], layout: TokenLayout) -> list[MetricConfig]:
+        return self.choice.select(self.subject(layout), fields)
 
     def evaluation(self, configs: Sequence[MetricConfig], layout: TokenLayout) -> Evaluation:
-        subject = Subject(layout=layout, extractor=self.extractor.name, modes=self.modes)
-        return Evaluation([config.build(subject) for config in configs], self.extractor)
+        return Evaluation([config.build(self.subject(layout)) for config in configs], self.extractor)
 
     def floor(self, layout: TokenLayout) -> dict[str, float]:
         """The distances of as many training images to the held-out ones."""
         if self._floor is None:
-            metrics = self.evaluation(self.between_sets(), layout).metrics
+            metrics = self.evaluation(
+                self.select(frozenset({"real_features", "fake_features"}), layout), layout
+            ).metrics
             rows = stratified(self.train_labels, self.test_labels, self.n)  # the features of no others are wanted
             train, _ = extract(self.extractor, self.train_images[rows])
             test = self.held_out.real_features
@@ -210,7 +212,7 @@ class Judge:
             self._floor = floor(metrics, train, self.train_labels[rows], test, self.test_labels, self.n)
         return self._floor
 
-    def samples(self, pipeline: Pipeline, sampling: Sampling) -> Iterator[Seen]:
+    def samples(self, pipeline: Pipeline, sampling: Sampling) -> Iterator[EvalBatch]:
         """Generated images, their classes shared out as those of the held-out images."""
         counts = class_counts(self.test_labels, self.n)
         labels = torch.arange(len(counts)).repeat_interleave(counts)
@@ -218,11 +220,11 @@ class Judge:
             for start in range(0, self.n, BATCH):
                 part = labels[start : start + BATCH]
                 tokens = last(pipeline.steps(Condition(part.to(self.device)), sampling, first=start))
-                yield Seen(samples=to_uint8(pipeline.decode(tokens)).cpu(), conditions=part)
+                yield EvalBatch(samples=to_uint8(pipeline.decode(tokens)).cpu(), conditions=part)
                 self.progress.advance(start + len(part))
 
     @torch.no_grad()
-    def likelihoods(self, pipeline: Pipeline) -> Iterator[Seen]:
+    def likelihoods(self, pipeline: Pipeline) -> Iterator[EvalBatch]:
         """Log-likelihoods of held-out and of training images, as many of each."""
         mark = fingerprint(pipeline.tokenizer)
         for held_out in (True, False):
@@ -233,7 +235,7 @@ class Judge:
                 nats = pipeline.generator.log_likelihood(batch.tokens, Condition(batch.labels), pipeline.tokenizer)
                 if nats is None:
                     return
-                yield Seen(log_likelihood=nats.cpu()) if held_out else Seen(train_log_likelihood=nats.cpu())
+                yield EvalBatch(log_likelihood=nats.cpu()) if held_out else EvalBatch(train_log_likelihood=nats.cpu())
 
 
 def generation_work(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """What every metric keeps to: it says what it needs to see, is shown batches, and names its values.
 
-Whoever evaluates fills a `Seen` per batch; the images' features are computed once and shared by all metrics
+Whoever evaluates fills a `EvalBatch` per batch; the images' features are computed once and shared by all metrics
 (`artok.metrics.evaluate`), whose values become records with N, extractor and floor (`artok.metrics.results`).
 """
 
@@ -23,7 +23,7 @@ HELD_OUT = "/held_out"  # ends the name of a value that held-out real images hav
 
 
 @dataclass(frozen=True)
-class Seen:
+class EvalBatch:
     """What there is to see of one batch. Any field may be missing; those of one group have the same rows.
 
     Held-out real images, B of them:
@@ -60,16 +60,16 @@ class Seen:
         return one, other
 
 
-FIELDS = frozenset(field.name for field in fields(Seen))
+FIELDS = frozenset(field.name for field in fields(EvalBatch))
 
 
 class Rows:
-    """The rows of some fields of `Seen`, of all batches so far, for a metric that needs them together."""
+    """The rows of some fields of `EvalBatch`, of all batches so far, for a metric that needs them together."""
 
     def __init__(self, *fields: str) -> None:
         self._parts: dict[str, list[Tensor]] = {field: [] for field in fields}
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: EvalBatch) -> None:
         for field, parts in self._parts.items():
             rows = getattr(seen, field)
             if rows is not None:
@@ -84,7 +84,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Subject:
+class MetricContext:
     """What is being measured, known before the first batch.
 
     layout: of the tokens, for metrics of codes and likelihoods. extractor: its name, which names what is computed from
@@ -106,8 +106,8 @@ class Subject:
 class Metric(ABC):
     """Values of a stream of batches.
 
-    needs: fields of `Seen` that it must be shown by the end. optional: fields that it also reports when it sees them.
-    A batch may carry any of them; fields of other metrics are ignored.
+    needs: fields of `EvalBatch` that it must be shown by the end. optional: fields that it also reports when it
+    sees them. A batch may carry any of them; fields of other metrics are ignored.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -119,7 +119,7 @@ class Metric(ABC):
         """Images measured so far: the model's where it compares them with real ones."""
 
     @abstractmethod
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: EvalBatch) -> None:
         """Takes in a batch; an ArtokError when rows that belong together differ in number or shape."""
 
     @abstractmethod
@@ -135,8 +135,12 @@ class MetricConfig(Part, ABC):
 
     quantities: ClassVar[tuple[Quantity, ...]]
 
+    def suits(self, subject: MetricContext) -> bool:
+        """Whether it means anything for the subject; where it does not, an evaluation leaves it out."""
+        return True
+
     @abstractmethod
-    def build(self, subject: Subject) -> Metric:
+    def build(self, subject: MetricContext) -> Metric:
         """The metric, having seen nothing; an ArtokError when the subject lacks what it must know."""
 
     @classmethod

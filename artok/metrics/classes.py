@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from artok.metrics.base import Metric, MetricConfig, Rows, Seen, Subject, enough
+from artok.metrics.base import EvalBatch, Metric, MetricConfig, MetricContext, Rows, enough
 from artok.metrics.quantity import Quantity
 
 NAME = "classes_covered"
@@ -32,7 +32,10 @@ class Config(MetricConfig):
         ),
     )
 
-    def build(self, subject: Subject) -> ClassesCovered:
+    def suits(self, subject: MetricContext) -> bool:
+        return subject.extractor == "classifier"  # the one whose classes are those of the data
+
+    def build(self, subject: MetricContext) -> ClassesCovered:
         return ClassesCovered()
 
     @classmethod
@@ -50,7 +53,7 @@ class ClassesCovered(Metric):
     def count(self) -> int:
         return self._rows.count("fake_predicted")
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: EvalBatch) -> None:
         self._rows.update(seen)
 
     def compute(self) -> dict[str, float]:

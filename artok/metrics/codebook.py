@@ -14,7 +14,7 @@ from torch import Tensor
 
 from artok.errors import ArtokError
 from artok.layout import TokenLayout
-from artok.metrics.base import Metric, MetricConfig, Seen, Subject, enough
+from artok.metrics.base import EvalBatch, Metric, MetricConfig, MetricContext, enough
 from artok.metrics.quantity import Quantity
 
 
@@ -47,7 +47,10 @@ class Config(MetricConfig):
         ),
     )
 
-    def build(self, subject: Subject) -> CodebookUsage:
+    def suits(self, subject: MetricContext) -> bool:
+        return subject.layout is not None and subject.layout.discrete
+
+    def build(self, subject: MetricContext) -> CodebookUsage:
         layout = subject.require_layout("codebook")
         if layout.vocab is None:
             raise ArtokError("the metric codebook needs tokens that are codes, but these are continuous")
@@ -77,7 +80,7 @@ class CodebookUsage(Metric):
     def count(self) -> int:
         return self._count
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: EvalBatch) -> None:
         if seen.codes is None:
             return
         codes = seen.codes.cpu()

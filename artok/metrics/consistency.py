@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from artok.metrics.base import HELD_OUT, Metric, MetricConfig, Seen, Subject, enough
+from artok.metrics.base import HELD_OUT, EvalBatch, Metric, MetricConfig, MetricContext, enough
 from artok.metrics.quantity import Quantity
 
 NAME = "class_consistency"
@@ -31,7 +31,10 @@ class Config(MetricConfig):
         ),
     )
 
-    def build(self, subject: Subject) -> ClassConsistency:
+    def suits(self, subject: MetricContext) -> bool:
+        return subject.extractor == "classifier"  # the one whose classes are those of the data
+
+    def build(self, subject: MetricContext) -> ClassConsistency:
         return ClassConsistency()
 
     @classmethod
@@ -51,7 +54,7 @@ class ClassConsistency(Metric):
     def count(self) -> int:
         return self._count
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: EvalBatch) -> None:
         if seen.conditions is not None:
             self._right += _agreeing(seen.pair("conditions", "fake_predicted"))
             self._count += len(seen.conditions)

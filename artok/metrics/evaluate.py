@@ -2,9 +2,9 @@
 
 evaluation = Evaluation([config.build(subject) for config in configs], extractor)
 for batch in held_out:
-    evaluation.update(Seen(images=batch.images, labels=batch.labels))
+    evaluation.update(EvalBatch(images=batch.images, labels=batch.labels))
 for batch in generated:
-    evaluation.update(Seen(samples=batch.images, conditions=batch.labels))
+    evaluation.update(EvalBatch(samples=batch.images, conditions=batch.labels))
 results = evaluation.results("raster", seed=0, floor=...)
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from artok.errors import ArtokError, RunError
-from artok.metrics.base import FIELDS, HELD_OUT, Metric, Seen
+from artok.metrics.base import FIELDS, HELD_OUT, EvalBatch, Metric
 from artok.metrics.features import Extractor, extract
 from artok.metrics.results import Measurement, Results
 
@@ -37,7 +37,7 @@ class Evaluation:
             raise ArtokError(f"these metrics need a feature extractor, for {', '.join(sorted(needed))}")
         self._real = 0
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: EvalBatch) -> None:
         """Adds the missing features of real and generated images, then lets every metric see the batch.
 
         Generated images are the samples or, where there are none, the reconstructions.
@@ -60,7 +60,7 @@ class Evaluation:
         for metric in self.metrics:
             metric.update(seen)
 
-    def _needs_classes(self, seen: Seen) -> bool:
+    def _needs_classes(self, seen: EvalBatch) -> bool:
         needed = any("fake_predicted" in metric.needs for metric in self.metrics)
         return needed and seen.fake_features is not None and seen.fake_predicted is None
 
@@ -102,6 +102,6 @@ class Evaluation:
         return Results(name, tuple(measurements))
 
 
-def _with(seen: Seen, field: str, value: object) -> Seen:
+def _with(seen: EvalBatch, field: str, value: object) -> EvalBatch:
     assert field in FIELDS
     return replace(seen, **{field: value})  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from artok.errors import ArtokError
-from artok.metrics.base import Metric, Seen
+from artok.metrics.base import EvalBatch, Metric
 
 SETS = frozenset({"real_features", "fake_features"})
 
@@ -29,7 +29,7 @@ def floor(
     class imbalance alone doubles a Fréchet distance. An ArtokError when a class has too few training images for n.
     """
     rows = stratified(train_labels, test_labels, n, seed)
-    seen = Seen(real_features=test_features, fake_features=train_features[rows])
+    seen = EvalBatch(real_features=test_features, fake_features=train_features[rows])
     values: dict[str, float] = {}
     for metric in metrics:
         if metric.needs <= SETS:

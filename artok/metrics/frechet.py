@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from artok.metrics.base import Metric, MetricConfig, Seen, Subject, enough
+from artok.metrics.base import EvalBatch, Metric, MetricConfig, MetricContext, enough
 from artok.metrics.quantity import Quantity
 
 NAME = "fd"
@@ -32,7 +32,7 @@ class Config(MetricConfig):
         ),
     )
 
-    def build(self, subject: Subject) -> FrechetDistance:
+    def build(self, subject: MetricContext) -> FrechetDistance:
         return FrechetDistance()
 
     @classmethod
@@ -101,7 +101,7 @@ class FrechetDistance(Metric):
     def count(self) -> int:
         return self._fake.count
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: EvalBatch) -> None:
         for moments, features in ((self._real, seen.real_features), (self._fake, seen.fake_features)):
             if features is not None:
                 moments.update(features)

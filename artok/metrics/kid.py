@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from artok.metrics.base import Metric, MetricConfig, Rows, Seen, Subject, enough
+from artok.metrics.base import EvalBatch, Metric, MetricConfig, MetricContext, Rows, enough
 from artok.metrics.quantity import Quantity
 
 NAME = "kid"
@@ -37,7 +37,7 @@ class Config(MetricConfig):
     subsets: int = Field(100, ge=1, description="subsets that the value is the mean of")
     subset_size: int = Field(1000, ge=2, description="images in a subset; all of them when there are fewer")
 
-    def build(self, subject: Subject) -> KernelDistance:
+    def build(self, subject: MetricContext) -> KernelDistance:
         return KernelDistance(self.subsets, self.subset_size, subject.seed)
 
     @classmethod
@@ -72,7 +72,7 @@ class KernelDistance(Metric):
     def count(self) -> int:
         return self._rows.count("fake_features")
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: EvalBatch) -> None:
         self._rows.update(seen)
 
     def compute(self) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 
 from artok.layout import TokenLayout
-from artok.metrics.base import Metric, MetricConfig, Seen, Subject, enough
+from artok.metrics.base import EvalBatch, Metric, MetricConfig, MetricContext, enough
 from artok.metrics.quantity import Quantity
 
 TRAIN = "_train"
@@ -50,7 +50,10 @@ class Config(MetricConfig):
         Quantity("bits_per_dim_train", "bits/dim (rate) (train)", "", "", "Likelihood", "The same on training images."),
     )
 
-    def build(self, subject: Subject) -> Likelihood:
+    def suits(self, subject: MetricContext) -> bool:
+        return subject.layout is not None
+
+    def build(self, subject: MetricContext) -> Likelihood:
         return Likelihood(subject.require_layout("likelihood"))
 
     @classmethod
@@ -75,7 +78,7 @@ class Likelihood(Metric):
     def count(self) -> int:
         return self._counts[""]
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: EvalBatch) -> None:
         for split, values in (("", seen.log_likelihood), (TRAIN, seen.train_log_likelihood)):
             if values is not None:
                 self._sums[split] += float(values.to(torch.float64).sum())

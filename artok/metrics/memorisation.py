@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from artok.errors import ArtokError
-from artok.metrics.base import HELD_OUT, Metric, MetricConfig, Rows, Seen, Subject, enough
+from artok.metrics.base import HELD_OUT, EvalBatch, Metric, MetricConfig, MetricContext, Rows, enough
 from artok.metrics.quantity import Quantity
 
 DISTANCE, COPIES = "nearest_train_distance", "memorised_share"
@@ -44,7 +44,7 @@ class Config(MetricConfig):
         ),
     )
 
-    def build(self, subject: Subject) -> Memorisation:
+    def build(self, subject: MetricContext) -> Memorisation:
         return Memorisation()
 
     @classmethod
@@ -98,7 +98,7 @@ class Memorisation(Metric):
     def count(self) -> int:
         return self._rows.count("samples")
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: EvalBatch) -> None:
         self._rows.update(seen)
 
     def compute(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from artok.errors import ArtokError
-from artok.metrics.base import HELD_OUT, Metric, MetricConfig, Seen, Subject, enough
+from artok.metrics.base import HELD_OUT, EvalBatch, Metric, MetricConfig, MetricContext, enough
 from artok.metrics.quantity import Quantity
 
 COVERED, DIVERGENCE = "modes_covered", "modes_kl_nats"
@@ -47,7 +47,10 @@ class Config(MetricConfig):
     )
     count: int | None = Field(None, ge=2, description="number of equally likely modes; those of the data unless given")
 
-    def build(self, subject: Subject) -> Modes:
+    def suits(self, subject: MetricContext) -> bool:
+        return self.count is not None or subject.modes is not None
+
+    def build(self, subject: MetricContext) -> Modes:
         if self.count is not None:
             return Modes(torch.full((self.count,), 1 / self.count, dtype=torch.float64))
         if subject.modes is None:
@@ -116,7 +119,7 @@ class Modes(Metric):
     def count(self) -> int:
         return int(self._counts.sum())
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: EvalBatch) -> None:
         if seen.fake_predicted is None:
             return
         if len(seen.fake_predicted) and int(seen.fake_predicted.max()) >= len(self._modes):

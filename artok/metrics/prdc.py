@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from artok.metrics.base import Metric, MetricConfig, Rows, Seen, Subject, enough
+from artok.metrics.base import EvalBatch, Metric, MetricConfig, MetricContext, Rows, enough
 from artok.metrics.quantity import Quantity
 
 BLOCK = 1 << 24  # distances held at once: 128 MiB of float64, whatever the number of images
@@ -49,7 +49,7 @@ class Config(MetricConfig):
     )
     neighbours: int = Field(5, ge=1, description="k, which neighbour of its own set a ball reaches to")
 
-    def build(self, subject: Subject) -> PrecisionRecall:
+    def build(self, subject: MetricContext) -> PrecisionRecall:
         return PrecisionRecall(self.neighbours)
 
     @classmethod
@@ -114,7 +114,7 @@ class PrecisionRecall(Metric):
     def count(self) -> int:
         return self._rows.count("fake_features")
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: EvalBatch) -> None:
         self._rows.update(seen)
 
     def compute(self) -> dict[str, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from artok.errors import ArtokError
-from artok.metrics.base import Metric, MetricConfig, Seen, Subject, enough
+from artok.metrics.base import EvalBatch, Metric, MetricConfig, MetricContext, enough
 from artok.metrics.quantity import Quantity
 
 PSNR_CAP = 100.0  # dB, what an exact reconstruction counts as: without a cap a single one makes the mean infinite
@@ -41,7 +41,7 @@ class Config(MetricConfig):
         Quantity("l1", "L1", "", "lower", "Reconstruction", "Mean absolute error of pixels that span -1 to 1."),
     )
 
-    def build(self, subject: Subject) -> ReconstructionError:
+    def build(self, subject: MetricContext) -> ReconstructionError:
         return ReconstructionError()
 
     @classmethod
@@ -60,7 +60,7 @@ class ReconstructionError(Metric):
     def count(self) -> int:
         return self._count
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: EvalBatch) -> None:
         if seen.reconstructions is None:
             return
         pair = seen.pair("images", "reconstructions")

@@ -8,13 +8,13 @@ from artok.evaluation.run_directory import Run
 from artok.layout import TokenLayout
 from artok.metrics.quantity import number
 from artok.metrics.results import Measurement
-from artok.training.health import COLLAPSED, DIVERGED, UNLIKE
+from artok.training.health import COLLAPSED, DIVERGED, OFF_DISTRIBUTION
 from artok.training.log import duration
 
 REAL = 1.25  # a distance up to so many times its floor is that of real images, as far as so few images can tell
 CLOSE, APART = 2.5, 8.0  # up to so many times the floor it is close; a distance beyond the second is far
 COPIED, LEANING = 0.5, 0.2  # shares of memorised samples: it memorises; more than chance has it
-BROKEN = (DIVERGED, COLLAPSED, UNLIKE)  # findings that no figure of a run can be read without
+BROKEN = (DIVERGED, COLLAPSED, OFF_DISTRIBUTION)  # findings that no figure of a run can be read without
 GAP = 0.1  # the share of its held-out nats a token by which training tokens may be easier
 
 

@@ -13,6 +13,7 @@ from artok.config import OPEN, SHIPPED, Config, load, locate, of_kind, read_yaml
 from artok.data.base import DataConfig
 from artok.errors import ConfigError, RunError
 from artok.metrics.features import ExtractorName, parse
+from artok.metrics.selection import MetricChoice
 from artok.training.experiment import SEEDS, Experiment
 
 NAME = r"^[A-Za-z0-9][\w.-]*$"
@@ -83,7 +84,7 @@ class Budget(Config):
         return self
 
 
-class EvaluationConfig(Config):
+class EvaluationConfig(MetricChoice):
     """extractor: of the features behind every distance. n: images, all held-out ones unless given."""
 
     extractor: ExtractorName = "classifier"

@@ -19,7 +19,7 @@ import torch
 from artok.config import read_yaml, validate
 from artok.errors import ArtokError
 from artok.evaluation.code_usage import examine
-from artok.evaluation.evaluator import Judge
+from artok.evaluation.evaluator import Evaluator
 from artok.evaluation.run_directory import LOG, diverged
 from artok.generators.base import Generator, GeneratorConfig
 from artok.metrics.results import Results
@@ -209,7 +209,10 @@ class CacheKeys:
         study, files = self.plan.study, [record.weights]
         if record.kind != "tokenizer" and (record.folder / TOKENIZER / WEIGHTS).exists():
             files.append(record.folder / TOKENIZER / WEIGHTS)
-        settings: list[int | str] = [record.sampling.model_dump_json(), record.n or 0, study.evaluation.extractor]
+        evaluation = study.evaluation
+        settings: list[int | str] = [record.sampling.model_dump_json(), record.n or 0, evaluation.extractor]
+        if evaluation.metrics is not None:
+            settings.append(repr(evaluation.metrics))
         if record.kind == "tokenizer" and study.robustness is not None:
             settings.append(study.robustness.model_dump_json())
         return f"{fold(*map(digest, files), *settings, self.data, self.plan.data.size):016x}"
@@ -256,7 +259,7 @@ def measure(plan: StudyPlan, owner: str, device: str) -> None:
     if not wanted:
         return
     evaluation = plan.study.evaluation
-    evaluator = Judge(plan.data, evaluation.extractor, device, evaluation.n, progress)
+    evaluator = Evaluator(plan.data, evaluation.extractor, device, evaluation.n, progress, evaluation)
     loaded: tuple[Path, Pipeline] | None = None
     known: dict[str, Results] = {}  # a grid's own point is one of the records before it
     for done, record in enumerate(wanted):
@@ -274,7 +277,7 @@ def measure(plan: StudyPlan, owner: str, device: str) -> None:
         write_json(record.place(plan.folder), content | {"code_entropy_bits": positions})
 
 
-def measure_tokenizer(plan: StudyPlan, evaluator: Judge, record: Record) -> tuple[Results, list[list[float]]]:
+def measure_tokenizer(plan: StudyPlan, evaluator: Evaluator, record: Record) -> tuple[Results, list[list[float]]]:
     """What a tokenizer loses, and where it has codes and the study asks for it, what replacing some of them does."""
     tokenizer = load_tokenizer(record.folder)[0].to(evaluator.device)
     results, robustness = evaluator.tokenizer(tokenizer, record.owner), plan.study.robustness
@@ -291,7 +294,7 @@ def _identity(pipeline: Pipeline, record: Record) -> str:
     return repr((everything, record.weights, record.n, steps, record.sampling.model_copy(update={"steps": None})))
 
 
-def measure_samples(evaluator: Judge, pipeline: Pipeline, record: Record) -> Results:
+def measure_samples(evaluator: Evaluator, pipeline: Pipeline, record: Record) -> Results:
     """A record's results; the pipeline is left with the run's own weights."""
     sampling = validate(Sampling, record.sampling.model_dump(), "sampling")
     if record.kind == "final":

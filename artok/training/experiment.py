@@ -15,6 +15,7 @@ from artok.generators.base import GeneratorConfig
 from artok.layout import TokenLayout
 from artok.losses.base import LossConfig
 from artok.losses.reconstruction import Config as PixelLossConfig
+from artok.metrics.selection import MetricChoice
 from artok.sampling.settings import Sampling
 from artok.saved import Facts
 from artok.tokenizers.base import TokenizerConfig
@@ -50,6 +51,7 @@ class Experiment(Config):
     tokens: CachedTokens = CachedTokens()
     sampling: Sampling = Sampling()
     training: Training
+    evaluation: MetricChoice = MetricChoice()
     seed: int = Field(0, ge=0, lt=SEEDS)
 
     @model_validator(mode="before")

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 Event: TypeAlias = Mapping[str, Any]
 
-COLLAPSED, UNLIKE = "collapsed", "unlike the data"
+COLLAPSED, OFF_DISTRIBUTION = "collapsed", "off-distribution"
 DIVERGED, UNSTABLE = "diverged", "unstable"
 CRITIC_WON, CRITIC_LOST = "critic too strong", "critic too weak"
 
@@ -134,7 +134,7 @@ def _at(monitors: Sequence[Event], wanted: int) -> tuple[str, str] | None:
         )
     fallen = coverage < OF_BEST * best["coverage"]
     if last["precision"] < PRECISION * last["precision_floor"] and (grown or fallen):
-        return UNLIKE, (
+        return OFF_DISTRIBUTION, (
             f"{last['precision']:.0%} of the samples lie where real images do, and {last['precision_floor']:.0%} of "
             f"real ones (rule: under {PRECISION:.0%} of that)"
         )

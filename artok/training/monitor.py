@@ -1,4 +1,4 @@
-"""Whether a generator in training still makes the whole variety of its data, by a few samples now and then.
+"""Whether a generator in training still covers its data, by a few samples now and then.
 
 A Monitor draws no global random number and its samples have a fixed seed, so a run with it is the run without it, and
 a resumed run logs what an uninterrupted one does.
@@ -13,8 +13,8 @@ from artok.data.base import Split
 from artok.data.memory import held_in_memory, some
 from artok.images import to_uint8
 from artok.layout import Condition, last
+from artok.metrics.diversity import NEIGHBOURS, measure_diversity
 from artok.metrics.features import extract, parse
-from artok.metrics.variety import NEIGHBOURS, variety
 from artok.noise import Noise, fold
 from artok.pipeline import Pipeline
 from artok.training.extractor import extractor_for
@@ -69,13 +69,13 @@ class Monitor:
         return torch.arange(self.images) * self.classes // self.images
 
     def __call__(self, pipeline: Pipeline) -> dict[str, float]:
-        """The values of `artok.metrics.variety.variety` for samples under the pipeline's own settings."""
+        """The values of `artok.metrics.diversity.measure_diversity` for samples under the pipeline's own settings."""
         labels, features = self._shared_out(), []
         for start in range(0, self.images, BATCH):
             condition = Condition(labels[start : start + BATCH].to(self.device))
             tokens = last(pipeline.steps(condition, pipeline.sampling, first=start))
             features.append(extract(self.extractor, to_uint8(pipeline.decode(tokens)))[0])
         fake = torch.cat(features)
-        return {"samples": len(fake)} | variety(
+        return {"samples": len(fake)} | measure_diversity(
             self.real, self.train, fake, self.real_labels, self.train_labels, labels
         )

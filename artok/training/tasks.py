@@ -20,7 +20,7 @@ from artok.generators.base import AdversarialGenerator, Generator
 from artok.images import grid, to_uint8
 from artok.layout import Condition
 from artok.losses.base import AdversarialLoss, BatchContext, Loss, Setting
-from artok.metrics.base import Seen, Subject
+from artok.metrics.base import EvalBatch, MetricContext
 from artok.metrics.codebook import Config as CodebookConfig
 from artok.metrics.features import Extractor, ExtractorConfig
 from artok.metrics.reconstruction import psnr
@@ -169,7 +169,7 @@ class TokenizerTask(Task):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         layout = self.tokenizer.layout
-        usage = CodebookConfig().build(Subject(layout=layout)) if layout.discrete else None
+        usage = CodebookConfig().build(MetricContext(layout=layout)) if layout.discrete else None
         figures: dict[str, list[Tensor]] = {"psnr": []}
         figures |= {f"psnr, {scale}": [] for scale in layout.scale_names()[:-1]}
         for batch in self._held_out():
@@ -178,7 +178,7 @@ class TokenizerTask(Task):
             for name, part in zip(figures, parts, strict=True):
                 figures[name].append(psnr(to_uint8(batch.images), to_uint8(self.tokenizer.decode(part)).cpu()))
             if usage is not None:
-                usage.update(Seen(codes=tokens.values.cpu()))
+                usage.update(EvalBatch(codes=tokens.values.cpu()))
         result = {name: float(torch.cat(values).mean()) for name, values in figures.items()}
         return result | (usage.compute() if usage is not None else {})
 

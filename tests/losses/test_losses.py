@@ -82,9 +82,9 @@ def test_a_loss_trains_the_reconstruction_and_nothing_of_itself(kind: str) -> No
 
 def test_the_classifier_that_trains_is_not_the_one_that_judges() -> None:
     loss = config("perceptual").build(SETTING)
-    judge = open_extractor("classifier", training())
+    evaluator = open_extractor("classifier", training())
     own = loss.distance.maps.__self__  # type: ignore[union-attr]
-    assert own.fingerprint != judge.fingerprint
+    assert own.fingerprint != evaluator.fingerprint
     with pytest.raises(ConfigError, match="greater than or equal to 1"):
         config("perceptual", seed=0)
 

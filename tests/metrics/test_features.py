@@ -14,7 +14,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from artok.cache import cache_directory
 from artok.data.digits import Config as Digits
 from artok.errors import ArtokError, CheckpointError, ConfigError
-from artok.metrics.base import Seen, Subject
+from artok.metrics.base import EvalBatch, MetricContext
 from artok.metrics.extractors import classifier, inception
 from artok.metrics.features import TrainingImages, extract, open_extractor, parse
 from artok.metrics.floor import floor, stratified
@@ -35,8 +35,8 @@ def digits():
 
 
 @pytest.fixture(scope="session")
-def judge(digits, tmp_path_factory):
-    return open_extractor("classifier", digits[0], cache=tmp_path_factory.mktemp("judge"))
+def evaluator(digits, tmp_path_factory):
+    return open_extractor("classifier", digits[0], cache=tmp_path_factory.mktemp("evaluator"))
 
 
 def quick(training, cache, **changes):
@@ -65,26 +65,26 @@ def test_whoever_waits_for_its_training_sees_how_far_it_is(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_it_knows_held_out_digits(judge, digits):
-    _, logits = extract(judge, digits[1].images)
+def test_it_knows_held_out_digits(evaluator, digits):
+    _, logits = extract(evaluator, digits[1].images)
     assert logits is not None and logits.shape == (540, 10)
     assert (logits.argmax(1) == digits[1].labels).double().mean() >= 0.98
 
 
 @pytest.mark.slow
-def test_its_features_are_normalised_on_the_training_split(judge, digits):
-    features, _ = extract(judge, digits[0].images)
-    assert features.dtype == torch.float32 and features.shape == (1257, judge.dim)
+def test_its_features_are_normalised_on_the_training_split(evaluator, digits):
+    features, _ = extract(evaluator, digits[0].images)
+    assert features.dtype == torch.float32 and features.shape == (1257, evaluator.dim)
     assert features.double().mean(0).abs().max() < 1e-4
-    assert features.double().var(0, correction=0).sum() == pytest.approx(4 * judge.dim, rel=1e-4)
+    assert features.double().var(0, correction=0).sum() == pytest.approx(4 * evaluator.dim, rel=1e-4)
 
 
 @pytest.mark.slow
-def test_it_tells_real_images_from_blurred_noisy_and_mean_ones(judge, digits):
+def test_it_tells_real_images_from_blurred_noisy_and_mean_ones(evaluator, digits):
     """The order and the rough size of the reference figures: floor 0.7, blurred 6.3, class means 18."""
     train, test = digits
-    real, labels = extract(judge, test.images)[0], test.labels
-    known = extract(judge, train.images)[0]
+    real, labels = extract(evaluator, test.images)[0], test.labels
+    known = extract(evaluator, train.images)[0]
     rows = stratified(train.labels, labels, 540)
     images = train.images[rows].float()
     kernel = torch.tensor([1.0, 4, 6, 4, 1]) / 16
@@ -94,12 +94,12 @@ def test_it_tells_real_images_from_blurred_noisy_and_mean_ones(judge, digits):
     means = means[train.labels[rows]]
 
     def distance(pixels):
-        metric = Frechet().build(Subject())
-        fake = extract(judge, pixels.round().clamp(0, 255).to(torch.uint8))[0]
-        metric.update(Seen(real_features=real, fake_features=fake))
+        metric = Frechet().build(MetricContext())
+        fake = extract(evaluator, pixels.round().clamp(0, 255).to(torch.uint8))[0]
+        metric.update(EvalBatch(real_features=real, fake_features=fake))
         return metric.compute()["fd"]
 
-    least = floor([Frechet().build(Subject())], known, train.labels, real, labels, 540)["fd"]
+    least = floor([Frechet().build(MetricContext())], known, train.labels, real, labels, 540)["fd"]
     assert 0.3 < least < 1.1
     assert distance(blurred) > 4 * least
     assert distance(noisy) > 2 * least
@@ -155,11 +155,11 @@ def test_a_damaged_cache_is_trained_again_and_an_unwritable_one_costs_a_warning(
 @pytest.mark.parametrize(("side", "channels"), [(8, 1), (32, 3), (100, 3)])
 def test_it_works_at_other_sizes(tmp_path, side, channels):
     training = colours(0, side, channels=channels)
-    judge = classifier.Config(images_seen=1).build(training, "cpu", tmp_path)
-    features, logits = extract(judge, training.images, batch=7)
+    evaluator = classifier.Config(images_seen=1).build(training, "cpu", tmp_path)
+    features, logits = extract(evaluator, training.images, batch=7)
     assert features.shape == (20, 64) and logits is not None and logits.shape == (20, 4)
     assert torch.isfinite(features).all() and features.std() > 0.1
-    assert torch.allclose(features, extract(judge, training.images, batch=20)[0], atol=1e-4)
+    assert torch.allclose(features, extract(evaluator, training.images, batch=20)[0], atol=1e-4)
 
 
 def test_training_images_that_cannot_be_used_are_refused(tmp_path):
@@ -177,12 +177,12 @@ def test_training_images_that_cannot_be_used_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_refuses_images_of_another_shape(judge):
-    with pytest.raises(ArtokError, match="cannot judge"):
-        extract(judge, torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+def test_it_refuses_images_of_another_shape(evaluator):
+    with pytest.raises(ArtokError, match="cannot evaluator"):
+        extract(evaluator, torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
     with pytest.raises(ArtokError, match="features are taken of uint8"):
-        extract(judge, torch.zeros(2, 1, 16, 16))
-    assert extract(judge, torch.zeros(0, 1, 16, 16, dtype=torch.uint8))[0].shape == (0, 64)
+        extract(evaluator, torch.zeros(2, 1, 16, 16))
+    assert extract(evaluator, torch.zeros(0, 1, 16, 16, dtype=torch.uint8))[0].shape == (0, 64)
 
 
 # ---------------------------------------------------------------------------------------------- names
@@ -226,16 +226,16 @@ def backbone(tmp_path_factory):
 
 def test_a_timm_backbone_gives_its_pooled_features(backbone):
     network, path = backbone
-    judge = open_extractor(f"timm:resnet10t@{path}")
-    assert judge.name == "timm:resnet10t" and judge.dim == network.num_features
+    evaluator = open_extractor(f"timm:resnet10t@{path}")
+    assert evaluator.name == "timm:resnet10t" and evaluator.dim == network.num_features
     images = colours(0, side=network.default_cfg["input_size"][-1], count=2).images
     mean, std = (torch.tensor(network.default_cfg[key])[:, None, None] for key in ("mean", "std"))
     expected = network.forward_head(network.forward_features((images / 255 - mean) / std), pre_logits=True)
-    features, logits = extract(judge, images)
+    features, logits = extract(evaluator, images)
     assert logits is None
     assert torch.allclose(features, expected.detach(), atol=1e-5)
     grey = colours(0, side=16, count=2, channels=1).images
-    assert torch.equal(extract(judge, grey)[0], extract(judge, grey.repeat(1, 3, 1, 1))[0])
+    assert torch.equal(extract(evaluator, grey)[0], extract(evaluator, grey.repeat(1, 3, 1, 1))[0])
 
 
 def test_a_timm_fingerprint_is_that_of_the_weights(backbone, tmp_path):
@@ -286,10 +286,10 @@ def published(tmp_path_factory):
 def test_inception_is_torch_fidelitys(published, monkeypatch):
     network, path = published
     monkeypatch.setattr(inception, "DIGEST", hashlib.sha256(path.read_bytes()).hexdigest())
-    judge = open_extractor("inception", cache=path.parent)
+    evaluator = open_extractor("inception", cache=path.parent)
     grey = colours(0, side=32, count=2, channels=1).images
-    features, logits = extract(judge, grey)
-    assert judge.name == "inception" and features.shape == (2, judge.dim) and logits is None
+    features, logits = extract(evaluator, grey)
+    assert evaluator.name == "inception" and features.shape == (2, evaluator.dim) and logits is None
     assert torch.equal(features, network(grey.repeat(1, 3, 1, 1))[0])
 
 

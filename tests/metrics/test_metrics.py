@@ -18,7 +18,7 @@ from artok.config import find, kinds
 from artok.errors import ArtokError
 from artok.layout import TokenLayout
 from artok.metrics import memorisation, prdc
-from artok.metrics.base import FIELDS, HELD_OUT, Seen, Subject
+from artok.metrics.base import FIELDS, HELD_OUT, EvalBatch, MetricContext
 from artok.metrics.catalogue import describe, title
 from artok.metrics.codebook import Config as Codebook
 from artok.metrics.consistency import Config as Consistency
@@ -33,7 +33,7 @@ from artok.metrics.prdc import precision_recall
 from artok.metrics.reconstruction import PSNR_CAP, l1, psnr, ssim
 
 LAYOUT = TokenLayout(((1, 1), (2, 2)), width=4, vocab=8, image=(3, 12, 12), codes=2)
-SUBJECT = Subject(layout=LAYOUT, extractor="classifier")
+SUBJECT = MetricContext(layout=LAYOUT, extractor="classifier")
 
 
 def normal(seed, *shape):
@@ -50,7 +50,7 @@ def pictures(seed, count=12, shape=(3, 12, 12)):
 
 def everything(count=12):
     """A batch with every field filled."""
-    return Seen(
+    return EvalBatch(
         images=pictures(0, count),
         labels=integers(1, 3, count),
         reconstructions=pictures(2, count),
@@ -68,7 +68,7 @@ def everything(count=12):
 
 
 def rows(seen, part):
-    return Seen(**{field.name: getattr(seen, field.name)[part] for field in fields(Seen)})
+    return EvalBatch(**{field.name: getattr(seen, field.name)[part] for field in fields(EvalBatch)})
 
 
 def tiny(kind):
@@ -93,7 +93,7 @@ class TestContract:
     def test_what_it_needs_is_enough_and_gives_finite_named_values(self, kind):
         metric, seen = tiny(kind), everything()
         assert metric.count == 0
-        metric.update(Seen(**{name: getattr(seen, name) for name in metric.needs}))
+        metric.update(EvalBatch(**{name: getattr(seen, name) for name in metric.needs}))
         values = metric.compute()
         assert values and metric.count == 12
         assert all(isinstance(value, float) and math.isfinite(value) for value in values.values())
@@ -169,7 +169,7 @@ def test_the_mean_is_over_images_not_over_errors():
     images = torch.zeros(2, 1, 12, 12, dtype=torch.uint8)
     reconstructions = images.clone()
     reconstructions[0] += 51
-    metric.update(Seen(images=images, reconstructions=reconstructions))
+    metric.update(EvalBatch(images=images, reconstructions=reconstructions))
     assert metric.compute()["psnr_db"] == pytest.approx((20 * math.log10(5) + PSNR_CAP) / 2)
 
 
@@ -180,7 +180,7 @@ def test_reconstructions_that_do_not_fit_are_refused():
     with pytest.raises(ArtokError, match="do not fit"):
         l1(images, images[:, :1])
     with pytest.raises(ArtokError, match="same rows, got 12 and 3"):
-        tiny("reconstruction").update(Seen(images=images, reconstructions=images[:3]))
+        tiny("reconstruction").update(EvalBatch(images=images, reconstructions=images[:3]))
 
 
 # ---------------------------------------------------------------------------------------------- sets of features
@@ -188,7 +188,7 @@ def test_reconstructions_that_do_not_fit_are_refused():
 
 def distance(real, fake, config=None):
     metric = (config or Frechet()).build(SUBJECT)
-    metric.update(Seen(real_features=real, fake_features=fake))
+    metric.update(EvalBatch(real_features=real, fake_features=fake))
     return next(iter(metric.compute().values()))
 
 
@@ -256,8 +256,8 @@ def test_kid_agrees_with_torch_fidelity_subset_by_subset():
         real, fake, kid_subsets=7, kid_subset_size=20, rng_seed=3, verbose=False, kid_kernel="poly",
         kid_kernel_poly_degree=3, kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1,
     )  # fmt: skip
-    metric = Kid(subsets=7, subset_size=20).build(Subject(extractor="x", seed=3))
-    metric.update(Seen(real_features=real, fake_features=fake))
+    metric = Kid(subsets=7, subset_size=20).build(MetricContext(extractor="x", seed=3))
+    metric.update(EvalBatch(real_features=real, fake_features=fake))
     assert metric.compute()["kid"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-9)
 
 
@@ -303,8 +303,8 @@ def test_sets_too_small_are_refused():
 
 def test_class_consistency_and_what_real_images_score():
     metric = Consistency().build(SUBJECT)
-    metric.update(Seen(conditions=torch.tensor([0, 1, 2, 2]), fake_predicted=torch.tensor([0, 1, 2, 0])))
-    metric.update(Seen(labels=torch.tensor([0, 1]), real_predicted=torch.tensor([0, 1])))
+    metric.update(EvalBatch(conditions=torch.tensor([0, 1, 2, 2]), fake_predicted=torch.tensor([0, 1, 2, 0])))
+    metric.update(EvalBatch(labels=torch.tensor([0, 1]), real_predicted=torch.tensor([0, 1])))
     assert metric.compute() == {"class_consistency": 0.75, "class_consistency" + HELD_OUT: 1.0}
     assert metric.count == 4
 
@@ -325,7 +325,7 @@ def test_nearest_training_image_is_that_of_brute_force():
     expected = torch.cdist(samples.flatten(1).double() / 127.5, train.flatten(1).double() / 127.5).min(1).values
     assert nearest_distances(samples, train).numpy() == pytest.approx(expected.numpy(), rel=1e-9)
     metric = tiny("memorisation")
-    metric.update(Seen(samples=samples, images=train, train_images=train))
+    metric.update(EvalBatch(samples=samples, images=train, train_images=train))
     values = metric.compute()
     assert values["nearest_train_distance"] == pytest.approx(float(expected.quantile(0.5)))
     assert values["nearest_train_distance" + HELD_OUT] == 0
@@ -338,7 +338,7 @@ def test_copies_are_told_from_images_that_are_near_all_others():
 
     def values(samples):
         metric = tiny("memorisation")
-        metric.update(Seen(samples=samples, images=held_out, train_images=train))
+        metric.update(EvalBatch(samples=samples, images=held_out, train_images=train))
         found = metric.compute()
         return found["nearest_train_distance"], found["memorised_share"], found["memorised_share" + HELD_OUT]
 
@@ -362,8 +362,8 @@ def test_copies_in_closed_form():
 
 
 def usage(values, **layout):
-    metric = Codebook().build(Subject(layout=TokenLayout(image=(1, 4, 4), width=2, **layout)))
-    metric.update(Seen(codes=torch.as_tensor(values)))
+    metric = Codebook().build(MetricContext(layout=TokenLayout(image=(1, 4, 4), width=2, **layout)))
+    metric.update(EvalBatch(codes=torch.as_tensor(values)))
     return metric, metric.compute()
 
 
@@ -398,20 +398,20 @@ def test_levels_and_scales_are_told_apart():
 def test_codes_that_do_not_fit_are_refused():
     metric = tiny("codebook")
     with pytest.raises(ArtokError, match="do not fit the layout"):
-        metric.update(Seen(codes=integers(0, 8, 3, 4, 2)))
+        metric.update(EvalBatch(codes=integers(0, 8, 3, 4, 2)))
     with pytest.raises(ArtokError, match=r"outside 0\.\.7"):
-        metric.update(Seen(codes=integers(0, 8, 3, 5, 2) + 1))
+        metric.update(EvalBatch(codes=integers(0, 8, 3, 5, 2) + 1))
     with pytest.raises(ArtokError, match="continuous"):
-        Codebook().build(Subject(layout=replace(LAYOUT, vocab=None, codes=1)))
+        Codebook().build(MetricContext(layout=replace(LAYOUT, vocab=None, codes=1)))
     with pytest.raises(ArtokError, match="needs the token layout"):
-        Likelihood().build(Subject())
+        Likelihood().build(MetricContext())
 
 
 def test_likelihood_of_a_uniform_model_is_the_code_length():
     metric = Likelihood().build(SUBJECT)
     nats = LAYOUT.bits * math.log(2)
-    metric.update(Seen(log_likelihood=torch.full((3,), -nats, dtype=torch.float64)))
-    metric.update(Seen(train_log_likelihood=torch.full((2,), -nats / 2, dtype=torch.float64)))
+    metric.update(EvalBatch(log_likelihood=torch.full((3,), -nats, dtype=torch.float64)))
+    metric.update(EvalBatch(train_log_likelihood=torch.full((2,), -nats / 2, dtype=torch.float64)))
     values = metric.compute()
     assert values["nats_per_token"] == pytest.approx(math.log(8))
     assert values["bits_per_dim"] == pytest.approx(LAYOUT.bits / (3 * 12 * 12))

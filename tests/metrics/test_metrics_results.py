@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from artok.errors import ArtokError, CheckpointError, RunError
-from artok.metrics.base import Seen, Subject
+from artok.metrics.base import EvalBatch, MetricContext
 from artok.metrics.consistency import Config as Consistency
 from artok.metrics.evaluate import Evaluation
 from artok.metrics.features import Extractor
@@ -21,7 +21,7 @@ from artok.metrics.quantity import number
 from artok.metrics.reconstruction import Config as Reconstruction
 from artok.metrics.results import Measurement, Results, side_by_side
 
-SUBJECT = Subject(extractor="means")
+SUBJECT = MetricContext(extractor="means")
 
 
 class Means(Extractor):
@@ -49,10 +49,10 @@ def test_each_image_passes_the_extractor_once_for_all_metrics():
     extractor = Means()
     configs = [Frechet(), Kid(), Prdc(), Consistency(), Memorisation()]
     evaluation = Evaluation([config.build(SUBJECT) for config in configs], extractor, batch=3)
-    evaluation.update(Seen(train_images=pictures(0, 9)))
+    evaluation.update(EvalBatch(train_images=pictures(0, 9)))
     for seed in (1, 2):
-        evaluation.update(Seen(images=pictures(seed, 8), labels=torch.zeros(8, dtype=torch.int64)))
-        evaluation.update(Seen(samples=pictures(seed + 5, 7), conditions=torch.ones(7, dtype=torch.int64)))
+        evaluation.update(EvalBatch(images=pictures(seed, 8), labels=torch.zeros(8, dtype=torch.int64)))
+        evaluation.update(EvalBatch(samples=pictures(seed + 5, 7), conditions=torch.ones(7, dtype=torch.int64)))
     results = evaluation.results("raster", seed=4, floor={"fd": 0.5})
     assert extractor.images == 2 * 8 + 2 * 7
     distance = results["fd"]
@@ -67,7 +67,7 @@ def test_each_image_passes_the_extractor_once_for_all_metrics():
 def test_reconstructions_count_as_generated_where_there_are_no_samples():
     evaluation = Evaluation([Frechet().build(SUBJECT), Reconstruction().build(SUBJECT)], Means())
     images = pictures(0, 8)
-    evaluation.update(Seen(images=images, reconstructions=images))
+    evaluation.update(EvalBatch(images=images, reconstructions=images))
     results = evaluation.results("vq", seed=0)
     assert results["fd"].value == pytest.approx(0, abs=1e-8) and results["fd"].n == 8
     assert results["psnr_db"].value == 100
@@ -77,7 +77,7 @@ def test_features_that_were_given_are_not_computed_again():
     extractor = Means()
     evaluation = Evaluation([Frechet().build(SUBJECT)], extractor)
     features = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
-    evaluation.update(Seen(images=pictures(0, 8), real_features=features, samples=pictures(1, 8)))
+    evaluation.update(EvalBatch(images=pictures(0, 8), real_features=features, samples=pictures(1, 8)))
     assert extractor.images == 8
 
 
@@ -86,12 +86,12 @@ def test_a_missing_or_unfit_extractor_is_refused():
         Evaluation([Frechet().build(SUBJECT)])
     evaluation = Evaluation([Consistency().build(SUBJECT)], Means(classes=0))
     with pytest.raises(ArtokError, match="means does not"):
-        evaluation.update(Seen(samples=pictures(0, 3), conditions=torch.zeros(3, dtype=torch.int64)))
+        evaluation.update(EvalBatch(samples=pictures(0, 3), conditions=torch.zeros(3, dtype=torch.int64)))
 
 
 def test_a_value_that_is_not_finite_stops_the_run(layout):
     evaluation = Evaluation([Likelihood(layout)])
-    evaluation.update(Seen(log_likelihood=torch.tensor([-torch.inf])))
+    evaluation.update(EvalBatch(log_likelihood=torch.tensor([-torch.inf])))
     with pytest.raises(RunError, match="nats_per_token is not finite"):
         evaluation.results("raster", seed=0)
 
@@ -120,7 +120,7 @@ def test_the_floor_is_the_distance_of_disjoint_real_sets_with_the_class_shares_o
     values = floor(metrics, train, train_labels, test, test_labels, n=100, seed=0)
     assert set(values) == {"fd", "precision", "recall", "density", "coverage"}
     skewed = Frechet().build(SUBJECT)
-    skewed.update(Seen(real_features=test, fake_features=train))
+    skewed.update(EvalBatch(real_features=test, fake_features=train))
     assert values["fd"] < 1 < skewed.compute()["fd"]
     again = floor([Frechet().build(SUBJECT)], train, train_labels, test, test_labels, n=100, seed=0)
     other = floor([Frechet().build(SUBJECT)], train, train_labels, test, test_labels, n=100, seed=1)

@@ -12,8 +12,8 @@ from helpers.models import generator_experiment, tokenizer_experiment
 
 from artok.data import digits, stacked
 from artok.errors import ArtokError
-from artok.evaluation.evaluator import Judge
-from artok.metrics.base import HELD_OUT, Seen, Subject
+from artok.evaluation.evaluator import Evaluator
+from artok.metrics.base import HELD_OUT, EvalBatch, MetricContext
 from artok.metrics.features import extract, parse
 from artok.metrics.modes import (
     COVERED,
@@ -63,9 +63,9 @@ def test_expectations_are_those_of_all_draws(count: int) -> None:
 @pytest.mark.parametrize("count", [540, 25_600])
 def test_a_perfect_sampler_reaches_the_floor(count: int) -> None:
     random = torch.Generator().manual_seed(0)
-    metric = Config(count=1_000).build(Subject())
+    metric = Config(count=1_000).build(MetricContext())
     for part in torch.randint(0, 1_000, (count,), generator=random).split(10_000):
-        metric.update(Seen(fake_predicted=part))
+        metric.update(EvalBatch(fake_predicted=part))
     values = metric.compute()
     assert metric.count == count
     assert values[COVERED] == pytest.approx(values[COVERED + HELD_OUT], abs=4 * math.sqrt(1_000 * 0.25))
@@ -76,8 +76,8 @@ def test_a_perfect_sampler_reaches_the_floor(count: int) -> None:
 
 
 def test_a_collapsed_sampler_is_far_from_it() -> None:
-    metric = Config().build(Subject(modes=UNIFORM))
-    metric.update(Seen(fake_predicted=torch.tensor([7, 7, 7, 8])))
+    metric = Config().build(MetricContext(modes=UNIFORM))
+    metric.update(EvalBatch(fake_predicted=torch.tensor([7, 7, 7, 8])))
     values = metric.compute()
     assert values[COVERED] == 2
     expected = 0.75 * math.log(0.75 * 1_000) + 0.25 * math.log(0.25 * 1_000)
@@ -86,9 +86,9 @@ def test_a_collapsed_sampler_is_far_from_it() -> None:
 
 def test_what_has_no_modes_is_refused() -> None:
     with pytest.raises(ArtokError, match="needs data whose modes are known"):
-        Config().build(Subject())
+        Config().build(MetricContext())
     with pytest.raises(ArtokError, match="mode 3 is outside the 2 modes"):
-        Config(count=2).build(Subject()).update(Seen(fake_predicted=torch.tensor([3])))
+        Config(count=2).build(MetricContext()).update(EvalBatch(fake_predicted=torch.tensor([3])))
     with pytest.raises(ArtokError, match="modes that the data do not have"):
         divergence(torch.tensor([1, 1]), torch.tensor([1.0, 0.0]))
 
@@ -121,11 +121,13 @@ def test_an_evaluation_counts_the_modes(tmp_path: Path) -> None:
     from artok.pipeline import Pipeline
 
     pipeline = Pipeline.from_pretrained(tmp_path / "raster")
-    judge = Judge(stacked.Config(size=16, train=300, test=60), "classifier", "cpu", None, Progress("test", quiet=True))
-    results = judge.generator(pipeline, "raster", pipeline.sampling)
+    evaluator = Evaluator(
+        stacked.Config(size=16, train=300, test=60), "classifier", "cpu", None, Progress("test", quiet=True)
+    )
+    results = evaluator.generator(pipeline, "raster", pipeline.sampling)
     covered = results["modes_covered"]
     assert 1 <= covered.value <= 60 and covered.n == 60
-    assert covered.floor == pytest.approx(expected_covered(judge.modes, 60))
+    assert covered.floor == pytest.approx(expected_covered(evaluator.modes, 60))
     assert covered.extractor == "classifier of channels" and results["fd"].dim == 192
-    plain = Judge(stacked.Config(size=16, train=300, test=60), "pixels", "cpu", None, Progress("test", quiet=True))
+    plain = Evaluator(stacked.Config(size=16, train=300, test=60), "pixels", "cpu", None, Progress("test", quiet=True))
     assert plain.modes is None  # pixels read no digits

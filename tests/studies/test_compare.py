@@ -21,7 +21,7 @@ from artok.config import dump, load, merge, validate
 from artok.data.digits import Config as Digits
 from artok.data.hub import Config as Hub
 from artok.errors import ArtokError, CheckpointError, ConfigError, LayoutError, RunError
-from artok.evaluation.evaluator import Judge
+from artok.evaluation.evaluator import Evaluator
 from artok.locks import alone
 from artok.metrics import cost
 from artok.metrics.extractors import classifier
@@ -255,8 +255,8 @@ def test_a_setting_that_stands_twice_in_the_grid_is_sampled_once(
         "budget": None,
     }
     plan = prepare(study(root, entries=entries, **few), tmp_path)
-    sampled, sample = [], Judge.samples_alone
-    monkeypatch.setattr(Judge, "samples_alone", lambda *args: sampled.append(args[-1]) or sample(*args))
+    sampled, sample = [], Evaluator.samples_alone
+    monkeypatch.setattr(Evaluator, "samples_alone", lambda *args: sampled.append(args[-1]) or sample(*args))
     for owner in measure.owners(plan):
         measure.measure(plan, owner, "cpu")
     assert [each.cfg_scale for each in sampled] == [1, 1, 2], "half-way; at the end, its own and at guidance 1; at 2"
@@ -347,7 +347,7 @@ def test_the_grids_own_point_is_measured_once(
 ) -> None:
     measured, value = list[str](), measure.measure_samples
 
-    def counted(evaluator: Judge, pipeline: Pipeline, record: measure.Record) -> Results:
+    def counted(evaluator: Evaluator, pipeline: Pipeline, record: measure.Record) -> Results:
         measured.append(record.name)
         return value(evaluator, pipeline, record)
 

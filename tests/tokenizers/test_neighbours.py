@@ -14,7 +14,7 @@ from artok.config import validate
 from artok.data import digits
 from artok.errors import ConfigError
 from artok.evaluation.code_usage import examine
-from artok.evaluation.evaluator import Judge
+from artok.evaluation.evaluator import Evaluator
 from artok.layout import TokenLayout, Tokens
 from artok.noise import Noise
 from artok.tokenizers.base import Reconstruction, Tokenizer
@@ -140,15 +140,15 @@ class Grey(Tokenizer):
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
+def evaluator() -> Evaluator:
     data = validate(digits.Config, {"kind": "digits", "size": 16}, "test")
-    return Judge(data, "classifier", "cpu", 200, Progress("test", quiet=True))
+    return Evaluator(data, "classifier", "cpu", 200, Progress("test", quiet=True))
 
 
-def test_no_replaced_code_is_the_plain_distance_and_more_are_worse(judge: Judge) -> None:
+def test_no_replaced_code_is_the_plain_distance_and_more_are_worse(evaluator: Evaluator) -> None:
     tokenizer = Grey()
-    plain = judge.tokenizer(tokenizer, "grey")["fd"]
-    found = examine(judge, tokenizer, (0, 0.1, 0.3, 1), neighbours=4).perturbed
+    plain = evaluator.tokenizer(tokenizer, "grey")["fd"]
+    found = examine(evaluator, tokenizer, (0, 0.1, 0.3, 1), neighbours=4).perturbed
     values = [entry.value for entry in found]
     assert values[0] == pytest.approx(plain.value, rel=1e-6)
     assert values == sorted(values)
@@ -156,13 +156,13 @@ def test_no_replaced_code_is_the_plain_distance_and_more_are_worse(judge: Judge)
     assert values[3] > 2 * values[0]
     assert found[1].name == "fd/replaced_0.1"
     assert (found[1].n, found[1].reference_n) == (plain.n, plain.reference_n)
-    again = examine(judge, tokenizer, (0.3,), neighbours=4).perturbed
+    again = examine(evaluator, tokenizer, (0.3,), neighbours=4).perturbed
     assert again[0].value == values[2]
-    closer = examine(judge, tokenizer, (0.3,), neighbours=1).perturbed
+    closer = examine(evaluator, tokenizer, (0.3,), neighbours=1).perturbed
     assert closer[0].value < values[2]  # neighbours one grey away, not up to four
 
 
-def test_entropy_by_position_is_that_of_each_position(judge: Judge) -> None:
+def test_entropy_by_position_is_that_of_each_position(evaluator: Evaluator) -> None:
     class Told(Grey):
         """The code at position 0 says nothing, at 1 one bit, at 2 two bits, whatever the image; elsewhere 0."""
 
@@ -172,7 +172,7 @@ def test_entropy_by_position_is_that_of_each_position(judge: Judge) -> None:
             values[:, 1, 0], values[:, 2, 0] = numbers % 2, numbers % 4
             return Tokens(values, self.layout)
 
-    positions = examine(judge, Told(), (), neighbours=2).positions
+    positions = examine(evaluator, Told(), (), neighbours=2).positions
     assert positions.shape == (64, 1)
     assert positions[:3, 0].tolist() == pytest.approx([0, 1, 2], abs=1e-12)  # 200 images: a multiple of 4
     assert positions[3:].abs().max() == 0

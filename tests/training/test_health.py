@@ -25,8 +25,8 @@ from artok.errors import ConfigError, RunError
 from artok.generators.base import Generator
 from artok.generators.raster import Raster
 from artok.layout import Codec, Condition, TokenLayout, Tokens
+from artok.metrics.diversity import classes_covered, distinct, measure_diversity, nearest
 from artok.metrics.features import extract, open_extractor
-from artok.metrics.variety import classes_covered, distinct, nearest, variety
 from artok.noise import Noise
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
@@ -36,7 +36,7 @@ from artok.training.health import (
     CRITIC_LOST,
     CRITIC_WON,
     DIVERGED,
-    UNLIKE,
+    OFF_DISTRIBUTION,
     UNSTABLE,
     diagnose,
     verdict,
@@ -105,7 +105,7 @@ FINE: dict[str, float] = {}
         ([FINE, FINE, {"recall": 0.1, "neighbour_ratio": 0.9}], []),
         ([FINE, FINE, {"recall": 0.8, "neighbour_ratio": 0.4}], []),
         ([{"coverage": 0.6}, {"coverage": 0.29}, {"coverage": 0.29}], [(COLLAPSED, 2_000)]),
-        ([FINE, FINE, {"precision": 0.1, "coverage": 0.01}], [(UNLIKE, 3_000)]),
+        ([FINE, FINE, {"precision": 0.1, "coverage": 0.01}], [(OFF_DISTRIBUTION, 3_000)]),
         ([{"precision": 0.1, "coverage": 0.01}], []),
         ([FINE, FINE, {"precision": 0.1, "coverage": 0.01, "distinct": 0.0}], [(COLLAPSED, 3_000)]),
     ],
@@ -217,14 +217,14 @@ def test_variety_of_real_images_is_their_floor() -> None:
     random = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 3
     real, train = (10 * labels[:, None] + torch.randn(60, 2, generator=random) for _ in range(2))
-    values = variety(real, train, train, labels, labels, labels)
+    values = measure_diversity(real, train, train, labels, labels, labels)
     for name in ("precision", "recall", "coverage"):
         assert values[name] == values[f"{name}_floor"] > 0.7
     assert values["classes_covered"] == values["classes_covered_floor"] == 1
     one = torch.zeros(60, dtype=torch.int64)
-    assert "classes_covered" not in variety(real, train, train, one, one, one)
+    assert "classes_covered" not in measure_diversity(real, train, train, one, one, one)
     every = torch.arange(60)
-    assert "classes_covered" not in variety(real, train, train, every, every, every)  # one sample a class
+    assert "classes_covered" not in measure_diversity(real, train, train, every, every, every)  # one sample a class
 
 
 def test_pixels_are_means_over_a_grid_and_need_no_training() -> None:

@@ -98,7 +98,7 @@ class Classifier(Extractor):
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if tuple(images.shape[1:]) != self._shape:
             raise ArtokError(
-                f"the classifier was trained on images of {self._shape}, and cannot judge {tuple(images.shape[1:])}"
+                f"the classifier was trained on images of {self._shape}, and cannot evaluator {tuple(images.shape[1:])}"
             )
         features, logits = self._network(reduce(images))
         return (features - self._network.centre) * self._network.scale, logits
@@ -243,7 +243,7 @@ def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Shifts by up to 6% of the side, rotations by up to 10 degrees, sizes by up to 10%, light blur and noise.
 
     Blur (at most half way to the mean of 3x3 pixels) and noise (deviation at most 0.1 of pixels in [-1, 1]) are there
-    for the judge's sake: without them what distance a blurred or noisy image gets is left to chance, and varies
+    for the evaluator's sake: without them what distance a blurred or noisy image gets is left to chance, and varies
     threefold from one run of training to another.
     """
     random = torch.rand(len(images), 6, generator=generator)

@@ -1,4 +1,4 @@
-"""What a few hundred samples tell of a generator's variety, cheaply enough to ask while it trains.
+"""What a few hundred samples tell of a generator's diversity, cheaply enough to ask while it trains.
 
 Each value has a partner measured on real images, since what can be reached depends on the data, the features and the
 number of images; `artok.training.health` says which values are called a collapse.
@@ -55,7 +55,7 @@ def distinct(features: Tensor, real: Tensor) -> dict[str, float]:
     return {"distinct": float((own > DUPLICATE * usual).double().mean()), "neighbour_ratio": ratio}
 
 
-def variety(
+def measure_diversity(
     real: Tensor, train: Tensor, fake: Tensor, real_labels: Tensor, train_labels: Tensor, fake_labels: Tensor
 ) -> dict[str, float]:
     """All of it for generated features against held-out ones, and under `..._floor` for training images in their place.
