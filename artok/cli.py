@@ -168,6 +168,19 @@ def evaluate(
     typer.echo(str(side_by_side([results])))
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run directories, evaluated")],
+    out: Annotated[Path | None, typer.Option(help="page to write; default report.html in the run or here")] = None,
+    title: Annotated[str, typer.Option(help="default the names of the runs")] = "",
+    plots: Annotated[Path | None, typer.Option(help="folder for the plots of the page as PNG")] = None,
+) -> None:
+    """Write one HTML page about runs: samples, reconstructions, table of metrics, learning curves, how to reproduce."""
+    from artok.commands.report import report as write
+
+    typer.echo(f"open {write(runs, out, title, device(), plots)} in a browser")
+
+
 @app.command("import")
 def import_(
     file: Annotated[str | None, typer.Argument(help="a published file or folder, or hub:NAME as of --list")] = None,

@@ -1,4 +1,4 @@
-"""What tokenizers and generators do, to look at: the same images, labels and seed for all of them."""
+"""Pictures of reconstructions and samples: the same images, labels and seed for all models."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ from artok.sampling.settings import Sampling
 from artok.saved import load_tokenizer
 
 CLASSES, EACH = 10, 8  # classes shown at most, and images of each
-PASTIME = 4  # images that are shown while they are generated
-STEPS, FRAMES = 8, 32  # moments of generation shown side by side, and in the animation
-LOOKED_AT = 50_000  # images of a split searched at most, for examples of a class and for nearest neighbours
+UNFINISHED = 4  # images that are shown while they are generated
+STEPS, FRAMES = 8, 32  # steps of generation shown side by side, and frames of the animation
+SEARCHED = 50_000  # images of a split searched at most, for examples of a class and for nearest neighbours
 COUNTED = 1_000  # held-out images whose codes are counted
 SEED = 0
 BATCH = 64
-SIDE = 48  # CSS pixels of an image, about; in sheets that stand beside others it is NARROW
-NARROW = 32
+SIDE, NARROW = 48, 32  # CSS pixels of an image, about; narrow in sheets beside others
 
 
 # ---------------------------------------------------------------------------------------------- real images
@@ -52,13 +51,13 @@ class Real:
 
 
 class RealImages:
-    """The real images of each data section, read once however many runs share it."""
+    """Held-out images by data section, read once for all runs that share it."""
 
     def __init__(self) -> None:
         self._known: dict[str, Real] = {}
 
     def of(self, data: DataConfig) -> Real:
-        """DataError: the images are missing or unreadable."""
+        """The held-out images. Raises DataError when they are missing or unreadable."""
         key = dump(data.model_copy(update={"augment": Augment(), "workers": 0}))
         if key not in self._known:
             self._known[key] = _read(data)
@@ -69,7 +68,7 @@ def _read(data: DataConfig) -> Real:
     split = data.open("test")
     labels = thin(len(split.classes), CLASSES)
     found: dict[int, list[Tensor]] = {label: [] for label in labels}
-    for batch in evaluation_batches(split, data, BATCH, LOOKED_AT):
+    for batch in evaluation_batches(split, data, BATCH, SEARCHED):
         for image, label in zip(to_uint8(batch.images), batch.labels.tolist(), strict=True):
             if label in found and len(found[label]) < EACH:
                 found[label].append(image)
@@ -84,7 +83,7 @@ def nearest(data: DataConfig, images: Tensor) -> tuple[Tensor, Tensor]:
     wanted = images.flatten(1).float() / 127.5
     best = torch.full((len(images),), torch.inf)
     found = torch.zeros_like(images)
-    for batch in evaluation_batches(data.open("train"), data, 256, LOOKED_AT):
+    for batch in evaluation_batches(data.open("train"), data, 256, SEARCHED):
         real = to_uint8(batch.images)
         distance, index = torch.cdist(wanted, real.flatten(1).float() / 127.5).min(1)
         closer = distance < best
@@ -108,7 +107,7 @@ class TokenizerGallery:
 
 @torch.no_grad()
 def show_tokenizer(run: Run, real: Real, device: str = "cpu") -> TokenizerGallery:
-    """Up to eight held-out images, one a class as far as there are classes, through the tokenizer."""
+    """Up to eight held-out images, one per class as far as there are classes, through the tokenizer."""
     tokenizer = load_tokenizer(run.folder)[0].to(device)
     layout = tokenizer.layout
     originals, names = one_each(real)
@@ -174,7 +173,7 @@ class GeneratorGallery:
 
 
 def show_generator(run: Run, real: Real, side: int = NARROW, device: str = "cpu") -> GeneratorGallery:
-    """Samples of the classes that `real` shows, the making of some, and what they resemble most.
+    """Samples of the classes that `real` shows, some of them step by step, and their nearest training images.
 
     side: CSS pixels of a sample.
     """
@@ -182,13 +181,13 @@ def show_generator(run: Run, real: Real, side: int = NARROW, device: str = "cpu"
     sampling = pipeline.settings({**run.results.sampling, "seed": SEED})
     labels = real.labels
     samples = to_uint8(pipeline(labels, EACH, sampling=sampling)).split(EACH)
-    numbers, frames, steps = making(pipeline, labels, sampling)
+    numbers, frames, steps = generate_steps(pipeline, labels, sampling)
     film = None
     if steps > 1:
         text = f"{run.name} generates one image of each class: {', '.join(real.names)}"
         film = animation(frames, text, side=SIDE, columns=math.ceil(len(labels) / 2))
     moments = [
-        (numbers[index], strip(frames[index, :PASTIME], _moment(real, numbers[index], steps), side=64, columns=1))
+        (numbers[index], strip(frames[index, :UNFINISHED], _moment(real, numbers[index], steps), side=64, columns=1))
         for index in thin(len(numbers), STEPS)
     ]
     rows = class_rows(real, samples, f"samples by {run.name}", side)
@@ -196,7 +195,7 @@ def show_generator(run: Run, real: Real, side: int = NARROW, device: str = "cpu"
 
 
 def _moment(real: Real, step: int, steps: int) -> str:
-    return f"Images of {', '.join(real.names[:PASTIME])} after step {step} of {steps}"
+    return f"Images of {', '.join(real.names[:UNFINISHED])} after step {step} of {steps}"
 
 
 def class_rows(real: Real, rows: Sequence[Tensor], what: str, side: int) -> list[tuple[str, Picture]]:
@@ -208,7 +207,7 @@ def class_rows(real: Real, rows: Sequence[Tensor], what: str, side: int) -> list
 
 
 def closest(real: Real, rows: Sequence[Tensor], what: str) -> list[Near]:
-    """Of each class the image that lies closest to a training image, above that."""
+    """Per class, the image nearest to a training image, above that training image."""
     images = torch.cat(list(rows))
     found, distances = nearest(real.data, images)
     nears, first = [], 0
@@ -221,7 +220,7 @@ def closest(real: Real, rows: Sequence[Tensor], what: str) -> list[Near]:
     return nears
 
 
-def making(pipeline: Pipeline, labels: Sequence[int], sampling: Sampling) -> tuple[list[int], Tensor, int]:
+def generate_steps(pipeline: Pipeline, labels: Sequence[int], sampling: Sampling) -> tuple[list[int], Tensor, int]:
     """The first image of each label while it is generated.
 
     Step numbers from 1, images (F, B, C, H, W) uint8 after those steps, and the number of steps.

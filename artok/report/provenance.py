@@ -1,4 +1,4 @@
-"""Where a page's figures come from: the commands that make them again, and the machine."""
+"""The commands that reproduce a run, its config, and the machine of a page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from artok.evaluation.run_directory import Run
 from artok.planning.measure import processor
 from artok.training.experiment import Experiment
 
-MOST = 12  # settings on top of a shipped config; with more, the whole config says it better
+MOST = 12  # settings on top of a shipped config; with more, the whole config is given
 
 
 def machine() -> str:
@@ -28,7 +28,7 @@ def machine() -> str:
 
 
 def commands(run: Run) -> list[str]:
-    """What trains and measures the run again; its whole config stands in for settings that no command line holds."""
+    """What trains and measures the run again: a shipped config with overrides, or the run's config as a file."""
     folder = shlex.quote(str(run.folder))
     lines = []
     experiment = _experiment(run)
@@ -42,7 +42,7 @@ def commands(run: Run) -> list[str]:
 
 
 def config_text(run: Run) -> str:
-    """The run's config as YAML, ready to be trained; empty for a model that was trained elsewhere."""
+    """The run's config as YAML, to train from; empty for a model that was trained elsewhere."""
     experiment = _experiment(run)
     return "" if experiment is None else dump(experiment)
 
@@ -56,7 +56,7 @@ def _experiment(run: Run) -> Experiment | None:
 
 
 def from_shipped(experiment: Experiment) -> list[str] | None:
-    """A shipped config and the settings on top that make this very experiment; None when there is no short way."""
+    """A shipped config and overrides that make this very experiment; None when that takes more than MOST."""
     wanted = experiment.model_dump(mode="json")
     ways = []
     for root in SHIPPED:

@@ -1,0 +1,16 @@
+"""`artok report`: one HTML page about trained and evaluated runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from artok.report.run import write_report
+
+PAGE = "report.html"
+
+
+def report(runs: Sequence[Path], out: Path | None, title: str, device: str, plots: Path | None = None) -> Path:
+    """Write the page, by default into the folder of a single run, else into the current one. Errors: `write_report`."""
+    path = out or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE))
+    return write_report(path, runs, title, device=device, plots=plots)
