@@ -11,6 +11,7 @@ import typer
 
 from artok import __version__
 from artok.allocator import keep_freed_memory
+from artok.commands.plan import plan
 from artok.errors import ArtokError, ConfigError, RunError, describe_failure
 
 # Heavy imports stay inside the commands, so that --help and a mistyped argument answer at once.
@@ -29,8 +30,6 @@ Settings = Annotated[
     list[str] | None, typer.Argument(help="settings on top: sampling as key=value, data as data.key=value")
 ]
 SamplingSettings = Annotated[list[str] | None, typer.Argument(help="sampling settings on top, as key=value")]
-DESIGN = "A design without a config"
-VIDEO = "Video, with full and sparse attention"
 Out = Annotated[Path | None, typer.Option(help="folder to write to")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU if there is one unless given")]
 Fresh = Annotated[bool, typer.Option(help="discard what the folder holds")]
@@ -174,11 +173,13 @@ def report(
     out: Annotated[Path | None, typer.Option(help="page to write; default report.html in the run or here")] = None,
     title: Annotated[str, typer.Option(help="default the names of the runs")] = "",
     plots: Annotated[Path | None, typer.Option(help="folder for the plots of the page as PNG")] = None,
+    device: Device = None,
 ) -> None:
     """Write one HTML page about runs: samples, reconstructions, table of metrics, learning curves, how to reproduce."""
     from artok.commands.report import report as write
+    from artok.device import resolve_device
 
-    typer.echo(f"open {write(runs, out, title, device(), plots)} in a browser")
+    typer.echo(f"open {write(runs, out, title, str(resolve_device(device)), plots)} in a browser")
 
 
 @app.command("import")
@@ -259,62 +260,7 @@ def demo(
         typer.echo(f"open {page} in a browser")
 
 
-@app.command()
-def plan(
-    context: typer.Context,
-    config: Annotated[str | None, typer.Argument(help="a config; or describe a design by the options below")] = None,
-    overrides: Overrides = None,
-    gpu: Annotated[str, typer.Option(help="GPU to plan for: H100, H200, A100, L4 or RTX 4090")] = "H100",
-    device: Annotated[
-        str | None, typer.Option(help="plan for this machine instead, measured now: cpu, cuda, cuda:1 or here")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16; default as the config has it, bf16 to sample on a GPU")
-    ] = None,
-    sample_batch: Annotated[int, typer.Option(min=1, help="images at a time, for throughput")] = 64,
-    all_families: Annotated[bool, typer.Option("--all-families", help="every family at this size")] = False,
-    json: Annotated[bool, typer.Option("--json", help="for programs: bytes, seconds, FLOPs")] = False,
-    family: Annotated[
-        str, typer.Option(help="raster, var, maskgit, mar or diffusion", rich_help_panel=DESIGN)
-    ] = "raster",
-    size: Annotated[int, typer.Option(min=1, help="side of the images", rich_help_panel=DESIGN)] = 256,
-    downsample: Annotated[
-        int, typer.Option(min=1, help="image side over side of the token grid", rich_help_panel=DESIGN)
-    ] = 16,
-    codes: Annotated[int, typer.Option(min=2, help="codebook size", rich_help_panel=DESIGN)] = 16384,
-    scales: Annotated[
-        str, typer.Option(help="sides of VAR's grids, as 1,2,4; default published or doubling", rich_help_panel=DESIGN)
-    ] = "",
-    depth: Annotated[int, typer.Option(min=1, help="layers of the transformer", rich_help_panel=DESIGN)] = 12,
-    width: Annotated[int | None, typer.Option(min=1, help="default 64 per layer", rich_help_panel=DESIGN)] = None,
-    batch: Annotated[int, typer.Option(min=1, help="training batch", rich_help_panel=DESIGN)] = 256,
-    frames: Annotated[int, typer.Option(min=1, help="frames; 1 is an image", rich_help_panel=VIDEO)] = 1,
-    frame_downsample: Annotated[int, typer.Option(min=1, help="frames per step of tokens", rich_help_panel=VIDEO)] = 1,
-    window: Annotated[int, typer.Option(min=1, help="side of local attention, in tokens", rich_help_panel=VIDEO)] = 16,
-    neighbours: Annotated[
-        int, typer.Option(min=0, help="frames before and after in local attention", rich_help_panel=VIDEO)
-    ] = 1,
-    key_frames: Annotated[int, typer.Option(min=0, help="frames that all tokens see", rich_help_panel=VIDEO)] = 1,
-    chunk: Annotated[int, typer.Option(min=1, help="frames of tokens per chunk", rich_help_panel=VIDEO)] = 5,
-    overlap: Annotated[int, typer.Option(min=0, help="frames that chunks share", rich_help_panel=VIDEO)] = 1,
-) -> None:
-    """Show what a design costs before training: tokens, parameters, FLOPs, memory, time, and the devices it fits on."""
-    from artok.commands import plan as command
-    from artok.planning.from_numbers import DesignSpec
-    from artok.planning.plan import PlanOptions
-
-    if config is not None:
-        sources = {name: context.get_parameter_source(name) for name in command.NUMBERS}
-        given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
-        command.refuse_numbers(config, given)
-    options = PlanOptions(
-        gpu, device, command.parse_precision(precision), sample_batch, window, neighbours, key_frames, chunk, overlap
-    )
-    spec = DesignSpec(
-        size=size, downsample=downsample, codes=codes, scales=command.parse_scales(scales), frames=frames,
-        frame_downsample=frame_downsample, family=command.parse_family(family), depth=depth, width=width, batch=batch,
-    )  # fmt: skip
-    typer.echo(command.plan(config, overrides or [], spec, options, all_families, json))
+app.command()(plan)
 
 
 @app.command()

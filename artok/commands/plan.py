@@ -2,17 +2,86 @@
 
 from __future__ import annotations
 
-import json
+import json as to_json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from artok.errors import ConfigError
-from artok.planning.from_numbers import DesignSpec
-from artok.planning.plan import PlanOptions, plan_config, plan_families, plan_families_of_config, plan_spec
-from artok.planning.roofline import DTYPES, Precision
-from artok.planning.text import families_text, plan_text
 
-NUMBERS = tuple(field.name for field in fields(DesignSpec))  # options that describe a design without a config
+if TYPE_CHECKING:
+    from artok.planning.roofline import Precision
+
+# Heavy imports stay inside the functions, so that --help and a mistyped argument answer at once.
+
+DESIGN = "A design without a config"
+VIDEO = "Video, with full and sparse attention"
+
+
+def plan(
+    context: typer.Context,
+    config: Annotated[str | None, typer.Argument(help="a config; or describe a design by the options below")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="settings on top, as key.sub=value")] = None,
+    gpu: Annotated[str, typer.Option(help="GPU to plan for: H100, H200, A100, L4 or RTX 4090")] = "H100",
+    device: Annotated[
+        str | None, typer.Option(help="plan for this machine instead, measured now: cpu, cuda, cuda:1 or here")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16; default as the config has it, bf16 to sample on a GPU")
+    ] = None,
+    sample_batch: Annotated[int, typer.Option(min=1, help="images at a time, for throughput")] = 64,
+    all_families: Annotated[bool, typer.Option("--all-families", help="every family at this size")] = False,
+    json: Annotated[bool, typer.Option("--json", help="for programs: bytes, seconds, FLOPs")] = False,
+    family: Annotated[
+        str, typer.Option(help="raster, var, maskgit, mar or diffusion", rich_help_panel=DESIGN)
+    ] = "raster",
+    size: Annotated[int, typer.Option(min=1, help="side of the images", rich_help_panel=DESIGN)] = 256,
+    downsample: Annotated[
+        int, typer.Option(min=1, help="image side over side of the token grid", rich_help_panel=DESIGN)
+    ] = 16,
+    codes: Annotated[int, typer.Option(min=2, help="codebook size", rich_help_panel=DESIGN)] = 16384,
+    scales: Annotated[
+        str, typer.Option(help="sides of VAR's grids, as 1,2,4; default published or doubling", rich_help_panel=DESIGN)
+    ] = "",
+    depth: Annotated[int, typer.Option(min=1, help="layers of the transformer", rich_help_panel=DESIGN)] = 12,
+    width: Annotated[int | None, typer.Option(min=1, help="default 64 per layer", rich_help_panel=DESIGN)] = None,
+    batch: Annotated[int, typer.Option(min=1, help="training batch", rich_help_panel=DESIGN)] = 256,
+    frames: Annotated[int, typer.Option(min=1, help="frames; 1 is an image", rich_help_panel=VIDEO)] = 1,
+    frame_downsample: Annotated[int, typer.Option(min=1, help="frames per step of tokens", rich_help_panel=VIDEO)] = 1,
+    window: Annotated[int, typer.Option(min=1, help="side of local attention, in tokens", rich_help_panel=VIDEO)] = 16,
+    neighbours: Annotated[
+        int, typer.Option(min=0, help="frames before and after in local attention", rich_help_panel=VIDEO)
+    ] = 1,
+    key_frames: Annotated[int, typer.Option(min=0, help="frames that all tokens see", rich_help_panel=VIDEO)] = 1,
+    chunk: Annotated[int, typer.Option(min=1, help="frames of tokens per chunk", rich_help_panel=VIDEO)] = 5,
+    overlap: Annotated[int, typer.Option(min=0, help="frames that chunks share", rich_help_panel=VIDEO)] = 1,
+) -> None:
+    """Show what a design costs before training: tokens, parameters, FLOPs, memory, time, and the devices it fits on."""
+    from artok.planning.from_numbers import DesignSpec
+    from artok.planning.plan import PlanOptions, plan_config, plan_families, plan_families_of_config, plan_spec
+    from artok.planning.text import families_text, plan_text
+
+    if config is not None:
+        sources = {field.name: context.get_parameter_source(field.name) for field in fields(DesignSpec)}
+        refuse_numbers(config, [name for name, source in sources.items() if source and source.name == "COMMANDLINE"])
+    options = PlanOptions(
+        gpu, device, parse_precision(precision), sample_batch, window, neighbours, key_frames, chunk, overlap
+    )
+    spec = DesignSpec(
+        size=size, downsample=downsample, codes=codes, scales=parse_scales(scales), frames=frames,
+        frame_downsample=frame_downsample, family={"dit": "diffusion"}.get(family, family), depth=depth, width=width,
+        batch=batch,
+    )  # fmt: skip
+    if spec.scales and spec.family != "var" and not all_families:
+        raise ConfigError(f"scales are for the family var, and {spec.family} has none")
+    if all_families:
+        plans = plan_families_of_config(config, overrides or [], options) if config else plan_families(spec, options)
+        typer.echo(to_json.dumps([asdict(each) for each in plans], indent=2) if json else families_text(plans))
+        return
+    found = plan_config(config, overrides or [], options) if config else plan_spec(spec, options)
+    typer.echo(to_json.dumps(asdict(found), indent=2) if json else plan_text(found))
 
 
 def refuse_numbers(config: str, given: Sequence[str]) -> None:
@@ -33,31 +102,11 @@ def parse_scales(text: str) -> tuple[int, ...] | None:
         raise ConfigError(f"scales must be whole numbers separated by commas, got {text!r}") from None
 
 
-def parse_family(name: str) -> str:
-    return {"dit": "diffusion"}.get(name, name)
-
-
 def parse_precision(name: str | None) -> Precision | None:
     """Raises ConfigError for an unknown name."""
+    from artok.planning.roofline import DTYPES
+
     found = next((precision for precision in DTYPES if precision == name), None)
     if name is not None and found is None:
         raise ConfigError(f"there is no precision {name!r}; there are: {', '.join(DTYPES)}")
     return found
-
-
-def plan(
-    config: str | None,
-    overrides: Sequence[str],
-    spec: DesignSpec,
-    options: PlanOptions,
-    all_families: bool,
-    as_json: bool,
-) -> str:
-    """The text of one plan, or of all families side by side. spec: the design where no config is given."""
-    if spec.scales and spec.family != "var" and not all_families:
-        raise ConfigError(f"scales are for the family var, and {spec.family} has none")
-    if all_families:
-        plans = plan_families_of_config(config, overrides, options) if config else plan_families(spec, options)
-        return json.dumps([asdict(each) for each in plans], indent=2) if as_json else families_text(plans)
-    found = plan_config(config, overrides, options) if config else plan_spec(spec, options)
-    return json.dumps(asdict(found), indent=2) if as_json else plan_text(found)

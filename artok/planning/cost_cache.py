@@ -73,6 +73,8 @@ def _kind(value: Any) -> Hashable:
         return _spec(value)
     if isinstance(value, KVCache):
         return (tuple(value.keys.shape), value.keys.dtype, value.filled)
+    if isinstance(value, list | tuple):
+        return tuple(map(_kind, value))
     return float if isinstance(value, float) else value
 
 

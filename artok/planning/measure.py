@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from artok.device import resolve_device
 from artok.errors import ConfigError
 from artok.planning.roofline import DTYPES, LAUNCH, Device
 
@@ -25,13 +26,7 @@ def measure_device(name: str) -> Device:
 
     Raises ConfigError when there is no such device.
     """
-    if name == "here":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise ConfigError(f"this machine has no device {name!r}; take cpu, cuda, cuda:1 or here") from None
+    device = resolve_device(None if name == "here" else name)
     if device.type not in SIDES:
         raise ConfigError(f"ceilings can be measured on cpu and cuda, not on {device.type}")
     with torch.inference_mode():

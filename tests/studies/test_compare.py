@@ -194,7 +194,7 @@ def test_the_page_is_whole_and_describes_its_pictures(finished: Path) -> None:
     pictures = [attributes for tag, attributes in tags.found if tag == "img"]
     assert all(len(attributes.get("alt") or "") > 10 for attributes in pictures)
     ids = {attributes["id"] for _, attributes in tags.found if attributes.get("id")}
-    assert {"summary", "guide", "tradeoffs", "generators", "tokenizers", "training", "figures", "origin"} <= ids
+    assert {"summary", "guide", "tradeoffs", "generators", "tokenizers", "training", "metrics", "origin"} <= ids
     main = page.partition("<main>")[2]
     assert main.index("<img") < main.index("<table"), "pictures come first"
     assert any("Quality against latency" in str(attributes["alt"]) for attributes in pictures)

@@ -268,7 +268,7 @@ def test_its_page_holds_everything_and_needs_nothing(swept: Path) -> None:
     ):
         assert words in tags.text
     ids = {attributes["id"] for _, attributes in tags.found if attributes.get("id")}
-    assert {"summary", "guide", "pareto", "maps", "training", "figures", "origin"} <= ids
+    assert {"summary", "guide", "pareto", "maps", "training", "metrics", "origin"} <= ids
     for heading in ("Pareto front", "Dominated settings", "Heat maps"):
         assert heading in tags.text
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
