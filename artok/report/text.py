@@ -15,7 +15,7 @@ REAL = 1.25  # a distance up to so many times its floor is that of real images, 
 CLOSE, APART = 2.5, 8.0  # up to so many times the floor it is close; a distance beyond the second is far
 COPIED, LEANING = 0.5, 0.2  # shares of memorised samples: it memorises; more than chance has it
 BROKEN = (DIVERGED, COLLAPSED, OFF_DISTRIBUTION)  # findings that no figure of a run can be read without
-GAP = 0.1  # the share of its held-out nats a token by which training tokens may be easier
+GAP = 0.1  # the share of its held-out nats per token by which training tokens may be easier
 
 
 def joined(words: Sequence[str]) -> str:
