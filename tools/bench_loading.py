@@ -55,7 +55,7 @@ def rate(loader: Loader, batch: int, images: int, seconds: float) -> float:
 
 
 def measure(split: Split, config: DataConfig, batch: int, seconds: float) -> tuple[float, float, float]:
-    """Seconds to the first batch, then images a second in the first pass and later.
+    """Seconds to the first batch, then images per second in the first pass and later.
 
     A kept split is read whole in between, so that "later" is what training sees after its first pass.
     """

@@ -116,17 +116,46 @@ def default(field: FieldInfo) -> str:
     return f"`{value!r}`".replace("|", "\\|") if len(repr(value)) < 60 else "see the class"
 
 
+def said(cls: type[Config], key: str) -> str:
+    """What the docstring of a config, or of one that it inherits from, says of a key: the text after `key:`.
+
+    Several keys may share a text, as in `r1, r2: ...`.
+    """
+    for above in cls.__mro__:
+        text = " ".join((above.__doc__ or "").split()) if above.__module__.startswith("artok") else ""
+        entries = [
+            entry
+            for entry in re.finditer(r"(?<![\w`.])(\w+(?:, \w+)*): ", text)
+            if set(entry[1].split(", ")) & set(cls.model_fields)
+        ]
+        for entry, following in zip(entries, [*entries[1:], None], strict=False):
+            if key in entry[1].split(", "):
+                return text[entry.end() : following.start() if following else len(text)].strip()
+    return ""
+
+
+def introduction(cls: type[Config]) -> str:
+    """A config's docstring up to where it says what its keys mean."""
+    text = inspect.cleandoc(cls.__doc__ or "")
+    keys = [
+        entry.start()
+        for entry in re.finditer(r"(?<![\w`.])(\w+(?:, \w+)*): ", text)
+        if set(entry[1].split(", ")) & set(cls.model_fields)
+    ]
+    return text[: min(keys, default=len(text))].strip()
+
+
 def config_reference() -> str:
     """Every section with its keys, types, defaults and what is said of them."""
     parts = ["# Config reference\n\nGenerated from the typed configs. `kind: NAME` chooses the file of that name.\n"]
     for cls in configs():
         place = f"{cls.__module__.removeprefix('artok.')}.{cls.__qualname__}"
-        docstring = inspect.cleandoc(cls.__doc__ or "").replace("<", "&lt;")
-        rows = [
-            f"| `{name}` | {type_name(field.annotation)} | {default(field)} | {field.description or ''} |"
-            for name, field in cls.model_fields.items()
-        ]
-        table = "\n".join(["| key | type | default | |", "|---|---|---|---|", *rows])
+        docstring = introduction(cls).replace("<", "&lt;")
+        rows = []
+        for name, field in cls.model_fields.items():
+            meaning = (field.description or said(cls, name)).replace("|", "\\|").replace("<", "&lt;")
+            rows.append(f"| `{name}` | {type_name(field.annotation)} | {default(field)} | {meaning} |")
+        table = "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
         parts.append(f"## {place}\n\n{docstring}\n\n{table}\n")
     return "\n".join(parts)
 

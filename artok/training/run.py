@@ -158,7 +158,7 @@ def make_monitor(
     device: torch.device,
     progress: Progress,
 ) -> Monitor | None:
-    """What watches a generator's variety, or None where there are too few images to tell anything."""
+    """What watches a generator's diversity, or None where there are too few images to tell anything."""
     training, data = experiment.training, experiment.data
     images = min(training.monitor_images, len(train_split), len(held_out))
     if images < FEWEST:
