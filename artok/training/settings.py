@@ -72,7 +72,7 @@ class Training(Config):
     validate_every: int = Field(10_000, ge=1)
     validate_images: int = Field(1_000, ge=1, description="held-out images of a validation")
     preview_every: int = Field(20_000, ge=1)
-    monitor_images: int = Field(200, ge=0, description="samples by which a generator's diversity is watched; 0 for none")
+    monitor_images: int = Field(200, ge=0, description="samples that watch a generator's diversity; 0 for none")
     monitor_every: int | None = Field(None, ge=1, description="validate_every unless given")
     monitor_extractor: ExtractorName = Field(
         "pixels", description="what they are compared through: an extractor such as classifier"
