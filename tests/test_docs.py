@@ -52,7 +52,7 @@ def test_a_walk_of_contributing_works_as_written(walk: str, tmp_path: Path) -> N
     for line in "".join(commands).splitlines():
         command = line.replace("python -m", f"{sys.executable} -m", 1)
         command = re.sub(r"^artok ", f"{sys.executable} -m artok ", command)
-        done = run(["bash", "-c", command], tmp_path)
+        done = run(["bash", "-o", "pipefail", "-c", command], tmp_path)
         assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
         if "pytest" in line:
             assert re.search(r"\d+ passed", done.stdout), done.stdout
