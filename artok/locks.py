@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 
 @contextmanager
-def alone(path: Path, busy: Callable[[], None] | None = None) -> Iterator[None]:
+def hold_lock(path: Path, busy: Callable[[], None] | None = None) -> Iterator[None]:
     """Waits until no other process makes the file or folder; goes on at once where the place cannot be locked.
 
     busy: called before waiting; what it raises ends the wait. A process that was killed holds nothing.

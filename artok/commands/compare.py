@@ -18,20 +18,20 @@ import torch
 from artok.config import dump, validate
 from artok.errors import ConfigError, RunError
 from artok.evaluation.run_directory import LOG, diverged, is_trained
-from artok.locks import alone, discard
+from artok.locks import discard, hold_lock
 from artok.metrics.features import parse
 from artok.saved import write_json, write_text
-from artok.studies.budget import SPEEDS, known_speeds, match, probe_of, speed
+from artok.studies.budget import SPEEDS, make_probe, match, read_speeds, speed
 from artok.studies.config import LOCK, Study, load_study, refuse_two, require_extractor, require_trained
 from artok.studies.grid import read_points
-from artok.studies.measure import CacheKeys, missing, own_tokenizers, owners
+from artok.studies.measure import CacheKeys, list_missing, list_own_tokenizers, owners
 from artok.studies.resolve import Planned, StudyPlan, check_started, settle
 from artok.studies.results import PAGE, RESULTS, TABLE, Outcome, as_csv, as_json, gather
 from artok.studies.scheduler import Job, Slurm, run_jobs
-from artok.studies.timing import time_all, untimed
+from artok.studies.timing import list_untimed, time_all
 from artok.studies.tradeoffs import tradeoffs_json
 from artok.training.experiment import Experiment
-from artok.training.extractor import extractor_for
+from artok.training.extractor import build_extractor
 from artok.training.log import duration, read_log
 from artok.training.progress import Progress
 
@@ -51,11 +51,11 @@ def compare(study: Study, folder: Path, device: str, fresh: bool = False) -> Pat
     """
     if os.environ.get("RANK", "0") != "0":
         return None
-    launcher = launcher_of(study)
+    launcher = find_launcher(study)
     plans = [prepare(study, folder, fresh)]  # mistakes come before there is a folder
     if study.beside:
         plans.append(prepare(load_study(study.beside, []), folder / BESIDE, fresh))
-    with alone(folder / LOCK, partial(refuse_two, folder)):
+    with hold_lock(folder / LOCK, partial(refuse_two, folder)):
         return _conduct_studies(plans, device, launcher, fresh)
 
 
@@ -68,20 +68,20 @@ def _conduct_studies(plans: list[StudyPlan], device: str, launcher: tuple[str, .
     for plan in plans:
         require_extractor(plan.study.evaluation)
         write_text(plan.folder / STUDY, dump(plan.study))
-    plans = [with_speeds(plan, launcher, device, progress) for plan in plans]
+    plans = [measure_speeds(plan, launcher, device, progress) for plan in plans]
     for plan in plans:
         for entry in plan.entries:
             progress.say(f"{entry.title}: {entry.adjustment}".removesuffix(": "))
         for point, reason in plan.skipped:
             progress.say(f"skipped {point.title}: {reason}")
-    jobs = jobs_of(plans[0], launcher)
+    jobs = list_jobs(plans[0], launcher)
     for plan in plans[1:]:
-        jobs = _join(jobs, jobs_of(plan, launcher), f"{plan.study.name}: ")
+        jobs = _join(jobs, list_jobs(plan, launcher), f"{plan.study.name}: ")
     progress.say(f"{sum(len(plan.entries) for plan in plans)} entries, {len(jobs)} jobs, into {folder}")
-    conduct(plans[0], jobs, workers_of(study, launcher, device), progress)
+    conduct(plans[0], jobs, count_workers(study, launcher, device), progress)
     for plan in plans:
         check_trained(plan)
-        if untimed(plan):  # when nothing else is running
+        if list_untimed(plan):  # when nothing else is running
             conduct(plans[0], [measuring_job(plan, f"time {plan.study.name}", TIMES)], 1, progress)
     return conclude(plans, device)
 
@@ -109,7 +109,7 @@ def prepare(study: Study, folder: Path, fresh: bool = False) -> StudyPlan:
     fresh: the folder's content is going to be discarded.
     """
     require_trained(study)
-    speeds = dict(study.budget.speeds if study.budget else {}) if fresh else known_speeds(study.budget, folder)
+    speeds = dict(study.budget.speeds if study.budget else {}) if fresh else read_speeds(study.budget, folder)
     plan = settle(study, folder)
     match(plan, speeds)
     keep_snapshots(plan)
@@ -134,7 +134,7 @@ def keep_snapshots(plan: StudyPlan) -> None:
 # ---------------------------------------------------------------------------------------------- jobs
 
 
-def launcher_of(study: Study) -> tuple[str, ...]:
+def find_launcher(study: Study) -> tuple[str, ...]:
     """What starts a training: the study's `launch`, or as many processes as this one was launched with."""
     world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if study.launch:
@@ -162,7 +162,7 @@ def launch_command(launch: str) -> tuple[str, ...]:
     return (found, *words[1:])
 
 
-def workers_of(study: Study, launcher: Sequence[str], device: str) -> int:
+def count_workers(study: Study, launcher: Sequence[str], device: str) -> int:
     """Jobs side by side: one where each takes several processes, else one per GPU or per core, up to four."""
     if study.workers is not None:
         return study.workers
@@ -173,7 +173,7 @@ def workers_of(study: Study, launcher: Sequence[str], device: str) -> int:
     return torch.cuda.device_count() if device == "cuda" else min(MOST_WORKERS, os.cpu_count() or 1)
 
 
-def jobs_of(plan: StudyPlan, launcher: tuple[str, ...]) -> list[Job]:
+def list_jobs(plan: StudyPlan, launcher: tuple[str, ...]) -> list[Job]:
     """Everything that is not done: trainings, and each entry's measurements once its last run is trained.
 
     What is short comes last, so that workers end together.
@@ -183,8 +183,8 @@ def jobs_of(plan: StudyPlan, launcher: tuple[str, ...]) -> list[Job]:
     jobs = [training_job(plan, planned, launcher, training) for planned in wanted]
     keys, measuring = CacheKeys(plan), []
     for owner in owners(plan):
-        after = tuple(name for name in needed(plan, owner) if name in training)
-        if after or missing(plan, owner, keys):
+        after = tuple(name for name in list_needed(plan, owner) if name in training)
+        if after or list_missing(plan, owner, keys):
             measuring.append(replace(measuring_job(plan, f"measure {owner}", owner, after), share=SHORT))
     extractor = plan.study.evaluation.extractor
     if wanted and parse(extractor).trained:  # beside them: of several jobs that want it at once, all but one would wait
@@ -214,13 +214,13 @@ def measuring_job(plan: StudyPlan, name: str, part: str, after: tuple[str, ...] 
     return Job(name, ("compare", str(plan.folder / STUDY), "--out", str(plan.folder), "--measure", part), after)
 
 
-def needed(plan: StudyPlan, owner: str) -> list[str]:
+def list_needed(plan: StudyPlan, owner: str) -> list[str]:
     """The trainings that an entry's or a tokenizer's measurements wait for."""
     kind, _, name = owner.rpartition(":")
     if kind:
         return [f"train {name}"]
     entry = next(entry for entry in plan.entries if entry.name == name)
-    own = [f"train {tokenizer}" for tokenizer in own_tokenizers(plan, entry)]
+    own = [f"train {tokenizer}" for tokenizer in list_own_tokenizers(plan, entry)]
     return own + [planned.name for planned in entry.trainings.values()]
 
 
@@ -267,23 +267,23 @@ def check_trained(plan: StudyPlan) -> None:
 # ---------------------------------------------------------------------------------------------- speeds
 
 
-def with_speeds(plan: StudyPlan, launcher: tuple[str, ...], device: str, progress: Progress) -> StudyPlan:
+def measure_speeds(plan: StudyPlan, launcher: tuple[str, ...], device: str, progress: Progress) -> StudyPlan:
     """The plan, for a budget of seconds once the speed of every entry is known.
 
     Speeds are measured one after another on trained tokenizers, by a short training each, and kept.
     """
     if plan.study.budget is None or plan.study.budget.kind != "seconds":
         return plan
-    speeds = known_speeds(plan.study.budget, plan.folder)
+    speeds = read_speeds(plan.study.budget, plan.folder)
     unknown = [entry for entry in plan.entries if entry.trainings and entry.name not in speeds]
     if not unknown:
         return plan
     tokenizers = [training_job(plan, each, launcher) for each in plan.tokenizers.values() if not is_done(each)]
-    conduct(plan, tokenizers, workers_of(plan.study, launcher, device), progress)
+    conduct(plan, tokenizers, count_workers(plan.study, launcher, device), progress)
     for entry in unknown:
         folder = plan.folder / "probes" / entry.name
         shutil.rmtree(folder, ignore_errors=True)
-        probe = Planned(f"time {entry.name}", probe_of(entry, plan.study.seeds[0]), folder)
+        probe = Planned(f"time {entry.name}", make_probe(entry, plan.study.seeds[0]), folder)
         conduct(plan, [training_job(plan, probe, launcher)], 1, progress)
         speeds[entry.name] = speed(read_log(folder / LOG))
         shutil.rmtree(folder, ignore_errors=True)
@@ -299,7 +299,7 @@ def run_part(study: Study, folder: Path, part: str, device: str) -> None:
     points = read_points(study) if study.grid else []
     plan = settle(study, folder, part if any(point.name == part for point in points) else None)
     if part.startswith(f"{EXTRACTOR}:"):
-        extractor_for(parse(part.partition(":")[2]), plan.data.open("train"), plan.data.size, device)
+        build_extractor(parse(part.partition(":")[2]), plan.data.open("train"), plan.data.size, device)
     elif part == TIMES:
         time_all(plan, device, Progress(study.name))
     elif part in owners(plan):

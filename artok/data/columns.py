@@ -18,7 +18,7 @@ IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "target", "y")
 
 
-def image_column(features: Features, named: str | None, where: str) -> str:
+def find_image_column(features: Features, named: str | None, where: str) -> str:
     """The column named, else the one of type Image (with a usual name first), else one of bytes with a usual name."""
     from datasets import Image
 
@@ -34,7 +34,7 @@ def image_column(features: Features, named: str | None, where: str) -> str:
     return found[0]
 
 
-def label_column(features: Features, named: str | None, where: str) -> str | None:
+def find_label_column(features: Features, named: str | None, where: str) -> str | None:
     """The column named, else one with a usual name, else the first of type ClassLabel, else None: one class."""
     from datasets import ClassLabel
 
@@ -78,7 +78,7 @@ class Classes:
         return torch.tensor(labels, dtype=torch.int64)
 
 
-def classes_of(
+def read_classes(
     feature: object, given: Sequence[str] | None, values: Iterable[object] | None, column: str, where: str
 ) -> Classes:
     """The classes of a label column.

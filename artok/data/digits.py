@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from artok.data.base import DataConfig, SplitName
-from artok.data.fingerprints import of_parts, of_tensor
+from artok.data.fingerprints import digest_parts, digest_tensor
 from artok.data.holdout import split_stratified
 from artok.data.splits import MemorySplit
 
@@ -36,7 +36,7 @@ class Config(DataConfig):
         pictures, labels, fingerprint = _read(split, self.side)
         images = pictures.expand(-1, self.channels, -1, -1).contiguous()
         if self.channels > 1:
-            fingerprint = of_parts("digits", split, of_tensor(images), of_tensor(labels))
+            fingerprint = digest_parts("digits", split, digest_tensor(images), digest_tensor(labels))
         return MemorySplit(images, labels, [str(digit) for digit in range(10)], fingerprint)
 
     @classmethod
@@ -57,4 +57,4 @@ def _read(split: SplitName, side: int) -> tuple[Tensor, Tensor, str]:
     large = [np.asarray(Image.fromarray(each).resize((side, side), Image.Resampling.BILINEAR)) for each in levels]
     images = torch.from_numpy(np.stack(large))[:, None]
     labels = torch.from_numpy(targets.astype(np.int64))[rows]
-    return images, labels, of_parts("digits", split, of_tensor(images), of_tensor(labels))
+    return images, labels, digest_parts("digits", split, digest_tensor(images), digest_tensor(labels))

@@ -12,16 +12,16 @@ WHOLE = 256 * 2**20  # bytes that are read in full; of more, only names and size
 END = 64 * 1024
 
 
-def of_parts(*parts: object) -> str:
+def digest_parts(*parts: object) -> str:
     """16 hexadecimal digits of anything with a stable text."""
     return hashlib.blake2b("\n".join(map(str, parts)).encode(), digest_size=8).hexdigest()
 
 
-def of_tensor(values: Tensor) -> str:
+def digest_tensor(values: Tensor) -> str:
     return hashlib.blake2b(values.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
 
 
-def of_files(paths: Sequence[Path], names: Sequence[str]) -> str:
+def digest_files(paths: Sequence[Path], names: Sequence[str]) -> str:
     """Of files under names that do not depend on the machine.
 
     Up to 256 MiB altogether are read in full. Beyond that a file counts by its name, its size and, when the files are

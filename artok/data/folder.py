@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import Field
 
 from artok.data.base import DataConfig, SplitName
-from artok.data.fingerprints import of_files, of_parts
+from artok.data.fingerprints import digest_files, digest_parts
 from artok.data.holdout import hold_out
 from artok.data.pictures import Encoded
 from artok.data.splits import DecodedSplit, keep_in_memory
@@ -69,7 +69,7 @@ class Config(DataConfig):
             labels,
             classes,
             shape,
-            of_parts("folder", shape, classes, of_files(paths, names)),
+            digest_parts("folder", shape, classes, digest_files(paths, names)),
             keep_in_memory(self.in_memory, len(paths), shape, self.workers),
         )
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from artok.data.base import DataConfig, Split, SplitName
-from artok.data.columns import Classes, classes_of, image_column, label_column
-from artok.data.fingerprints import of_files, of_parts, of_tensor
+from artok.data.columns import Classes, find_image_column, find_label_column, read_classes
+from artok.data.fingerprints import digest_files, digest_parts, digest_tensor
 from artok.data.holdout import hold_out
 from artok.data.pictures import Encoded
 from artok.data.splits import DecodedSplit, keep_in_memory
@@ -115,14 +115,14 @@ class Config(DataConfig):
         self, loaded: Mapping[str, Dataset], files: _Paths | None, source: str, split: SplitName, whole: bool
     ) -> DecodedSplit:
         data, where = loaded[source], f"{self.label}, split '{source}'"
-        images = image_column(data.features, self.image_column, where)
-        column = label_column(data.features, self.label_column, where)
+        images = find_image_column(data.features, self.image_column, where)
+        column = find_label_column(data.features, self.label_column, where)
         if column is None:
             classes, labels = self._one_class(where), torch.zeros(len(data), dtype=torch.int64)
         else:
             first = loaded[self.train_split]  # both splits must mean the same by a label
-            label_column(first.features, column, f"{self.label}, split '{self.train_split}'")
-            known = classes_of(first.features[column], self.classes, _values(first, column), column, where)
+            find_label_column(first.features, column, f"{self.label}, split '{self.train_split}'")
+            known = read_classes(first.features[column], self.classes, _values(first, column), column, where)
             classes, labels = known, known.labels(_values(data, column), where)
         rows = torch.arange(len(data))
         if not whole:
@@ -133,7 +133,7 @@ class Config(DataConfig):
             raise DataError(f"{where} has no rows")
         shape = (self.channels, self.side, self.side)
         identity = _identity(data, files, source)
-        fingerprint = of_parts("hub", identity, shape, classes.names, images, column, of_tensor(rows))
+        fingerprint = digest_parts("hub", identity, shape, classes.names, images, column, digest_tensor(rows))
         keep = keep_in_memory(self.in_memory, len(rows), shape, self.workers)
         return DecodedSplit(_Rows(data, images, rows), labels[rows], classes.names, shape, fingerprint, keep)
 
@@ -142,12 +142,12 @@ class Config(DataConfig):
     ) -> StreamSplit:
         data, where = loaded[source], f"{self.label}, split '{source}'"
         features = data.features or _first_features(data, where)
-        images = image_column(features, self.image_column, where)
-        column = label_column(features, self.label_column, where)
+        images = find_image_column(features, self.image_column, where)
+        column = find_label_column(features, self.label_column, where)
         if column is None:
             classes = self._one_class(where)
         else:
-            classes = classes_of(features[column], self.classes, None, column, where)
+            classes = read_classes(features[column], self.classes, None, column, where)
         count = self.lengths.get(source) or _rows(data, files, source)
         if count is None:
             raise DataError(f"{where} does not say how many rows it streams: set data.lengths.{source}")
@@ -159,7 +159,7 @@ class Config(DataConfig):
             _Items(images, column),
             classes,
             shape,
-            of_parts("stream", identity, shape, classes.names, images, column, count, part, split),
+            digest_parts("stream", identity, shape, classes.names, images, column, count, part, split),
             count,
             part,
             self.shuffle_buffer if split == "train" else 1,
@@ -247,11 +247,11 @@ def _identity(data: Dataset | IterableDataset, files: _Paths | None, source: str
     """Digest of what a split is made of: its local files, or the version that the hub gave."""
     local = [Path(path) for path in files[source]] if files is not None else []
     if local and all(path.is_file() for path in local):
-        return of_files(local, [path.name for path in local])
+        return digest_files(local, [path.name for path in local])
     info = data.info
     checksums = sorted(info.download_checksums or {})
     fingerprint = getattr(data, "_fingerprint", "") if not checksums else ""
-    return of_parts(
+    return digest_parts(
         info.builder_name, info.config_name, info.version, info.dataset_size, checksums, fingerprint, source
     )
 

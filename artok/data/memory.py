@@ -16,19 +16,19 @@ from artok.noise import Noise
 MOST_IMAGES, MOST_BYTES = 50_000, 2**30  # of a split that are looked at
 
 
-def held_in_memory(split: Split, size: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def read_into_memory(split: Split, size: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Images (N, C, size, size) uint8 and labels (N,) of a split as a model sees them without augmentation.
 
     rows: which ones, ascending; by default all of them, or a random part of what would take more than 1 GiB.
     """
     if rows is None:
-        rows = some(len(split), min(MOST_IMAGES, MOST_BYTES // (split.shape[0] * size**2)))
+        rows = choose_rows(len(split), min(MOST_IMAGES, MOST_BYTES // (split.shape[0] * size**2)))
     parts = [split.read(part.tolist()) for part in rows.split(256)]
     images = [to_uint8(plain(part.images, size)) for part in parts]
     return torch.cat(images), torch.cat([part.labels for part in parts])
 
 
-def some(count: int, most: int) -> Tensor:
+def choose_rows(count: int, most: int) -> Tensor:
     """Indices below `count`, ascending: all, or a random `most` of them, always the same ones."""
     if most >= count:
         return torch.arange(count)

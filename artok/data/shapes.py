@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from artok.data.base import DataConfig, Examples, Split, SplitName
 from artok.data.drawing import SHAPES, area, centroid, coverage
-from artok.data.fingerprints import of_parts
+from artok.data.fingerprints import digest_parts
 from artok.images import from_uint8
 from artok.noise import Noise, fold
 
@@ -102,7 +102,7 @@ class ShapesSplit(Split):
         self.classes = tuple(SHAPES)
         if self._by_colour:
             self.classes = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-        self.fingerprint = of_parts("shapes 1", seed, split, count, side, classes)
+        self.fingerprint = digest_parts("shapes 1", seed, split, count, side, classes)
         self.skipped = {}
         self.enlarged = set()
 

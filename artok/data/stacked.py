@@ -20,7 +20,7 @@ from typing_extensions import Self
 from artok.config import OPEN, of_kind, validate
 from artok.data import digits
 from artok.data.base import DataConfig, Examples, Split, SplitName
-from artok.data.fingerprints import of_parts
+from artok.data.fingerprints import digest_parts
 from artok.errors import ConfigError, DataError
 from artok.noise import Noise, fold
 
@@ -74,19 +74,19 @@ class StackedSplit(Split):
         self._count, self._seed = count, fold("stacked", seed, split)
         self.shape = (channels, *single.shape[1:])
         self.classes = ("all",)
-        self.fingerprint = of_parts("stacked 1", seed, split, channels, count, single.fingerprint)
+        self.fingerprint = digest_parts("stacked 1", seed, split, channels, count, single.fingerprint)
         self.skipped, self.enlarged, self.decodes = single.skipped, single.enlarged, single.decodes
 
     def __len__(self) -> int:
         return self._count
 
-    def drawn(self, indices: Sequence[int]) -> Tensor:
+    def draw_sources(self, indices: Sequence[int]) -> Tensor:
         """(B, C) int64: which of the source's images is each channel of the images at these indices."""
         positions = torch.as_tensor(indices, dtype=torch.int64)
         return Noise(self._seed, positions).integers(len(self._single), self.shape[0])
 
     def read(self, indices: Sequence[int]) -> Examples:
-        rows = self.drawn(indices)
+        rows = self.draw_sources(indices)
         parts = self._single.read(rows.flatten().tolist())
         labels = torch.zeros(len(rows), dtype=torch.int64)
         return Examples(parts.images.reshape(len(rows), *self.shape), labels)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from artok.evaluation.evaluator import BATCH, Evaluator, some
+from artok.evaluation.evaluator import BATCH, Evaluator, choose_rows
 from artok.images import from_uint8, to_uint8
 from artok.layout import Tokens
 from artok.metrics import frechet
@@ -46,7 +46,7 @@ def examine(evaluator: Evaluator, tokenizer: Tokenizer, shares: Sequence[float],
     depends on the image's number alone. A share of 0 gives the Fréchet distance of plain reconstructions.
     """
     layout, device = tokenizer.layout, evaluator.device
-    rows = some(len(evaluator.test_images), evaluator.n)
+    rows = choose_rows(len(evaluator.test_images), evaluator.n)
     usage = CodebookConfig().build(MetricContext(layout=layout))
     assert isinstance(usage, CodebookUsage)
     encoded = []

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from artok.config import override, read_yaml, validate
 from artok.data.base import DataConfig, SplitName
-from artok.data.memory import held_in_memory, some
+from artok.data.memory import choose_rows, read_into_memory
 from artok.data.tokens import evaluation_tokens
 from artok.errors import ConfigError
 from artok.images import from_uint8, to_uint8
@@ -29,8 +29,8 @@ from artok.planning.op_trace import Trace
 from artok.sampling.settings import Sampling
 from artok.saved import CONFIG, find_saved, fingerprint, load_tokenizer, read_saved
 from artok.tokenizers.base import Tokenizer
-from artok.training.encode import cached_tokens, own_data
-from artok.training.extractor import extractor_for, modes_of
+from artok.training.encode import open_or_encode, read_data_section
+from artok.training.extractor import build_extractor, find_modes
 from artok.training.progress import Progress
 
 BATCH = 64
@@ -55,7 +55,7 @@ def evaluate(
     of_data = [change for change in changes if change.startswith("data.")]
     of_choice = [change.partition(".")[2] for change in changes if change.startswith("evaluation.")]
     of_sampling = [change for change in changes if not change.startswith(("data.", "evaluation."))]
-    data = own_data(folder, saved.facts.image, of_data)
+    data = read_data_section(folder, saved.facts.image, of_data)
     if saved.generator is None and of_sampling:
         raise ConfigError(f"{folder} is a tokenizer; sampling settings such as {of_sampling[0]} do not apply")
     pipeline = Pipeline.from_pretrained(folder, device) if saved.generator is not None else None
@@ -96,16 +96,16 @@ class Evaluator:
         self.choice = choice or MetricChoice()
         self.data, self.device, self.progress = data, torch.device(device), progress
         self.train_split, self.test_split = data.open("train"), data.open("test")
-        self.test_images, self.test_labels = held_in_memory(self.test_split, data.size)
-        self.train_images, self.train_labels = held_in_memory(self.train_split, data.size)
+        self.test_images, self.test_labels = read_into_memory(self.test_split, data.size)
+        self.train_images, self.train_labels = read_into_memory(self.train_split, data.size)
         self.n = min(n or len(self.test_images), largest(self.train_labels, self.test_labels))
         progress.say(f"measuring with {extractor} features on {self.n:,} images")
         known = (self.train_images, self.train_labels)
-        self.extractor: Extractor = extractor_for(
+        self.extractor: Extractor = build_extractor(
             parse(extractor), self.train_split, data.size, device, known, progress
         )
         predicts = extract(self.extractor, self.test_images[:1])[1] is not None
-        self.modes = modes_of(self.train_split, data.size) if predicts else None
+        self.modes = find_modes(self.train_split, data.size) if predicts else None
         self._floor: dict[str, float] | None = None
         self._others: dict[int, Evaluator] = {}
 
@@ -135,7 +135,7 @@ class Evaluator:
         fields = SETS | {"reconstructions"} | ({"codes"} if layout.discrete else set())
         evaluation = self.evaluation(self.select(fields, layout), layout)
         with torch.no_grad(), self.progress.over(0, self.n):
-            for done, rows in enumerate(some(len(self.test_images), self.n).split(BATCH)):
+            for done, rows in enumerate(choose_rows(len(self.test_images), self.n).split(BATCH)):
                 images = self.test_images[rows]
                 tokens = tokenizer.encode(from_uint8(images).to(self.device))
                 decoded = to_uint8(tokenizer.decode(tokens)).cpu()
@@ -229,7 +229,7 @@ class Evaluator:
         mark = fingerprint(pipeline.tokenizer)
         for held_out in (True, False):
             name: SplitName = "test" if held_out else "train"
-            cache = cached_tokens(pipeline.tokenizer, mark, self.data, name, 1, None, self.device, self.progress)
+            cache = open_or_encode(pipeline.tokenizer, mark, self.data, name, 1, None, self.device, self.progress)
             for batch in evaluation_tokens(cache, BATCH, self.n):
                 batch = batch.to(self.device)
                 nats = pipeline.generator.log_likelihood(batch.tokens, Condition(batch.labels), pipeline.tokenizer)

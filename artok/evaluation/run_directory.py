@@ -93,7 +93,7 @@ class Run:
 
 def is_trained(experiment: Experiment, folder: Path) -> bool:
     """Whether a training has come to its end. Weights alone do not say so: every checkpoint writes them on the way."""
-    newest = checkpoints.latest(folder / "checkpoints")
+    newest = checkpoints.find_latest(folder / "checkpoints")
     return newest is not None and int(newest.name) >= experiment.training.images and (folder / WEIGHTS).exists()
 
 

@@ -18,10 +18,10 @@ from artok.generators.masked import (
     Stack,
     count_steps,
     even_uniforms,
-    masked_flags,
+    flag_masked,
+    put_unknown_first,
     schedule,
     select,
-    unknown_first,
 )
 from artok.generators.patched import PatchedConfig, PatchedGenerator
 from artok.layout import Codec, Condition, TokenLayout, Tokens
@@ -97,7 +97,7 @@ class Mar(PatchedGenerator):
         order, counts = noise.permutation(self.length), self.masked_counts(noise.uniform())
         room = self.length - math.ceil(self.config.mask_ratio_min * self.length)
         z_BNW = self.body(self.input(x_BND), self.context(condition).sequence, order, counts, room)
-        masked = masked_flags(order, counts)
+        masked = flag_masked(order, counts)
         uniform, normal = noise.uniform(self.length, draws), noise.normal(self.length, draws, self.dimension)
         # a mean over each image's masked tokens, then over images, so that processes share a batch exactly
         weights = (1 / (counts * len(tokens)))[:, None].expand_as(masked)
@@ -127,10 +127,10 @@ class Mar(PatchedGenerator):
         guidance, order = Guidance(condition, sampling, total), noise.permutation(self.length)
         sequence = self.context(guidance.condition).sequence
         x_BND, known = self.known_patches(condition)
-        order, unknown = unknown_first(order, known)
+        order, unknown = put_unknown_first(order, known)
         for step in range(total):
             counts, left = (tuple(schedule(whole, total)[at] for whole in unknown) for at in (step, step + 1))
-            places = slots(order, left, counts)
+            places = take_positions(order, left, counts)
             z = guidance.repeat(self.input(x_BND))
             z = self.body(z, sequence, guidance.repeat(order), counts * (len(z) // len(counts)))
             index = guidance.repeat(places.clamp(max=self.length - 1))
@@ -138,7 +138,7 @@ class Mar(PatchedGenerator):
             whole_left = schedule(self.length, total)[step + 1]
             scale = guidance.scale(step, share=(self.length - max(whole_left, 1)) / self.length)
             x_BND = put(x_BND, places, self.head.sample(z, scale, sampling, noise))
-            decided = ~masked_flags(order, torch.tensor(left, device=order.device))
+            decided = ~flag_masked(order, torch.tensor(left, device=order.device))
             yield self.to_tokens(x_BND, decided if any(left) else None)
 
     def known_patches(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
@@ -157,7 +157,7 @@ class Mar(PatchedGenerator):
         return count_steps(sampling.steps, self.config.steps, self.length)
 
 
-def slots(order_BN: Tensor, first: Sequence[int], end: Sequence[int]) -> Tensor:
+def take_positions(order_BN: Tensor, first: Sequence[int], end: Sequence[int]) -> Tensor:
     """Positions (B, n) at first, first + 1, ... end - 1 of each row's order, n being the most; where a row has fewer, N
     stands for none."""
     if len({*first}) == len({*end}) == 1:

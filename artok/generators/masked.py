@@ -134,7 +134,7 @@ def count_steps(asked: int | None, usual: int, length: int) -> int:
     return asked or min(usual, length)
 
 
-def still_masked(length: int, steps: int, step: int, now: int) -> int:
+def count_masked(length: int, steps: int, step: int, now: int) -> int:
     """Tokens left to decide after step 0..steps-1 when `now` are: the cosine schedule of MaskGIT (Chang et al. 2022,
     arXiv 2202.04200, section 3.3), at least one decided in every step, and one left for the last."""
     if step == steps - 1:
@@ -147,11 +147,11 @@ def schedule(length: int, steps: int) -> tuple[int, ...]:
     """Tokens left to decide before the first step and after each, of an image that has `length` to decide."""
     left = [length]
     for step in range(steps):
-        left.append(min(left[-1], still_masked(length, steps, step, left[-1])))
+        left.append(min(left[-1], count_masked(length, steps, step, left[-1])))
     return tuple(left)
 
 
-def unknown_first(order_BN: Tensor, known_BN: Tensor | None) -> tuple[Tensor, list[int]]:
+def put_unknown_first(order_BN: Tensor, known_BN: Tensor | None) -> tuple[Tensor, list[int]]:
     """The order with all known positions behind the others, and how many those others are in each row."""
     if known_BN is None:
         return order_BN, [order_BN.shape[1]] * len(order_BN)
@@ -159,7 +159,7 @@ def unknown_first(order_BN: Tensor, known_BN: Tensor | None) -> tuple[Tensor, li
     return order_BN.gather(1, behind), (~known_BN).sum(1).tolist()
 
 
-def masked_flags(order_BN: Tensor, counts_B: Tensor) -> Tensor:
+def flag_masked(order_BN: Tensor, counts_B: Tensor) -> Tensor:
     """(B, N) bool: whether a position is among the first counts of the order."""
     return order_BN.argsort(1) < counts_B[:, None]
 

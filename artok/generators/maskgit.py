@@ -22,10 +22,10 @@ from artok.generators.masked import (
     Stack,
     count_steps,
     even_uniforms,
-    masked_flags,
+    flag_masked,
+    put_unknown_first,
     schedule,
     select,
-    unknown_first,
 )
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.vit import EPS, initialise_linear
@@ -122,7 +122,7 @@ class MaskedCodes(Generator):
         order = noise.permutation(length)
         counts = self.masked_counts(noise.uniform())
         z = self.body(self.embedding(codes), self.context(condition).sequence, order, counts, room=length - 1)
-        masked = masked_flags(order, counts)
+        masked = flag_masked(order, counts)
         logits = self.head(select(z, masked, self.expected)).float()
         targets = select(codes, masked, self.expected)
         nats = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.config.label_smoothing)
@@ -149,7 +149,7 @@ class MaskedCodes(Generator):
         if known is not None:
             codes = torch.where(known.flags, known.values[..., 0], codes)
         order = torch.arange(length, device=device).expand(batch, -1)
-        order, unknown = unknown_first(order, None if known is None else known.flags)
+        order, unknown = put_unknown_first(order, None if known is None else known.flags)
         for step in range(total):
             counts, left = (tuple(schedule(whole, total)[at] for whole in unknown) for at in (step, step + 1))
             places = order[:, : max(counts)]
@@ -162,7 +162,7 @@ class MaskedCodes(Generator):
             sure = confidence(logits, drawn, noise, sampling.choice_temperature * (1 - ratio))
             surest = sure.masked_fill(~free, math.inf).argsort(1)
             order = torch.cat([places.gather(1, surest), order[:, places.shape[1] :]], dim=1)
-            decided = ~masked_flags(order, torch.tensor(left, device=device))
+            decided = ~flag_masked(order, torch.tensor(left, device=device))
             yield Tokens(codes[..., None].clone(), self.layout, known=decided if any(left) else None)
 
     def logits(self, codes: Tensor, context: Context, order: Tensor, counts: tuple[int, ...]) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from artok.cache import cache_directory
 from artok.errors import ConfigError, RunError
 from artok.interop.importing import ImportOptions, Report, check_free, import_file, sha256
-from artok.locks import alone
+from artok.locks import hold_lock
 from artok.saved import CONFIG
 
 PREFIX = "hub:"
@@ -186,7 +186,7 @@ def imported_run(name: str) -> Path | None:
         return None
     folder = cache_directory() / "imported" / short
     if not (folder / CONFIG).exists():
-        with alone(folder):
+        with hold_lock(folder):
             if not (folder / CONFIG).exists():
                 import_published(short, folder, ImportOptions(), lambda line: print(line, file=sys.stderr))
     return folder

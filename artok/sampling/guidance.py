@@ -21,7 +21,7 @@ class Guidance:
 
     def __init__(self, condition: Condition, sampling: Sampling, steps: int) -> None:
         self.sampling, self.steps, self.guides = sampling, steps, sampling.guides
-        self.condition = halves(condition) if self.guides else condition
+        self.condition = append_unconditional(condition) if self.guides else condition
 
     def repeat(self, x: Tensor) -> Tensor:
         """What both halves have alike, (B, ...) to (2B, ...); unchanged where nothing is guided."""
@@ -36,7 +36,7 @@ class Guidance:
         return guide(output, self.scale(step)) if self.guides else output
 
 
-def halves(condition: Condition) -> Condition:
+def append_unconditional(condition: Condition) -> Condition:
     """The rows of a condition (B), then the same rows with what is guided dropped: 2B."""
     rows = torch.arange(2 * len(condition), device=condition.device)
     both = condition[rows % len(condition)]

@@ -18,7 +18,7 @@ from artok.metrics import cost
 from artok.metrics.quantity import number
 from artok.planning.training_cost import training_flops
 from artok.studies.config import Budget
-from artok.studies.model_scaling import size_text, sized
+from artok.studies.model_scaling import describe_size, resize_to
 from artok.studies.resolve import Entry, StudyPlan, tokenizer_section
 from artok.training.experiment import Experiment
 from artok.training.settings import INTERVALS
@@ -85,13 +85,13 @@ def _rate(
 def _resized(entry: Entry, experiment: Experiment, target: float, tolerance: float) -> tuple[dict[str, Any], str]:
     assert experiment.generator is not None
     try:
-        generator, found = sized(experiment.generator, entry.layout, entry.classes, target, tolerance)
+        generator, found = resize_to(experiment.generator, entry.layout, entry.classes, target, tolerance)
     except ConfigError as error:
         raise ConfigError(f"{entry.name}: {error}") from None
     share = f"{found:,} parameters, {found / target - 1:+.1%} of the budget"
     if generator == experiment.generator:
         return {}, f"size kept: {share}"
-    before, after = size_text(experiment.generator), size_text(generator)
+    before, after = describe_size(experiment.generator), describe_size(generator)
     return {"generator": generator.model_dump()}, f"{before} became {after}: {share}"
 
 
@@ -141,7 +141,7 @@ SPEEDS = "speeds.json"
 PROBED = 48  # steps of a short training, of which the first quarter is not counted
 
 
-def known_speeds(budget: Budget | None, folder: Path) -> dict[str, float]:
+def read_speeds(budget: Budget | None, folder: Path) -> dict[str, float]:
     """Images per second of each entry, as the budget gives them or as the study in a folder found them before.
 
     CheckpointError: what the folder holds of them is damaged.
@@ -158,7 +158,7 @@ def known_speeds(budget: Budget | None, folder: Path) -> dict[str, float]:
     return found | given
 
 
-def probe_of(entry: Entry, seed: int) -> Experiment:
+def make_probe(entry: Entry, seed: int) -> Experiment:
     """A short training of an entry that shows its speed: steps alone, with nothing measured or drawn."""
     experiment = entry.trainings[seed].experiment
     batch = experiment.training.global_batch

@@ -29,7 +29,7 @@ from artok.sampling.settings import Sampling
 from artok.saved import CONFIG, TOKENIZER, WEIGHTS, load_tokenizer, read_saved, write_json
 from artok.studies.resolve import Entry, StudyPlan
 from artok.tokenizers.base import TokenizerConfig
-from artok.training.checkpoints import snapshots
+from artok.training.checkpoints import list_snapshots
 from artok.training.log import read_log
 from artok.training.progress import Progress
 from artok.weights import read_weights
@@ -74,13 +74,13 @@ class Record:
 
 def owners(plan: StudyPlan) -> list[str]:
     """What `measure` takes, one after another or side by side: entries, and tokenizers that several of them share."""
-    own = {name for entry in plan.entries for name in own_tokenizers(plan, entry)}
+    own = {name for entry in plan.entries for name in list_own_tokenizers(plan, entry)}
     return [entry.name for entry in plan.entries] + [
-        f"{TOKENIZER}:{name}" for name in tokenizers_of(plan) if name not in own
+        f"{TOKENIZER}:{name}" for name in list_tokenizers(plan) if name not in own
     ]
 
 
-def tokenizers_of(plan: StudyPlan) -> dict[str, Path]:
+def list_tokenizers(plan: StudyPlan) -> dict[str, Path]:
     """Every tokenizer that has weights, once; one that came with a run has the name of that entry."""
     found: dict[str, Path] = {name: planned.folder for name, planned in plan.tokenizers.items()}
     digests: dict[str, str] = {}
@@ -95,14 +95,14 @@ def tokenizers_of(plan: StudyPlan) -> dict[str, Path]:
 
 def tokenizer_of(plan: StudyPlan, entry: Entry) -> dict[int, str]:
     """The name of each seed's tokenizer, among those measured."""
-    names = {folder: name for name, folder in tokenizers_of(plan).items()}
+    names = {folder: name for name, folder in list_tokenizers(plan).items()}
     return {seed: names[folder] for seed, folder in _folders(entry).items() if folder in names}
 
 
-def own_tokenizers(plan: StudyPlan, entry: Entry) -> list[str]:
+def list_own_tokenizers(plan: StudyPlan, entry: Entry) -> list[str]:
     """Those that no other entry uses, which are measured with it."""
     others = {folder for other in plan.entries if other is not entry for folder in _folders(other).values()}
-    known = tokenizers_of(plan)
+    known = list_tokenizers(plan)
     return list(dict.fromkeys(name for name in tokenizer_of(plan, entry).values() if known[name] not in others))
 
 
@@ -120,17 +120,17 @@ def _has_weights(folder: Path) -> bool:
 # ---------------------------------------------------------------------------------------------- which records
 
 
-def records_of(plan: StudyPlan, owner: str) -> list[Record]:
+def list_records(plan: StudyPlan, owner: str) -> list[Record]:
     """The records of an entry or of a tokenizer, for the runs that are there."""
     if owner.startswith(f"{TOKENIZER}:"):
         return [tokenizer_record(plan, owner.partition(":")[2])]
     entry = next(entry for entry in plan.entries if entry.name == owner)
-    own = [tokenizer_record(plan, name) for name in own_tokenizers(plan, entry)]
+    own = [tokenizer_record(plan, name) for name in list_own_tokenizers(plan, entry)]
     return own + [record for seed in entry.runs for record in _of_seed(plan, entry, seed)]
 
 
 def tokenizer_record(plan: StudyPlan, name: str) -> Record:
-    folder = tokenizers_of(plan)[name]
+    folder = list_tokenizers(plan)[name]
     return Record("tokenizer", name, 0, folder, folder / WEIGHTS, Sampling(), plan.study.evaluation.n)
 
 
@@ -166,7 +166,7 @@ def _of_seed(plan: StudyPlan, entry: Entry, seed: int) -> Iterator[Record]:
 def _snapshots(plan: StudyPlan, entry: Entry, seed: int, sampling: Sampling) -> Iterator[Record]:
     """The weights kept on the way, and the last ones where the curve is measured on another number of images."""
     folder, curve = entry.runs[seed], plan.study.curve
-    for path in snapshots(folder):
+    for path in list_snapshots(folder):
         yield Record("images", entry.name, seed, folder, path, sampling, curve.n, int(path.stem))
     if curve.n not in (None, plan.study.evaluation.n):
         last = read_yaml(folder / CONFIG).get("training", {}).get("images", 0)
@@ -248,14 +248,14 @@ def read_positions(plan: StudyPlan, record: Record) -> list[list[float]]:
     return list(json.loads(record.place(plan.folder).read_text(encoding="utf-8"))["code_entropy_bits"])
 
 
-def missing(plan: StudyPlan, owner: str, keys: CacheKeys) -> list[Record]:
-    return [record for record in records_of(plan, owner) if read_record(plan, record, keys) is None]
+def list_missing(plan: StudyPlan, owner: str, keys: CacheKeys) -> list[Record]:
+    return [record for record in list_records(plan, owner) if read_record(plan, record, keys) is None]
 
 
 def measure(plan: StudyPlan, owner: str, device: str) -> None:
     """Measure what is missing of an entry or a tokenizer, a file for each record as soon as it is done."""
     keys, progress = CacheKeys(plan), Progress(f"{owner}, measured")
-    wanted = missing(plan, owner, keys)
+    wanted = list_missing(plan, owner, keys)
     if not wanted:
         return
     evaluation = plan.study.evaluation

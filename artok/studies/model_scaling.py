@@ -59,29 +59,29 @@ class Dial:
 
     def fits(self, width: int) -> bool:
         """Whether the width can be shared out among heads like the config's."""
-        return self.heads is None or heads_for(width, self.width / self.heads, self.lean) is not None
+        return self.heads is None or choose_heads(width, self.width / self.heads, self.lean) is not None
 
-    def scaled(self, old: int, width: int) -> int:
+    def scale_width(self, old: int, width: int) -> int:
         """Another width of the config, in proportion."""
         return max(GRAIN, GRAIN * round(old * width / self.width / GRAIN))
 
-    def turned(self, config: GeneratorConfig, depth: int | None, width: int) -> GeneratorConfig | None:
+    def resize(self, config: GeneratorConfig, depth: int | None, width: int) -> GeneratorConfig | None:
         """The config at another size, or None when it cannot be that wide."""
         part: Any = config if self.section is None else getattr(config, self.section)
         dial = next(name for name in WIDTHS if name in type(part).model_fields)
-        levels = tuple(self.scaled(each, width) for each in part.channels) if dial == "channels" else width
+        levels = tuple(self.scale_width(each, width) for each in part.channels) if dial == "channels" else width
         changes: dict[str, Any] = {dial: levels}
         if depth is not None:
             changes["depth"] = depth
         if self.heads is not None:
-            heads = heads_for(width, self.width / self.heads, self.lean)
+            heads = choose_heads(width, self.width / self.heads, self.lean)
             if heads is None:
                 return None
             changes["heads"] = heads
         for name in PROPORTIONAL:
             old = getattr(part, name, None)
             if old is not None:
-                changes[name] = self.scaled(old, width)
+                changes[name] = self.scale_width(old, width)
         section = part.model_dump() | changes
         whole = section if self.section is None else config.model_dump() | {self.section: section}
         try:
@@ -91,7 +91,7 @@ class Dial:
 
 
 @cache
-def heads_for(width: int, head_width: float, lean: float) -> int | None:
+def choose_heads(width: int, head_width: float, lean: float) -> int | None:
     """The number of heads of an even width nearest to `head_width`, or None when that is off by more than `lean`."""
     least, most = math.ceil(width / head_width / lean), math.floor(width / head_width * lean)
     fitting = [heads for heads in range(max(1, least), most + 1) if width % (2 * heads) == 0]
@@ -118,7 +118,7 @@ class Size:
     skew: float
 
 
-def sized(
+def resize_to(
     config: GeneratorConfig, layout: TokenLayout, classes: int, target: float, tolerance: float
 ) -> tuple[GeneratorConfig, int]:
     """The config within `tolerance` of `target` parameters whose proportions are nearest to its own, and its count.
@@ -175,7 +175,7 @@ def _at_depth(
     def look(index: int) -> int:
         """Parameters at a width; where it cannot be built, those of the next wider one that can."""
         while index < len(widths):
-            candidate = dial.turned(config, depth, widths[index])
+            candidate = dial.resize(config, depth, widths[index])
             found = None if candidate is None else parameters(candidate)
             if candidate is not None and found is not None:
                 known[index] = Size(candidate, found, math.log(widths[index] / ratio))
@@ -195,7 +195,7 @@ def _at_depth(
     yield from known.values()
 
 
-def size_text(config: GeneratorConfig) -> str:
+def describe_size(config: GeneratorConfig) -> str:
     """depth 3, width 160, 5 heads: what the dial stands at."""
     dial = Dial.of(config)
     depth = f"depth {dial.depth}, " if dial.depth else ""

@@ -144,7 +144,7 @@ def _settle_trained(
 
 def _check_tokens(name: str, experiment: Experiment, tokenizers: Mapping[str, Planned]) -> tuple[TokenLayout, Split]:
     """The tokens of an entry's first training and its images; an ArtokError when they do not fit one another."""
-    layout = layout_of(experiment, tokenizers)
+    layout = find_layout(experiment, tokenizers)
     if experiment.generator is not None:
         try:
             check_layout(experiment.generator, layout)
@@ -199,7 +199,7 @@ def _place(experiment: Experiment, folder: Path, name: str, seeded: bool, known:
     raise ConfigError(f"{name}: two tokenizers are called {experiment.name}; give one another 'name' in its settings")
 
 
-def layout_of(experiment: Experiment, tokenizers: Mapping[str, Planned]) -> TokenLayout:
+def find_layout(experiment: Experiment, tokenizers: Mapping[str, Planned]) -> TokenLayout:
     """The tokens that a generator's experiment models, whether its tokenizer is trained already or not."""
     section, image = tokenizer_section(experiment, tokenizers)
     with torch.device("meta"):

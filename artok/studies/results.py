@@ -14,17 +14,17 @@ from artok.evaluation.run_directory import LOG, Run, open_run
 from artok.evaluation.statistics import Value
 from artok.metrics.catalogue import describe
 from artok.metrics.results import Results, side_by_side
-from artok.studies.budget import TrainingCost, known_speeds, training_cost
+from artok.studies.budget import TrainingCost, read_speeds, training_cost
 from artok.studies.measure import (
     CacheKeys,
     Record,
     build_on_meta,
+    list_records,
+    list_tokenizers,
     read_positions,
     read_record,
-    records_of,
     tokenizer_of,
     tokenizer_record,
-    tokenizers_of,
 )
 from artok.studies.resolve import Entry, StudyPlan
 from artok.studies.timing import SamplingTimes, read_times
@@ -153,14 +153,16 @@ def gather(plan: StudyPlan, beside: Outcome | None = None) -> Outcome:
     """Everything that was measured; an ArtokError when results cannot stand side by side."""
     keys, times = CacheKeys(plan), read_times(plan)
     tokenizers, entropy = dict[str, Run](), dict[str, list[list[float]]]()
-    for name in tokenizers_of(plan):
+    for name in list_tokenizers(plan):
         record = tokenizer_record(plan, name)
         tokenizers[name] = _open(plan, record, _read(plan, record, keys))
         entropy[name] = read_positions(plan, record)
-    speeds, entries = known_speeds(plan.study.budget, plan.folder), []
+    speeds, entries = read_speeds(plan.study.budget, plan.folder), []
     for entry in plan.entries:
         found = [
-            (record, _read(plan, record, keys)) for record in records_of(plan, entry.name) if record.kind != "tokenizer"
+            (record, _read(plan, record, keys))
+            for record in list_records(plan, entry.name)
+            if record.kind != "tokenizer"
         ]
         final = [pair for pair in found if pair[0].kind == "final"]
         if entry.runs and not final:

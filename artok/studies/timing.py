@@ -17,7 +17,7 @@ from artok.noise import fold
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
 from artok.saved import write_json
-from artok.studies.measure import RECORDS, CacheKeys, Record, records_of
+from artok.studies.measure import RECORDS, CacheKeys, Record, list_records
 from artok.studies.resolve import Entry, StudyPlan
 from artok.training.progress import Progress
 
@@ -52,7 +52,7 @@ def time_all(plan: StudyPlan, device: str, progress: Progress) -> None:
             write_json(_place(plan, entry), {"format": FORMAT, "cache_key": wanted[2], "times": asdict(times)})
 
 
-def untimed(plan: StudyPlan) -> list[str]:
+def list_untimed(plan: StudyPlan) -> list[str]:
     """Entries that can be timed and are not."""
     keys = CacheKeys(plan)
     wanted = [(entry, _wanted(plan, entry, keys)) for entry in plan.entries]
@@ -69,7 +69,7 @@ def read_times(plan: StudyPlan) -> dict[str, SamplingTimes]:
 
 def _wanted(plan: StudyPlan, entry: Entry, keys: CacheKeys) -> tuple[Record, list[Record], str] | None:
     """What is timed of an entry, the record of its final figures and those by steps, and their cache key."""
-    records = records_of(plan, entry.name)
+    records = list_records(plan, entry.name)
     final = next((record for record in records if record.kind == "final"), None)
     if final is None:
         return None

@@ -20,13 +20,13 @@ STATE = "state.json"
 SNAPSHOTS, BEFORE = "snapshots", "moments"  # a run's folder of snapshots; its name before 0.2
 
 
-def latest(folder: Path) -> Path | None:
+def find_latest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run."""
     whole = [path for path in folder.glob("[0-9]*") if (path / STATE).exists()]
     return max(whole, key=lambda path: int(path.name), default=None)
 
 
-def snapshots(run: Path) -> list[Path]:
+def list_snapshots(run: Path) -> list[Path]:
     """The weights that a run kept on the way, the earliest first. A file's name is the images seen by then."""
     return sorted(path for name in (BEFORE, SNAPSHOTS) for path in (run / name).glob("*.safetensors"))
 
@@ -52,7 +52,7 @@ def save(accelerator: Accelerator, folder: Path, seen: int, keep: int) -> None:
                 shutil.rmtree(old, ignore_errors=True)
     except Exception as error:  # torch, safetensors and the system each have their own for a failed write
         shutil.rmtree(aside, ignore_errors=True)
-        newest = latest(folder)
+        newest = find_latest(folder)
         kept = f"the last whole checkpoint is {newest}" if newest else "there is no earlier checkpoint"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RunError(

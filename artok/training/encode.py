@@ -16,7 +16,7 @@ from artok.data.base import DataConfig, Split, SplitName
 from artok.data.tokens import INDEX, TokenCache, write_tokens
 from artok.data.transforms import augmented_copies
 from artok.errors import ConfigError, DataError
-from artok.locks import alone
+from artok.locks import hold_lock
 from artok.noise import fold
 from artok.saved import CONFIG, find_saved, fingerprint, load_tokenizer
 from artok.tokenizers.base import Tokenizer
@@ -25,7 +25,7 @@ from artok.training.progress import Progress
 BATCH = 64
 
 
-def cached_tokens(
+def open_or_encode(
     tokenizer: Tokenizer,
     mark: str,
     data: DataConfig,
@@ -46,7 +46,7 @@ def cached_tokens(
         key = f"{fold(mark, split.fingerprint, data.size, copies, augment):016x}"
         folder = cache_directory() / "tokens" / f"{mark}-{key}"
         if not (folder / INDEX).exists():
-            with alone(folder):  # of several trainings that want them at once, one encodes and the others read
+            with hold_lock(folder):  # of several trainings that want them at once, one encodes and the others read
                 if not (folder / INDEX).exists():
                     write_cache(tokenizer, mark, data, split, copies, folder, device, progress)
     cache = TokenCache.open(folder, mark, tokenizer.layout)
@@ -92,7 +92,7 @@ class DataOnly(Section):
     data: Annotated[DataConfig, of_kind("data"), OPEN]
 
 
-def own_data(folder: Path, image: tuple[int, ...], changes: Sequence[str]) -> DataConfig:
+def read_data_section(folder: Path, image: tuple[int, ...], changes: Sequence[str]) -> DataConfig:
     """The data that a run names, with changes as data.key=value on top; a ConfigError when their images are not of
     the model's shape `image`, (channels, *size)."""
     section = read_yaml(folder / CONFIG).get("data")
@@ -116,7 +116,7 @@ def encode_command(
     tokenizer, _ = load_tokenizer(name)
     if split not in ("train", "test"):
         raise ConfigError(f"split must be train or test, not {split!r}")
-    data = own_data(find_saved(name), tokenizer.layout.image, [f"data.{change}" for change in changes])
+    data = read_data_section(find_saved(name), tokenizer.layout.image, [f"data.{change}" for change in changes])
     opened = data.open(cast(SplitName, split))
     mark = fingerprint(tokenizer)
     folder = folder or Path("tokens") / f"{Path(name).name}-{split}"

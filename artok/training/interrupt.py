@@ -20,7 +20,7 @@ class Interrupt:
 
     received: int = 0
 
-    def heeded(self, accelerator: Accelerator, step: int) -> bool:
+    def should_stop(self, accelerator: Accelerator, step: int) -> bool:
         """Whether to stop now, the same answer in every process."""
         if accelerator.num_processes == 1:
             return bool(self.received)
@@ -32,7 +32,7 @@ class Interrupt:
 
 
 @contextmanager
-def interruptible() -> Iterator[Interrupt]:
+def catch_signals() -> Iterator[Interrupt]:
     """Catch the first SIGINT or SIGTERM; a second one ends the program at once."""
     interrupt = Interrupt()
 

@@ -22,7 +22,7 @@ from artok.saved import WEIGHTS, whole_state, write_weights
 from artok.training import checkpoints
 from artok.training.ema import Ema
 from artok.training.health import diagnose, verdict
-from artok.training.interrupt import Interrupt, interruptible
+from artok.training.interrupt import Interrupt, catch_signals
 from artok.training.log import Log
 from artok.training.progress import Progress
 from artok.training.settings import Optimizer, Training
@@ -95,7 +95,7 @@ class Trainer:
 
     def run(self) -> bool:
         """Train to the end, from the newest checkpoint on; False when a signal stopped it first."""
-        newest = checkpoints.latest(self.folder / "checkpoints")
+        newest = checkpoints.find_latest(self.folder / "checkpoints")
         if newest:
             self.seen = checkpoints.restore(self.accelerator, newest)
             done = self.seen >= self.training.images
@@ -112,7 +112,7 @@ class Trainer:
         world = self.accelerator.process_index, self.accelerator.num_processes
         with (
             closing(self.task.batches(self.seen, *world)) as batches,
-            interruptible() as interrupt,
+            catch_signals() as interrupt,
             self.progress.over(self.seen, self.training.images),
         ):
             finished = self.loop(batches, interrupt)
@@ -128,7 +128,7 @@ class Trainer:
             meter.steps += 1
             meter.images += training.global_batch
             self.progress.advance(self.seen)
-            stopping = interrupt.heeded(self.accelerator, self.seen // training.global_batch)
+            stopping = interrupt.should_stop(self.accelerator, self.seen // training.global_batch)
             last = self.seen >= training.images
             if stopping or last or crosses(before, self.seen, training.log_every):
                 self.report(meter)
@@ -218,7 +218,7 @@ class Trainer:
             self.skipped = len(skipped)
         if bad:
             self.check_health()
-            newest = checkpoints.latest(self.folder / "checkpoints")
+            newest = checkpoints.find_latest(self.folder / "checkpoints")
             kept = f"the last good checkpoint is {newest}" if newest else "there was no checkpoint yet"
             raise RunError(
                 f"{bad[0]} is no finite number after {self.seen} images, so training stopped; {kept}. "

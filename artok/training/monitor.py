@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from artok.data.base import Split
-from artok.data.memory import held_in_memory, some
+from artok.data.memory import choose_rows, read_into_memory
 from artok.images import to_uint8
 from artok.layout import Condition, last
 from artok.metrics.diversity import NEIGHBOURS, measure_diversity
 from artok.metrics.features import extract, parse
 from artok.noise import Noise, fold
 from artok.pipeline import Pipeline
-from artok.training.extractor import extractor_for
+from artok.training.extractor import build_extractor
 
 BATCH = 100
 FEWEST = 2 * NEIGHBOURS  # images on each side below which nothing can be told
@@ -43,13 +43,13 @@ class Monitor:
         """images: how many to sample, and to compare with of either split; at least `FEWEST`.
 
         *_labels: (N,) of all images of a split where they are known without reading them, so that the real images have
-        as many of each class as the samples do. size: of the images. Errors as from `extractor_for`.
+        as many of each class as the samples do. size: of the images. Errors as from `build_extractor`.
         """
         self.images, self.classes, self.device = images, len(train.classes), device
-        self.extractor = extractor_for(parse(extractor), train, size, device)
+        self.extractor = build_extractor(parse(extractor), train, size, device)
         known = []
         for split, labels in ((train, train_labels), (test, test_labels)):
-            pixels, own = held_in_memory(split, size, self._rows(split, labels))
+            pixels, own = read_into_memory(split, size, self._rows(split, labels))
             known.append((extract(self.extractor, pixels)[0], own))
         (self.train, self.train_labels), (self.real, self.real_labels) = known
 
@@ -58,7 +58,7 @@ class Monitor:
         if split.sequential:  # far rows of a stream would be read for nothing but to be skipped
             return torch.arange(self.images)
         if labels is None:
-            return some(len(split), self.images)
+            return choose_rows(len(split), self.images)
         order = Noise(fold("monitor"), torch.zeros(1, dtype=torch.int64)).permutation(len(labels))[0]
         wanted = torch.bincount(self._shared_out(), minlength=self.classes)
         rows = [order[labels[order] == label][:count] for label, count in enumerate(wanted.tolist()) if count]

@@ -17,7 +17,7 @@ from artok.data.base import Split
 from artok.data.tokens import TokenCache
 from artok.device import resolve_device
 from artok.errors import ArtokError, CheckpointError, ConfigError
-from artok.locks import alone, discard
+from artok.locks import discard, hold_lock
 from artok.saved import (
     CONFIG,
     TOKENIZER,
@@ -35,7 +35,7 @@ from artok.saved import (
 )
 from artok.tokenizers.base import Tokenizer
 from artok.training import checkpoints
-from artok.training.encode import cached_tokens
+from artok.training.encode import open_or_encode
 from artok.training.experiment import Experiment, check_codebook
 from artok.training.loop import Trainer
 from artok.training.monitor import FEWEST, Monitor
@@ -72,7 +72,7 @@ def train(experiment: Experiment, folder: Path, fresh: bool = False, device: tor
     with ExitStack() as held:
         if accelerator.is_main_process:
             busy = f"another process trains in {folder}; waiting for its end, to go on from there"
-            held.enter_context(alone(folder / LOCK, lambda: progress.say(busy)))
+            held.enter_context(hold_lock(folder / LOCK, lambda: progress.say(busy)))
             start_folder(folder, experiment, task, fresh)
         accelerator.wait_for_everyone()
         if experiment.training.trackers:
@@ -134,12 +134,12 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
     train_split = experiment.data.open("train")
     mark = fingerprint(tokenizer)
     with accelerator.main_process_first():
-        held_out = cached_tokens(tokenizer, mark, experiment.data, "test", 1, None, device, progress)
+        held_out = open_or_encode(tokenizer, mark, experiment.data, "test", 1, None, device, progress)
         source: Any = train_split
         if not experiment.tokens.online:
             copies = experiment.tokens.copies
             given = Path(experiment.tokens.cache) if experiment.tokens.cache else None
-            source = cached_tokens(tokenizer, mark, experiment.data, "train", copies, given, device, progress)
+            source = open_or_encode(tokenizer, mark, experiment.data, "train", copies, given, device, progress)
     facts = experiment.facts(train_split, mark)
     if isinstance(source, TokenCache) and source.index.classes != facts.classes:
         raise ConfigError(f"the cached tokens have the classes {source.index.classes}, the data {facts.classes}")
@@ -198,7 +198,7 @@ def load_frozen_tokenizer(experiment: Experiment) -> tuple[Tokenizer, Saved]:
 def check_same_run(experiment: Experiment, folder: Path) -> None:
     """Refuse to resume a run under other settings than it was started with."""
     if not (folder / CONFIG).exists():
-        if checkpoints.latest(folder / "checkpoints"):
+        if checkpoints.find_latest(folder / "checkpoints"):
             raise CheckpointError(f"{folder} has checkpoints but no {CONFIG}; start anew with --fresh")
         return
     written, now = read_yaml(folder / CONFIG), experiment.model_dump(mode="json")

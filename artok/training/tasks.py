@@ -29,7 +29,7 @@ from artok.pipeline import Pipeline
 from artok.saved import Facts, Saved
 from artok.tokenizers.base import Tokenizer
 from artok.training.experiment import Experiment
-from artok.training.extractor import extractor_for
+from artok.training.extractor import build_extractor
 from artok.training.monitor import Monitor
 
 Item = TypeVar("Item")
@@ -113,7 +113,7 @@ class TokenizerTask(Task):
         self.facts = experiment.facts(train, None)
 
     def _extractor(self, config: ExtractorConfig) -> Extractor:
-        return extractor_for(config, self.train_split, self.experiment.data.size, self.device)
+        return build_extractor(config, self.train_split, self.experiment.data.size, self.device)
 
     def plays(self, player: str, step: int) -> bool:
         return player == "model" or self.adversary is None or step >= self._critic_from()

@@ -193,7 +193,7 @@ def test_channels_of_a_stack_are_images_of_the_same_split() -> None:
     for name in get_args(SplitName):
         split, single = stacked.Config(size=8).open(name), digits.Config(size=8).open(name)
         indices = [0, 5, 1_999, 123_456]  # beyond its nominal length too
-        images, drawn = split.read(indices).images, split.drawn(indices)
+        images, drawn = split.read(indices).images, split.draw_sources(indices)
         assert split.classes == ("all",) and images.shape == (4, 3, 8, 8)
         assert torch.equal(images, single.images[drawn.flatten(), 0].reshape(4, 3, 8, 8))
         assert split.single is not None and split.single.fingerprint == single.fingerprint
@@ -202,12 +202,12 @@ def test_channels_of_a_stack_are_images_of_the_same_split() -> None:
 def test_stacks_have_every_mode_and_depend_on_seed_and_index_alone() -> None:
     split = stacked.Config(size=8).open("train")
     assert isinstance(split.single, MemorySplit)
-    labels = split.single.labels[split.drawn(range(20_000))]
+    labels = split.single.labels[split.draw_sources(range(20_000))]
     modes = labels @ torch.tensor([100, 10, 1])
     assert len(modes.unique()) == 1_000
-    assert len(split.drawn(range(2_000)).unique(dim=0)) > 1_995  # 1,257 images to the third power
-    assert torch.equal(split.drawn([7, 9])[1], split.drawn([9])[0])
-    assert not torch.equal(split.drawn([7]), stacked.Config(size=8, seed=1).open("train").drawn([7]))
+    assert len(split.draw_sources(range(2_000)).unique(dim=0)) > 1_995  # 1,257 images to the third power
+    assert torch.equal(split.draw_sources([7, 9])[1], split.draw_sources([9])[0])
+    assert not torch.equal(split.draw_sources([7]), stacked.Config(size=8, seed=1).open("train").draw_sources([7]))
 
 
 def test_what_cannot_be_stacked_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from artok.errors import ConfigError, LayoutError, RunError
 from artok.generators import causal_mar, diffusion, mar, maskgit
 from artok.generators.causal_mar import CausalMar
 from artok.generators.diffusion import LatentDiffusion, code_vectors
-from artok.generators.masked import masked_flags, still_masked
+from artok.generators.masked import count_masked, flag_masked
 from artok.generators.maskgit import MaskedCodes
 from artok.layout import Condition, TokenLayout, Tokens
 from artok.noise import Noise
@@ -84,7 +84,7 @@ def test_the_head_runs_on_the_tokens_of_the_step_only(guidance: float) -> None:
     last(model, Sampling(cfg_scale=guidance, steps=4, head_steps=5), count=3)
     left = [16]
     for step in range(4):
-        left.append(still_masked(16, 4, step, left[-1]))
+        left.append(count_masked(16, 4, step, left[-1]))
     decided = [before - after for before, after in pairwise(left)]
     assert sum(decided) == 16
     halves = 2 if guidance != 1 else 1
@@ -95,13 +95,13 @@ def test_the_cosine_schedule_decides_some_in_every_step_and_all_in_the_end() -> 
     for length, steps in [(256, 64), (256, 256), (16, 8), (16, 16), (5, 1)]:
         now = length
         for step in range(steps):
-            left = still_masked(length, steps, step, now)
+            left = count_masked(length, steps, step, now)
             assert left < now
             if step < steps - 1:
                 assert left >= 1
             now = left
         assert now == 0
-    assert still_masked(256, 8, 0, 256) == math.floor(256 * math.cos(math.pi / 16))
+    assert count_masked(256, 8, 0, 256) == math.floor(256 * math.cos(math.pi / 16))
 
 
 def test_mask_rates_are_a_truncated_normal_rounded_up() -> None:
@@ -127,7 +127,7 @@ def test_images_that_keep_different_numbers_do_not_see_each_other() -> None:
         part = slice(row, row + 1)
         alone = body(embedded[part], sequence[part], order[part], count)
         torch.testing.assert_close(together[part], alone, rtol=1e-4, atol=1e-5)
-    masked = masked_flags(order, counts)
+    masked = flag_masked(order, counts)
     changed = torch.where(masked[..., None], torch.randn_like(embedded), embedded)
     torch.testing.assert_close(body(changed, sequence, order, counts, room=5), together)
 
@@ -401,7 +401,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_checkp
     monkeypatch.setattr(mar.Mar, "forward", failing)
     with pytest.raises(RunError, match=r"after 96 images.*last good checkpoint"):
         train(mar_experiment(kl_run), tmp_path / "run")
-    newest = checkpoints.latest(tmp_path / "run" / "checkpoints")
+    newest = checkpoints.find_latest(tmp_path / "run" / "checkpoints")
     assert newest is not None
     assert newest.name == "000000000064"
 

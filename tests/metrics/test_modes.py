@@ -24,7 +24,7 @@ from artok.metrics.modes import (
     expected_divergence,
     of_stacks,
 )
-from artok.training.extractor import extractor_for, modes_of
+from artok.training.extractor import build_extractor, find_modes
 from artok.training.progress import Progress
 from artok.training.run import train
 
@@ -101,16 +101,16 @@ def test_modes_of_stacks_are_products_of_their_channels() -> None:
 @pytest.mark.slow
 def test_a_classifier_of_digits_reads_the_modes_of_stacks() -> None:
     split = stacked.Config().open("test")
-    extractor = extractor_for(parse("classifier"), stacked.Config().open("train"), 16, "cpu")
+    extractor = build_extractor(parse("classifier"), stacked.Config().open("train"), 16, "cpu")
     indices = range(300)
     features, logits = extract(extractor, split.read(indices).images)
     assert features.shape == (300, 3 * 64) and logits is not None and logits.shape == (300, 1_000)
     single = digits.Config().open("test")
-    modes = single.labels[split.drawn(indices)] @ torch.tensor([100, 10, 1])
+    modes = single.labels[split.draw_sources(indices)] @ torch.tensor([100, 10, 1])
     assert float((logits.argmax(1) == modes).double().mean()) > 0.93  # three readings of .99 each
-    chances = modes_of(stacked.Config().open("train"), 16)
+    chances = find_modes(stacked.Config().open("train"), 16)
     assert chances is not None and float(chances.sum()) == pytest.approx(1) and float(chances.min()) > 8e-4
-    assert modes_of(single, 16) is None
+    assert find_modes(single, 16) is None
 
 
 def test_an_evaluation_counts_the_modes(tmp_path: Path) -> None:

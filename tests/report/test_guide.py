@@ -14,7 +14,7 @@ from artok.generators.raster import Config as Raster
 from artok.layout import TokenLayout
 from artok.report.decision_guide import Candidate, Choice, guide, rank
 from artok.studies.config import Study, load_study
-from artok.studies.model_scaling import count, heads_for, sized
+from artok.studies.model_scaling import choose_heads, count, resize_to
 from artok.training.merged_log import merge_resumed_log
 
 NAME = "FD[made up]"
@@ -143,19 +143,19 @@ def test_a_size_keeps_its_proportions() -> None:
     own = count(config, layout, 10)
     assert own is not None
     for factor in (0.2, 1.0, 5.0, 40.0):
-        found, parameters = sized(config, layout, 10, factor * own, 0.05)
+        found, parameters = resize_to(config, layout, 10, factor * own, 0.05)
         assert isinstance(found, Raster)
         assert parameters == count(found, layout, 10)
         assert parameters == pytest.approx(factor * own, rel=0.05)
         depth, heads, width = found.shape()
         assert 0.6 < width / depth / (160 / 3) < 1.7
         assert 32 / 1.6 <= width / heads <= 32 * 1.6
-    assert sized(config, layout, 10, own * 1.04, 0.05)[0] is config
+    assert resize_to(config, layout, 10, own * 1.04, 0.05)[0] is config
 
 
 def test_heads_stay_about_as_wide() -> None:
-    assert heads_for(160, 32.0, 1.6) == 5
-    assert heads_for(164, 32.0, 1.6) is None  # 82 or 2 wide
+    assert choose_heads(160, 32.0, 1.6) == 5
+    assert choose_heads(164, 32.0, 1.6) is None  # 82 or 2 wide
 
 
 @pytest.mark.parametrize("name", ["digits-quick", "digits-families", "digits-demo", "cifar10-families"])

@@ -16,13 +16,13 @@ from helpers.models import GENERATOR, TOKENIZER
 from PIL import Image
 
 from artok.commands import compare as conductor
-from artok.commands.compare import compare, jobs_of, launcher_of, prepare, run_part, workers_of
+from artok.commands.compare import compare, count_workers, find_launcher, list_jobs, prepare, run_part
 from artok.config import dump, load, merge, validate
 from artok.data.digits import Config as Digits
 from artok.data.hub import Config as Hub
 from artok.errors import ArtokError, CheckpointError, ConfigError, LayoutError, RunError
 from artok.evaluation.evaluator import Evaluator
-from artok.locks import alone
+from artok.locks import hold_lock
 from artok.metrics import cost
 from artok.metrics.extractors import classifier
 from artok.metrics.results import Results
@@ -30,7 +30,7 @@ from artok.pipeline import Pipeline
 from artok.report import study as study_page
 from artok.saved import WEIGHTS, read_saved, write_text
 from artok.studies import measure
-from artok.studies.budget import SPEEDS, known_speeds, match, speed, training_cost
+from artok.studies.budget import SPEEDS, match, read_speeds, speed, training_cost
 from artok.studies.config import LOCK, Study, load_study
 from artok.studies.resolve import settle
 from artok.studies.results import PAGE, RESULTS, TABLE, gather
@@ -222,7 +222,7 @@ def test_a_stopped_study_goes_on_and_ends_as_one_that_was_not(
 def test_a_finished_study_has_nothing_left_to_do(
     root: Path, finished: Path, no_page: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert jobs_of(prepare(study(root), finished), ()) == []
+    assert list_jobs(prepare(study(root), finished), ()) == []
     cell = finished / "records" / "entries" / "raster" / "seed0" / "cfg_scale-2.json"
     before = cell.read_text()
     cell.write_text(before[: len(before) // 2])  # a cell cut off is measured again, and nothing else
@@ -359,7 +359,7 @@ def test_the_grids_own_point_is_measured_once(
     assert measured == ["final", "images-32", "own", "steps-1", "cfg_scale-1.5"], "it samples in 4 steps anyway"
     plan = settle(wanted, tmp_path)
     keys = measure.CacheKeys(plan)
-    read = {each.name: measure.read_record(plan, each, keys) for each in measure.records_of(plan, "mine")}
+    read = {each.name: measure.read_record(plan, each, keys) for each in measure.list_records(plan, "mine")}
     own, same, other = (read[name] for name in ("own", "steps-4", "steps-1"))
     assert own is not None and same is not None and other is not None
     assert same.measurements == own.measurements != other.measurements
@@ -435,7 +435,7 @@ def test_a_budget_of_seconds_times_each_entry_once(root: Path, tmp_path: Path, m
 def test_damaged_speeds_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / SPEEDS).write_text(text)
     with pytest.raises(CheckpointError, match=r"speeds\.json does not hold speeds; delete it"):
-        known_speeds(None, tmp_path)
+        read_speeds(None, tmp_path)
 
 
 def test_the_schedule_keeps_its_shape(root: Path, tmp_path: Path) -> None:
@@ -560,7 +560,7 @@ def test_what_another_command_takes_is_handed_on_in_words(root: Path) -> None:
 
 
 def test_two_cannot_conduct_one_study(root: Path, tmp_path: Path) -> None:
-    with alone(tmp_path / LOCK), pytest.raises(RunError, match="another 'artok compare' is at work"):
+    with hold_lock(tmp_path / LOCK), pytest.raises(RunError, match="another 'artok compare' is at work"):
         compare(study(root), tmp_path, "cpu")
     assert not (tmp_path / "trained").exists()
 
@@ -569,9 +569,9 @@ def test_a_finished_study_may_be_moved(
     root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished, tmp_path / "moved")
-    assert jobs_of(prepare(study(root), tmp_path / "moved"), ()) == []
+    assert list_jobs(prepare(study(root), tmp_path / "moved"), ()) == []
     monkeypatch.chdir(tmp_path)
-    assert jobs_of(prepare(study(root), Path("moved")), ()) == []
+    assert list_jobs(prepare(study(root), Path("moved")), ()) == []
 
 
 def test_runs_of_another_data_set_are_refused(root: Path, finished: Path, tmp_path: Path) -> None:
@@ -588,19 +588,19 @@ def test_each_training_is_launched_over_as_many_processes(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = study(root, launch="torchrun --nproc_per_node 2")
-    command, *rest = launcher_of(given)
+    command, *rest = find_launcher(given)
     assert (Path(command).is_file(), Path(command).name, rest) == (True, "torchrun", ["--nproc_per_node", "2"])
-    assert workers_of(given, launcher_of(given), "cpu") == 1
+    assert count_workers(given, find_launcher(given), "cpu") == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    launched = launcher_of(study(root))
+    launched = find_launcher(study(root))
     assert launched[-2:] == ("--nproc_per_node", "2")
-    jobs = jobs_of(prepare(study(root), tmp_path), launched)
+    jobs = list_jobs(prepare(study(root), tmp_path), launched)
     assert {job.launcher for job in jobs if job.arguments[0] == "train"} == {launched}
     assert {job.launcher for job in jobs if job.arguments[0] == "compare"} == {()}
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     with pytest.raises(ConfigError, match="runs on one machine"):
-        launcher_of(study(root))
+        find_launcher(study(root))
     monkeypatch.setenv("RANK", "1")
     assert compare(study(root), tmp_path / "out", "cpu") is None
     assert not (tmp_path / "out").exists()

@@ -24,7 +24,7 @@ from helpers.paths import REPOSITORY
 
 from artok import cli
 from artok.commands import compare as conductor
-from artok.commands.compare import STUDY, compare, jobs_of, prepare, run_part
+from artok.commands.compare import STUDY, compare, list_jobs, prepare, run_part
 from artok.config import load, validate
 from artok.errors import ArtokError, CheckpointError, ConfigError
 from artok.evaluation.run_directory import is_trained
@@ -32,12 +32,12 @@ from artok.evaluation.statistics import Value
 from artok.saved import WEIGHTS
 from artok.studies.config import Study, load_study
 from artok.studies.grid import read_axes
-from artok.studies.measure import CacheKeys, missing
+from artok.studies.measure import CacheKeys, list_missing
 from artok.studies.resolve import StudyPlan, settle
 from artok.studies.results import EntryResults, Outcome
 from artok.studies.scheduler import Job, Slurm
 from artok.studies.tradeoffs import find_tradeoffs
-from artok.training.checkpoints import latest
+from artok.training.checkpoints import find_latest
 from artok.training.experiment import Experiment
 from artok.training.loop import Trainer
 from artok.training.run import train
@@ -342,9 +342,9 @@ def test_a_training_killed_after_a_checkpoint_is_finished_before_it_is_measured(
         patch.setattr(Trainer, "save", killed)
         train(planned.experiment, planned.folder)
     assert (planned.folder / WEIGHTS).exists() and not is_trained(planned.experiment, planned.folder)
-    assert planned.name in [job.name for job in jobs_of(plan, ())]
+    assert planned.name in [job.name for job in list_jobs(plan, ())]
     assert train(planned.experiment, planned.folder) and is_trained(planned.experiment, planned.folder)
-    assert int(latest(planned.folder / "checkpoints").name) == planned.experiment.training.images  # type: ignore[union-attr]
+    assert int(find_latest(planned.folder / "checkpoints").name) == planned.experiment.training.images  # type: ignore[union-attr]
 
 
 def test_other_settings_are_refused_and_other_measures_measured_again(swept: Path) -> None:
@@ -352,7 +352,7 @@ def test_other_settings_are_refused_and_other_measures_measured_again(swept: Pat
 
     def unmeasured(**changes: Any) -> list[str]:
         plan = settle(study(swept, grid=grid, **changes), swept / "out")
-        return [record.name for record in missing(plan, plan.entries[0].name, CacheKeys(plan))]
+        return [record.name for record in list_missing(plan, plan.entries[0].name, CacheKeys(plan))]
 
     assert unmeasured() == []
     assert unmeasured(robustness={"shares": [0.5]}) == ["tokenizer"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from artok.commands.compare import jobs_of, prepare
+from artok.commands.compare import list_jobs, prepare
 from artok.commands.demo import choose, demo
 from artok.errors import ArtokError, ConfigError, RunError
 from artok.studies.scheduler import Job, Slurm, environment, run_jobs
@@ -131,7 +131,7 @@ def test_slurm_runs_jobs_and_tells_of_their_failure(tmp_path: Path) -> None:
 @pytest.mark.parametrize("families", [["raster"], ["raster", "gan"], []])
 def test_the_demo_plans_each_tokenizer_once_and_before_its_generators(families: list[str], tmp_path: Path) -> None:
     study = choose(families)
-    planned = jobs_of(prepare(study, tmp_path), ())
+    planned = list_jobs(prepare(study, tmp_path), ())
     names = [job.name for job in planned]
     assert len(names) == len(set(names))
     for job in planned:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from artok.config import dump, merge, validate
 from artok.errors import ArtokError, CheckpointError, ConfigError, DataError, LayoutError, RunError
-from artok.locks import alone
+from artok.locks import hold_lock
 from artok.nn import gradient_checkpointing
 from artok.pipeline import Pipeline
 from artok.training.experiment import Experiment
@@ -350,7 +350,7 @@ def test_a_folder_is_trained_in_by_one_process_at_a_time(tmp_path: Path, capfd: 
     experiment = tokenizer_experiment(training={"images": 32})
 
     def other() -> None:
-        with alone(folder / LOCK):
+        with hold_lock(folder / LOCK):
             held.set()
             time.sleep(1)
             let_go.append(time.time())

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from artok.cache import cache_directory
 from artok.errors import ArtokError
-from artok.locks import alone
+from artok.locks import hold_lock
 from artok.metrics.features import (
     Extractor,
     ExtractorConfig,
@@ -71,7 +71,7 @@ class Config(ExtractorConfig):
             empty = Network(shape[0], max(shape[1:]), training.classes)
         network = _load(empty, path)
         if network is None:
-            with alone(path):  # of several processes that want it at once, one trains it and the others read it
+            with hold_lock(path):  # of several processes that want it at once, one trains it and the others read it
                 network = _load(empty, path)
                 if network is None:
                     steps = math.ceil(seen / BATCH)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from artok.generators.diffusion import Guided, LatentDiffusion
 from artok.generators.mar import Mar
-from artok.generators.masked import still_masked
+from artok.generators.masked import count_masked
 from artok.layout import Condition, Tokens
 from artok.nn.time import sinusoids
 from artok.noise import Noise
@@ -82,7 +82,7 @@ class GivenNoise(Noise):
         self.orders, self.calls, self.noises = orders, 0, torch.cat([start[None], steps])
         self.places, now = [], orders.shape[1]
         for step in range(iterations):
-            left = still_masked(orders.shape[1], iterations, step, now)
+            left = count_masked(orders.shape[1], iterations, step, now)
             self.places.append(orders[:, left:now])
             now = left
 
