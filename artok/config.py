@@ -8,12 +8,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from functools import cache, lru_cache
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, cast
@@ -25,7 +24,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from yaml import YAMLError
 
 from artok.errors import ConfigError
-from artok.renamed import RENAMED, RENAMED_VALUES, SPLIT_KINDS, SYNONYMS
+from artok.renamed import RENAMED, RENAMED_VALUES, SPLIT_KINDS, SYNONYMS, say_renamed, say_together
 
 SHIPPED = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")  # in a wheel, in a checkout
 
@@ -58,14 +57,6 @@ class Config(BaseModel):
                 dumped = [each.model_dump() if isinstance(each, BaseModel) else each for each in field.default]
                 read[key] = _merge_entries(dumped, read[key], key)
         return read
-
-
-@cache
-def say_renamed(old: str, new: str) -> None:
-    print(
-        f"artok: in configs '{old}' is now called '{new}'; the old name will be refused from 1.0 on",
-        file=sys.stderr,
-    )
 
 
 class Part(Config):
@@ -164,7 +155,8 @@ EXPECTED = {
 def validate(cls: type[ConfigType], data: object, source: str) -> ConfigType:
     """`data` as a `cls`, or a ConfigError with one line for each mistake: its place, what is wrong, the nearest key."""
     try:
-        return cls.model_validate(data)
+        with say_together(source):
+            return cls.model_validate(data)
     except ValidationError as error:
         mistakes = _explain(cls, error, (), lambda: sorted(_places(cls, data), key=lambda key: key.count(".")))
         raise ConfigError(f"{source}: " + "; ".join(mistakes)) from None

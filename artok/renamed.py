@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 _CODEBOOK = {
@@ -148,3 +153,36 @@ def rename_tensors(module: object, state: dict[str, Any], prefix: str, *_: objec
     """A hook for `register_load_state_dict_pre_hook`, which lets a module load what an earlier version saved."""
     for name in [each for each in state if each.startswith(prefix)]:
         state[current_name(name)] = state.pop(name)
+
+
+# ---------------------------------------------------------------------------------------------- what the user is told
+
+_TOGETHER: ContextVar[dict[str, str] | None] = ContextVar("together", default=None)
+
+
+def say_renamed(old: str, new: str) -> None:
+    """Say that a name of a config has changed: at once, or with the others of `say_together`."""
+    together = _TOGETHER.get()
+    if together is None:
+        _say_once(f"in configs '{old}' is now called '{new}'; the old name will be refused from 1.0 on")
+    else:
+        together[old] = new
+
+
+@contextmanager
+def say_together(source: str) -> Iterator[None]:
+    """One sentence on all old names in `source`, once per process."""
+    names: dict[str, str] = {}
+    token = _TOGETHER.set(names)
+    try:
+        yield
+    finally:
+        _TOGETHER.reset(token)
+        if names:
+            changes = ", ".join(f"{old} is now {new}" for old, new in names.items())
+            _say_once(f"{source} has names of an earlier version, which will be refused from 1.0 on: {changes}")
+
+
+@cache
+def _say_once(text: str) -> None:
+    print(f"artok: {text}", file=sys.stderr)

@@ -12,8 +12,8 @@ from helpers.models import generator_experiment, tokenizer_experiment
 from omegaconf import OmegaConf
 from PIL import Image
 
-from artok import __version__, cli
-from artok.config import dump, say_renamed, validate
+from artok import __version__, cli, renamed
+from artok.config import dump, validate
 from artok.interop.hub import CATALOGUE
 from artok.training.experiment import Experiment
 from artok.training.run import train
@@ -157,14 +157,14 @@ def test_sample_takes_overrides_flags_and_the_old_name_of_guidance(
         assert artok(monkeypatch, capsys, *line)[0] == 0
         return (out / "grid.png").read_bytes()
 
-    say_renamed.cache_clear()
+    renamed._say_once.cache_clear()
     wanted = grid_of("temperature=0", "cfg_interval.0=0.5", "--device", "cpu")
     assert grid_of("cfg_interval=[0.5,1]", "--temperature", "0") == wanted != grid_of()
     monkeypatch.setattr(sys, "argv", ["artok", "sample", str(runs / "raster"), "--guidance", "3", "-n", "1"])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         cli.main()
-    assert "'guidance' is now called 'cfg_scale'" in capsys.readouterr().err
+    assert "guidance is now cfg_scale" in capsys.readouterr().err
 
 
 def test_tokens_of_another_tokenizer_are_refused(

@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from artok.config import OPEN, SHIPPED, Config, load, locate, of_kind, read_yaml, say_renamed
+from artok.config import OPEN, SHIPPED, Config, load, locate, of_kind, read_yaml
 from artok.data.base import DataConfig
 from artok.errors import ConfigError, RunError
 from artok.metrics.features import ExtractorName, parse
 from artok.metrics.selection import MetricChoice
+from artok.renamed import say_renamed
 from artok.training.experiment import SEEDS, Experiment
 
 NAME = r"^[A-Za-z0-9][\w.-]*$"
