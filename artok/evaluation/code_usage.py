@@ -1,4 +1,4 @@
-"""What the codes of a tokenizer carry: the entropy of each position, and what replacing a few of them does."""
+"""Measures the code entropy per position, and the robustness of reconstructions to replaced codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`artok reconstruct`: what a tokenizer keeps of one's own pictures, to look at."""
+"""`artok reconstruct`: pictures beside their reconstructions, differences and maps of tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MARGIN, CAPTION = 8, 34
 
 @dataclass
 class Reconstructed:
-    """One picture's figures. bits: of its tokens at a fixed code length, or None for continuous ones."""
+    """The metrics of one picture. bits: of its tokens at a fixed code length, or None for continuous ones."""
 
     path: Path
     psnr: float
@@ -71,7 +71,7 @@ def reconstruct(tokenizer: Tokenizer, paths: Sequence[Path], folder: Path) -> li
 
 
 def token_map(tokens: Tokens) -> Tensor:
-    """One image's tokens as colours (3, h, w) uint8, on the finest grid: a fixed colour a code, or three components."""
+    """One image's tokens as colours (3, h, w) uint8, on the finest grid: a colour per code, or three components."""
     finest = list(tokens.layout.scales())[-1]
     values = tokens.values[0, finest].cpu()
     if tokens.layout.discrete:

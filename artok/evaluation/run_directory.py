@@ -1,4 +1,4 @@
-"""Finished run directories, opened to be reported on: their settings, results and log, but not their weights."""
+"""Opens run directories for reports: settings, results and log, without the weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True)
 class Spent:
-    """What training took, as its log tells.
+    """The cost of training, from its log.
 
     images: seen. wanted: to be seen in all. seconds: of wall time, pauses between a stop and a resumption left out.
     core_seconds: of processor time, over all processes.
@@ -81,7 +81,7 @@ class Run:
 
     @property
     def findings(self) -> list[Finding]:
-        """What its log says is wrong; empty for a healthy run, and without a log."""
+        """What is wrong according to the log; empty for a healthy run, and without a log."""
         return diagnose(self.log)
 
     def _last_reports(self, starts: Sequence[int]) -> list[int]:
@@ -92,13 +92,13 @@ class Run:
 
 
 def is_trained(experiment: Experiment, folder: Path) -> bool:
-    """Whether a training has come to its end. Weights alone do not say so: every checkpoint writes them on the way."""
+    """Whether training has ended. Weights alone do not say so: every checkpoint writes them."""
     newest = checkpoints.find_latest(folder / "checkpoints")
     return newest is not None and int(newest.name) >= experiment.training.images and (folder / WEIGHTS).exists()
 
 
 def diverged(log: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether training ended since a loss was no finite number."""
+    """Whether training ended because a loss was not finite."""
     reports = [event for event in log if event["event"] == "train"]
     last = reports[-1] if reports else {}
     losses = [value for name, value in last.items() if name.endswith("_loss")]

@@ -1,4 +1,4 @@
-"""`artok sample`: images as files, as a sheet, and as a GIF of their making."""
+"""`artok sample`: images as files, as a sheet, and as a GIF of their generation."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def sample(
 def generation_frames(
     pipeline: Pipeline, labels: Sequence[int], sampling: Sampling, stride: int = 1, scale: int = 1
 ) -> list[Image.Image]:
-    """Pictures of one image a label while it is generated.
+    """Pictures of one image per label while it is generated.
 
     stride: the number of samples from one label's first to the next's, so that the frames end in those very images.
     """
@@ -84,7 +84,7 @@ def generation_frames(
 
 
 def thinned(steps: Iterable[Tokens], most: int) -> tuple[list[tuple[int, Tokens]], int]:
-    """About `most` of the steps with their numbers from 1, the first and the last among them; and how many there were.
+    """About `most` of the steps, with their numbers from 1 and always the first and the last; and the number of steps.
 
     Keeping all of a long sequence's unfinished images would take memory that grows with its square.
     """

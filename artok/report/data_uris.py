@@ -48,7 +48,7 @@ def strip(images: Tensor, alt: str, side: int, columns: int | None = None) -> Pi
 
 
 def animation(frames: Tensor, alt: str, side: int, columns: int, seconds: float = 4.0, hold: float = 2.0) -> Picture:
-    """A GIF without end of frames (F, B, C, H, W) uint8: `seconds` for all of them, `hold` for the last."""
+    """An endless GIF of frames (F, B, C, H, W) uint8: `seconds` for all of them, `hold` for the last."""
     sheets = [_sheet(images, columns, side) for images in frames]
     scale, crisp = sheets[0][1], frames.shape[-1] <= CRISP
     still = _picture(sheets[-1][0], alt, scale, crisp)

@@ -1,4 +1,4 @@
-"""The figures of several runs side by side, grouped by what they measure, each explained in a line."""
+"""The table of metrics of several runs, grouped by what they measure, each with its meaning."""
 
 from __future__ import annotations
 
