@@ -93,7 +93,7 @@ def encode(
     out: Out = None,
     device: Device = None,
 ) -> None:
-    """Write the tokens of a data set, for generators to train on. Default: the data that the tokenizer was trained on."""
+    """Write the tokens of a data set, by default the tokenizer's own, for generators to train on."""
     from artok.device import resolve_device
     from artok.training.encode import encode_command
 

@@ -1,1 +1,1 @@
-"""Images, labels and cached tokens; one file a source."""
+"""Images, labels and cached tokens; one file per source."""

@@ -1,4 +1,4 @@
-"""What every source of images keeps to: a `data:` section opens a split, and a split is read by index."""
+"""Base classes of data sources: a `data:` section opens a split, and a split is read by index."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from artok.errors import DataError
 
 SplitName = Literal["train", "test"]
 
-UNREADABLE = 0.01  # the share of a split beyond which a run stops: its images are not what their owner believes
+UNREADABLE = 0.01  # largest share of unreadable images in a split; a run with more stops
 
 
 @dataclass
@@ -31,14 +31,13 @@ class Examples:
 class Split(ABC):
     """The images of one split, by index.
 
-    shape: (channels, *size) of what `read` returns: (C, R, R) of images.
+    shape: (channels, *size) of what `read` returns, (C, R, R) for images.
     classes: their names. fingerprint: changes when the images do.
-    skipped: indices of images that could not be read, with the reason; `read` puts the next readable image in place.
-    enlarged: indices of images seen so far whose shorter side is below R, so that they hold less detail than R shows.
-    decodes: reading opens and decodes files, so that reading ahead pays.
-    sequential: indices are positions in an endless stream, to be read in ascending order; each pass over the split
-    comes in an order of its own.
-    single: where each channel is an image of its own, the labelled images that the channels are drawn from.
+    skipped: index to reason of images that could not be read; `read` returns the next readable image instead.
+    enlarged: indices of images seen so far whose shorter side is below R, which were enlarged.
+    decodes: reading decodes files, so reading ahead saves time.
+    sequential: indices are positions in an endless stream, read in ascending order; each pass has its own order.
+    single: for images whose channels are separate images, the labelled images that the channels are drawn from.
     """
 
     shape: tuple[int, ...]
@@ -55,22 +54,22 @@ class Split(ABC):
 
     @abstractmethod
     def read(self, indices: Sequence[int]) -> Examples:
-        """The examples at these indices; a DataError when more than 1% of the split turned out unreadable."""
+        """The examples at these indices. DataError: more than 1% of the split is unreadable."""
 
 
 def note_skipped(split: Split, reasons: Mapping[int, str]) -> None:
-    """Counts unreadable images; a DataError once they are more than 1% of the split."""
+    """Record unreadable images. DataError: they are more than 1% of the split."""
     split.skipped.update(reasons)
     if len(split.skipped) > UNREADABLE * len(split):
         first = "; ".join(list(split.skipped.values())[:3])
         raise DataError(
             f"{len(split.skipped)} of {len(split)} images cannot be read, more than {UNREADABLE:.0%}, "
-            f"such as {first}: mend or remove such files and start again"
+            f"such as {first}: repair or remove such files and start again"
         )
 
 
 class Augment(Config):
-    """Random changes of training images, as shares of the image side where they are lengths."""
+    """Random augmentation of training images. Lengths are shares of the image side."""
 
     flip: bool = Field(False, description="mirror left and right, half of the time")
     shift: float = Field(0.0, ge=0, le=0.5, description="largest translation, share of the side")
@@ -84,7 +83,7 @@ class DataConfig(Part, ABC):
     """The `data:` section.
 
     size: side of the images that a model sees. resize: shorter side before the crop to `size`, when it is larger.
-    channels_apart: each channel is an image of its own, as `Split.single` says.
+    channels_apart: each channel is a separate image (see `Split.single`).
     """
 
     channels_apart: ClassVar[bool] = False
@@ -103,19 +102,19 @@ class DataConfig(Part, ABC):
 
     @property
     def image(self) -> tuple[int, ...]:
-        """(channels, *size) of what a model sees; a kind whose samples have other axes says its own."""
+        """(channels, *size) of what a model sees; a kind whose samples have other axes overrides it."""
         return (self.channels, self.size, self.size)
 
     @property
     def side(self) -> int:
-        """R, the side of the images that a split returns."""
+        """The side R of the images that a split returns."""
         return self.resize or self.size
 
     @abstractmethod
     def open(self, split: SplitName) -> Split:
-        """The split; a DataError in one sentence when files are missing, empty or of a wrong kind."""
+        """The split. DataError: files are missing, empty or of a wrong kind."""
 
     @classmethod
     @abstractmethod
     def tiny(cls, folder: Path) -> DataConfig:
-        """The smallest sensible setting, which the contract tests run; files that it needs are made below `folder`."""
+        """A small config for the contract tests; files that it needs are written below `folder`."""

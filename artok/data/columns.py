@@ -1,4 +1,4 @@
-"""Which columns of a table hold images and labels, and what the labels mean."""
+"""Finds the image and label columns of a table, and its classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "target", "y")
 
 
 def find_image_column(features: Features, named: str | None, where: str) -> str:
-    """The column named, else the one of type Image (with a usual name first), else one of bytes with a usual name."""
+    """The named column, else one of type Image (usual names first), else one of bytes with a usual name."""
     from datasets import Image
 
     if named is not None:
@@ -35,7 +35,7 @@ def find_image_column(features: Features, named: str | None, where: str) -> str:
 
 
 def find_label_column(features: Features, named: str | None, where: str) -> str | None:
-    """The column named, else one with a usual name, else the first of type ClassLabel, else None: one class."""
+    """The named column, else one with a usual name, else the first of type ClassLabel, else None (one class)."""
     from datasets import ClassLabel
 
     if named is not None:
@@ -51,7 +51,7 @@ def _named(features: Features, name: str, where: str, key: str) -> str:
 
 
 def _holds_files(feature: object) -> bool:
-    """Whether a column is binary, or pairs of bytes and path, as images are stored where no type says so."""
+    """Whether a column is binary or pairs of bytes and path, the storage of images without type Image."""
     if isinstance(feature, dict):
         return "bytes" in feature
     return getattr(feature, "dtype", None) in ("binary", "large_binary")
@@ -59,13 +59,13 @@ def _holds_files(feature: object) -> bool:
 
 @dataclass(frozen=True)
 class Classes:
-    """names: of the classes. table: from a label as stored to its class."""
+    """names: of the classes. table: stored label to class index."""
 
     names: tuple[str, ...]
     table: Mapping[object, int]
 
     def labels(self, values: Iterable[object], where: str, start: int = 0) -> Tensor:
-        """(N,) int64; a DataError that names index and label of the first one outside the classes."""
+        """Class indices (N,) int64. DataError: a label is outside the classes; the message names the first."""
         labels = []
         for index, value in enumerate(values, start):
             label = self.table.get(value, -1)
@@ -83,8 +83,8 @@ def read_classes(
 ) -> Classes:
     """The classes of a label column.
 
-    ClassLabel knows its names, which `given` may replace. Whole numbers and texts become the sorted distinct `values`,
-    unless `given` lists the names: numbers are then indices into the list. values: None when the data are a stream.
+    given: names from the config. They replace the names of a ClassLabel column. In other columns integers are indices
+    into them; without them, the classes are the sorted distinct `values`. values: None for a stream.
     """
     from datasets import ClassLabel
 
@@ -100,6 +100,6 @@ def read_classes(
         by_name = "string" in dtype
         return Classes(tuple(given), {name if by_name else index: index for index, name in enumerate(given)})
     if values is None:
-        raise DataError(f"column '{column}' of {where} does not tell its classes: list their names in data.classes")
+        raise DataError(f"column '{column}' of {where} does not name its classes: list their names in data.classes")
     distinct = sorted({value for value in values if value is not None}, key=lambda value: (str(type(value)), value))
     return Classes(tuple(map(str, distinct)), {value: index for index, value in enumerate(distinct)})

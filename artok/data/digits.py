@@ -1,7 +1,7 @@
 """The 1,797 handwritten digits that ship with scikit-learn (UCI "Optical Recognition of Handwritten Digits").
 
-Real 8x8 images of 17 grey levels, enlarged by bilinear interpolation. The split is fixed for good: 540 images are held
-out, stratified by class, drawn with seed 0.
+8x8 images of 17 grey levels, enlarged by bilinear interpolation. The split is fixed: 540 images are held out,
+stratified by class, drawn with seed 0.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _read(split: SplitName, side: int) -> tuple[Tensor, Tensor, str]:
     train, test = split_stratified(torch.from_numpy(targets.astype(np.int64)), HELD_OUT, SPLIT_SEED)
     rows = train if split == "train" else test
     levels = np.rint(grey[rows.numpy()].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    # Pillow works in whole numbers on 8 bits, so that the pixels are the same on every machine.
+    # Pillow resizes in integer arithmetic, so the pixels are the same on every machine.
     large = [np.asarray(Image.fromarray(each).resize((side, side), Image.Resampling.BILINEAR)) for each in levels]
     images = torch.from_numpy(np.stack(large))[:, None]
     labels = torch.from_numpy(targets.astype(np.int64))[rows]

@@ -1,8 +1,8 @@
 """Simple shapes as signed distances, drawn with smooth edges.
 
-A shape of radius 1 around the origin is a function of x (to the right) and y (down) that is negative inside. Where the
-nearest edge is straight it is the distance to that edge, so that a pixel's coverage is 0.5 minus the distance in pixels
-(Green 2007, "Improved alpha-tested magnification for vector textures and special effects").
+A shape of radius 1 around the origin is a function of x (right) and y (down) that is negative inside. Near a straight
+edge it is the distance to that edge, so a pixel's coverage is 0.5 minus the distance in pixels (Green 2007, "Improved
+alpha-tested magnification for vector textures and special effects").
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def cross(x: Tensor, y: Tensor) -> Tensor:
 
 
 def star(x: Tensor, y: Tensor) -> Tensor:
-    """Five points; folded by its symmetry to half a point, whose only edge runs from tip to valley."""
+    """Five points. By symmetry only half a point is computed, with one edge from tip to inner corner."""
     sector, valley = math.pi / 5, 0.42
     angle = torch.remainder(torch.atan2(x, -y) + sector, 2 * sector) - sector
     radius = torch.hypot(x, y)
@@ -59,7 +59,7 @@ SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def coverage(shape: Tensor, centre: Tensor, radius: Tensor, side: int) -> Tensor:
-    """(B, side, side) in [0, 1]: how much of each pixel lies inside.
+    """The covered share of each pixel, (B, side, side) in [0, 1].
 
     shape: (B,) int64 index into SHAPES. centre: (B, 2) as (x, y), and radius: (B,), shares of the side.
     """
@@ -87,7 +87,7 @@ def _moments(name: str) -> tuple[float, float, float]:
 
 
 def area(name: str) -> float:
-    """Of a shape of radius 1."""
+    """The area of a shape of radius 1."""
     return _moments(name)[0]
 
 

@@ -1,4 +1,4 @@
-"""Short digests of data, which tie cached tokens and results to what they were made from."""
+"""Short digests of data, stored with cached tokens and results to identify their source."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-WHOLE = 256 * 2**20  # bytes that are read in full; of more, only names and sizes and the ends of each file
+WHOLE = 256 * 2**20  # bytes; larger data are digested by names, sizes and the ends of files
 END = 64 * 1024
 
 
 def digest_parts(*parts: object) -> str:
-    """16 hexadecimal digits of anything with a stable text."""
+    """16 hexadecimal digits of values with a stable `str`."""
     return hashlib.blake2b("\n".join(map(str, parts)).encode(), digest_size=8).hexdigest()
 
 
@@ -22,11 +22,11 @@ def digest_tensor(values: Tensor) -> str:
 
 
 def digest_files(paths: Sequence[Path], names: Sequence[str]) -> str:
-    """Of files under names that do not depend on the machine.
+    """Digest files, under names that do not depend on the machine.
 
-    Up to 256 MiB altogether are read in full. Beyond that a file counts by its name, its size and, when the files are
-    few, its first and last 64 KiB (a parquet file's end holds the statistics of its columns), since reading ImageNet
-    at every start would take minutes.
+    Up to 256 MiB in total are read in full. Larger data are digested by name, size and, when the files are few, the
+    first and last 64 KiB of each (a parquet file ends with the statistics of its columns), since reading ImageNet at
+    every start would take minutes.
     """
     sizes = [path.stat().st_size for path in paths]
     digest = hashlib.blake2b(digest_size=8)

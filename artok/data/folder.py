@@ -1,4 +1,4 @@
-"""Images in class folders: ROOT/<class>/..., with ROOT/train and ROOT/test around them where there are such folders."""
+"""Images in class folders: ROOT/<class>/..., or ROOT/train/<class>/... and ROOT/test/<class>/..."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ TEST_FOLDERS = ("test", "val", "valid", "validation")
 class Config(DataConfig):
     """`data: {kind: folder, root: DIR}`.
 
-    A class is a folder in ROOT, or in ROOT/train and ROOT/test (val, valid and validation mean test too), with all the
-    images below it; images without class folders are one class, "all". Where there is no test folder, `holdout` of
-    each class is held out, drawn by `seed`.
+    A class is a folder in ROOT, or in ROOT/train and ROOT/test (val, valid and validation mean test too), with all
+    images below it. Images without class folders form one class, "all". Without a test folder, `holdout` of each class
+    is held out, drawn by `seed`.
 
-    in_memory: keep decoded images; left open, up to 1 GiB are kept when no workers decode (each
-    worker would keep its own).
+    in_memory: keep decoded images. Default: up to 1 GiB without workers (each worker would keep its own copy).
     """
 
     kind: Literal["folder"] = "folder"
@@ -51,7 +50,7 @@ class Config(DataConfig):
         if split == "test" and test_root is not None:
             found, root = _class_files(test_root), test_root
             if strange := sorted(set(found) - set(classes)):
-                raise DataError(f"{test_root} has the class folder '{strange[0]}', which {train_root} has not")
+                raise DataError(f"{test_root} has the class folder '{strange[0]}', which {train_root} does not have")
         else:
             root = train_root
         paths = [path for files in found.values() for path in files]

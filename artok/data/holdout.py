@@ -1,4 +1,4 @@
-"""Which images are held out when a source names no test split; a pure function of labels and seed."""
+"""Chooses held-out images of a source without a test split, as a pure function of labels and seed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from artok.noise import Noise, fold
 def split_stratified(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
     """Indices (train, test), each ascending, of labels (N,) >= 0, with exactly `held_out` in test.
 
-    A class gets its share by largest remainder (the lower class first when remainders tie), and which of its images
-    those are is drawn from `seed`: the same on every machine and with every library version.
+    Each class gets its share by largest remainder; ties go to the lower class. The images of a class are drawn by
+    `seed`, with the same result on every machine and library version.
     """
     counts = torch.bincount(labels)
     shares = counts * held_out // len(labels)
@@ -28,7 +28,7 @@ def split_stratified(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, 
 
 
 def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """`split_stratified` for a fraction: at least one image for test above 0, and always one left to train."""
+    """`split_stratified` for a fraction, with at least one test image if it is above 0, and one training image."""
     held_out = round(len(labels) * fraction)
     if fraction > 0:
         held_out = min(max(held_out, 1), len(labels) - 1)

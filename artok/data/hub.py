@@ -36,19 +36,17 @@ ROWS_AT_ONCE = 32  # of a stream
 class Config(DataConfig):
     """`data: {kind: hub, path: cifar10}`, or `data: {kind: hub, files: {train: a.parquet, test: b.parquet}}`.
 
-    path: name on the hub, a local folder, or the format of `files` where their ending does not tell it.
-    name, revision: configuration and version of a hub data set. files: local files or URLs, `*` allowed, by split;
-    without splits they are all training files. local: a folder that may hold copies as <split>.parquet, which are then
-    read in place of the hub; unless given, the folder of the data set's name in that of the environment's ARTOK_DATA.
-    image_column, label_column: found by their types and usual names when
-    not named. classes: their names, where the data hold bare numbers. Where there is no test split, `holdout` of the
-    training split is held out, drawn by `seed`.
+    path: name on the hub, a local folder, or the format of `files` if it does not follow from their ending.
+    name, revision: configuration and version of a hub data set. files: local files or URLs by split, `*` allowed;
+    without splits all are training files. local: a folder of copies, <split>.parquet, read instead of the hub;
+    default $ARTOK_DATA/<name of the data set>. image_column, label_column: default by type and usual name. classes:
+    their names, for data that hold only numbers. Without a test split, `holdout` of the training split is held out,
+    drawn by `seed`.
 
-    streaming: read front to back without storing (see `StreamSplit` for what this guarantees). shuffle_buffer: rows
-    that a stream mixes. lengths: rows of streamed splits, by name, where their source does not say.
+    streaming: read sequentially without storing (see `StreamSplit`). shuffle_buffer: rows in a stream's shuffle buffer.
+    lengths: rows per streamed split, where the source does not say.
 
-    in_memory: keep decoded images; left open, up to 1 GiB are kept when no workers decode (each
-    worker would keep its own).
+    in_memory: keep decoded images. Default: up to 1 GiB without workers (each worker would keep its own copy).
     """
 
     kind: Literal["hub"] = "hub"
@@ -89,7 +87,7 @@ class Config(DataConfig):
 
     @property
     def label(self) -> str:
-        """How messages call this data set."""
+        """The name of the data set in messages."""
         if self.files is None:
             return f"'{self.path}'"
         first = next(iter(_files(self.files).values()))[0]
@@ -120,14 +118,14 @@ class Config(DataConfig):
         if column is None:
             classes, labels = self._one_class(where), torch.zeros(len(data), dtype=torch.int64)
         else:
-            first = loaded[self.train_split]  # both splits must mean the same by a label
+            first = loaded[self.train_split]  # both splits must use the same classes
             find_label_column(first.features, column, f"{self.label}, split '{self.train_split}'")
             known = read_classes(first.features[column], self.classes, _values(first, column), column, where)
             classes, labels = known, known.labels(_values(data, column), where)
         rows = torch.arange(len(data))
         if not whole:
             if len(data) < 2:
-                raise DataError(f"{where} has {len(data)} rows, too few to hold some out")
+                raise DataError(f"{where} has {len(data)} rows, too few to hold any out")
             rows = hold_out(labels, self.holdout, self.seed)[0 if split == "train" else 1]
         if not len(rows):
             raise DataError(f"{where} has no rows")
@@ -201,7 +199,7 @@ def _files(files: str | Sequence[str] | Mapping[str, str | list[str]]) -> _Paths
 
 
 def _expand(files: _Paths) -> _Paths:
-    """Files with their patterns replaced; a DataError for one that is not there. URLs stay as they are."""
+    """Expand the patterns of files; URLs are unchanged. DataError: a file does not exist."""
     found: _Paths = {}
     for split, paths in files.items():
         found[split] = []
@@ -235,7 +233,7 @@ def _load(config: Config, files: _Paths | None) -> DatasetDict | IterableDataset
         raise DataError(f"there is no data set {config.label} on the hub, or it needs a login") from None
     except ConnectionError:
         raise DataError(_unreachable(config.label)) from None
-    except Exception as error:  # builders raise what their file formats do
+    except Exception as error:  # builders raise the errors of their file formats
         raise DataError(f"{config.label} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
 
 
@@ -244,7 +242,7 @@ def _unreachable(label: str) -> str:
 
 
 def _identity(data: Dataset | IterableDataset, files: _Paths | None, source: str) -> str:
-    """Digest of what a split is made of: its local files, or the version that the hub gave."""
+    """Digest of a split's source: its local files, or its version on the hub."""
     local = [Path(path) for path in files[source]] if files is not None else []
     if local and all(path.is_file() for path in local):
         return digest_files(local, [path.name for path in local])
@@ -257,7 +255,7 @@ def _identity(data: Dataset | IterableDataset, files: _Paths | None, source: str
 
 
 def _rows(data: IterableDataset, files: _Paths | None, source: str) -> int | None:
-    """Rows of a streamed split, from what the hub says of it or from the ends of local parquet files."""
+    """Rows of a streamed split, from the hub's metadata or the footers of local parquet files."""
     from pyarrow import parquet
 
     known = (data.info.splits or {}).get(source)
@@ -284,7 +282,7 @@ def _values(data: Dataset, column: str) -> list[object]:
 
 
 def _encoded(value: Any) -> Encoded:
-    """The stored form of an image: bytes where there are some, else its path."""
+    """The stored form of an image: its bytes if there are any, else its path."""
     if isinstance(value, dict):
         return value["bytes"] if value.get("bytes") is not None else value.get("path")
     return value
@@ -305,7 +303,7 @@ class _Rows:
 
 
 def _undecoded(data: Any, images: str) -> Any:
-    """The data with its images left as stored, since artok decodes them itself, where one broken file does no harm."""
+    """The data with undecoded images. artok decodes them itself, so that a broken file does not end the run."""
     from datasets import Image as ImageFeature
 
     if isinstance((data.features or {}).get(images), ImageFeature):
@@ -314,7 +312,7 @@ def _undecoded(data: Any, images: str) -> Any:
 
 
 class _Opened:
-    """Opens a stream at its start, with the columns that matter."""
+    """Opens a stream at its start, with the image and label columns only."""
 
     def __init__(self, data: IterableDataset, images: str, column: str | None, where: str) -> None:
         columns = [images] if column is None else [images, column]
@@ -322,7 +320,7 @@ class _Opened:
 
     def __call__(self) -> Iterator[Row]:
         try:
-            # Plain iteration would deal the files out among the workers of a DataLoader; by batches it never does.
+            # Plain iteration divides the files among the workers of a DataLoader; iteration by batches does not.
             for batch in self._data.iter(ROWS_AT_ONCE):
                 for values in zip(*batch.values(), strict=True):
                     yield dict(zip(batch, values, strict=True))

@@ -1,7 +1,7 @@
 """Batches of images for training and for evaluation.
 
-Position p, the number of images seen before, decides which image comes and how it is changed. So a run resumes to the
-bit from that one number, workers and processes alter nothing, and two processes draw what one would.
+Position p, the number of images seen before, decides the image and its augmentation. So resuming needs only that number
+and is bit-exact, and the numbers of workers and processes do not change the batches.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from artok.data.transforms import augment
 from artok.errors import ArtokError
 from artok.noise import Noise, fold
 
-AHEAD = 2  # batches that are prepared while a step runs
+AHEAD = 2  # batches prefetched while a step runs
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Batch:
 
 @dataclass
 class _Reader:
-    """Makes the batch of any positions; goes to worker processes whole.
+    """Reads the batch of given positions. It is pickled for worker processes.
 
     order: None reads in the order of the split. seed: of the augmentation.
     """
@@ -68,12 +68,12 @@ class _Reader:
 
 
 class Loader:
-    """Endless training batches of a split; an iterator, to be closed (or used by `with`) when it is done.
+    """An iterator of endless training batches of a split. Close it, or use it as a context manager.
 
-    batch: images over all processes; this one gets the rows of its `rank` of `world`, which is equal shares in order.
-    start: images seen before, from where it goes on exactly. train: random order and augmentation; without it the
-    images come in their order, centred and unchanged.
-    With `data.workers`, that many processes decode ahead; otherwise a thread does, where there are files to decode.
+    batch: images over all processes; this process gets the contiguous share of `rank` of `world`.
+    start: images seen before, to resume from. train: random order and augmentation; if False, images come in order,
+    centre-cropped and unchanged.
+    `data.workers` processes decode ahead; with 0, a thread does if there are files to decode.
     """
 
     def __init__(
@@ -106,19 +106,19 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """Ends the thread or the worker processes."""
+        """End the thread or the worker processes."""
         self._batches.close()
 
 
 def evaluation_batches(split: Split, config: DataConfig, batch: int, limit: int | None = None) -> Iterator[Batch]:
-    """The first `limit` images of a split (all of them by default) in order, centred and unchanged.
+    """The first `limit` images of a split (default all) in order, centre-cropped and unchanged.
 
     The last batch may be smaller. A batch's positions are indices into the split.
     """
     count = len(split) if limit is None else min(limit, len(split))
     steps = (torch.arange(first, min(first + batch, count)) for first in range(0, count, batch))
     reader = _Reader(split, config.size, Augment(), None, 0)
-    workers = min(config.workers, count // (4 * batch))  # processes take longer to start than a few batches to read
+    workers = min(config.workers, count // (4 * batch))  # starting a process takes as long as reading a few batches
     with contextlib.closing(_batches(reader, steps, workers)) as batches:
         yield from batches
 
@@ -135,7 +135,7 @@ def _batches(reader: _Reader, steps: Iterable[Tensor], workers: int) -> Generato
 
 
 def _from_thread(reader: _Reader, steps: Iterable[Tensor]) -> Generator[Batch, None, None]:
-    """Batches read by one thread, at most `AHEAD` before they are wanted."""
+    """Batches read by one thread, at most `AHEAD` ahead."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
     stop = threading.Event()
     thread = threading.Thread(target=_fill, args=(reader, steps, ready, stop), daemon=True, name="artok-reader")
@@ -144,7 +144,7 @@ def _from_thread(reader: _Reader, steps: Iterable[Tensor]) -> Generator[Batch, N
         stop.set()
         thread.join()
 
-    atexit.register(end)  # a thread inside torch while the interpreter goes away would crash it
+    atexit.register(end)  # a thread inside torch at interpreter shutdown would crash
     thread.start()
     try:
         while (batch := ready.get()) is not None:
@@ -170,7 +170,7 @@ def _fill(
             if stop.is_set():
                 return
             hand_over(reader(positions))
-    except BaseException as error:  # raised again where the batch is asked for
+    except BaseException as error:  # re-raised in the consumer
         hand_over(error)
     else:
         hand_over(None)
@@ -181,7 +181,7 @@ def _fill(
 
 @dataclass
 class _Answer:
-    """What a worker sends: a batch or the reason for none, and which images it newly met as unreadable or small."""
+    """A worker's result: a batch or an error message, and the newly found unreadable and enlarged images."""
 
     batch: Batch | ArtokError
     skipped: dict[int, str]
@@ -189,7 +189,7 @@ class _Answer:
 
 
 class _Batched(Dataset[_Answer]):
-    """A reader as torch wants it: an item is a whole batch, its key the positions."""
+    """A reader as a torch Dataset whose items are whole batches, with positions as keys."""
 
     def __init__(self, reader: _Reader) -> None:
         self._reader = reader
@@ -200,7 +200,7 @@ class _Batched(Dataset[_Answer]):
         batch: Batch | ArtokError
         try:
             batch = self._reader(positions)
-        except ArtokError as error:  # as a value: torch would wrap the sentence in a traceback
+        except ArtokError as error:  # returned as a value, since torch would wrap the message in a traceback
             batch = error
         split = self._reader.split
         skipped = {index: reason for index, reason in split.skipped.items() if index not in self._told}
@@ -219,7 +219,7 @@ def _from_workers(reader: _Reader, steps: Iterable[Tensor], workers: int) -> Gen
         collate_fn=_as_it_is,
         worker_init_fn=_leave_interrupts_to_the_parent,
         prefetch_factor=AHEAD,
-        generator=torch.Generator(),  # its own, so that torch's global random numbers are left as they are
+        generator=torch.Generator(),  # so that torch's global generator does not advance
     )
     answers = iter(loader)
     try:
@@ -231,7 +231,7 @@ def _from_workers(reader: _Reader, steps: Iterable[Tensor], workers: int) -> Gen
                 raise answer.batch
             yield answer.batch
     finally:
-        del answers  # torch ends the processes when nobody holds their iterator
+        del answers  # torch ends the processes when their iterator is freed
 
 
 def _as_it_is(answer: Any) -> Any:
@@ -239,5 +239,5 @@ def _as_it_is(answer: Any) -> Any:
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the trainer wants to save first, and then to end its workers itself."""
+    """Ignore Ctrl-C, which reaches the whole process group: the trainer saves first, then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

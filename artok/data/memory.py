@@ -1,7 +1,4 @@
-"""Images of a split held in memory at once, for what looks at many of them together.
-
-The same ones at every call, so that whoever looks at a split through it sees what the others see.
-"""
+"""Reads many images of a split into memory, the same ones at every call."""
 
 from __future__ import annotations
 
@@ -13,13 +10,13 @@ from artok.data.transforms import plain
 from artok.images import to_uint8
 from artok.noise import Noise
 
-MOST_IMAGES, MOST_BYTES = 50_000, 2**30  # of a split that are looked at
+MOST_IMAGES, MOST_BYTES = 50_000, 2**30  # limits per split
 
 
 def read_into_memory(split: Split, size: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Images (N, C, size, size) uint8 and labels (N,) of a split as a model sees them without augmentation.
+    """Images (N, C, size, size) uint8 and labels (N,) of a split, without augmentation.
 
-    rows: which ones, ascending; by default all of them, or a random part of what would take more than 1 GiB.
+    rows: ascending indices; default all, or a random subset within 50,000 images and 1 GiB.
     """
     if rows is None:
         rows = choose_rows(len(split), min(MOST_IMAGES, MOST_BYTES // (split.shape[0] * size**2)))
@@ -29,7 +26,7 @@ def read_into_memory(split: Split, size: int, rows: Tensor | None = None) -> tup
 
 
 def choose_rows(count: int, most: int) -> Tensor:
-    """Indices below `count`, ascending: all, or a random `most` of them, always the same ones."""
+    """Ascending indices below `count`: all, or a fixed random subset of `most`."""
     if most >= count:
         return torch.arange(count)
     return Noise(0, torch.zeros(1, dtype=torch.int64)).permutation(count)[0, :most].sort().values

@@ -1,4 +1,4 @@
-"""Which image is seen when: a pure function of (seed, images seen)."""
+"""The order of training images, a pure function of (seed, images seen)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from artok.noise import Noise, fold
 
 
 class Order:
-    """Endless passes over `length` images, each in a random order of its own, no image twice within a pass."""
+    """Endless passes over `length` images. Each pass is a new random permutation."""
 
     def __init__(self, length: int, seed: int) -> None:
         self._length, self._seed = length, fold("order", seed)
@@ -34,13 +34,13 @@ class Order:
 
 
 def rank_positions(step: int, batch: int, start: int, rank: int, world: int) -> Tensor:
-    """Positions (B / world,) int64 of this process's contiguous rows of global batch `step` after `start` images."""
+    """Positions (B / world,) int64 of this process's contiguous share of global batch `step` after `start` images."""
     rows = batch // world
     first = start + step * batch + rank * rows
     return torch.arange(first, first + rows)
 
 
 def check_shares(batch: int, world: int) -> None:
-    """A DataError unless the processes can share a global batch equally."""
+    """Raise a DataError unless the processes can share a global batch equally."""
     if batch < 1 or batch % world:
         raise DataError(f"a global batch of {batch} cannot be shared equally by {world} processes")

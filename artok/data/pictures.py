@@ -1,4 +1,4 @@
-"""From an encoded picture of any mode to (R, R) pixels.
+"""Decodes pictures of any mode to (R, R) pixels.
 
 Resizing follows ADM's `center_crop_arr` (Dhariwal and Nichol 2021, guided-diffusion/image_datasets.py), which the
 published reference statistics of ImageNet use: halve with a box filter while the shorter side is at least 2 R, bicubic
@@ -23,8 +23,8 @@ from torch import Tensor
 
 Encoded: TypeAlias = bytes | str | None  # the bytes of a file, its path or URL, or a missing image
 
-LARGE = 16 * 1024  # bytes of a file from which decoding, which frees the interpreter, outweighs what threads cost
-PANORAMA = 4  # an image longer than this many times its shorter side is cut first: 1 x 100,000 pixels must not explode
+LARGE = 16 * 1024  # bytes of a file above which decoding in threads is faster, since decoding releases the GIL
+PANORAMA = 4  # images of a larger aspect ratio are cropped before resizing, which would need too much memory
 
 
 @dataclass
@@ -36,10 +36,10 @@ class Picture:
 
 
 def decode(encoded: Encoded, channels: int, side: int) -> Picture | str:
-    """A picture as pixels, or in words why it cannot be read."""
+    """Decode a picture. Returns the reason as text if it cannot be read."""
     try:
         if encoded is None:
-            return "there is no image"
+            return "the image is missing"
         data = _read(encoded)
         if not data:
             return "the file is empty"
@@ -55,12 +55,12 @@ def decode(encoded: Encoded, channels: int, side: int) -> Picture | str:
         return error.strerror or str(error)
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's many parsers raise whatever broken bytes lead them to
+    except Exception as error:  # Pillow's parsers raise many kinds of errors on damaged bytes
         return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def decode_all(encoded: Sequence[Encoded], channels: int, side: int) -> list[Picture | str]:
-    """`decode` for each, by threads where the files are large."""
+    """`decode` for each picture, in threads if the files are large."""
     threads = min(4, os.cpu_count() or 1)
     in_worker = torch.utils.data.get_worker_info() is not None
     if threads < 2 or in_worker or len(encoded) < 8 or not _large(encoded):
@@ -84,7 +84,7 @@ def _read(encoded: bytes | str) -> bytes:
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:
-    """Any mode to L (channels 1) or RGB (channels 3): transparency over white, 16 bits scaled to 8."""
+    """Convert any mode to L (channels 1) or RGB (channels 3): transparency over white, 16 bits scaled to 8."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range")
     if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
@@ -98,7 +98,7 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
-    """The centre of an image whose shorter side is resized to `side`."""
+    """Resize the shorter side to `side` and crop the centre square."""
     if image.size == (side, side):
         return image
     reach = PANORAMA * min(image.size)

@@ -1,7 +1,7 @@
-"""Procedural coloured shapes with class and caption, unlimited and seeded, and an oracle that reads them back.
+"""Procedural coloured shapes with class and caption, and a classifier for them that needs no training.
 
-Image i of a split is a pure function of (seed, split, i). Since `read_back` knows exactly what can be drawn, it says of
-a generated image whether it shows the shape and colour that were asked for, without any trained evaluator.
+Image i of a split is a pure function of (seed, split, i). `read_back` finds the shape, colour and place that an image
+shows, so generated images can be checked against their label.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ PLACES = (
     "at the left", "in the centre", "at the right",
     "at the bottom left", "at the bottom", "at the bottom right",
 )  # fmt: skip
-RADIUS = (0.13, 0.19)  # shares of the side; at 32 pixels the smallest star still shows its points
+RADIUS = (0.13, 0.19)  # shares of the side; at 32 pixels the points of the smallest star are visible
 CELL = 0.25  # distance of the three columns and rows of places
-JITTER = 0.06  # below half of CELL by 2 pixels at side 32, so that a place can always be told
+JITTER = 0.06  # below half of CELL by 2 pixels at side 32, so that places never overlap
 GREY = (8, 64)  # of the background
 BRIGHTNESS = (0.85, 1.0)
 
@@ -45,11 +45,11 @@ BRIGHTNESS = (0.85, 1.0)
 class Config(DataConfig):
     """`data: {kind: shapes}`: one shape per image, always in colour.
 
-    classes: what a label says. train, test: nominal numbers of images; any index can be drawn.
+    classes: the meaning of a label. train, test: nominal numbers of images; any index can be drawn.
     """
 
     kind: Literal["shapes"] = "shapes"
-    size: int = Field(32, ge=16, description="below 16 pixels the shapes cannot be told apart")
+    size: int = Field(32, ge=16, description="at least 16 pixels are needed to distinguish the shapes")
     channels: Literal[1, 3] = 3
     classes: Literal["shape", "shape_colour"] = "shape"
     train: int = Field(10_000, gt=0)
@@ -60,7 +60,7 @@ class Config(DataConfig):
     @classmethod
     def _in_colour(cls, channels: int) -> int:
         if channels != 3:
-            raise ValueError("must be 3, since the shapes are told apart by colour too")
+            raise ValueError("must be 3, since the shapes differ in colour too")
         return channels
 
     def open(self, split: SplitName) -> ShapesSplit:
@@ -73,7 +73,7 @@ class Config(DataConfig):
 
 @dataclass
 class Scene:
-    """What a batch of images shows; indices into SHAPES, COLOURS and PLACES, (B,) int64.
+    """The contents of a batch of images: indices into SHAPES, COLOURS and PLACES, (B,) int64.
 
     centre: (B, 2) as (x, y), and radius: (B,), shares of the side. grey: (B,) background and brightness (B,) factor.
     """
@@ -87,7 +87,7 @@ class Scene:
     brightness: Tensor
 
     def captions(self) -> list[str]:
-        """One such as "a red circle at the top left" for each image."""
+        """A caption per image, such as "a red circle at the top left"."""
         shapes, colours = list(SHAPES), list(COLOURS)
         rows = zip(self.shape.tolist(), self.colour.tolist(), self.place.tolist(), strict=True)
         return [f"a {colours[colour]} {shapes[shape]} {PLACES[place]}" for shape, colour, place in rows]
@@ -110,7 +110,7 @@ class ShapesSplit(Split):
         return self._count
 
     def scene(self, indices: Sequence[int]) -> Scene:
-        """What the images at these indices show."""
+        """The contents of the images at these indices."""
         draws_8B = Noise(self._seed, torch.as_tensor(indices, dtype=torch.int64)).uniform(8).T
         counts = (len(SHAPES), len(COLOURS), len(PLACES))
         shape, colour, place = ((draw * count).long() for draw, count in zip(draws_8B, counts, strict=False))
@@ -149,10 +149,10 @@ def draw(scene: Scene, side: int) -> Tensor:
 
 @dataclass
 class ReadBack:
-    """What the oracle sees: indices into SHAPES, COLOURS and PLACES, (B,) int64.
+    """Classified images: indices into SHAPES, COLOURS and PLACES, (B,) int64.
 
-    fit: (B,) share of the image's variation that the best drawing explains: about 1 for a clean one, low for what is
-    no shape at all; `clear` asks for 0.8.
+    fit: (B,) share of the image's variation that the best drawing explains, about 1 for a clean image and low for an
+    image without a shape. `clear` requires 0.8.
     """
 
     shape: Tensor
@@ -166,15 +166,15 @@ class ReadBack:
         return self.fit >= 0.8
 
     def labels(self, classes: Literal["shape", "shape_colour"]) -> Tensor:
-        """(B,) int64, as a split of these classes labels its images."""
+        """Labels (B,) int64 under these classes."""
         return self.shape * len(COLOURS) + self.colour if classes == "shape_colour" else self.shape
 
 
 def read_back(images: Tensor) -> ReadBack:
-    """Shape, colour and place of images (B, 3, H, H), uint8 or in [-1, 1]; exact on clean ones from 32 pixels.
+    """Find shape, colour and place in images (B, 3, H, H), uint8 or in [-1, 1]; exact on clean ones from 32 pixels.
 
-    By drawing: the background is the median of the border, the colour that of the brightest difference, and each shape
-    is drawn where and as large as the difference is (moments); the closest drawing wins.
+    The background is the median of the border, the colour that of the largest difference from it. Each shape is drawn
+    with the area and centroid of the difference (its moments); the closest drawing is chosen.
     """
     pixels = (from_uint8(images) if images.dtype == torch.uint8 else images).float()
     border = torch.cat([pixels[..., 0, :], pixels[..., -1, :], pixels[..., 0], pixels[..., -1]], dim=-1)
@@ -190,25 +190,25 @@ def read_back(images: Tensor) -> ReadBack:
     column_row = ((centres[rows, best] - 0.5) / CELL).round().clamp(-1, 1).long() + 1
     total = difference.square().flatten(1).sum(-1)
     colour = _colour(paint_B3, pixels, border)
-    fit = (total - error_BS[rows, best]) / total.clamp_min(1)  # an empty image fits nothing
+    fit = (total - error_BS[rows, best]) / total.clamp_min(1)  # 0 for an empty image
     return ReadBack(best, colour, column_row[:, 1] * 3 + column_row[:, 0], fit)
 
 
 def _near(opacity: Tensor) -> Tensor:
-    """(B, H, W) bool: where the shape is or touches; the rest of the image would add its noise to the moments."""
+    """(B, H, W) bool: the shape and its surroundings. Noise elsewhere would change the moments."""
     smooth = functional.avg_pool2d(opacity[:, None], 3, stride=1, padding=1)
     return functional.max_pool2d((smooth > 0.3).float(), 3, stride=1, padding=1)[:, 0] > 0
 
 
 def _paint(difference: Tensor) -> Tensor:
-    """(B, 3): the mean difference from the background over the pixels that differ most, those fully inside."""
+    """(B, 3): the mean difference from the background over the pixels that differ most, which lie fully inside."""
     strength = difference.square().sum(1).flatten(1).sqrt()
     solid = (strength >= 0.8 * strength.topk(8, dim=1).values[:, -1:]).float()
     return torch.einsum("bcn,bn->bc", difference.flatten(2), solid) / solid.sum(1, keepdim=True)
 
 
 def _colour(paint_B3: Tensor, pixels: Tensor, border: Tensor) -> Tensor:
-    """(B,) index of the colour whose direction is nearest, whatever the brightness."""
+    """(B,) index of the colour whose direction is nearest, independent of brightness."""
     seen = paint_B3 + border.median(dim=-1).values + 1
     palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32, device=pixels.device)
     seen, palette = seen / seen.norm(dim=1, keepdim=True).clamp_min(1e-8), palette / palette.norm(dim=1, keepdim=True)
@@ -216,7 +216,7 @@ def _colour(paint_B3: Tensor, pixels: Tensor, border: Tensor) -> Tensor:
 
 
 def _candidates(opacity: Tensor) -> tuple[Tensor, Tensor]:
-    """Each shape drawn with the area and centroid of an opacity (B, H, W): (B, S, H, W), and centres (B, S, 2)."""
+    """Draw each shape with the area and centroid of an opacity (B, H, W): (B, S, H, W), and centres (B, S, 2)."""
     side = opacity.shape[-1]
     axis = (torch.arange(side, device=opacity.device) + 0.5) / side
     mass = opacity.flatten(1).sum(1).clamp_min(1e-6)

@@ -11,7 +11,7 @@ from torch import Tensor
 from artok.data.base import Examples, Split, note_skipped
 from artok.data.pictures import Encoded, decode_all
 
-IN_MEMORY = 2**30  # bytes of decoded pixels that are kept without being asked
+IN_MEMORY = 2**30  # bytes of decoded pixels that are kept by default
 
 
 class MemorySplit(Split):
@@ -39,15 +39,14 @@ class Source(Protocol):
     def fetch(self, indices: Sequence[int]) -> list[Encoded]: ...
 
     def name(self, index: int) -> str:
-        """How a message calls this image."""
+        """The name of an image in messages."""
         ...
 
 
 class DecodedSplit(Split):
-    """Images decoded when they are read; kept in memory from then on if `in_memory`.
+    """Images decoded when they are read, and then kept in memory if `in_memory`.
 
-    labels: (N,) int64, known without decoding. What it keeps is filled image by image, so that nothing waits for the
-    whole: the first epoch decodes, the later ones only look up.
+    labels: (N,) int64, known without decoding.
     """
 
     decodes = True
@@ -89,7 +88,7 @@ class DecodedSplit(Split):
         return index
 
     def _load(self, indices: list[int]) -> dict[int, Tensor]:
-        """Pixels of those images that can be read."""
+        """Pixels of the readable images, by index."""
         found = {}
         if self._memory is not None:
             found = {index: self._memory[index] for index in indices if self._filled[index]}
@@ -112,7 +111,7 @@ class DecodedSplit(Split):
 
 
 def keep_in_memory(wish: bool | None, count: int, shape: tuple[int, ...], workers: int) -> bool:
-    """The wish; without one, whether `count` images of `shape` stay below 1 GiB and no workers decode."""
+    """The wish; by default whether `count` images of `shape` take less than 1 GiB and there are no workers."""
     if wish is not None:
         return wish
     return workers == 0 and count * shape[0] * shape[1] * shape[2] <= IN_MEMORY

@@ -1,9 +1,8 @@
-"""Images of one channel stacked as the colours of one: so many modes that they can be counted.
+"""Stacks of three one-channel images as colour images, to count the modes that a generator covers.
 
-Three digits make 1,000 kinds of image, the customary test of how much of its data a generator covers (Stacked MNIST:
-Metz et al. 2017, arXiv 1611.02163; Srivastava et al. 2017, arXiv 1705.07761). Image i of a split is a pure function of
-(seed, split, i) and of the source; its channels are drawn independently and with equal chances from all of the source's
-images of that split, so training stacks hold training images alone.
+Three digits give 1,000 modes (Stacked MNIST: Metz et al. 2017, arXiv 1611.02163; Srivastava et al. 2017, arXiv
+1705.07761). Image i of a split is a pure function of (seed, split, i) and of the source. Its channels are drawn
+independently and uniformly from the source's images of the same split.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from artok.noise import Noise, fold
 class Config(DataConfig):
     """`data: {kind: stacked}`: unlabelled colour images of three independent images of `source`.
 
-    source: any data of labelled images, opened in grey at the size of this section. train, test: nominal numbers of
-    images; any index can be drawn.
+    source: any labelled images, opened as grey images of this section's size. train, test: nominal numbers of images;
+    any index can be drawn.
     """
 
     channels_apart: ClassVar[bool] = True
@@ -81,7 +80,7 @@ class StackedSplit(Split):
         return self._count
 
     def draw_sources(self, indices: Sequence[int]) -> Tensor:
-        """(B, C) int64: which of the source's images is each channel of the images at these indices."""
+        """Indices (B, C) int64 of the source's images in the channels of the images at these indices."""
         positions = torch.as_tensor(indices, dtype=torch.int64)
         return Noise(self._seed, positions).integers(len(self._single), self.shape[0])
 

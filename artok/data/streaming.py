@@ -1,4 +1,4 @@
-"""A split that is read front to back, without its whole ever being on this machine."""
+"""A split that is read sequentially from a stream, without storing it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Row: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """row: its place in the stream as stored."""
+    """row: its index in the stored stream."""
 
     row: int
     encoded: Encoded
@@ -30,21 +30,20 @@ class Item:
 
 
 def draw_held_out(rows: Tensor, fraction: float, seed: int) -> Tensor:
-    """(N,) bool: which rows of a stream without a test split belong to test; each is drawn on its own."""
+    """(N,) bool: the test rows of a stream without a test split; each is drawn independently."""
     return Noise(fold("stream holdout", seed), rows).uniform() < fraction
 
 
 class StreamSplit(Split):
-    """What it guarantees:
+    """A split over a stream. It guarantees:
 
-    - Index p is position p of an endless stream: the pass p // len, and the place p % len in it.
-    - Within a pass every row comes once. A training split is mixed by a buffer of `buffer` rows, seeded by (seed,
-      pass), so that the order is the same in every process and after every resume; it mixes locally only, and a stream
-      sorted by class stays nearly sorted. A test split keeps the stored order.
-    - Positions are read in ascending order. What lies between is fetched and thrown away without being decoded, so
-      that resuming at position p costs the reading, not the decoding, of p % len rows. Going back starts the pass
-      again, so that two readers need two splits, each opened for itself.
-    - An unreadable image is replaced by the next in the order; positions of the others do not move.
+    - Index p is position p of an endless stream: place p % len of pass p // len.
+    - Every row comes once per pass. A training split is shuffled by a buffer of `buffer` rows, seeded by (seed, pass),
+      so the order is the same in every process and after every resume. The shuffle is local: a stream sorted by class
+      stays nearly sorted. A test split keeps the stored order.
+    - Positions are read in ascending order. Rows in between are read but not decoded, so resuming at position p reads
+      p % len rows. Going back restarts the pass; two readers therefore need two splits.
+    - An unreadable image is replaced by the next in the order; other positions do not change.
 
     rows: opens the stream at its start. count: rows of the stream. part: (holdout, seed, whether this is the test
     part), or None when the stream is one whole split.
@@ -75,7 +74,7 @@ class StreamSplit(Split):
             raise DataError(f"none of the {count} rows of {where} fall into this split")
         self._next = 0
         self._items: Iterator[Item] | None = None
-        self._ahead: dict[int, Item] = {}  # read already to replace an unreadable one
+        self._ahead: dict[int, Item] = {}  # rows already read to replace an unreadable one
 
     def __len__(self) -> int:
         return self._length
@@ -119,7 +118,7 @@ class StreamSplit(Split):
         )
 
     def _chosen(self, start: int) -> Tensor:
-        """Which of the rows from `start`, a block of them, belong to this split."""
+        """Which rows of the block from `start` belong to this split."""
         rows = torch.arange(start, min(start + BLOCK, self._count))
         if self._part is None:
             return torch.ones(len(rows), dtype=torch.bool)
@@ -137,7 +136,7 @@ class StreamSplit(Split):
                 yield self._item(index, row)
 
     def _mixed(self, epoch: int) -> Iterator[Item]:
-        """The items of one pass: each waits in the buffer until a random later one takes its place."""
+        """The items of one pass. Each new item replaces a random item of the buffer, which is yielded."""
         if self._buffer < 2:
             yield from self._stored()
             return

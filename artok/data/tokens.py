@@ -1,7 +1,7 @@
-"""The tokens of a data set, written once by a tokenizer and read many times by generators.
+"""Token caches: the tokens of a data set, written once by a tokenizer and read by generators.
 
-A cache is a folder of safetensors shards and an index.json. It is written beside its final name and renamed when it is
-whole; a writing that was killed goes on after its last whole shard.
+A cache is a folder of safetensors shards and an index.json. It is written under a temporary name and renamed when it is
+complete. A stopped writing resumes after its last whole shard.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class TokenIndex:
-    """What index.json says.
+    """The contents of index.json.
 
-    tokenizer, data: fingerprints of what made the tokens and of the split they were made from.
-    images: how many; each has `copies` rows of tokens, the first of the plain image. dtype: of the stored values.
+    tokenizer, data: fingerprints of the tokenizer and of the encoded split.
+    images: their number; each has `copies` rows of tokens, the first without augmentation. dtype: of the stored values.
     """
 
     layout: TokenLayout
@@ -91,12 +91,12 @@ def write_tokens(
     precision: Precision = "float16",
     shard_images: int | None = None,
 ) -> TokenIndex:
-    """Writes a cache of `images` images into `folder`; an older cache there gives way once the new one is whole.
+    """Write a cache of `images` images into `folder`; it replaces an older cache there once it is complete.
 
-    parts(first): pairs of values (B, copies, N, K or D) and labels (B,), of the images from index `first` on, in order
-    (any B). It is called once, with the first image that an earlier, killed writing of the same tokens did not store.
-    shard_images: images in a shard, by default what makes 64 MiB.
-    A RunError when the disk is full; what was written stays and is used by the next try.
+    parts(first): pairs of values (B, copies, N, K or D) and labels (B,) of the images from index `first` on, in order,
+    for any B. It is called once, with the first image that an earlier, stopped writing of the same tokens lacks.
+    shard_images: images per shard; default 64 MiB.
+    RunError: writing failed, such as on a full disk. Shards that were written are used by the next attempt.
     """
     dtype = storage(layout, precision)
     index = TokenIndex(layout, tokenizer, data, tuple(classes), images, copies, str(dtype).removeprefix("torch."))
@@ -110,13 +110,13 @@ def write_tokens(
     except (OSError, SafetensorError) as error:
         raise RunError(
             f"the tokens could not be written to {folder} ({error}); "
-            "make room and start again: what is stored already is kept"
+            "free some space and start again: what is stored already is kept"
         ) from None
     return index
 
 
 class TokenWriter:
-    """Stores rows in shards below `folder`.partial. done: images that whole shards hold already."""
+    """Writes rows to shards below `folder`.partial. done: images in whole shards."""
 
     def __init__(self, folder: Path, index: TokenIndex, shard_images: int) -> None:
         if folder.exists() and not (folder / INDEX).is_file() and (not folder.is_dir() or any(folder.iterdir())):
@@ -142,7 +142,7 @@ class TokenWriter:
         self._aside.mkdir(parents=True)
 
     def add(self, values: Tensor, labels: Tensor) -> None:
-        """values: (B, copies, N, K or D), codes or vectors. labels: (B,) int64. A ValueError when they do not fit."""
+        """Add values (B, copies, N, K or D), codes or vectors, and labels (B,) int64. ValueError: wrong shapes."""
         index = self._index
         expected = (len(labels), index.copies, *index.layout.value_shape())
         if tuple(values.shape) != expected:
@@ -172,7 +172,7 @@ class TokenWriter:
         _write_index(self._aside, self._index, self._shards)  # last, so that it names whole shards only
 
     def finish(self) -> None:
-        """Writes the rest and gives the cache its name. A ValueError when there are not as many images as announced."""
+        """Write the rest and rename the cache. ValueError: the number of images is not the announced one."""
         if self._waiting:
             self._write(self._waiting)
         if self.done != self._index.images:
@@ -192,7 +192,7 @@ def _write_index(folder: Path, index: TokenIndex, shards: Sequence[Shard]) -> No
 
 
 def _read_index(folder: Path) -> tuple[TokenIndex, list[Shard]] | None:
-    """None when it cannot be understood."""
+    """Index and shards; None when the file is damaged or of another version."""
     try:
         data = json.loads((folder / INDEX).read_text())
         shards = [Shard(**shard) for shard in data.pop("shards")]
@@ -215,7 +215,7 @@ def _damage(folder: Path, shards: Sequence[Shard]) -> str | None:
 
 
 class TokenCache:
-    """A whole cache. index: what it holds. labels: (images,) int64."""
+    """A complete cache. index: its description. labels: (images,) int64."""
 
     def __init__(self, index: TokenIndex, values: Sequence[Tensor], labels: Tensor) -> None:
         self.index, self.labels = index, labels
@@ -224,10 +224,9 @@ class TokenCache:
 
     @classmethod
     def open(cls, folder: Path, tokenizer: str | None = None, layout: TokenLayout | None = None) -> Self:
-        """The cache in a folder.
+        """Open the cache in a folder. Up to 2 GiB are loaded; a larger cache is memory-mapped.
 
-        A DataError when it is missing or damaged, or not of the expected tokenizer (its fingerprint) and layout. Below
-        2 GiB it is loaded whole; a larger one stays on disk, mapped, and is paged in where it is read.
+        DataError: it is missing or damaged, or of another tokenizer (by fingerprint) or layout.
         """
         if not (folder / INDEX).is_file():
             raise DataError(f"there are no tokens in {folder}; `artok encode` writes them")
@@ -300,8 +299,8 @@ class TokenBatch:
 
 
 class TokenLoader:
-    """Endless training batches of a cache, under the same key as `Loader`: position p alone decides the image, one of a
-    random pass over all, and its copy, each equally likely.
+    """Endless training batches of a cache. As in `Loader`, position p decides the image in a random pass, and its copy,
+    drawn uniformly.
 
     batch: images over all processes; this one gets the rows of its `rank` of `world`. start: images seen before.
     """
