@@ -6,17 +6,17 @@ import ctypes
 import os
 import sys
 
-SWITCH = "ARTOK_KEEP_MEMORY"  # set to 0, memory goes back to the system as glibc likes
+SWITCH = "ARTOK_KEEP_MEMORY"  # 0: leave glibc's settings as they are
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-LARGEST = 1 << 30  # bytes; blocks above it are still mapped and given back one by one
+LARGEST = 1 << 30  # bytes; larger blocks are still returned to the system when freed
 
 
 def keep_freed_memory() -> bool:
-    """Raise glibc's thresholds for this process and those forked from it; whether that was done.
+    """Raise glibc's thresholds for this process and its forks. Returns whether that was done.
 
-    Every page of a block that was given back costs a page fault when it is asked for again: a third of the time of
-    encoding with a convolutional tokenizer. Resident memory stays at its peak instead. Nothing happens on other
-    systems, under another allocator's own settings (`MALLOC_*_`), or where `ARTOK_KEEP_MEMORY=0`.
+    Page faults on returned memory take a third of the time of encoding with a convolutional tokenizer. Resident memory
+    stays at its peak instead. Nothing happens on other systems, where `MALLOC_*_` is set, or with
+    `ARTOK_KEEP_MEMORY=0`.
     """
     if not sys.platform.startswith("linux") or os.environ.get(SWITCH) == "0":
         return False
@@ -24,7 +24,7 @@ def keep_freed_memory() -> bool:
         return False  # the user has chosen
     try:
         libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018 - musl has mallopt's name and no meaning for it
+        libc.gnu_get_libc_version  # noqa: B018 - musl has a mallopt without effect
         return bool(libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST - 1) and libc.mallopt(M_MMAP_THRESHOLD, LARGEST))
     except (OSError, AttributeError):
         return False

@@ -19,7 +19,7 @@ from artok.training.progress import Progress
 
 
 def load_tokenizer(name: str | Path, device: str | torch.device = "cpu") -> Tokenizer:
-    """A trained tokenizer, in eval mode: of a run directory, a published checkpoint or a hub repository.
+    """Load a trained tokenizer in eval mode from a run directory, a published checkpoint or a hub repository.
 
     A generator's run gives the tokenizer that it was trained on. CheckpointError: there is none.
     """
@@ -33,11 +33,11 @@ def train(
     device: str | torch.device | None = None,
     fresh: bool = False,
 ) -> Path:
-    """Train a tokenizer or a generator, or go on where the same call was stopped. The run directory.
+    """Train a tokenizer or a generator, or resume a stopped training. Returns the run directory.
 
     config: a YAML file, a shipped name such as "digits/vq", or an experiment. overrides: `key.sub=value` on top.
     out: the run directory, runs/<name> unless given. fresh: discard what it holds.
-    ArtokError: the input is wrong, or training failed. KeyboardInterrupt: it was stopped, and saved before.
+    ArtokError: the input is wrong, or training failed. KeyboardInterrupt: it was stopped after saving a checkpoint.
     """
     experiment = load(Experiment, config, overrides) if isinstance(config, str) else config
     folder = Path(out) if out is not None else default_folder(experiment)
@@ -53,7 +53,7 @@ def evaluate(
     extractor: str = "classifier",
     device: str | torch.device | None = None,
 ) -> Results:
-    """Measure a tokenizer or a generator on held-out images; the results, also in the run's results.json.
+    """Measure a tokenizer or a generator on held-out images. Returns the results and writes the run's results.json.
 
     overrides: sampling settings as key=value, data settings as data.key=value. n: images, all held-out ones unless
     given. extractor: classifier, pixels, inception, or timm:NAME.

@@ -1,4 +1,4 @@
-"""Where artok keeps what it makes once and uses again: tokens, trained extractors, imported checkpoints."""
+"""The user's cache folder: tokens, trained extractors, imported checkpoints."""
 
 from __future__ import annotations
 

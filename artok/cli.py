@@ -1,4 +1,4 @@
-"""The command line: reads arguments, calls the rooms, and turns their errors into one sentence."""
+"""The command line: parses arguments, calls the commands, and prints errors as one sentence."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def print_version(wanted: bool) -> None:
 def options(
     version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="and exit")] = False,
 ) -> None:
-    """What goes before a command."""
+    """Options before a command."""
 
 
 @app.command()
@@ -69,7 +69,7 @@ def train(
     fresh: Fresh = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """Train a tokenizer or a generator, or go on where the same command was stopped."""
+    """Train a tokenizer or a generator, or resume a stopped training."""
     from artok.config import dump, load
     from artok.training.experiment import Experiment, default_folder
     from artok.training.run import train as run
@@ -80,7 +80,7 @@ def train(
         return
     folder = out or default_folder(experiment)
     if not run(experiment, folder, fresh, device):
-        typer.echo(f"stopped and saved; the same command goes on with {folder}", err=True)
+        typer.echo(f"stopped and saved; run the same command again to resume {folder}", err=True)
         raise typer.Exit(130)
 
 
@@ -93,7 +93,7 @@ def encode(
     out: Out = None,
     device: Device = None,
 ) -> None:
-    """Write the tokens of a data set once, for generators to train on. The data are the tokenizer's own unless told."""
+    """Write the tokens of a data set, by default the tokenizer's own, for generators to train on."""
     from artok.device import resolve_device
     from artok.training.encode import encode_command
 
@@ -112,8 +112,8 @@ def sample(
     temperature: Annotated[float | None, typer.Option(min=0)] = None,
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
     top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    truncation: Annotated[float | None, typer.Option(min=0, help="of a GAN's latents")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="of families that choose their number")] = None,
+    truncation: Annotated[float | None, typer.Option(min=0, help="largest number in a GAN's latents")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="sampling steps, where a family has a choice")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     batch: Annotated[int, typer.Option(min=1)] = 64,
     out: Out = None,
@@ -136,7 +136,7 @@ def reconstruct(
     out: Out = None,
     device: Device = None,
 ) -> None:
-    """Show what a tokenizer keeps of images: original, reconstruction, difference and map of tokens side by side."""
+    """Reconstruct images: original, reconstruction, difference and token map side by side."""
     from artok.device import resolve_device
     from artok.evaluation.reconstruct import reconstruct as show
     from artok.saved import load_tokenizer
@@ -152,12 +152,12 @@ def reconstruct(
 @app.command()
 def evaluate(
     run: Run,
-    n: Annotated[int | None, typer.Option("-n", min=2, help="images; as many as are held out unless given")] = None,
+    n: Annotated[int | None, typer.Option("-n", min=2, help="number of images; default all held-out ones")] = None,
     extractor: Annotated[str, typer.Option(help="classifier, pixels, inception, or timm:NAME")] = "classifier",
     overrides: Settings = None,
     device: Device = None,
 ) -> None:
-    """Measure a tokenizer or a generator on held-out data, and write results.json beside it."""
+    """Measure a tokenizer or a generator on held-out data, and write results.json into its folder."""
     from artok.device import resolve_device
     from artok.evaluation.evaluator import evaluate as measure
     from artok.metrics.results import side_by_side
@@ -184,18 +184,20 @@ def report(
 
 @app.command("import")
 def import_(
-    file: Annotated[str | None, typer.Argument(help="a published file or folder, or hub:NAME as of --list")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="what the file does not tell, as key.sub=value")] = None,
-    family: Annotated[str | None, typer.Option(help="found by the keys unless given")] = None,
+    file: Annotated[str | None, typer.Argument(help="a published file or folder, or hub:NAME (see --list)")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="settings that the file does not hold, as key.sub=value")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="default: detected from the keys")] = None,
     out: Out = None,
-    tokenizer: Annotated[str | None, typer.Option(help="run of the tokenizer that a generator was trained on")] = None,
-    size: Annotated[int | None, typer.Option(min=8, help="side of the images, where it is not the usual one")] = None,
-    part: Annotated[str | None, typer.Option(help="of the file, such as model; averaged weights unless given")] = None,
-    ignore: Annotated[list[str] | None, typer.Option(help="pattern of keys that may be left over")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="run of the generator's tokenizer")] = None,
+    size: Annotated[int | None, typer.Option(min=8, help="side of the images; default the usual one")] = None,
+    part: Annotated[str | None, typer.Option(help="part of the file, such as model; default the EMA weights")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="pattern of keys to leave out")] = None,
     scale: Annotated[float | None, typer.Option(help="factor on a KL autoencoder's latents for generators")] = None,
     list_all: Annotated[bool, typer.Option("--list", help="the published checkpoints that hub:NAME knows")] = False,
 ) -> None:
-    """Make a run of a published checkpoint: VQGAN, LlamaGen, VAR, MAR, DiT, and the autoencoders they use."""
+    """Import a published checkpoint as a run: VQGAN, LlamaGen, VAR, MAR, DiT, and the autoencoders they use."""
     from artok.interop.hub import PREFIX, import_published, table
     from artok.interop.importing import ImportOptions, import_file
 
@@ -219,14 +221,14 @@ def export(
     form: Annotated[str, typer.Option("--format", help="safetensors, hub, diffusers, onnx or npz")] = "safetensors",
     out: Out = None,
     repo: Annotated[str | None, typer.Option(help="hub: user/name to push to")] = None,
-    private: Annotated[bool, typer.Option(help="hub: for yourself alone")] = False,
+    private: Annotated[bool, typer.Option(help="hub: make the repository private")] = False,
     licence: Annotated[str | None, typer.Option(help="for the model card, such as apache-2.0")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="npz: samples")] = 50_000,
     batch: Annotated[int, typer.Option(min=1, help="npz: samples at a time")] = 64,
     overrides: Annotated[list[str] | None, typer.Argument(help="npz: sampling settings on top, as key=value")] = None,
     device: Annotated[str | None, typer.Option(help="npz: cpu, cuda, cuda:1 or mps")] = None,
 ) -> None:
-    """Write a run for others: a folder with a model card, the hub, diffusers, ONNX, or samples for ADM's evaluator."""
+    """Export a run: a folder with a model card, the hub, diffusers, ONNX, or samples for ADM's evaluator."""
     from artok.commands.export import export_samples
     from artok.interop.exporting import export as write
 
@@ -246,12 +248,12 @@ def demo(
         str, typer.Option(help="raster, var, maskgit, mar, dit, gan, separated by commas; all unless given")
     ] = "",
     sweep: Annotated[
-        bool | None, typer.Option("--sweep/--no-sweep", help="of tokenizers; with all families unless given")
+        bool | None, typer.Option("--sweep/--no-sweep", help="a sweep over tokenizers; default with all families")
     ] = None,
     device: Device = None,
     fresh: Fresh = False,
 ) -> None:
-    """The whole pipeline on real digits in a few minutes: train, generate, measure, and a page to look at."""
+    """The whole pipeline on real digits in a few minutes: train, generate, measure, and write a page."""
     from artok.commands.demo import demo as show
     from artok.device import study_device
 
@@ -269,12 +271,12 @@ def compare(
     study: Annotated[str, typer.Argument(help="a YAML file, or a shipped study such as digits-quick or digits-sweep")],
     overrides: Overrides = None,
     out: Out = None,
-    measure: Annotated[str | None, typer.Option(hidden=True, help="this part alone, once it is trained")] = None,
+    measure: Annotated[str | None, typer.Option(hidden=True, help="measure only this part")] = None,
     device: Device = None,
     fresh: Fresh = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """Entries or a grid of tokenizers at one budget and over seeds: figures with their spread, a guide, one page."""
+    """Train and measure entries or a grid of tokenizers at one budget and several seeds, and write one page."""
     from artok.commands.compare import compare as run
     from artok.commands.compare import run_part
     from artok.config import dump
@@ -292,13 +294,13 @@ def compare(
     try:
         page = run(wanted, folder, study_device(device), fresh)
     except KeyboardInterrupt:
-        fail(f"stopped and saved; the same command goes on with {folder}", 130)
+        fail(f"stopped and saved; run the same command again to resume {folder}", 130)
     if page is not None:
         typer.echo(f"open {page} in a browser")
 
 
 def main() -> None:
-    """Entry point. A user's mistake is one sentence and exit code 2; a failure while running is 1."""
+    """Entry point. A user's mistake gives one sentence and exit code 2, a failure while running exit code 1."""
     keep_freed_memory()
     try:
         app()

@@ -1,6 +1,6 @@
-"""YAML to typed configs: layers, overrides, validation, and the registry that is the file system.
+"""YAML to typed configs: layers, overrides, validation, and the registry of kinds.
 
-`kind: fsq` under `quantizer:` means the class `Config` in `artok/quantizers/fsq.py`. There is no list to edit.
+`kind: fsq` under `quantizer:` means the class `Config` in `artok/quantizers/fsq.py`. The file name is the registry.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_renamed(cls, section: object) -> object:
-        """Keys of earlier versions under their names of today, each said once."""
+        """Replace keys of earlier versions by their new names, with one warning per key."""
         if not isinstance(section, Mapping):
             return section
         read = dict(section)
@@ -99,7 +99,7 @@ def _config_class(room: str, kind: str) -> type[Part] | None:
 
 
 class _Room:
-    """Turns {"kind": ..., ...} into the config of that kind, keeping the place of every nested error."""
+    """Validates {"kind": ..., ...} as the config of that kind; nested errors keep their location."""
 
     def __init__(self, room: str) -> None:
         self.room = room
@@ -117,7 +117,7 @@ class _Room:
             raise PydanticCustomError("nested", "nested", {"part": part, "error": error}) from None
 
     def _split_kind(self, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A section of an earlier version whose kind has since become two, as the one that it means."""
+        """Rewrite a section of an earlier version whose kind was split in two."""
         key, kind, unknown = SPLIT_KINDS.get((self.room, str(value.get("kind"))), ("", "", ()))
         if key not in value:
             return value
@@ -136,7 +136,7 @@ def of_kind(room: str) -> BeforeValidator:
 OPEN = SerializeAsAny()  # written out with the keys of its own kind, not only with those of the declared base class
 
 
-# ---------------------------------------------------------------------------------------------- errors in words
+# ---------------------------------------------------------------------------------------------- error messages
 
 EXPECTED = {
     "int": "a whole number",
@@ -165,14 +165,14 @@ def validate(cls: type[ConfigType], data: object, source: str) -> ConfigType:
 def _explain(
     cls: type[BaseModel], error: ValidationError, place: tuple[int | str, ...], places: Callable[[], list[str]]
 ) -> Iterator[str]:
-    """places: every key of the whole config, the outer ones first; looked up for an unknown key alone."""
+    """places: every key of the whole config, the outer ones first; read only for an unknown key."""
     mistakes = error.errors()
     for detail in mistakes:
         if detail["type"] == "too_short" and any(
             len(other["loc"]) > len(detail["loc"]) and other["loc"][: len(detail["loc"])] == detail["loc"]
             for other in mistakes
         ):
-            continue  # entries that are wrong are not counted, but they are there
+            continue  # pydantic does not count invalid entries of a list
         inside = place + tuple(part for part in detail["loc"] if not _is_tag(part))
         if detail["type"] == "nested":
             yield from _explain(detail["ctx"]["part"], detail["ctx"]["error"], inside, places)
@@ -206,7 +206,7 @@ def _places(cls: type[BaseModel], data: object, above: str = "") -> Iterator[str
 
 
 def _is_tag(part: int | str) -> bool:
-    """Pydantic adds the tried types of a union to a location; they are no keys."""
+    """Whether a part of a location is a union's type, which pydantic adds, and not a key."""
     return isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "bool", "none"))
 
 
@@ -228,13 +228,13 @@ def _sentence(detail: ErrorDetails, place: tuple[int | str, ...]) -> str:
         least = detail["ctx"]["min_length"]
         return f"'{path}' needs at least {least} entr{'y' if least == 1 else 'ies'}, got {given!r}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if kind == "value_error":  # written by a validator of ours, which names the values itself
+    if kind == "value_error":  # from a validator of artok, whose message names the values
         return f"'{path}': {message}" if path else message
     return f"'{path}' {message}, got {given!r}"
 
 
 def _section(cls: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel] | None:
-    """The config class at a location below `cls`, to know the keys that it could have had."""
+    """The config class at a location below `cls`, whose keys a message can suggest."""
     section: type[BaseModel] | None = cls
     for key in loc:
         if section is None or key not in section.model_fields:
@@ -265,7 +265,7 @@ def _nearest(word: str, choices: Sequence[str], otherwise: str | None = None) ->
 
 
 def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """One YAML file with what it `extends:` below it, before interpolation.
+    """Read a YAML file merged over the files that it `extends:`, before interpolation.
 
     A parent is a path relative to the file, or a shipped name such as "digits/vq".
     """
@@ -298,12 +298,12 @@ def _parent(path: Path, name: object) -> Path:
 
 @lru_cache(maxsize=256)
 def _parse(text: str) -> object:
-    """A YAML text before interpolation, read once: that takes hundredths of a second, and a study asks many times."""
+    """Parse a YAML text, before interpolation. Cached, since a study reads the same files many times."""
     return OmegaConf.to_container(OmegaConf.load(StringIO(text)), resolve=False)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    """Two layers. A section whose `kind` changes starts afresh: the old kind's keys mean nothing to the new one.
+    """Merge two layers. A section whose `kind` changes drops the keys of the old kind.
 
     Whole numbers as keys, `losses.0.l1`, name entries of a list below. place: of the layers, for messages.
     ConfigError: the list has no such entry.
@@ -339,7 +339,7 @@ def _merge_entries(old: Sequence[Any], changes: Mapping[Any, Any], place: str) -
 
 
 def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """`data` with `key.sub=value` assignments applied in one layer; values are read as YAML."""
+    """Apply `key.sub=value` assignments to `data` as one layer; values are parsed as YAML."""
     for assignment in assignments:
         if "=" not in assignment or assignment.startswith("="):
             raise ConfigError(f"override {assignment!r} must look like key.sub=value")

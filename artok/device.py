@@ -1,4 +1,4 @@
-"""The device that a command runs on, resolved and checked in one place."""
+"""Resolves and checks the device that a command runs on."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 from artok.errors import ConfigError
 
-VARIABLE = "ARTOK_DEVICE"  # an environment variable: the device of every command that is not told one
+VARIABLE = "ARTOK_DEVICE"  # environment variable: the default device
 
 
 def resolve_device(name: str | torch.device | None = None) -> torch.device:
-    """cpu, cuda, cuda:1 or mps as a device; a GPU where there is one, else the CPU, when there is no name.
+    """The device of a name: cpu, cuda, cuda:1 or mps. Without a name: a GPU if there is one, else the CPU.
 
-    ConfigError: it is no device, or not one of this machine.
+    ConfigError: the name is not a device, or this machine does not have it.
     """
     given = str(name or os.environ.get(VARIABLE) or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
@@ -32,7 +32,7 @@ def resolve_device(name: str | torch.device | None = None) -> torch.device:
 
 
 def study_device(name: str | None) -> str:
-    """The device of a study and of the jobs that it starts. ConfigError: it is one GPU of several."""
+    """The device of a study and its jobs. ConfigError: the name is one GPU of several."""
     device = resolve_device(name)
     if device.index is not None:
         raise ConfigError(f"a study uses all GPUs that it sees; name them in CUDA_VISIBLE_DEVICES, not by {device}")

@@ -1,10 +1,10 @@
-"""Failures that a user can act on. The command line prints their text as one sentence and exits with their code."""
+"""Errors that a user can act on. The command line prints their message and exits with their code."""
 
 from __future__ import annotations
 
 
 class ArtokError(Exception):
-    """The user's input is wrong: the message says what and how to mend it."""
+    """The user's input is wrong. The message says what and how to fix it."""
 
     exit_code = 2
 
@@ -18,7 +18,7 @@ class DataError(ArtokError):
 
 
 class LayoutError(ArtokError):
-    """A generator was given tokens of a layout it does not model; both sides are named."""
+    """A generator does not model tokens of this layout. The message names both sides."""
 
 
 class CheckpointError(ArtokError):
@@ -26,13 +26,13 @@ class CheckpointError(ArtokError):
 
 
 class RunError(ArtokError):
-    """Something failed while running (a full disk, a loss that is not finite); what was saved before stays."""
+    """Something failed while running, such as a full disk or a loss that is not finite. Earlier files stay."""
 
     exit_code = 1
 
 
 def describe_failure(error: BaseException) -> str | None:
-    """A sentence for failures of the machine; None for what can only be a fault of artok."""
+    """A message for failures of the machine, such as lack of memory; None for any other error."""
     text = str(error)
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
         return "out of memory; use a smaller batch, a smaller model, or training.gradient_accumulation_steps"

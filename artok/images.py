@@ -1,4 +1,4 @@
-"""Images between files and tensors, under one rule of rounding, and pictures of many images.
+"""Converts images between files and tensors with one rounding rule; writes grids and GIFs.
 
 A tensor image is float in [-1, 1], (B, C, H, W), with C 1 or 3; a stored one is uint8.
 """
@@ -47,7 +47,7 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 1, scale: int = 
 
 
 def save_gif(frames: Sequence[Image.Image], path: Path, seconds: float = 3.0, hold: float = 1.5) -> None:
-    """An endless GIF of at most `seconds` for its frames, the last one held for `hold` seconds more."""
+    """Write an endless GIF. Its frames take at most `seconds`; the last is shown `hold` seconds longer."""
     each = max(20, round(1000 * seconds / len(frames)))
     durations = [each] * (len(frames) - 1) + [round(1000 * hold)]
     frames[0].save(path, save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)

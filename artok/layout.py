@@ -1,4 +1,4 @@
-"""The shape of a sample's tokens: all that a generator may know of a tokenizer. A sample is an image, sound or video.
+"""The central types: token layouts, tokens and conditions. A sample is an image, sound or video.
 
 Legend of the shape letters used in names and docstrings throughout artok:
 
@@ -23,7 +23,7 @@ from artok.errors import LayoutError
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """How many tokens a sample becomes, in which grids of any number of axes, and of what.
+    """The grids, vocabulary and width of a sample's tokens.
 
     grids: the grid of each scale, coarse to fine; a plain tokenizer has one, such as ``((16, 16),)``.
     width: length D of the vector at one position, in the tokenizer's latent space.
@@ -45,7 +45,7 @@ class TokenLayout:
         if self.width < 1 or self.codes < 1 or (self.vocab is not None and self.vocab < 2):
             raise LayoutError(f"a token layout needs width >= 1, codes >= 1 and vocab >= 2, got {self}")
         if self.vocab is None and self.codes != 1:
-            raise LayoutError("continuous tokens have one vector a position, so codes must be 1")
+            raise LayoutError("continuous tokens have one vector per position, so codes must be 1")
 
     @property
     def discrete(self) -> bool:
@@ -53,12 +53,12 @@ class TokenLayout:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """The finest grid, which is that of the latent."""
+        """The finest grid, equal to the latent's."""
         return self.grids[-1]
 
     @property
     def spatial(self) -> bool:
-        """Whether the grid has an axis for each of the sample's, so that a position is a place in it."""
+        """Whether the grid has as many axes as the sample, so that each position has a place in it."""
         return len(self.grids) == 1 and len(self.grid) == len(self.image) - 1
 
     @property
@@ -79,7 +79,7 @@ class TokenLayout:
 
     @property
     def dimensions(self) -> int:
-        """Numbers in one image, channels times pixels: what "bits per dimension" divides by."""
+        """Numbers per image, channels times pixels: the divisor of "bits per dimension"."""
         return math.prod(self.image)
 
     def scales(self) -> Iterator[slice]:
@@ -90,7 +90,7 @@ class TokenLayout:
             start += math.prod(grid)
 
     def scale_names(self) -> list[str]:
-        """How logs and messages call the scales, such as "2x2"."""
+        """Names of the scales for logs and messages, such as "2x2"."""
         return ["x".join(map(str, grid)) for grid in self.grids]
 
     def value_shape(self) -> tuple[int, int]:
@@ -101,7 +101,7 @@ class TokenLayout:
         grids = ", ".join(self.scale_names())
         what = f"{self.vocab} codes" if self.discrete else "continuous"
         if self.codes > 1:
-            what += f", {self.codes} a position"
+            what += f", {self.codes} per position"
         return f"{self.length} tokens in {grids} ({what}, width {self.width})"
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class Tokens:
     """Tokens of a batch of images.
 
     values: (B, N, K) int64 codes, or (B, N, D) float vectors.
-    known: (B, N) bool where a token is decided, or None when all are. Undecided values are meaningless.
+    known: (B, N) bool, whether a token is decided; None when all are. Values of undecided tokens are arbitrary.
     """
 
     values: Tensor
@@ -155,11 +155,11 @@ class Tokens:
 
     @property
     def flags(self) -> Tensor:
-        """`known` as (B, N) bool, True everywhere where all are."""
+        """`known` as (B, N) bool; all True when it is None."""
         return torch.ones_like(self.values[..., 0], dtype=torch.bool) if self.known is None else self.known
 
     def first_scales(self, scales: int) -> Tokens:
-        """These tokens with all scales after the first `scales` undecided; unchanged when there are no others."""
+        """The tokens with all scales after the first `scales` undecided; unchanged when there are no others."""
         if scales >= len(self.layout.grids):
             return self
         start = list(self.layout.scales())[scales].start
@@ -168,7 +168,7 @@ class Tokens:
 
     @staticmethod
     def cat(parts: Sequence[Tokens]) -> Tokens:
-        """Batches of finished tokens of one layout, one after another."""
+        """Concatenate batches of finished tokens of one layout."""
         return Tokens(torch.cat([part.values for part in parts]), parts[0].layout)
 
 
@@ -208,8 +208,8 @@ class Condition:
 
     labels: (B,) int64 class indices, or NO_LABEL.
     text: texts or their features.
-    known: tokens of which those that are `known` are given, and the others are to be made.
-    control: (B, C, *grid) float, a map in register with the finest grid.
+    known: tokens; those that are `known` are given, the others are generated.
+    control: (B, C, *grid) float, a map aligned with the finest grid.
     """
 
     labels: Tensor | None = None
@@ -219,7 +219,7 @@ class Condition:
 
     def __post_init__(self) -> None:
         if len({len(part) for part in self._parts().values()}) != 1:
-            raise LayoutError("a condition needs at least one part, and as many rows in each")
+            raise LayoutError("a condition needs at least one part, and all parts need as many rows")
 
     def _parts(self) -> dict[ConditionPart, Tensor | Text | Tokens]:
         parts: dict[ConditionPart, Tensor | Text | Tokens | None] = {
@@ -232,7 +232,7 @@ class Condition:
 
     @property
     def parts(self) -> tuple[ConditionPart, ...]:
-        """The names of the parts that are there."""
+        """The names of the parts that are set."""
         return tuple(self._parts())
 
     @property
@@ -250,10 +250,10 @@ class Condition:
         return Condition(**{name: part.to(device) for name, part in self._parts().items()})  # type: ignore[arg-type]
 
     def dropped(self, part: ConditionPart, rows: Tensor | bool = True) -> Condition:
-        """This condition with a part replaced by its null in the rows of `rows` (B,) bool, or in all.
+        """Replace a part by its null in the rows where `rows` (B,) bool is True, or in all rows.
 
-        The null of labels is NO_LABEL, of text an empty one, of known tokens that none is known, of control zeros.
-        Without the part the condition is returned as it is.
+        Nulls: NO_LABEL for labels, empty text, no known tokens, zeros for control. A condition without the part is
+        returned unchanged.
         """
         if part not in self.parts:
             return self
@@ -273,15 +273,12 @@ class Condition:
 
 
 def last(steps: Iterator[Tokens]) -> Tokens:
-    """The last of `steps`, which is the finished sample; each one before it is dropped when the next is there.
-
-    ``*_, tokens = steps`` would keep them all until the end.
-    """
+    """The last of `steps`, the finished sample. Only one is kept at a time; ``*_, tokens = steps`` would keep all."""
     return deque(steps, maxlen=1)[0]
 
 
 class Codec(Protocol):
-    """What a tokenizer lends to a generator: its frozen token vectors, never its weights to train or save."""
+    """A tokenizer's token vectors, for generators. The tokenizer is frozen and not part of the generator's weights."""
 
     layout: TokenLayout
 

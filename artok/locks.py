@@ -1,4 +1,4 @@
-"""File locks: of several processes that want the same file, one makes it."""
+"""File locks between processes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def hold_lock(path: Path, busy: Callable[[], None] | None = None) -> Iterator[None]:
-    """Waits until no other process makes the file or folder; goes on at once where the place cannot be locked.
+    """Hold the lock of a file or folder inside the context. Where the place cannot be locked, nothing is held.
 
-    busy: called before waiting; what it raises ends the wait. A process that was killed holds nothing.
+    busy: called before waiting for another process; what it raises ends the wait. A killed process releases its lock.
     """
     with ExitStack() as held:
         with suppress(OSError):
@@ -31,7 +31,7 @@ def hold_lock(path: Path, busy: Callable[[], None] | None = None) -> Iterator[No
 
 
 def discard(folder: Path) -> None:
-    """Empty a folder but for its locks, which who discards it may hold."""
+    """Delete everything in a folder except lock files, which the caller may hold."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -1,9 +1,8 @@
 """Random numbers as a pure function of (seed, sample, draw), the same on every device and for every batch size.
 
-One counter-based source serves data augmentation, label dropout and sampling. Since sample i's numbers depend on its
-index alone, a run resumes to the bit with no generator state to store, two processes draw what one would, and an image
-keeps its seed whatever batch it is made in. The hash is SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable
-pseudorandom number generators").
+Used for data augmentation, label dropout and sampling. Sample i's numbers depend on the seed and i only. So resuming is
+bit-exact without stored generator state, several processes draw the same numbers as one, and a sample does not depend
+on its batch. The hash is SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def fold(*parts: int | str) -> int:
 
 
 class Noise:
-    """One stream of random numbers a sample; each call takes the next draw of every stream.
+    """One stream of random numbers per sample. Each call takes the next draw of every stream.
 
     seed: any integer. samples: (B,) int64, the index of each sample, on the device where numbers are wanted.
     """

@@ -36,8 +36,8 @@ from artok.tokenizers.base import Tokenizer
 class Pipeline:
     """images = pipeline(labels, seed=0).
 
-    classes: names of the labels. sampling: what is used unless a call says otherwise.
-    saved, saved_tokenizer: the configs and facts that both were trained under.
+    classes: names of the labels. sampling: the default settings. saved, saved_tokenizer: the configs and facts of the
+    generator's and the tokenizer's training.
     """
 
     tokenizer: Tokenizer
@@ -73,7 +73,7 @@ class Pipeline:
         return next(self.generator.parameters()).device
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the generator and its tokenizer as a folder that `from_pretrained` reads."""
+        """Write the generator and its tokenizer to a folder for `from_pretrained`."""
         folder = Path(folder)
         write_weights(whole_state(self.tokenizer), folder / TOKENIZER / WEIGHTS)
         write_config(folder / TOKENIZER / CONFIG, self.saved_tokenizer)
@@ -90,7 +90,7 @@ class Pipeline:
         sampling: Sampling | None = None,
         batch: int = 64,
     ) -> Tensor:
-        """`n` images (n * labels, C, H, W) float in [-1, 1] on the CPU for each label, one label after another.
+        """Generate `n` images per label: (n * labels, C, H, W) float in [-1, 1] on the CPU, label after label.
 
         Image i depends on the seed and on i, not on `batch`. ConfigError: a label outside the classes.
         """
@@ -104,7 +104,7 @@ class Pipeline:
         return torch.cat(images)
 
     def settings(self, changes: Mapping[str, object], sampling: Sampling | None = None) -> Sampling:
-        """`sampling`, or the pipeline's own, with changes on top, checked against the model.
+        """Apply changes to `sampling`, by default the pipeline's own, and check the result against the model.
 
         ConfigError: an impossible value, or a changed setting that this kind of generator does not read.
         """
@@ -143,7 +143,7 @@ class Pipeline:
             samples = torch.arange(first, first + len(condition), device=self.device)
         steps = self.generator.steps(condition, sampling, Noise(sampling.seed, samples), self.tokenizer)
         while True:
-            with autocast(self.device, sampling.dtype):  # left before each yield: it must not reach the caller's code
+            with autocast(self.device, sampling.dtype):  # left before each yield, so the caller's code is unaffected
                 tokens = next(steps, None)
             if tokens is None:
                 return
@@ -153,7 +153,7 @@ class Pipeline:
     def decode(self, tokens: Tokens) -> Tensor:
         """Images (B, C, *size) in [-1, 1] of finished or unfinished tokens.
 
-        What is undecided is grey where tokens have places in the image (`TokenLayout.spatial`).
+        Undecided tokens give grey where positions are places in the image (`TokenLayout.spatial`).
         """
         images = self.tokenizer.decode(tokens).float().clamp(-1, 1)
         if tokens.known is None or not tokens.layout.spatial:

@@ -1,4 +1,4 @@
-"""Names before 0.2 of config keys, which are read and named as renamed, and of saved tensors. Deleted at 1.0."""
+"""Old names (before 0.2) of config keys and saved tensors, still read with a warning. Deleted at 1.0."""
 
 from __future__ import annotations
 
@@ -133,12 +133,12 @@ RENAMED_TENSORS = {  # end of an old name of a saved tensor: end of its new one
 
 
 def current_name(name: str) -> str:
-    """Of a saved tensor, whichever version saved it."""
+    """The name today of a saved tensor, whichever version saved it."""
     return _with_other_end(name, RENAMED_TENSORS)
 
 
 def earlier_name(name: str) -> str:
-    """The inverse of `current_name`: fingerprints go by the first names, so that recorded ones stay valid."""
+    """The inverse of `current_name`. Fingerprints use the earlier names, so that recorded ones stay valid."""
     return _with_other_end(name, {new: old for old, new in RENAMED_TENSORS.items()})
 
 
@@ -150,7 +150,7 @@ def _with_other_end(name: str, ends: dict[str, str]) -> str:
 
 
 def rename_tensors(module: object, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """A hook for `register_load_state_dict_pre_hook`, which lets a module load what an earlier version saved."""
+    """A hook for `register_load_state_dict_pre_hook` that renames the tensors of an earlier version."""
     for name in [each for each in state if each.startswith(prefix)]:
         state[current_name(name)] = state.pop(name)
 

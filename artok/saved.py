@@ -1,7 +1,7 @@
-"""A trained model on disk: `config.yaml` with the facts it was trained under, and `model.safetensors`.
+"""A trained model on disk: `config.yaml` with the facts of its training, and `model.safetensors`.
 
-A run directory, an exported folder and a hub repository all hold these two; a generator's also hold its tokenizer's,
-in the folder `tokenizer`.
+A run directory, an exported folder and a hub repository all hold these two files. A generator's also hold those of its
+tokenizer, in the folder `tokenizer`.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Saved(Config):
 
 
 def find_saved(name: str | Path) -> Path:
-    """The folder behind a path, the name of a published checkpoint, or a hub name such as `user/name`.
+    """The folder of a path, a published checkpoint such as "var-d16", or a hub name such as `user/name`.
 
-    A published checkpoint, such as "var-d16", is fetched and imported into the user's cache at its first use.
-    CheckpointError: there is none; the sentence says what to do. RunError: it could not be fetched.
+    A published checkpoint is fetched and imported into the user's cache at its first use.
+    CheckpointError: there is none; the message says what to do. RunError: it could not be fetched.
     """
     folder = Path(name)
     if (folder / CONFIG).exists():
@@ -71,7 +71,7 @@ def find_saved(name: str | Path) -> Path:
         return folder
     if folder.exists():
         raise CheckpointError(f"{folder} is no run directory: it has no {CONFIG}")
-    # By its name, as parts are: what imports published files is built on this file.
+    # Imported by name, since artok.interop imports this file.
     imported: Path | None = resolve_name("artok.interop.hub:imported_run")(str(name))
     if imported is not None:
         return imported
@@ -81,7 +81,7 @@ def find_saved(name: str | Path) -> Path:
 
     try:
         return Path(snapshot_download(str(name), allow_patterns=["*.yaml", "*.safetensors"]))
-    except Exception as error:  # the hub client raises many kinds, none of which the user can tell apart
+    except Exception as error:  # the hub client raises many kinds of errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{name} is neither a run directory here nor a model on the hub ({reason})") from None
 
@@ -122,7 +122,7 @@ def load_generator(name: str | Path, layout: TokenLayout) -> tuple[Generator, Sa
 
 
 def check_layout(generator: GeneratorConfig, layout: TokenLayout) -> None:
-    """A LayoutError that names both sides, when the generator cannot model such tokens."""
+    """Raise a LayoutError that names both sides when the generator cannot model such tokens."""
     reason = generator.refuse(layout)
     if reason:
         raise LayoutError(f"generator {generator.kind} {reason}, but the tokenizer gives {layout}")
@@ -132,7 +132,7 @@ def check_layout(generator: GeneratorConfig, layout: TokenLayout) -> None:
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict on the CPU, with tensors that several names share under their first name only."""
+    """The state dict on the CPU; shared tensors appear under their first name only."""
     seen: set[tuple[int, int, tuple[int, ...]]] = set()
     state = {}
     for name, tensor in module.state_dict().items():
@@ -145,12 +145,12 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def write_aside(path: Path, write: Any) -> None:
-    """Call write(temporary path), then rename: a reader sees the old file or the new one, never half of one."""
+    """Call write(temporary path), then rename, so that a reader never sees a partial file."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(aside)
-        aside.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files that only their owner may read
+        aside.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes files that only the owner can read
         os.replace(aside, path)
     except (OSError, SafetensorError, RuntimeError) as error:
         with suppress(OSError):
@@ -177,7 +177,7 @@ def write_weights(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def write_config(path: Path, config: Config, facts: Facts | None = None) -> None:
-    """A config as YAML, with its facts beside it unless they are part of it."""
+    """Write a config as YAML; facts, if given, are added as a section."""
     beside = "" if facts is None else "facts:\n" + "".join(f"  {line}\n" for line in dump(facts).splitlines())
     write_text(path, dump(config) + beside)
 
@@ -192,13 +192,13 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def copy_model(source: Path, target: Path) -> None:
-    """Bring a model's two files into another folder, so that it is whole without its source."""
+    """Copy a model's two files into another folder."""
     for name in (CONFIG, WEIGHTS):
         copy_file(source / name, target / name)
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file, so that the target is the old one or the whole new one."""
+    """Copy a file atomically: the target is the old file or the whole new one."""
 
     def bring(aside: Path) -> None:
         shutil.copyfile(source, aside)

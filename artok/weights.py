@@ -1,7 +1,7 @@
-"""Files of weights, read and written with no second copy of a model in memory.
+"""Reads and writes weight files without a second copy of the model in memory.
 
-A model's parameters are left without memory until its file is read, each tensor is read straight into its place, and
-files are written tensor by tensor: the peak is one copy of the weights and the largest tensor.
+Parameters get memory only when the file is read, each tensor is read into its place, and files are written tensor by
+tensor. The peak is one copy of the weights plus the largest tensor.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ NAMED = {name: dtype for dtype, name in DTYPES.items()}
 
 @contextmanager
 def empty_parameters() -> Iterator[None]:
-    """Modules built inside have parameters with a shape and no memory (on the meta device), and real buffers.
+    """Modules built inside have parameters on the meta device and real buffers.
 
-    Filling a large model at random, only to overwrite it, would take minutes and twice the memory.
+    Random initialisation of a large model that is loaded next would take minutes and twice the memory.
     """
     register = nn.Module.register_parameter
 
@@ -65,7 +65,7 @@ def size_in_bytes(module: nn.Module) -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that this process can still take, swap included, or None where the system does not tell."""
+    """Bytes that this process can still allocate, swap included, or None if the system does not say."""
     limits = [*_proc_available(), *_group_left(), *_address_space_left()]
     return min(limits) if limits else None
 
@@ -78,7 +78,7 @@ def _proc_available() -> Iterator[int]:
 
 
 def _group_left() -> Iterator[int]:
-    """What a container's limit leaves (control groups, version 2 and 1)."""
+    """Bytes left under a container's limit (control groups, version 2 and 1)."""
     root = Path("/sys/fs/cgroup")
     for limit, used in (
         ("memory.max", "memory.current"),
@@ -104,9 +104,9 @@ def gigabytes(count: int) -> str:
 
 
 def require_memory(count: int, what: str, mapped: bool = False) -> None:
-    """A RunError that says how much is needed, before anything is loaded, when there is not that much.
+    """Raise a RunError with both numbers when `count` bytes are not available.
 
-    mapped: a file that is mapped and read in parts, which takes addresses, where they are limited, and no memory.
+    mapped: the file is memory-mapped, so only a limit of the address space counts.
     """
     available = min(_address_space_left(), default=None) if mapped else available_memory()
     if available is not None and count > available:
@@ -127,7 +127,7 @@ def read_shapes(path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
 def _header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
     """The entries of a safetensors file and the byte at which its data begin."""
     try:
-        with safe_open(path, framework="pt"):  # checks the header, and the file's length against it
+        with safe_open(path, framework="pt"):  # checks the header and the file's length
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -171,7 +171,7 @@ def read_weights(module: nn.Module, path: Path) -> None:
     shapes = read_shapes(path)
     given = {current_name(name): shape for name, shape in shapes.items()}
     own = module.state_dict(keep_vars=True)
-    first = {id(tensor): name for name, tensor in reversed(own.items())}  # a shared tensor is filed under its first
+    first = {id(tensor): name for name, tensor in reversed(own.items())}  # shared tensors: the first name only
     problems = {
         "of another shape": [name for name in given if name in own and given[name][1] != tuple(own[name].shape)],
         "not in this model": [name for name in given if name not in own],
@@ -201,14 +201,14 @@ def _with_memory(tensor: Tensor) -> Tensor:
 def write_each(
     path: Path, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], make: Callable[[str], Tensor]
 ) -> None:
-    """A safetensors file of `entries`, each made by `make(name)` when its turn comes and dropped once it is written."""
+    """Write a safetensors file of `entries`; each tensor is made by `make(name)` and dropped once it is written."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (dtype, shape) in entries.items():
         start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
         header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data start at a multiple of 8, as the format asks
+    text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, (dtype, shape) in entries.items():

@@ -110,7 +110,7 @@ def write_tokens(
     except (OSError, SafetensorError) as error:
         raise RunError(
             f"the tokens could not be written to {folder} ({error}); "
-            "make room and start again: what is stored already is kept"
+            "free some space and start again: what is stored already is kept"
         ) from None
     return index
 

@@ -28,7 +28,7 @@ def augment(images: Tensor, changes: Augment, size: int, noise: Noise) -> Tensor
     """
     if changes == Augment():
         return plain(images, size)
-    draws_B8 = noise.uniform(8)  # all at once, so that switching one change off leaves the others as they were
+    draws_B8 = noise.uniform(8)  # one draw, so that switching one change off leaves the others unchanged
     offsets_B2 = _crop_offsets(images, changes, size, draws_B8[:, 0:2])
     if changes.shift or changes.rotate or changes.scale or changes.shear:
         shift_B2 = _signed(draws_B8[:, 2:4]) * (changes.shift * size)
@@ -37,7 +37,7 @@ def augment(images: Tensor, changes: Augment, size: int, noise: Noise) -> Tensor
         cut = _cut(images, offsets_B2, size) if changes.crop == "random" else _centre(images, size)
     if changes.flip:
         cut = torch.where(draws_B8[:, 7, None, None, None] < 0.5, cut.flip(-1), cut)
-    return _to_float(cut)  # last, since bytes are moved four times as fast
+    return _to_float(cut)  # last, since uint8 moves a quarter of the bytes
 
 
 def augmented_copies(images: Tensor, changes: Augment, size: int, indices: Tensor, copies: int, seed: int) -> Tensor:

@@ -75,7 +75,7 @@ def training_step(design: Design, batch: int, chip: Chip = "cpu", dtype: torch.d
         if isinstance(part, Quantizer):
             part.eval()  # dead-code restarts depend on values; they multiply no matrices
     if design.experiment.training.gradient_checkpointing and not set_gradient_checkpointing(design.trained, True):
-        raise ConfigError("training.gradient_checkpointing is on, but nothing in this model offers it; switch it off")
+        raise ConfigError("training.gradient_checkpointing is on, but no part of this model supports it; switch it off")
     losses = generator_losses if design.generator else tokenizer_losses
     critic = design.critic
     with freeze(critic or nn.Module()):

@@ -1,6 +1,6 @@
-"""Checkpoints to resume from, and snapshots of the weights that training kept on the way.
+"""Checkpoints to resume from, and snapshots of the weights during training.
 
-A checkpoint is written aside and renamed, so a kill leaves the last whole one.
+A checkpoint is written under a temporary name and renamed, so a kill leaves the last whole one.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ SNAPSHOTS, BEFORE = "snapshots", "moments"  # a run's folder of snapshots; its n
 
 
 def find_latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run."""
+    """The newest complete checkpoint of a run, or None."""
     whole = [path for path in folder.glob("[0-9]*") if (path / STATE).exists()]
     return max(whole, key=lambda path: int(path.name), default=None)
 
 
 def list_snapshots(run: Path) -> list[Path]:
-    """The weights that a run kept on the way, the earliest first. A file's name is the images seen by then."""
+    """The snapshots of a run's weights, earliest first. A file's name is the images seen by then."""
     return sorted(path for name in (BEFORE, SNAPSHOTS) for path in (run / name).glob("*.safetensors"))
 
 
 def save(accelerator: Accelerator, folder: Path, seen: int, keep: int) -> None:
-    """Write everything needed to go on after `seen` images, then drop all but the newest `keep`.
+    """Write a checkpoint after `seen` images, then delete all but the newest `keep`.
 
-    RunError: it could not be written, such as on a full disk. Earlier checkpoints stay.
+    RunError: writing failed, such as on a full disk. Earlier checkpoints stay.
     """
     aside, final = folder / f".{seen:012d}.tmp", folder / f"{seen:012d}"
     try:
@@ -50,7 +50,7 @@ def save(accelerator: Accelerator, folder: Path, seen: int, keep: int) -> None:
             os.replace(aside, final)
             for old in sorted(folder.glob("[0-9]*"), key=lambda path: int(path.name))[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
-    except Exception as error:  # torch, safetensors and the system each have their own for a failed write
+    except Exception as error:  # torch, safetensors and the system raise different errors on a failed write
         shutil.rmtree(aside, ignore_errors=True)
         newest = find_latest(folder)
         kept = f"the last whole checkpoint is {newest}" if newest else "there is no earlier checkpoint"
@@ -63,7 +63,7 @@ def save(accelerator: Accelerator, folder: Path, seen: int, keep: int) -> None:
 
 
 def restore(accelerator: Accelerator, checkpoint: Path) -> int:
-    """Load a checkpoint into prepared models and optimizers; the images seen by then."""
+    """Load a checkpoint into prepared models and optimizers. Returns the images seen by then."""
     try:
         accelerator.load_state(str(checkpoint))
         return int(json.loads((checkpoint / STATE).read_text())["images"])

@@ -1,4 +1,4 @@
-"""An exponential moving average of weights, which is what is evaluated and shared."""
+"""The exponential moving average of the weights, which is evaluated and exported."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """shadow <- decay shadow + (1 - decay) weights, over trained parameters. Buffers are used as they are.
+    """shadow <- decay shadow + (1 - decay) weights, over trained parameters. Buffers are not averaged.
 
-    It averages the tensors that the optimizer steps, so it follows whatever wraps the model, sharded ones too.
-    Early on the decay is lower, (1 + step) / (10 + step), so that the start is soon forgotten; the step is the loop's,
-    which makes a resumed run equal to an uninterrupted one.
+    It averages the tensors that the optimizer updates, so it works under DDP and FSDP too. The decay is at most
+    (1 + step) / (10 + step). The step is the loop's, so that a resumed run equals an uninterrupted one.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -29,7 +28,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model with averaged weights, inside the context."""
+        """Inside the context, the model has the averaged weights."""
         self._swap()
         try:
             yield

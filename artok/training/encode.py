@@ -1,4 +1,4 @@
-"""Tokens of a data set, encoded once: `artok encode`, and what a generator's training does by itself."""
+"""Encodes a data set to a token cache, for `artok encode` and at the start of a generator's training."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def open_or_encode(
     device: torch.device,
     progress: Progress,
 ) -> TokenCache:
-    """The tokens of a split, read from `folder`; without one, from a place of their own, encoded first where missing.
+    """Open the tokens of a split in `folder`. Without a folder, use the user's cache, and encode if they are missing.
 
-    mark: the tokenizer's fingerprint. copies: encodings of each image, the first plain. DataError: the tokens in
-    `folder` are of another tokenizer, of other images, or damaged.
+    mark: the tokenizer's fingerprint. copies: encodings per image, the first without augmentation. DataError: the
+    tokens in `folder` are of another tokenizer, of other images, or damaged.
     """
     split = data.open(name)
     if folder is None:
@@ -46,7 +46,7 @@ def open_or_encode(
         key = f"{fold(mark, split.fingerprint, data.size, copies, augment):016x}"
         folder = cache_directory() / "tokens" / f"{mark}-{key}"
         if not (folder / INDEX).exists():
-            with hold_lock(folder):  # of several trainings that want them at once, one encodes and the others read
+            with hold_lock(folder):  # of several trainings at once, one encodes and the others wait
                 if not (folder / INDEX).exists():
                     write_cache(tokenizer, mark, data, split, copies, folder, device, progress)
     cache = TokenCache.open(folder, mark, tokenizer.layout)
@@ -65,7 +65,7 @@ def write_cache(
     device: torch.device,
     progress: Progress,
 ) -> None:
-    """Encode a split into a folder; a writing that was stopped goes on where it was."""
+    """Encode a split into a folder. A stopped writing is resumed."""
     tokenizer = tokenizer.to(device).eval()
 
     @torch.no_grad()
@@ -87,19 +87,21 @@ def write_cache(
 
 
 class DataOnly(Section):
-    """A `data:` section by itself."""
+    """A config with only a `data:` section."""
 
     data: Annotated[DataConfig, of_kind("data"), OPEN]
 
 
 def read_data_section(folder: Path, image: tuple[int, ...], changes: Sequence[str]) -> DataConfig:
-    """The data that a run names, with changes as data.key=value on top; a ConfigError when their images are not of
-    the model's shape `image`, (channels, *size)."""
+    """Read a run's `data:` section, with changes as data.key=value on top.
+
+    ConfigError: there is none, or its images are not of the model's shape `image`, (channels, *size).
+    """
     section = read_yaml(folder / CONFIG).get("data")
     if section is None and not changes:
         raise ConfigError(f"{folder / CONFIG} names no data to measure on; add its 'data' section")
     changed = override({"data": section or {}}, changes)["data"]
-    if isinstance(changed, dict):  # another kind starts without the size of the first
+    if isinstance(changed, dict):  # merging drops the size when the kind changes
         changed = {"size": image[-1], "channels": image[0]} | changed
     data = validate(DataOnly, {"data": changed}, str(folder / CONFIG)).data
     if data.image != tuple(image):
@@ -112,7 +114,7 @@ def read_data_section(folder: Path, image: tuple[int, ...], changes: Sequence[st
 def encode_command(
     name: str, changes: Sequence[str], split: str, copies: int, folder: Path | None, device: torch.device
 ) -> tuple[Path, TokenCache]:
-    """What `artok encode` does: the tokenizer's own data section, with changes, into a folder."""
+    """`artok encode`: encode the tokenizer's own data, with changes, into a folder."""
     tokenizer, _ = load_tokenizer(name)
     if split not in ("train", "test"):
         raise ConfigError(f"split must be train or test, not {split!r}")

@@ -1,4 +1,4 @@
-"""One YAML file, one experiment: what is trained, on which data, how long; and the objects it stands for."""
+"""The typed config of an experiment: what is trained, on which data, for how long."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from artok.saved import Facts
 from artok.tokenizers.base import TokenizerConfig
 from artok.training.settings import Training
 
-SEEDS = 2**32  # as many as every library takes
+SEEDS = 2**32  # NumPy takes seeds below this
 WRITTEN = ("facts", "source")  # sections that artok adds to a run's config.yaml
 
 
 class CachedTokens(Config):
     """The `tokens:` section: where a generator's training tokens come from.
 
-    copies: encodings kept of each image, the first plain, the others augmented as `data.augment` says; more copies
-    hold off memorisation. online: encode afresh at every step instead, and cache nothing.
-    cache: folder written by `artok encode`; unless given, one is made and found again by itself.
+    copies: encodings per image, the first plain, the others with `data.augment`; more copies reduce memorisation.
+    online: encode at every step instead of caching.
+    cache: folder written by `artok encode`; by default tokens are kept in the user's cache.
     """
 
     copies: int = Field(1, ge=1)
@@ -39,7 +39,7 @@ class CachedTokens(Config):
 
 
 class Experiment(Config):
-    """A whole config file. With a `generator` it trains that on a trained tokenizer, else it trains the tokenizer."""
+    """A config file. With a `generator` section it trains a generator on a trained tokenizer, else a tokenizer."""
 
     name: str = Field(pattern=r"^\w[\w.-]*$", description="names the run directory, runs/<name>")
     data: Annotated[DataConfig, of_kind("data"), OPEN]
@@ -57,7 +57,7 @@ class Experiment(Config):
     @model_validator(mode="before")
     @classmethod
     def _without_facts(cls, section: object) -> object:
-        """A run's own config.yaml, with the facts that its training or import wrote there, is a config too."""
+        """Drop the facts in a run's config.yaml, so that it can be used as a config."""
         return {k: v for k, v in section.items() if k not in WRITTEN} if isinstance(section, dict) else section
 
     @model_validator(mode="after")
@@ -71,7 +71,7 @@ class Experiment(Config):
 
     @property
     def image(self) -> tuple[int, ...]:
-        """(channels, *size) of what the model sees."""
+        """(channels, *size) of the model's samples."""
         return self.data.image
 
     def facts(self, split: Split, tokenizer: str | None) -> Facts:
@@ -81,7 +81,7 @@ class Experiment(Config):
 
 
 def check_codebook(layout: TokenLayout, images: int) -> None:
-    """Refuse a codebook with more codes than the training images have tokens: most could never be used."""
+    """Raise a ConfigError for a codebook with more codes than the training images have tokens."""
     tokens = images * layout.length * layout.codes
     if layout.vocab is not None and layout.vocab > tokens:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The features through which images of a data set are compared, in training and in evaluation."""
+"""Builds the feature extractor of a data set, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def build_extractor(
     known: tuple[Tensor, Tensor] | None = None,
     watch: Watch | None = None,
 ) -> Extractor:
-    """An extractor with its weights, trained on the training split where it is one that trains.
+    """An extractor with its weights; a `trained` one is trained on the training split.
 
-    Where each channel of the images is an image of its own, that is trained on those and sees one channel at a time.
-    size: of the images. known: what `read_into_memory` gives of that split, if it has been read already. watch: told of
-    the progress of its training. Errors as in `ExtractorConfig.build`.
+    For images whose channels are separate images, it is trained on those and applied per channel.
+    size: of the images. known: the result of `read_into_memory` for the split, if it was read already. watch: called
+    with the progress of training. Errors as in `ExtractorConfig.build`.
     """
     if not config.trained:
         return config.build(None, device, None)
@@ -35,7 +35,7 @@ def build_extractor(
 
 
 def find_modes(train: Split, size: int) -> Tensor | None:
-    """Probabilities of the data's modes, (M,) float64, where its channels are labelled images of their own."""
+    """Probabilities (M,) float64 of the modes of images whose channels are separate labelled images, else None."""
     if train.single is None:
         return None
     _, labels = read_into_memory(train.single, size)

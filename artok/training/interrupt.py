@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to save and stop, which all processes heed at the same step."""
+"""Ctrl-C and SIGTERM as a request to save and stop, followed by all processes at the same step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
-ASK_EVERY = 10  # steps between the questions whether another process was told to stop; each costs a round trip
+ASK_EVERY = 10  # steps between checks whether another process got a signal; each is a collective operation
 
 
 @dataclass
@@ -44,7 +44,7 @@ def catch_signals() -> Iterator[Interrupt]:
     try:
         for number in previous:
             signal.signal(number, note)
-    except ValueError:  # not in the main thread: signals are its business
+    except ValueError:  # only the main thread can set signal handlers
         previous = {}
     try:
         yield interrupt

@@ -11,15 +11,15 @@ from artok.saved import write_text
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The events of a log, without a last line that a kill left unfinished."""
+    """The events of a log, without an incomplete last line."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 class Log:
-    """Appends events to `log.jsonl`. Events later than `seen` images belong to a run that was cut off: they go.
+    """Appends events to `log.jsonl`. Events after `seen` images, written before an interruption, are removed.
 
-    events: all that the file holds.
+    events: all events of the file.
     """
 
     def __init__(self, path: Path, seen: int) -> None:
@@ -34,7 +34,7 @@ class Log:
 
 
 def duration(seconds: float) -> str:
-    """A time to read: 42s, 3m05s, 2h10m, 12.5 days."""
+    """Format a time: 42s, 3m05s, 2h10m, 12.5 days."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"

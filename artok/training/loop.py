@@ -1,4 +1,4 @@
-"""The training loop: one for everything that is trained, under accelerate, counted in images seen."""
+"""The training loop for all tasks, under accelerate. Progress is counted in images seen."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from artok.training.tasks import Step, Task
 
 @dataclass
 class Meter:
-    """Running means of scalars, kept on the device until someone looks: looking every step would stall a GPU."""
+    """Running means of scalars, kept on the device until they are read, since reading synchronises a GPU."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
@@ -44,7 +44,7 @@ class Meter:
             self.sums[name] = self.sums[name] + scaled if name in self.sums else scaled
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over steps and processes, and images per second; starts afresh."""
+        """Means over steps and processes, and images per second; then resets."""
         names = sorted(self.sums)
         stacked = torch.stack([self.sums[name] for name in names]) / max(self.steps, 1)
         means = accelerator.reduce(stacked, "mean").tolist()
@@ -58,7 +58,7 @@ class Meter:
 
 
 class Trainer:
-    """A task with its optimizers, averaged weights and place on disk."""
+    """A task with its optimizers, averaged weights and run directory."""
 
     def __init__(self, task: Task, folder: Path, accelerator: Accelerator, progress: Progress) -> None:
         self.task, self.folder, self.accelerator, self.progress = task, folder, accelerator, progress
@@ -74,7 +74,7 @@ class Trainer:
             set_gradient_checkpointing(module, True) for module in task.players.values()
         ):
             raise ConfigError(
-                "training.gradient_checkpointing is on, but nothing in this model offers it; switch it off"
+                "training.gradient_checkpointing is on, but no part of this model supports it; switch it off"
             )
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -94,12 +94,12 @@ class Trainer:
     # -------------------------------------------------------------------------------------- the loop
 
     def run(self) -> bool:
-        """Train to the end, from the newest checkpoint on; False when a signal stopped it first."""
+        """Train from the newest checkpoint to the end. Returns False when a signal stopped it first."""
         newest = checkpoints.find_latest(self.folder / "checkpoints")
         if newest:
             self.seen = checkpoints.restore(self.accelerator, newest)
             done = self.seen >= self.training.images
-            what = "is finished:" if done else "goes on at"
+            what = "is finished:" if done else "resumes at"
             self.progress.say(f"{self.folder} {what} {self.seen:,} of {self.training.images:,} images")
             if done:
                 return True
@@ -143,7 +143,7 @@ class Trainer:
                 self.write_weights(self.folder / checkpoints.SNAPSHOTS / f"{self.seen:012d}.safetensors")
             if stopping or last or crosses(before, self.seen, training.checkpoint_every):
                 if meter.steps:
-                    self.report(meter)  # also the test that what is saved is finite
+                    self.report(meter)  # also checks that the weights to save are finite
                 self.save()
             if stopping and not last:
                 return False
@@ -152,7 +152,7 @@ class Trainer:
         return True
 
     def step(self, batch: Any, meter: Meter) -> None:
-        """One turn on a batch for each player whose turn it is."""
+        """One optimizer step for each player that takes part in this step."""
         parts = self.task.split(batch, self.training.gradient_accumulation_steps)
         turn = self.seen // self.training.global_batch
         for player, module in self.modules.items():
@@ -170,7 +170,7 @@ class Trainer:
                         total = torch.stack(list(step.losses.values())).sum()
                         self.accelerator.backward(total / len(parts))
                     meter.add({**step.losses, **step.monitors, f"{player}_loss": total}, 1 / len(parts))
-                # a bound of infinity changes no gradient: it only measures
+                # with an infinite bound this only computes the norm
                 norm = self.accelerator.clip_grad_norm_(module.parameters(), settings.grad_clip or math.inf)
                 if norm is not None:
                     meter.add({f"{player}_gradient_norm": norm}, 1.0)
@@ -186,7 +186,7 @@ class Trainer:
 
     @contextmanager
     def only(self, player: str) -> Iterator[None]:
-        """The other players frozen: their turn's gradients are theirs alone."""
+        """Freeze the other players, so that they get no gradients."""
         others = [p for name, module in self.modules.items() if name != player for p in module.parameters()]
         frozen = [parameter for parameter in others if parameter.requires_grad]
         for parameter in frozen:
@@ -197,10 +197,10 @@ class Trainer:
             for parameter in frozen:
                 parameter.requires_grad_(True)
 
-    # -------------------------------------------------------------------------------------- on the way
+    # -------------------------------------------------------------------------------------- reports and checkpoints
 
     def record(self, event: str, values: dict[str, Any]) -> None:
-        """One line in the log, and its numbers to the trackers."""
+        """Write an event to the log and its numbers to the trackers."""
         numbers = {name: value for name, value in values.items() if isinstance(value, float | int)}
         self.accelerator.log({f"{event}/{name}": value for name, value in numbers.items()}, step=self.seen)
         if self.accelerator.is_main_process:
@@ -228,7 +228,7 @@ class Trainer:
 
     @contextmanager
     def shared_weights(self) -> Iterator[None]:
-        """The weights that will be used and shared (averaged ones when there are), in eval mode."""
+        """The model in eval mode with the weights to evaluate and share: the EMA, if there is one."""
         module = self.modules["model"]
         with ExitStack() as stack:
             if self.ema:
@@ -254,7 +254,7 @@ class Trainer:
             self.check_health()
 
     def check_health(self, finished: bool | None = None) -> None:
-        """A warning when the log first shows that something is wrong; at the end of a call, what it shows by then."""
+        """Print a warning for each new finding in the log, and at the end of a call all findings."""
         findings = diagnose(self.log.events) if self.accelerator.is_main_process else []
         known = [event["kind"] for event in self.log.events if event["event"] == "warning"] if findings else []
         for finding in findings:
@@ -275,21 +275,21 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
-        """A checkpoint to resume from, and the weights to use and share."""
+        """Write a checkpoint to resume from, and the weights to use and share."""
         with self.shared_weights():
             measured = self.task.measure()
-        self.write_weights(self.folder / WEIGHTS)  # first: a run whose last checkpoint is there counts as finished
+        self.write_weights(self.folder / WEIGHTS)  # first, since a run with its last checkpoint counts as finished
         checkpoints.save(self.accelerator, self.folder / "checkpoints", self.seen, self.training.keep_last)
         self.record("checkpoint", measured)
 
     def write_weights(self, path: Path) -> None:
-        """The weights to use and share, as they are now."""
+        """Write the weights to use and share."""
         with self.shared_weights():
             if self.accelerator.distributed_type.value == "FSDP":
                 state = self.accelerator.get_state_dict(self.modules["model"])
             else:
                 state = whole_state(self.accelerator.unwrap_model(self.modules["model"]))
-            if self.accelerator.is_main_process:  # still inside: on a CPU the state shares memory with the weights
+            if self.accelerator.is_main_process:  # inside the context, since on a CPU the state shares their memory
                 write_weights(state, path)
 
 
@@ -299,7 +299,7 @@ def crosses(before: int, after: int, every: int) -> bool:
 
 
 def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """AdamW with decay on matrices and convolutions only, without those that a module lists as `undecayed`."""
+    """AdamW with weight decay on matrices and convolutions only, except those that a module lists as `undecayed`."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     spared = {id(getattr(part, name)) for part in module.modules() for name in getattr(part, "undecayed", ())}
     decays = [p.ndim >= 2 and id(p) not in spared for p in trained]

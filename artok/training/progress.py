@@ -1,4 +1,4 @@
-"""What a person sees while something long runs: a bar with the time left on a terminal, lines elsewhere."""
+"""Progress of long jobs: a bar with the time left on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rich.progress import Progress as RichProgress
 
 from artok.training.log import duration
 
-SILENT = 30.0  # seconds after which whoever reads lines is told how far it is
+SILENT = 30.0  # seconds between progress lines without a terminal
 
 
 class Progress:
-    """Progress of one job at a time, in images. `quiet` says nothing at all (every process but the first)."""
+    """Progress of one job at a time, in images. quiet: print nothing (in every process but the first)."""
 
     def __init__(self, name: str, quiet: bool = False) -> None:
         self.name, self.quiet = name, quiet
@@ -35,7 +35,7 @@ class Progress:
 
     @contextmanager
     def over(self, done: int, total: int) -> Iterator[None]:
-        """Shows the progress from `done` to `total` images inside the context."""
+        """Show the progress from `done` to `total` images inside the context."""
         self.total, self.first = total, done
         self.began = self.told = time.perf_counter()
         if self.quiet or not self.console.is_terminal:
@@ -54,7 +54,7 @@ class Progress:
             self.show(done, {})
 
     def show(self, done: int, values: Mapping[str, float], what: str = "") -> None:
-        """A line of figures, with the time left."""
+        """Print a line of values, with the time left."""
         speed = (done - self.first) / max(time.perf_counter() - self.began, 1e-9)
         left = duration((self.total - done) / speed) if speed > 0 else "?"
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -1,4 +1,4 @@
-"""A config to a finished run directory: everything around the loop."""
+"""Trains an experiment into a run directory: builds the task, checks the folder, runs the loop."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ FREE = {f"{what}_every" for what in ("log", "validate", "preview", "monitor", "c
 FREE |= {"validate_images", "monitor_images", "monitor_extractor", "keep_last", "trackers"}
 
 
-LOCK = ".training"  # held by who trains in a folder
+LOCK = ".training"  # lock file of a training
 
 
 def train(experiment: Experiment, folder: Path, fresh: bool = False, device: torch.device | str | None = None) -> bool:
-    """Train what the experiment describes into a run directory, or go on where an earlier call was stopped.
+    """Train an experiment into a run directory, or resume a stopped training.
 
-    fresh: discard what the directory holds. device: as of `resolve_device`. Returns whether it is finished; False
-    after Ctrl-C or SIGTERM, which save first. ConfigError, DataError, LayoutError: before anything is written.
+    fresh: discard what the directory holds. device: as in `resolve_device`. Returns whether training finished; False
+    after Ctrl-C or SIGTERM, after saving. ConfigError, DataError, LayoutError: raised before anything is written.
     RunError: training failed.
     """
     accelerator = make_accelerator(experiment, folder, device)
@@ -71,7 +71,7 @@ def train(experiment: Experiment, folder: Path, fresh: bool = False, device: tor
     )
     with ExitStack() as held:
         if accelerator.is_main_process:
-            busy = f"another process trains in {folder}; waiting for its end, to go on from there"
+            busy = f"another process trains in {folder}; waiting for its end to resume from there"
             held.enter_context(hold_lock(folder / LOCK, lambda: progress.say(busy)))
             start_folder(folder, experiment, task, fresh)
         accelerator.wait_for_everyone()
@@ -83,9 +83,9 @@ def train(experiment: Experiment, folder: Path, fresh: bool = False, device: tor
 
 
 def make_accelerator(experiment: Experiment, folder: Path, name: torch.device | str | None = None) -> Accelerator:
-    """accelerate on the device of a name; every process of a launch on several GPUs takes its own.
+    """An Accelerator on the named device; each process of a launch on several GPUs takes its own GPU.
 
-    ConfigError: the precision or a tracker is not to be had, or one GPU was named for several processes.
+    ConfigError: the precision or a tracker is not available, or one GPU was named for several processes.
     """
     device = resolve_device(name)
     single = int(os.environ.get("WORLD_SIZE", "1")) == 1
@@ -95,7 +95,7 @@ def make_accelerator(experiment: Experiment, folder: Path, name: torch.device | 
         torch.cuda.set_device(device)
     precision = settle_precision(experiment.training.precision, device)
     trackers: list[Any] = list(experiment.training.trackers)
-    AcceleratorState._reset_state(single)  # one per process: a second training chooses its own precision and device
+    AcceleratorState._reset_state(single)  # it is a singleton; a second training has its own precision and device
     try:
         return Accelerator(
             cpu=device.type == "cpu",
@@ -121,7 +121,7 @@ def count_parameters(task: Task) -> int:
 
 
 def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, progress: Progress) -> Task:
-    """The objects of an experiment, each checked against the others before any work is done."""
+    """Build the task of an experiment, with data, tokenizer and generator checked against each other."""
     torch.manual_seed(experiment.seed)
     device = accelerator.device
     if experiment.generator is None:
@@ -158,13 +158,13 @@ def make_monitor(
     device: torch.device,
     progress: Progress,
 ) -> Monitor | None:
-    """What watches a generator's diversity, or None where there are too few images to tell anything."""
+    """The monitor of a generator's diversity, or None when there are too few images."""
     training, data = experiment.training, experiment.data
     images = min(training.monitor_images, len(train_split), len(held_out))
     if images < FEWEST:
         progress.say(f"no monitor of collapse: it needs {FEWEST} images of the model, held out and to train on")
         return None
-    if train_split.sequential:  # one reader each
+    if train_split.sequential:  # a stream has one reader
         train_split = data.open("train")
     labels = source.labels if isinstance(source, TokenCache) else None
     splits = train_split, data.open("test"), labels, held_out.labels
@@ -172,14 +172,14 @@ def make_monitor(
 
 
 def load_frozen_tokenizer(experiment: Experiment) -> tuple[Tokenizer, Saved]:
-    """The tokenizer that a generator's experiment names, checked against the experiment's images."""
+    """Load the tokenizer that a generator's experiment names, checked against the experiment's images."""
     if isinstance(experiment.tokenizer, str):
         tokenizer, saved = load_tokenizer(experiment.tokenizer)
     else:
         tokenizer = experiment.tokenizer.build(experiment.image).eval()
         if any(True for _ in tokenizer.parameters()):
             raise ConfigError(
-                f"tokenizer kind {experiment.tokenizer.kind} has to be trained before a generator is: "
+                f"tokenizer kind {experiment.tokenizer.kind} has to be trained before the generator: "
                 "train it by itself, then name its run directory as 'tokenizer'"
             )
         facts = Facts(image=experiment.image, classes=(), data="", version="")
@@ -196,15 +196,15 @@ def load_frozen_tokenizer(experiment: Experiment) -> tuple[Tokenizer, Saved]:
 
 
 def check_same_run(experiment: Experiment, folder: Path) -> None:
-    """Refuse to resume a run under other settings than it was started with."""
+    """Raise a CheckpointError when a run would be resumed with other settings than it was started with."""
     if not (folder / CONFIG).exists():
         if checkpoints.find_latest(folder / "checkpoints"):
             raise CheckpointError(f"{folder} has checkpoints but no {CONFIG}; start anew with --fresh")
         return
     written, now = read_yaml(folder / CONFIG), experiment.model_dump(mode="json")
     if "source" in written:
-        raise CheckpointError(f"{folder} holds imported weights, which no training goes on from; choose another folder")
-    # Read as a config, so that one of an earlier version has today's keys and the defaults of those that it lacks.
+        raise CheckpointError(f"{folder} holds imported weights, which cannot be resumed; choose another folder")
+    # Validated, so that a config of an earlier version gets the new key names and defaults.
     before = validate(Experiment, written, str(folder / CONFIG)).model_dump(mode="json")
     if names_same_tokenizer(written, now):
         before["tokenizer"] = now["tokenizer"]
@@ -213,12 +213,12 @@ def check_same_run(experiment: Experiment, folder: Path) -> None:
     if changed:
         raise CheckpointError(
             f"the run {folder} was started with other settings ({'; '.join(changed[:5])}); "
-            "go on with those, choose another folder with --out, or start anew with --fresh"
+            "resume with those, choose another folder with --out, or start anew with --fresh"
         )
 
 
 def names_same_tokenizer(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether two generators' configs name one tokenizer, by other paths or since its folder was moved."""
+    """Whether two generators' configs name the same tokenizer, possibly under different paths."""
     old, new = before.get("tokenizer"), now.get("tokenizer")
     if not isinstance(old, str) or not isinstance(new, str):
         return False
@@ -231,7 +231,7 @@ def names_same_tokenizer(before: Mapping[str, Any], now: Mapping[str, Any]) -> b
 
 
 def list_differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
-    """Lines such as "training.global_batch: 64, now 128" for what two nested mappings do not share."""
+    """Lines such as "training.global_batch: 64, now 128" for the differences of two nested mappings."""
     lines = []
     for key in [*now, *(key for key in before if key not in now and not (key == "facts" and not place))]:
         old, new = before.get(key), now.get(key)

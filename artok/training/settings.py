@@ -1,4 +1,4 @@
-"""The `training:` section, and the schedules that follow from it. Time is counted in images seen."""
+"""The `training:` section and its schedules. Time is counted in images seen."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 class Optimizer(Config):
     """AdamW (Loshchilov and Hutter 2019), for one player.
 
-    warmup: images over which the rate rises from 0. hold: share of the images after that at the full rate.
-    min_lr_ratio: the rate at the end of a cosine or linear schedule, as a share of `lr`.
+    warmup: images over which the learning rate rises from 0. hold: share of the images after that at the full rate.
+    min_lr_ratio: the final rate of a cosine or linear schedule, as a share of `lr`.
     weight_decay: on matrices only; vectors (biases, gains) are never decayed. grad_clip: largest gradient norm.
     """
 
@@ -49,19 +49,17 @@ class Optimizer(Config):
 
 
 class Training(Config):
-    """How long, how fast, and what is written on the way.
+    """The `training:` section.
 
-    images: images seen in all. global_batch: images per optimizer step, over all processes and accumulated parts.
+    images: images seen in total. global_batch: images per optimizer step, over all processes and accumulated parts.
     ema: decay per step of the moving average of the weights, or null for none. Early in training the decay is
     limited to (1 + step) / (10 + step).
-    The intervals (log, validate, preview, monitor, checkpoint, weights) are in images too.
+    Intervals (log, validate, preview, monitor, checkpoint, weights) are in images.
     """
 
     images: int = Field(gt=0, le=MOST_IMAGES)
     global_batch: int = Field(64, ge=1)
-    gradient_accumulation_steps: int = Field(
-        1, ge=1, description="parts that a process splits its share of a batch into"
-    )
+    gradient_accumulation_steps: int = Field(1, ge=1, description="parts of each process's share of a batch")
     optimizer: Optimizer = Optimizer()
     critic: Optimizer = Field(Optimizer(), description="the same for an adversarial loss's discriminator")
     precision: Precision = "auto"
@@ -72,15 +70,15 @@ class Training(Config):
     validate_every: int = Field(10_000, ge=1)
     validate_images: int = Field(1_000, ge=1, description="held-out images of a validation")
     preview_every: int = Field(20_000, ge=1)
-    monitor_images: int = Field(200, ge=0, description="samples that watch a generator's diversity; 0 for none")
+    monitor_images: int = Field(200, ge=0, description="samples that monitor a generator's diversity; 0 for none")
     monitor_every: int | None = Field(None, ge=1, description="validate_every unless given")
     monitor_extractor: ExtractorName = Field(
-        "pixels", description="what they are compared through: an extractor such as classifier"
+        "pixels", description="feature extractor of the comparison, such as classifier"
     )
     checkpoint_every: int = Field(20_000, ge=1)
     keep_last: int = Field(2, ge=1, description="checkpoints kept")
     snapshot_every: int | None = Field(None, ge=1, description="keep weights in snapshots/, to be measured later")
-    trackers: tuple[str, ...] = Field((), description="tensorboard, wandb, ...: what accelerate knows")
+    trackers: tuple[str, ...] = Field((), description="tensorboard, wandb, ...: any tracker of accelerate")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Training:
@@ -95,9 +93,9 @@ class Training(Config):
         return math.ceil(self.images / self.global_batch)
 
     def lasting(self, images: int) -> Training:
-        """The same training for another number of images, its warm-ups and intervals in proportion.
+        """The training scaled to another number of images, with warm-ups and intervals in proportion.
 
-        ConfigError: more images than a training may take.
+        ConfigError: too many images.
         """
         if images > MOST_IMAGES:
             raise ConfigError(f"{images:,.3g} images are more than the {MOST_IMAGES:,} that a training may take")
@@ -113,7 +111,7 @@ class Training(Config):
 
 
 def settle_precision(precision: Precision, device: torch.device) -> Literal["no", "bf16", "fp16"]:
-    """accelerate's name for a precision; "auto" is bfloat16 where the device multiplies it natively."""
+    """accelerate's name of a precision; "auto" is bfloat16 if the device supports it natively."""
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("training.precision fp16 needs a GPU; use bf16, fp32 or auto on a CPU")
     if precision != "auto":

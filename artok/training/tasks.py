@@ -1,4 +1,4 @@
-"""What one training step computes, for a tokenizer and for a generator. The loop around them is the same."""
+"""The training tasks: the losses, validation and data of a tokenizer and of a generator."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ from artok.training.monitor import Monitor
 Item = TypeVar("Item")
 Stream: TypeAlias = collections.abc.Generator[Item, None, None]  # endless, to be closed
 
-MEASURED = 2_000  # training images that the latents' statistics are taken from
+MEASURED = 2_000  # training images for the statistics of latents
 
 
 @dataclass
 class Step:
-    """losses: weighted scalars whose sum is minimised. monitors: scalars for the log alone."""
+    """losses: weighted scalars whose sum is minimised. monitors: scalars for the log only."""
 
     losses: dict[str, Tensor]
     monitors: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Task(ABC):
-    """One thing to train. `players` have an optimizer each and take turns within a step; the first one is saved."""
+    """A training task. Each of `players` has an optimizer; they take turns within a step. The first one is saved."""
 
     experiment: Experiment
     facts: Facts
@@ -59,38 +59,38 @@ class Task(ABC):
 
     @abstractmethod
     def losses(self, modules: Mapping[str, nn.Module], player: str, batch: Any, seen: int) -> Step:
-        """A player's losses on a local batch. `modules` are the players as wrapped for training."""
+        """A player's losses on a local batch. modules: the players, wrapped for training."""
 
     def plays(self, player: str, step: int) -> bool:
-        """Whether a player has a turn at this step, counted from 0."""
+        """Whether a player takes part in this step, counted from 0."""
         return True
 
     def settle(self, mean: Callable[[Tensor], Tensor]) -> None:
-        """At the end of a step: bring up to date what a critic keeps of its scores. mean: over all processes."""
+        """Update a critic's running score statistics at the end of a step. mean: averages over processes."""
         return
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
-        """Figures on held-out data, with the weights as they are now."""
+        """Metrics on held-out data with the current weights."""
 
     @abstractmethod
     def preview(self, path: Path) -> None:
-        """Write a picture of what the model does now."""
+        """Write a picture of the model's current outputs."""
 
     @abstractmethod
     def split(self, batch: Any, parts: int) -> list[Any]:
-        """A local batch in equal parts, for gradient accumulation."""
+        """Split a local batch into equal parts, for gradient accumulation."""
 
     def measure(self) -> dict[str, float]:
-        """Statistics that belong to the weights as they are now, before these are kept; what to log of them."""
+        """Update statistics that are saved with the weights, such as those of the latents. Returns values to log."""
         return {}
 
     def monitor(self) -> dict[str, float]:
-        """How varied what the model makes now is (asked of the main process alone); empty where nobody watches."""
+        """Diversity metrics of current samples, in the main process only; empty without a monitor."""
         return {}
 
     def skipped(self) -> list[str]:
-        """The images that could not be read so far, with the reason."""
+        """The unreadable images so far, with reasons."""
         return []
 
 
@@ -109,7 +109,7 @@ class TokenizerTask(Task):
         self.players = {"model": self.tokenizer}
         if self.adversary is not None:
             self.players["critic"] = self.adversary.critic
-        self.made: deque[Tensor] = deque()  # the model's turn leaves them to the critic's, which follows
+        self.made: deque[Tensor] = deque()  # reconstructions of the model's turn, for the critic's turn
         self.facts = experiment.facts(train, None)
 
     def _extractor(self, config: ExtractorConfig) -> Extractor:
@@ -280,8 +280,10 @@ class GeneratorTask(Task):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Nats per token on held-out tokens and on as many plain training tokens, or the training loss where no
-        likelihood exists: a gap between the two is memorisation."""
+        """Nats per token on held-out and on as many training tokens, or the training loss without a likelihood.
+
+        A gap between the two indicates memorisation.
+        """
         figures = {"held_out": self._mean_loss(self.held_out)}
         if isinstance(self.source, TokenCache):
             figures["train"] = self._mean_loss(self.source)
@@ -305,7 +307,7 @@ class GeneratorTask(Task):
         return unit, total / count
 
     def preview(self, path: Path) -> None:
-        """Eight samples per class, for up to ten classes."""
+        """Write eight samples per class, for up to ten classes."""
         classes = min(10, len(self.facts.classes))
         images = self.pipeline()(list(range(classes)), n=8)
         grid(images, columns=8, scale=max(1, 32 // images.shape[-1])).save(path)
@@ -314,7 +316,7 @@ class GeneratorTask(Task):
         return self.watch(self.pipeline()) if self.watch else {}
 
     def pipeline(self) -> Pipeline:
-        """The generator as it is now, with its tokenizer."""
+        """The current generator with its tokenizer."""
         sections = {name: getattr(self.experiment, name) for name in ("tokenizer", "generator", "sampling")}
         saved = Saved(**sections, facts=self.facts)
         sampling = self.experiment.sampling

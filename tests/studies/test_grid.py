@@ -373,7 +373,7 @@ def test_an_interruption_says_how_to_go_on(
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command again" in capsys.readouterr().err
 
 
 def test_one_point_can_be_measured_alone(swept: Path) -> None:
