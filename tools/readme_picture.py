@@ -98,8 +98,8 @@ def main() -> None:
     axes = figure.add_subplot(sides[1])
     for name, (milliseconds, distance) in points.items():
         axes.plot(milliseconds, distance, "o", markersize=8)
-        place = {"dit": (7, -13), "var": (-30, 5)}.get(name, (7, 5))  # so that no name lies on another
-        axes.annotate(FAMILIES[name], (milliseconds, distance), xytext=place, textcoords="offset points", fontsize=10)
+        offset = {"dit": (7, -13), "var": (-30, 5)}.get(name, (7, 5))  # so that no name lies on another
+        axes.annotate(FAMILIES[name], (milliseconds, distance), xytext=offset, textcoords="offset points", fontsize=10)
     axes.set_xscale("log")
     axes.set_xlim(min(x for x, _ in points.values()) / 1.6, max(x for x, _ in points.values()) * 2.6)
     axes.set_ylim(0, None)
