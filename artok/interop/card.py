@@ -1,4 +1,4 @@
-"""The model card of a run: what it is, what it was trained on, how it was measured, and under which licence."""
+"""The model card of a run: description, training data, metrics and licence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDENTIFIERS = {
 
 
 def model_card(folder: Path, name: str, layout: TokenLayout, parameters: int, licence: str | None) -> str:
-    """README.md of a run, with the hub's metadata in front. licence: unless the run says its own."""
+    """README.md of a run, with the hub's metadata at the top. licence: used if the run does not name one."""
     config, saved = read_yaml(folder / CONFIG), read_saved(folder)
     source = config.get("source") or {}
     licence = licence or source.get("licence")
@@ -47,7 +47,7 @@ def model_card(folder: Path, name: str, layout: TokenLayout, parameters: int, li
 
 
 def _identifier(licence: str | None) -> str:
-    """The hub's name of a licence."""
+    """The hub's identifier of a licence."""
     if licence is None:
         return "unknown"
     return licence.lower() if licence.lower() in IDENTIFIERS else "other"
@@ -83,7 +83,7 @@ def _use(name: str, saved: Saved) -> str:
 
 
 def _data(config: Mapping[str, Any], saved: Saved) -> str:
-    """What it was trained on; of an imported model its config tells only what it is measured on here."""
+    """The training data. The config of an imported model names only the data that it is measured on here."""
     section = config.get("data") or {}
     named = ", ".join(
         f"{key} {section[key]}" for key in ("kind", "path", "root", "size") if section.get(key) is not None
@@ -91,14 +91,14 @@ def _data(config: Mapping[str, Any], saved: Saved) -> str:
     classes = saved.facts.classes
     said = f"{len(classes)} classes" if classes else "no classes"
     if config.get("source"):
-        return f"Trained by its makers on what they name (see Origin); {said}. Measured here on {named or UNSAID}."
+        return f"Trained by its authors (see Origin); {said}. Measured here on {named or UNSAID}."
     return f"{named or UNSAID}; {said}; fingerprint `{saved.facts.data}`."
 
 
 def _metrics(path: Path) -> str:
     """The table of `results.json`, each value with its N, extractor, seed and floor."""
     if not path.exists():
-        return "Not measured yet: `artok evaluate` writes results that the next export shows here."
+        return "Not measured yet. Run `artok evaluate` and export again to show results here."
     rows = [
         f"| {entry.head} | {entry.text} | {entry.n:,} | {entry.extractor or ''} | {entry.reference} | "
         f"{entry.floor_text} | {entry.seed} |"
@@ -106,7 +106,7 @@ def _metrics(path: Path) -> str:
     ]
     head = "| metric | value | N | extractor | reference | floor | seed |\n|---|---|---|---|---|---|---|"
     note = (
-        "The floor is the same distance between two disjoint sets of real images of that size. Values of different N "
+        "The floor is the distance between two disjoint sets of real images of that size. Values with different N "
         "or extractor cannot be compared."
     )
     return "\n".join([head, *rows]) + f"\n\n{note}"

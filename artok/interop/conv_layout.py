@@ -1,4 +1,4 @@
-"""How published convolutional autoencoders name their layers: one encoder and decoder under four spellings."""
+"""The key names of published convolutional autoencoders: one architecture with four naming schemes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from artok.tokenizers.conv import ConvTokenizer
 class KeyScheme:
     """Names below `encoder.` and `decoder.`. {i}: a level, {j}: a block of it.
 
-    finest_first: the decoder's levels are numbered from the finest, as in taming, and not as they run.
-    query: the attention's projections, together or apart.
+    finest_first: the decoder's levels are numbered from the finest, as in taming, not in the order of computation.
+    query: the attention's projections, as one layer or three.
     """
 
     down: str = "down.{i}"
@@ -45,7 +45,7 @@ TAMING = KeyScheme()
 
 
 def describe_half(tensors: Mapping[str, Tensor], half: str, scheme: KeyScheme) -> dict[str, Any]:
-    """widths, blocks and attention of each level of the encoder or decoder, finest first, and middle_attention."""
+    """Widths, blocks and attention of each level of the encoder or decoder, finest first, and middle_attention."""
     level = f"{half}.{scheme.down if half == 'encoder' else scheme.up}"
     first = f"{level}.{scheme.block.format(j=0)}.conv1.weight"
     levels = count(tensors, first)
@@ -73,7 +73,7 @@ def describe_conv(tensors: Mapping[str, Tensor], scheme: KeyScheme, image: int) 
         counts = f"{len(encoder['widths'])} and {len(decoder['widths'])}"
         raise CheckpointError(f"the encoder and the decoder differ in their levels: {counts}")
     if len(encoder["widths"]) < 2:
-        raise CheckpointError("an autoencoder of a single level changes no resolution, and artok has none such")
+        raise CheckpointError("an autoencoder with a single level does not change the resolution; artok has none")
     section = {
         "kind": "conv",
         "downsample": 2 ** (len(encoder["widths"]) - 1),
@@ -97,7 +97,7 @@ def describe_conv(tensors: Mapping[str, Tensor], scheme: KeyScheme, image: int) 
 
 
 def attention_sides(attends: list[bool], image: int) -> list[int] | str:
-    """Which levels have attention, as the config says it."""
+    """The config's value for the levels that have attention."""
     if attends == [False] * (len(attends) - 1) + [True]:
         return "coarsest"
     return [image >> level for level, here in enumerate(attends) if here]
@@ -107,7 +107,7 @@ def attention_sides(attends: list[bool], image: int) -> list[int] | str:
 
 
 def conv_sources(tokenizer: ConvTokenizer, scheme: KeyScheme) -> dict[str, Source]:
-    """Every tensor of the encoder, the decoder and the convolutions around the quantizer."""
+    """Sources of the tensors of the encoder, the decoder and the convolutions around the quantizer."""
     sources = rename_layer("to_quantizer", "quant_conv") | rename_layer("from_quantizer", "post_quant_conv")
     for half, stack in (("encoder", tokenizer.encoder), ("decoder", tokenizer.decoder)):
         for own, published in _pairs(half, stack, scheme):
@@ -116,7 +116,7 @@ def conv_sources(tokenizer: ConvTokenizer, scheme: KeyScheme) -> dict[str, Sourc
 
 
 def _pairs(half: str, stack: Encoder | Decoder, scheme: KeyScheme) -> list[tuple[str, str]]:
-    """artok's and the published name of every block and layer of a half, below it."""
+    """artok's and the published name of every block and layer below a half."""
     pairs = [("conv_in", "conv_in"), ("norm_out", scheme.norm_out), ("conv_out", "conv_out")]
     names = [name for name in scheme.middle if stack_has(stack.middle, name == scheme.middle[1])]
     pairs += [(f"middle.{index}", name) for index, name in enumerate(names)]

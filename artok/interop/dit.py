@@ -1,7 +1,7 @@
-"""DiT (Peebles and Xie 2023): `DiT-XL-2-256x256.pt`, `DiT-XL-2-512x512.pt`, bare and already averaged; training files
-hold the averaged weights under `ema`.
+"""DiT (Peebles and Xie 2023): `DiT-XL-2-256x256.pt` and `DiT-XL-2-512x512.pt`, bare state dicts of EMA weights.
+Training files hold the EMA weights under `ema`.
 
-Published sampling guides the first three of four channels only.
+Published sampling applies guidance to the first three of four channels only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from artok.interop.families import Description, Family, Hints, Source, count, re
 
 BLOCK = "blocks.{i}.attn.qkv.weight"
 GUIDED = 3
-NAMES = [  # of artok's to published ones
+NAMES = [  # artok's to published names
     (r"^network\.input\.", "x_embedder.proj."),
     (r"^network\.time\.layers\.", "t_embedder.mlp."),
     (r"^network\.conditioner\.labels\.embedding\.", "y_embedder.embedding_table."),
@@ -39,7 +39,7 @@ class DitFamily(Family):
     role = "generator"
     source = "https://github.com/facebookresearch/DiT (Peebles and Xie 2023, arXiv 2212.09748)"
     licence = "CC-BY-NC-4.0"
-    ignored: ClassVar = {"pos_embed": "the table of positions, which is computed, and was compared"}
+    ignored: ClassVar = {"pos_embed": "the table of positions, which is computed and was compared"}
 
     def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
         return "x_embedder.proj.weight" in tensors and "y_embedder.embedding_table.weight" in tensors
@@ -72,8 +72,8 @@ class DitFamily(Family):
 
 
 def describe_sizes(patches: Sequence[int], classes: int, depth: int, hidden: int, outputs: int) -> Description:
-    """A DiT's size. patches: shape of the weight that embeds them. hidden: width inside the feed-forward layers.
-    outputs: numbers for a patch."""
+    """A DiT's size. patches: shape of the patch embedding's weight. hidden: width inside the feed-forward layers.
+    outputs: numbers per patch."""
     width, channels, patch, _ = patches
     size = next((name for name, (d, w, _) in SIZES.items() if (d, w) == (depth, width)), None)
     network: dict[str, Any] = {"kind": "dit", "patch_size": patch, "mlp_ratio": hidden / width}
@@ -88,8 +88,10 @@ def describe_sizes(patches: Sequence[int], classes: int, depth: int, hidden: int
 
 
 def patch_sources(network: DiffusionTransformer, embedding: str, output: str) -> dict[str, Source]:
-    """The two layers at a patch: embedded by a convolution, and put out by row, column and channel, where artok puts it
-    out by channel, row and column."""
+    """Sources of the patch embedding (a convolution) and the output layer.
+
+    The published output is ordered row, column, channel; artok's is channel, row, column.
+    """
     side = network.patch
 
     def by_channel(rows: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""DiT in the layout of `diffusers` DiTTransformer2DModel: `facebook/DiT-XL-2-256`, and what artok exports.
+"""DiT in the layout of `diffusers` DiTTransformer2DModel: `facebook/DiT-XL-2-256`, and artok's exports.
 
-The same weights as in DiT's own files, but queries, keys and values apart, and the embeddings of time and class again
-in every block, all alike. diffusers spaces the frequencies of the time otherwise than the published DiT (by i / 127 and
-not by i / 128), which no weight makes up for; artok keeps to the published ones.
+The weights equal those of DiT's own files. Queries, keys and values are separate, and the embeddings of time and class
+are repeated in every block. diffusers spaces the time frequencies by i / 127, the published DiT by i / 128; artok uses
+the published ones.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class DitDiffusers(Family):
     source = "https://huggingface.co/facebook/DiT-XL-2-256 (Peebles and Xie 2023, arXiv 2212.09748)"
     licence = "CC-BY-NC-4.0"
     ignored: ClassVar = {
-        "transformer_blocks.*.norm1.emb.*": "the embeddings again, compared with those of the first block",
+        "transformer_blocks.*.norm1.emb.*": "the repeated embeddings, compared with those of the first block",
         "pos_embed.pos_embed": "the table of positions, which is computed",
     }
 
@@ -62,11 +62,11 @@ class DitDiffusers(Family):
     def check(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         for key, tensor in copies(tensors).items():
             if not torch.equal(tensor, tensors[key]):
-                raise CheckpointError(f"{key} differs from that of the first block, and artok has one for all")
+                raise CheckpointError(f"{key} differs from that of the first block; artok has one for all blocks")
 
 
 def dit_sources(network: DiffusionTransformer) -> dict[str, Source]:
-    """Where the network's tensors come from; the embeddings from the first block."""
+    """Sources of the network's tensors; the embeddings come from the first block."""
     sources = rename_layer("network.input", "pos_embed.proj") | {
         own: rename(f"{EMBEDDED.format(i=0)}.{published}") for own, published in EMBEDDINGS.items()
     }
@@ -84,7 +84,7 @@ def dit_sources(network: DiffusionTransformer) -> dict[str, Source]:
 
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The first block's embeddings under the names of every other block's that is there."""
+    """The first block's embeddings under the names of every other block."""
     found = {}
     for index in range(1, count(tensors, "transformer_blocks.{i}.attn1.to_q.weight")):
         for published in EMBEDDINGS.values():

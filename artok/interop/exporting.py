@@ -1,4 +1,4 @@
-"""`artok export`: a run as a folder to share, on the hub, or in the formats of other libraries."""
+"""`artok export`: a run as a folder, on the hub, or in the formats of other libraries."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ CARD = "README.md"
 
 
 def to_folder(run: str | Path, out: Path, name: str | None = None, licence: str | None = None) -> list[Path]:
-    """The run's config and weights, a generator's tokenizer, its results, and a model card; what was written.
+    """Write a run's config, weights, tokenizer (of a generator), results and model card. Returns the written paths.
 
-    `Pipeline.from_pretrained` and `load_tokenizer` read the folder. name: what the card calls it.
+    `Pipeline.from_pretrained` and `load_tokenizer` read the folder. name: of the model on the card.
     """
     folder = find_saved(run)
     if out.resolve() == folder.resolve():
@@ -51,7 +51,10 @@ def to_folder(run: str | Path, out: Path, name: str | None = None, licence: str 
 
 
 def to_hub(run: str | Path, repository: str, private: bool = False, licence: str | None = None) -> str:
-    """Push a run with its card to the hub as `user/name`; the address. RunError: there is no network or no right to."""
+    """Push a run with its card to the hub as `user/name`. Returns the address.
+
+    RunError: there is no network or no permission.
+    """
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise ConfigError(f"a hub repository is called user/name, not {repository!r}")
     from huggingface_hub import HfApi
@@ -62,7 +65,7 @@ def to_hub(run: str | Path, repository: str, private: bool = False, licence: str
         try:
             api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=aside, commit_message="Export from artok")
-        except Exception as error:  # the hub client raises many kinds, none of which the user can tell apart
+        except Exception as error:  # the hub client raises many kinds of errors
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise RunError(
                 f"could not push to {repository} ({reason}); log in with 'hf auth login', or export with "
@@ -80,12 +83,12 @@ def export(
     licence: str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
-    """What `artok export` does for every format but npz, which samples; paths or addresses of what was made."""
+    """`artok export` for every format but npz, which samples. Returns the paths or addresses written."""
     if form not in FORMATS:
         raise ConfigError(f"there is no format {form!r}; there are {', '.join(FORMATS)}")
     if form == "hub":
         if repository is None:
-            raise ConfigError("say where to push to with --repo user/name")
+            raise ConfigError("name the repository to push to with --repo user/name")
         return [to_hub(run, repository, private, licence)]
     if form == "diffusers":
         return [str(path) for path in to_diffusers(run, out, say)]

@@ -1,4 +1,4 @@
-"""What every published family says of itself, and how one is found by its keys."""
+"""The base class of published families, and detection of a family by its keys."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from artok.layout import TokenLayout
 
 @dataclass(frozen=True)
 class Source:
-    """Where a tensor of artok's comes from.
+    """The source of one of artok's tensors.
 
-    names: published tensors, joined along their first axis; axes of length 1 may differ from artok's. change: to the
-    joined tensor; undo: what takes it back, unless only the shape changed. value: made in their place, for what a
-    published file does not hold.
+    names: published tensors, concatenated along the first axis; axes of length 1 may differ from artok's. change:
+    applied to the result; undo: its inverse, unless only the shape changes. value: computes a tensor that a published
+    file does not hold.
     """
 
     names: tuple[str, ...] = ()
@@ -36,14 +36,14 @@ class Source:
 def to_published(
     state: Mapping[str, Tensor], sources: Mapping[str, Source], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, Tensor]:
-    """artok's tensors under published names and shapes, the way back from an import."""
+    """artok's tensors under published names and shapes, the inverse of an import."""
     published: dict[str, Tensor] = {}
     for own, source in sources.items():
         if source.names:
             value = state[own] if source.undo is None else source.undo(state[own])
             rows = [shapes[name][0] if len(source.names) > 1 else len(value) for name in source.names]
             for name, part in zip(source.names, value.split(rows), strict=True):
-                if name not in published:  # a table that fills several of artok's goes back as the first of them
+                if name not in published:  # a published tensor with several copies in artok comes from the first
                     published[name] = part.reshape(tuple(shapes[name])).contiguous()
     return published
 
@@ -57,12 +57,12 @@ def compute(value: Callable[[], Tensor]) -> Source:
 
 
 def rename_layer(own: str, published: str, *leaves: str) -> dict[str, Source]:
-    """The weight and bias of a layer, or the `leaves` named."""
+    """Sources of a layer's weight and bias, or of the named `leaves`."""
     return {f"{own}.{leaf}": rename(f"{published}.{leaf}") for leaf in leaves or ("weight", "bias")}
 
 
 def rename_all(module: nn.Module, rules: Sequence[tuple[str, str]]) -> dict[str, Source]:
-    """Every tensor of a module, under its own name changed by each pattern in turn."""
+    """Sources of every tensor of a module; the published name results from applying each rule to its name."""
     sources = {}
     for own in module.state_dict():
         published = own
@@ -74,11 +74,11 @@ def rename_all(module: nn.Module, rules: Sequence[tuple[str, str]]) -> dict[str,
 
 @dataclass(frozen=True)
 class Description:
-    """What keys and shapes tell of a checkpoint.
+    """The model that follows from a checkpoint's keys and shapes.
 
-    section: the `tokenizer:` or `generator:` section; None stands for what they do not tell and the user has to.
-    size: in words. image: side of its images. classes: of a generator. sampling: the published settings. scale: what
-    latents are multiplied by before a generator sees them. licence: where it is not that of the whole family.
+    section: the `tokenizer:` or `generator:` section; None marks values that the user has to give.
+    size: in words. image: side of its images. classes: of a generator. sampling: the published settings. scale: factor
+    on latents for generators. licence: if it differs from the family's.
     """
 
     section: dict[str, Any]
@@ -92,17 +92,17 @@ class Description:
 
 @dataclass(frozen=True)
 class Hints:
-    """image: side of the images, if the user gave it. layout: of the tokens, for a generator."""
+    """image: side of the images, if given by the user. layout: of a generator's tokens."""
 
     image: int | None = None
     layout: TokenLayout | None = None
 
 
 class Family(ABC):
-    """A published layout.
+    """A published checkpoint format.
 
-    role: what its files hold. source: code and paper. licence: of the files.
-    ignored: patterns (as of a shell) of published keys that are not part of the model, each with the reason.
+    role: the kind of model. source: code and paper. licence: of the files.
+    ignored: shell patterns of published keys that are not part of the model, with the reason.
     """
 
     name: ClassVar[str]
@@ -113,21 +113,21 @@ class Family(ABC):
 
     @abstractmethod
     def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether the keys are this family's, and no other's."""
+        """Whether the keys are of this family and of no other."""
 
     @abstractmethod
     def describe(self, tensors: Mapping[str, Tensor], hints: Hints) -> Description:
-        """The model's size, read from keys and shapes; a CheckpointError when they contradict each other.
+        """The model's size from keys and shapes. CheckpointError: they contradict each other.
 
-        hints: what the user gave beside the file.
+        hints: settings given by the user.
         """
 
     @abstractmethod
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
-        """Where each tensor of the built module comes from."""
+        """The source of each tensor of the built module."""
 
     def check(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """A CheckpointError when constants in the file are not those that the module computes for itself."""
+        """Raise a CheckpointError when constants in the file differ from those that the module computes."""
         return
 
 
@@ -143,16 +143,14 @@ def families() -> dict[str, Family]:
 
 
 def find_family(tensors: Mapping[str, Tensor], wanted: str | None) -> Family:
-    """The family asked for, or the one whose keys these are; a CheckpointError with a hint when there is none."""
+    """The wanted family, or the one whose keys these are. CheckpointError: there is none."""
     known = families()
     fitting = [family for family in known.values() if family.recognises(tensors)]
     if wanted is None:
         if fitting:
             return fitting[0]
         sample = ", ".join(list(tensors)[:4])
-        raise CheckpointError(
-            f"these keys ({sample}, ...) are of no published family that artok knows; it knows {', '.join(known)}"
-        )
+        raise CheckpointError(f"these keys ({sample}, ...) match no published family; artok knows {', '.join(known)}")
     if wanted not in known:
         near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
@@ -167,7 +165,7 @@ def find_family(tensors: Mapping[str, Tensor], wanted: str | None) -> Family:
 
 
 def shape_of(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> Sequence[int]:
-    """The shape of a published tensor that the size is read from."""
+    """The shape of a published tensor. CheckpointError: it is missing or has other dimensions."""
     if name not in tensors:
         raise CheckpointError(f"the key {name} is missing")
     shape = tuple(tensors[name].shape)
@@ -177,7 +175,7 @@ def shape_of(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> Seque
 
 
 def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many of `pattern` with {i} = 0, 1, ... there are in a row."""
+    """The number of consecutive keys that match `pattern` with {i} = 0, 1, ..."""
     number = 0
     while pattern.format(i=number) in tensors:
         number += 1
@@ -185,7 +183,7 @@ def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def codebook_sources(own: str, published: str, codes: int) -> dict[str, Source]:
-    """The state of a `Codebook` of so many codes: the published table, with running counts and sums that agree."""
+    """Sources of a `Codebook`'s state: the published table, with running counts and sums that agree with it."""
     return {
         f"{own}.table": rename(published),
         f"{own}.sums": rename(published),

@@ -1,4 +1,4 @@
-"""Published files by short names, fetched from the Hugging Face hub; and runs pushed there."""
+"""The catalogue of published checkpoints, and fetching them from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ from artok.locks import hold_lock
 from artok.saved import CONFIG
 
 PREFIX = "hub:"
-PATIENCE = 5.0  # seconds for a name to be looked up
+PATIENCE = 5.0  # seconds until a DNS look-up counts as failed
 TAMING = "https://heibox.uni-heidelberg.de/f/{}/?dl=1"
 DIT = "https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-{0}x{0}.pt"
 
 
 @dataclass(frozen=True)
 class Published:
-    """repository, file: on the hub; without a repository the file is elsewhere, at `url`. licence: as its authors give
-    it. size: side of the images, where the file does not tell it. tokenizer: short name of a generator's tokenizer.
-    note: what to know before using it. sha256: of the file, where it is known beforehand."""
+    """A published file.
+
+    repository, file: on the hub; without a repository the file is at `url`. licence: as given by its authors. size:
+    side of the images, if the file does not hold it. tokenizer: short name of a generator's tokenizer. note: for the
+    user. sha256: of the file, if known.
+    """
 
     repository: str | None
     file: str
@@ -45,7 +48,7 @@ class Published:
 
     @property
     def address(self) -> str:
-        """Where a person can get it."""
+        """The address to download it from by hand."""
         return self.url or f"https://huggingface.co/{self.repository}/resolve/main/{self.file}"
 
 
@@ -109,7 +112,7 @@ CATALOGUE = _catalogue()
 
 
 def table() -> str:
-    """The catalogue as text: one line per checkpoint with its family, the side of its images, and what it needs."""
+    """The catalogue as text: one line per checkpoint with its family, image size and tokenizer."""
     rows = [("name", "family", "size", "licence", "needs")]
     for name, entry in CATALOGUE.items():
         side = entry.size or (CATALOGUE[entry.tokenizer].size if entry.tokenizer else None)
@@ -120,7 +123,7 @@ def table() -> str:
 
 
 def published(name: str) -> Published:
-    """The file behind `hub:NAME`; a ConfigError with the nearest name when there is none."""
+    """The catalogue's entry for `hub:NAME`. ConfigError: there is none; the message names the nearest."""
     name = name.removeprefix(PREFIX)
     if name not in CATALOGUE:
         near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5)
@@ -130,9 +133,9 @@ def published(name: str) -> Published:
 
 
 def fetch(name: str, say: Callable[[str], None]) -> Path:
-    """The path of a published file, fetched unless it is in the hub's cache, its checksum held against the hub's.
+    """Download a published file unless it is in the hub's cache, and verify its checksum. Returns its path.
 
-    RunError: it cannot be had; the sentence says which file to fetch by hand and what to call then.
+    RunError: it cannot be fetched; the message says which file to fetch by hand and how to import it.
     """
     entry = published(name)
     say(
@@ -141,7 +144,7 @@ def fetch(name: str, say: Callable[[str], None]) -> Path:
     )
     try:
         path = _download(entry, name)
-    except Exception as error:  # the hub client raises many kinds, none of which the user can tell apart
+    except Exception as error:  # the hub client raises many kinds of errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RunError(f"{name.removeprefix(PREFIX)} could not be fetched ({reason}); {by_hand(entry)}") from None
     verify(path, entry, say)
@@ -149,7 +152,7 @@ def fetch(name: str, say: Callable[[str], None]) -> Path:
 
 
 def by_hand(entry: Published) -> str:
-    """What to do without a network."""
+    """Instructions for fetching and importing by hand."""
     command = f"'artok import FILE --family {entry.family}{f' --size {entry.size}' if entry.size else ''}"
     if entry.tokenizer is None:
         return f"fetch {entry.address} ({entry.licence}) by hand, then {command}'"
@@ -162,8 +165,7 @@ def by_hand(entry: Published) -> str:
 
 
 def import_published(name: str, out: Path, options: ImportOptions, say: Callable[[str], None]) -> Report:
-    """Fetch `hub:NAME` and import it; a generator's tokenizer is fetched too, and put beside `out`, unless one is
-    given."""
+    """Fetch `hub:NAME` and import it. Unless a tokenizer is given, a generator's is imported beside `out`."""
     entry = published(name)
     check_free(out)
     path = fetch(name, say)
@@ -177,7 +179,7 @@ def import_published(name: str, out: Path, options: ImportOptions, say: Callable
 
 
 def imported_run(name: str) -> Path | None:
-    """The run of a published checkpoint in the user's cache, imported there at its first use; None for other names.
+    """The run of a published checkpoint in the user's cache, imported at its first use; None for other names.
 
     RunError: it could not be fetched.
     """
@@ -212,7 +214,7 @@ def _download(entry: Published, name: str) -> Path:
 
 
 def _reachable(host: str) -> bool:
-    """Whether a host's name is found within a few seconds; asked first, since the hub's client tries for minutes."""
+    """Whether a host name resolves within a few seconds. The hub's client would retry for minutes."""
     if getproxies():
         return True
     found = threading.Event()
@@ -227,10 +229,12 @@ def _reachable(host: str) -> bool:
 
 
 def verify(path: Path, entry: Published, say: Callable[[str], None]) -> None:
-    """Hold a file's checksum against the one known beforehand, or the hub's; the hub keeps a large file under its own
-    checksum, so that the cache's file name tells it."""
+    """Compare a file's sha256 with the catalogue's or the hub's, which is the file's name in the hub's cache.
+
+    RunError: they differ.
+    """
     checksum = sha256(path)
     expected = entry.sha256 or path.resolve().name
     if len(expected) == 64 and expected != checksum:
         raise RunError(f"{path} is damaged: its sha256 is {checksum}, not {expected}; delete it and fetch it again")
-    say(f"sha256 {checksum}" + ("" if len(expected) == 64 else ", which nothing confirms"))
+    say(f"sha256 {checksum}" + ("" if len(expected) == 64 else ", not verified"))

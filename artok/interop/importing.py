@@ -1,7 +1,7 @@
-"""`artok import`: a published file becomes a run directory, to be sampled from, measured and built on as any other.
+"""`artok import`: converts a published file to a run directory.
 
-Tensors go from the file to the run one at a time, so an import needs the memory of the largest of them, and the run's
-weights are float32 under artok's own names.
+Tensors are converted one at a time, so an import needs the memory of the largest one. The run's weights are float32
+under artok's names.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from artok.saved import (
 )
 from artok.weights import available_memory, empty_parameters, gigabytes, size_in_bytes, write_each
 
-IMAGENET = {"kind": "hub", "path": "ILSVRC/imagenet-1k"}  # to be measured on, unless told otherwise
+IMAGENET = {"kind": "hub", "path": "ILSVRC/imagenet-1k"}  # default data of a run for evaluation
 
 
 @dataclass
 class Report:
-    """What an import did.
+    """The report of an import.
 
     unused: published keys that are not part of the model, by reason. skipped_classes: classes that were not loaded.
-    scale: of a KL autoencoder's latents.
-    widened: the half-precision type that was turned into float32, if any. needed: bytes to load the model.
+    scale: of a KL autoencoder's latents. widened: the half-precision type that was converted to float32, if any.
+    needed: bytes to load the model.
     """
 
     family: str
@@ -67,7 +67,7 @@ class Report:
     widened: str | None = None
 
     def lines(self) -> list[str]:
-        """The report in words."""
+        """The report as lines of text."""
         where = f" (under {self.wrapper})" if self.wrapper else ""
         lines = [
             f"{self.size}: {self.parameters:,} parameters, family {self.family}{where}",
@@ -77,7 +77,7 @@ class Report:
         if self.skipped_classes:
             lines.append(f"not loaded, since nothing in a file is executed: {', '.join(self.skipped_classes)}")
         if self.scale is not None:
-            lines.append(f"generators see its latents times {self.scale:g}, unless --scale says otherwise")
+            lines.append(f"generators get its latents times {self.scale:g}; change that with --scale")
         if self.widened:
             lines.append(f"weights widened from {self.widened} to float32")
         available = available_memory()
@@ -87,12 +87,12 @@ class Report:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the user says of a file.
+    """The user's settings for an import.
 
-    family: found by the keys unless given. tokenizer: for a generator, the run of the tokenizer whose tokens it models.
-    size: side of the images. overrides: `key.sub=value` on top of what keys and shapes tell. part: of the file, such as
-    "model", where the averaged weights are not wanted. ignore: patterns of keys that may be left over. scale: what a KL
-    autoencoder's latents are multiplied by for a generator, where it is not the family's usual.
+    family: default by the keys. tokenizer: for a generator, the run of its tokenizer. size: side of the images.
+    overrides: `key.sub=value` on top of the detected config. part: part of the file, such as "model"; default the EMA
+    weights. ignore: patterns of keys to leave out. scale: factor on a KL autoencoder's latents for generators; default
+    the family's.
     """
 
     family: str | None = None
@@ -107,9 +107,9 @@ class ImportOptions:
 def import_file(
     path: Path, out: Path, options: ImportOptions | None = None, say: Callable[[str], None] = lambda _: None
 ) -> Report:
-    """Write the run directory `out` from a published file; `say` gets the report line by line.
+    """Write the run directory `out` from a published file; `say` is called with each line of the report.
 
-    CheckpointError or ConfigError: the file is damaged, of another family, or does not fit; nothing is written then.
+    CheckpointError, ConfigError: the file is damaged, of another family, or does not fit. Nothing is written then.
     """
     options = options or ImportOptions()
     check_free(out)
@@ -158,7 +158,7 @@ def import_file(
 
 
 class DataSection(Config):
-    """What a run is measured on."""
+    """A config with only the data that a run is measured on."""
 
     data: Annotated[Part, of_kind("data"), OPEN]
 
@@ -166,7 +166,7 @@ class DataSection(Config):
 def make_config(
     family: Family, description: Description, checkpoint: Checkpoint, own: Frozen | None, overrides: Sequence[str]
 ) -> dict[str, Any]:
-    """The run's `config.yaml`: what keys and shapes tell, under the user's overrides."""
+    """The run's `config.yaml`: the detected config with the user's overrides on top."""
     facts: dict[str, Any] = {"data": f"published: {checkpoint.path.name}", "version": __version__}
     data: Mapping[str, Any] = IMAGENET
     if own is None:
@@ -183,14 +183,14 @@ def make_config(
     left = [place for place, value in _leaves(config) if value is None and place in open_]
     if left:
         raise ConfigError(
-            f"the shapes of {checkpoint.path} ({description.size}) do not tell {' and '.join(left)}; "
+            f"{' and '.join(left)} cannot be read from the shapes of {checkpoint.path} ({description.size}); "
             f"add {left[0]}=VALUE"
         )
     return config | {"data": make_data_section(config["data"], config["facts"]["image"])}
 
 
 def make_data_section(section: object, image: Sequence[int]) -> dict[str, Any]:
-    """A `data:` section for images (C, H, W) of the model's own size, which it need not repeat."""
+    """A `data:` section for images (C, H, W) of the model's size, which is the default."""
     fitting = {"size": image[-1], "channels": image[0]}
     given: dict[str, Any] = dict(section) if isinstance(section, Mapping) else {}
     wrong = [f"data.{key}={given[key]}" for key in fitting if given.get(key, fitting[key]) != fitting[key]]
@@ -209,7 +209,7 @@ def _leaves(section: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]
 
 @dataclass(frozen=True)
 class Frozen:
-    """The tokenizer of a generator: its folder, its settings for the generator's images, and what it is measured on."""
+    """A generator's tokenizer: its folder, its config for the generator's images, and its data section."""
 
     folder: Path
     saved: Saved
@@ -222,15 +222,15 @@ class Frozen:
 
 
 def open_tokenizer(family: Family, checkpoint: Checkpoint, name: str | None, size: int | None) -> Frozen | None:
-    """The tokenizer that a generator needs; None for a tokenizer."""
+    """Open the tokenizer of a generator; None for a tokenizer."""
     if family.role == "tokenizer":
         if name is not None:
             raise ConfigError(f"{checkpoint.path} is a tokenizer itself ({family.name}); leave --tokenizer out")
         return None
     if name is None:
         raise ConfigError(
-            f"{checkpoint.path} is a generator ({family.name}), whose run needs the tokenizer that it was trained on: "
-            "import that first, then give its run with --tokenizer"
+            f"{checkpoint.path} is a generator ({family.name}) and needs the tokenizer that it was trained on: "
+            "import that first, then name its run with --tokenizer"
         )
     folder = find_saved(name)
     if read_saved(folder).generator is not None:
@@ -241,7 +241,7 @@ def open_tokenizer(family: Family, checkpoint: Checkpoint, name: str | None, siz
 
 
 def resize_tokenizer(saved: Saved, size: int | None) -> Saved:
-    """A tokenizer's settings for images of another size, where it is told one."""
+    """A tokenizer's config for images of side `size`; unchanged for None."""
     if size is None or saved.facts.image[-1] == size:
         return saved
     ratio = size / saved.facts.image[-1]
@@ -254,7 +254,7 @@ def resize_tokenizer(saved: Saved, size: int | None) -> Saved:
 
 
 def build_model(config: Mapping[str, Any], layout: TokenLayout | None) -> nn.Module:
-    """The module of a config, without memory for its parameters."""
+    """Build the module of a config, with parameters on the meta device."""
     saved = validate(Saved, config, "the imported model")
     with empty_parameters():
         if layout is None:
@@ -265,7 +265,7 @@ def build_model(config: Mapping[str, Any], layout: TokenLayout | None) -> nn.Mod
 
 
 def latent_statistics(module: nn.Module, scale: float | None) -> dict[str, Source]:
-    """What takes latents to tokens and back: published models multiply by a constant, artok divides by a deviation."""
+    """Sources of the latents' mean and deviation. Published models multiply by a constant instead."""
     deviation = getattr(module, "latent_deviation", None)
     if scale is None or not isinstance(deviation, Tensor):
         return {}
@@ -279,7 +279,7 @@ def latent_statistics(module: nn.Module, scale: float | None) -> dict[str, Sourc
 
 
 def check_free(out: Path) -> None:
-    """A ConfigError when there is anything at `out` that an import would mix with or write over."""
+    """Raise a ConfigError when `out` holds files already."""
     if (out / CONFIG).exists():
         raise ConfigError(f"{out} holds a run already; choose another folder with --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -288,15 +288,17 @@ def check_free(out: Path) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, whose files are moved there once all are written; after a failure nothing is left."""
+    """A temporary folder whose files are moved to `out` at the end; after a failure nothing is left."""
     missing = [path for path in (out, *out.parents) if not path.exists()]
     aside = out.resolve().parent / f".{out.resolve().name}.importing"
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # what a killed import left
+        shutil.rmtree(aside, ignore_errors=True)  # left by a killed import
         aside.mkdir(parents=True)
         yield aside
         out.mkdir(parents=True, exist_ok=True)
-        for path in sorted(aside.iterdir(), key=lambda path: path.name == CONFIG):  # it makes the folder a run
+        for path in sorted(
+            aside.iterdir(), key=lambda path: path.name == CONFIG
+        ):  # last, since it marks the folder as a run
             os.replace(path, out / path.name)
         aside.rmdir()
     except BaseException as error:
@@ -318,7 +320,7 @@ def write_run(
     sources: Mapping[str, Source],
     tokenizer: Frozen | None,
 ) -> None:
-    """The tokenizer of a generator, the weights and the config."""
+    """Write the tokenizer of a generator, the weights and the config."""
     state = module.state_dict()
     entries = {key: (place.dtype, tuple(place.shape)) for key, place in state.items() if key in sources}
     write_aside(

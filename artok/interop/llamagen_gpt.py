@@ -1,4 +1,4 @@
-"""LlamaGen's class-conditional transformers (Sun et al. 2024): `c2i_{B,L,XL,XXL,3B}_{256,384}.pt`, B to 3B.
+"""LlamaGen's class-conditional transformers (Sun et al. 2024): `c2i_{B,L,XL,XXL,3B}_{256,384}.pt`.
 
 B, L and XL are under `model`; XXL and 3B are bare state dicts.
 """
@@ -32,11 +32,11 @@ class LlamaGenGpt(Family):
 
     def describe(self, tensors: Mapping[str, Tensor], hints: Hints) -> Description:
         if any(key.startswith("cls_embedding.cap_proj") for key in tensors):
-            raise CheckpointError("this is a text-to-image model, and artok's generators take classes, not captions")
+            raise CheckpointError("this is a text-to-image model; artok imports class-conditional ones only")
         classes, width = shape_of(tensors, "cls_embedding.embedding_table.weight", 2)
         layers, hidden = count(tensors, LAYER), shape_of(tensors, "layers.0.feed_forward.w1.weight", 2)[0]
         if shape_of(tensors, LAYER.format(i=0), 2)[0] != 3 * width:
-            raise CheckpointError("this model shares keys among its heads (grouped queries), which artok does not")
+            raise CheckpointError("this model has grouped-query attention, which artok does not support")
         size = next((name for name, (depth, _, wide) in SIZES.items() if (depth, wide) == (layers, width)), None)
         section: dict[str, Any] = {"kind": "raster", "size": size}
         if size is None:
@@ -75,13 +75,13 @@ class LlamaGenGpt(Family):
         ):
             grid = "x".join(map(str, module.layout.grid))
             raise CheckpointError(
-                f"the model's rotary table is not that of the tokenizer's {grid} tokens; give the side of its images "
+                f"the model's rotary table does not fit the tokenizer's {grid} tokens; give the side of its images "
                 "(--size 384) or its heads (generator.heads=N)"
             )
 
 
 def _heads(tensors: Mapping[str, Tensor], width: int) -> int | None:
-    """Only the rotary table, which some files hold, tells the width of a head."""
+    """The number of heads from the rotary table, or None for files without one."""
     if "freqs_cis" not in tensors:
         return None
     return width // (2 * shape_of(tensors, "freqs_cis", 3)[1])

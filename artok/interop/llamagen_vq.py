@@ -1,6 +1,6 @@
 """LlamaGen's tokenizers (Sun et al. 2024): `vq_ds16_c2i.pt`, `vq_ds8_c2i.pt`, `vq_ds16_t2i.pt`, under `model`.
 
-Latents and codes are put on the unit sphere before the search, and the decoder receives the normalised codes.
+Latents and codes are l2-normalised before the search, and the decoder gets the normalised codes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LlamaGenVq(Family):
     role = "tokenizer"
     source = "https://github.com/FoundationVision/LlamaGen (Sun et al. 2024, arXiv 2406.06525)"
     licence = "MIT"
-    ignored: ClassVar = {"quantize.codebook_used": "usage counted in training", "loss.*": "losses of the training"}
+    ignored: ClassVar = {"quantize.codebook_used": "usage counted in training", "loss.*": "training losses"}
 
     def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
         return "encoder.conv_blocks.0.res.0.conv1.weight" in tensors and TABLE in tensors

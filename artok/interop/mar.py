@@ -1,5 +1,5 @@
-"""MAR's transformers (Li et al. 2024): `checkpoint-last.pth` of base, large and huge, under `model_ema`; without the
-averaged weights samples are useless. Patches of 1x1 and 2x2 latents.
+"""MAR's transformers (Li et al. 2024): `checkpoint-last.pth` of base, large and huge, under `model_ema`. Samples of the
+weights without EMA are useless. Patches of 1x1 and 2x2 latents.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from artok.interop.families import Description, Family, Hints, Source, count, re
 BLOCK = "{half}_blocks.{{i}}.attn.qkv.weight"
 RESIDUAL = "diffloss.net.res_blocks.{i}.mlp.0.weight"
 GUIDANCE = {"base": 2.9, "large": 3.0, "huge": 3.2}  # of the published samples
-NAMES = [  # of artok's to published ones
+NAMES = [  # artok's to published names
     (r"^input\.", "z_proj."),
     (r"^body\.input_norm\.", "z_proj_ln."),
     (r"^body\.(en|de)coder_positions$", r"\1coder_pos_embed_learned"),
@@ -95,11 +95,11 @@ class MarFamily(Family):
 
 
 def _patch(dimension: int, hints: Hints) -> int:
-    """The side of the squares of tokens that the model reads as one."""
+    """The patch size, in tokens."""
     width = hints.layout.width if hints.layout else 16
     side = math.isqrt(dimension // width)
     if side**2 * width != dimension:
-        raise CheckpointError(f"the model's vectors of {dimension} numbers are no squares of the tokenizer's {width}")
+        raise CheckpointError(f"the model's patches of {dimension} numbers are no squares of tokens of width {width}")
     return side
 
 

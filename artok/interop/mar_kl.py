@@ -1,7 +1,7 @@
 """KL autoencoders in the layout of latent diffusion (Rombach et al. 2022): MAR's `kl16.ckpt` under `model`, and Stable
 Diffusion's originals under `state_dict`, alone or as `first_stage_model.*` of a whole model.
 
-Generators see the latents times a published factor: .2325 for MAR, .18215 for Stable Diffusion.
+Generators get the latents times a published factor: .2325 for MAR, .18215 for Stable Diffusion.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class MarKl(Family):
     role = "tokenizer"
     source = "https://github.com/LTH14/mar and https://github.com/CompVis/latent-diffusion (arXiv 2112.10752)"
     licence = "MIT"
-    ignored: ClassVar = {"loss.*": "losses of the training", "model_ema.*": "a second, averaged copy"}
+    ignored: ClassVar = {"loss.*": "training losses", "model_ema.*": "a second copy, EMA weights"}
 
     def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
         own = "encoder.down.0.block.0.conv1.weight" in tensors and "quant_conv.weight" in tensors

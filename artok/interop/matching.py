@@ -1,4 +1,4 @@
-"""A published file's keys held against a module's, and the module's tensors made from the file's."""
+"""Compares a published file's keys with a module's, and makes the module's tensors from the file's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from artok.interop.families import Family, Source
 from artok.interop.reading import Checkpoint
 from artok.weights import DTYPES
 
-SHOWN = 6  # keys that a message names
+SHOWN = 6  # keys named in a message
 
 
 def compare(
@@ -24,10 +24,12 @@ def compare(
     ignore: Sequence[str],
     say: Callable[[str], None],
 ) -> dict[str, list[str]]:
-    """Hold every key against the module's. Unused keys by the reason why they may be; all others are a
-    CheckpointError, whose full list is said first."""
+    """Compare all keys with the module's. Returns unused keys by the reason why they are allowed.
+
+    CheckpointError: keys are missing, extra, or of another shape or type; all are passed to `say` first.
+    """
     used = {name for source in sources.values() for name in source.names}
-    allowed = dict(family.ignored) | dict.fromkeys(ignore, "as told to ignore")
+    allowed = dict(family.ignored) | dict.fromkeys(ignore, "left out by --ignore")
     unused: dict[str, list[str]] = {}
     extra: list[str] = []
     for key in checkpoint.tensors:
@@ -57,7 +59,7 @@ def compare(
 def mismatches(
     own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], sources: Mapping[str, Source]
 ) -> dict[str, list[str]]:
-    """Keys that a module's state needs and that are missing, misshapen, or of a type that cannot be converted."""
+    """Keys of a module's state that are missing, of another shape, or of a type that cannot be converted."""
     problems: dict[str, list[str]] = {"missing": [], "of another shape": [], "of another type of number": []}
     for name, place in own.items():
         source = sources.get(name, Source())
@@ -76,12 +78,12 @@ def mismatches(
 
 
 def converts(part: Tensor, place: Tensor) -> bool:
-    """Whether a tensor's numbers can stand in a place: no complex ones, nor integers for fractions."""
+    """Whether a tensor's type can be converted to a place's: no complex numbers, no integers for floats."""
     return part.dtype in DTYPES and part.is_floating_point() == place.is_floating_point()
 
 
 def fits(source: Source, place: Tensor, parts: Sequence[Tensor]) -> bool:
-    """Whether a source's parts make a tensor of that shape, axes of length 1 aside."""
+    """Whether a source's parts give a tensor of the place's shape, up to axes of length 1."""
     shapes = [torch.empty(part.shape, device="meta") for part in parts]
     try:
         joined = _concatenate(source, shapes)
@@ -96,7 +98,7 @@ def _concatenate(source: Source, parts: Sequence[Tensor]) -> Tensor:
 
 
 def assemble(source: Source, tensors: Mapping[str, Tensor], place: Tensor) -> Tensor:
-    """A tensor of artok's from its source; a CheckpointError when it holds infinities or NaN."""
+    """Make one of artok's tensors from its source. CheckpointError: it holds infinities or NaN."""
     if source.value is not None:
         return source.value().view(place.shape)
     value = _concatenate(source, [tensors[name].to(place.dtype) for name in source.names])
@@ -106,7 +108,7 @@ def assemble(source: Source, tensors: Mapping[str, Tensor], place: Tensor) -> Te
 
 
 def find_half_precision(checkpoint: Checkpoint, sources: Mapping[str, Source]) -> str | None:
-    """The half-precision types among the tensors that are used."""
+    """The half-precision types of the used tensors, or None."""
     used = {checkpoint.tensors[name].dtype for source in sources.values() for name in source.names}
     half = sorted(str(dtype).removeprefix("torch.") for dtype in used & {torch.float16, torch.bfloat16})
     return " and ".join(half) or None

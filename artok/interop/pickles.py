@@ -1,9 +1,8 @@
-"""Reading pickles that hold other classes beside their tensors, with nothing in them ever executed.
+"""Reads pickles that hold other classes beside tensors, without executing anything in them.
 
-A pickle names classes and functions, and calls them as it is read. Here a name means something only if it is one of a
-short list of what torch needs to rebuild a tensor. Every other name becomes an inert stand-in, which takes any call,
-state or item and does nothing: MAR's argparse.Namespace, the callbacks that Lightning puts into taming's files, and
-what a malicious file would like to have called.
+Unpickling calls the classes and functions that a pickle names. Here only the few functions that torch needs to rebuild
+a tensor are called. Every other name becomes an inert object that accepts any call, state or item and does nothing,
+such as MAR's argparse.Namespace, Lightning's callbacks in taming's files, or the calls of a malicious file.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 
 
 class Inert:
-    """Stands for an object, or the result of a call, that is not to be made."""
+    """A placeholder for an object or the result of a call that is not made."""
 
     def __new__(cls, *arguments: object, **options: object) -> Inert:
         return object.__new__(cls)
@@ -60,11 +59,11 @@ def _parameter(data: object, *_: object) -> object:
 
 
 def _with_attributes(build: Any, _: object, arguments: tuple[Any, ...], __: object) -> object:
-    """A tensor that was saved with attributes of its own, without them."""
+    """A tensor that was saved with attributes, without them."""
     return build(*arguments) if build in (_rebuild, _rebuild_oldest, _parameter) else Inert()
 
 
-# Wrappers, and not torch's own functions: a pickle can set attributes on whatever it is handed.
+# Wrappers instead of torch's functions, since a pickle can set attributes on the objects that it gets.
 ALLOWED: dict[tuple[str, str], object] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): torch.Size,
@@ -76,7 +75,7 @@ ALLOWED: dict[tuple[str, str], object] = {
 
 
 def reading_with_stand_ins(found: set[str]) -> Any:
-    """What `torch.load` takes as its `pickle_module`. The names that were replaced are added to `found`."""
+    """A `pickle_module` for `torch.load`. Replaced names are added to `found`."""
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -88,7 +87,7 @@ def reading_with_stand_ins(found: set[str]) -> Any:
             found.add(f"{module}.{name}")
             return type("StandIn", (Inert,), {})
 
-        def __setattr__(self, name: str, value: Any) -> None:  # torch hands its reader of storages over like this
+        def __setattr__(self, name: str, value: Any) -> None:  # torch sets its storage reader like this
             super().__setattr__(name, _storages_only(value) if name == "persistent_load" else value)
 
     def load(file: IO[bytes], **options: Any) -> Any:
@@ -99,7 +98,7 @@ def reading_with_stand_ins(found: set[str]) -> Any:
 
 
 def _storages_only(load: Callable[[Any], object]) -> Callable[[Any], object]:
-    """torch's oldest format can also ask for the source of a pickled module to be compared; nothing needs that."""
+    """Refuse the other requests of torch's oldest format, such as comparing the source code of a module."""
 
     def persistent_load(saved_id: Any) -> object:
         kind = saved_id[0] if isinstance(saved_id, tuple) and saved_id else None

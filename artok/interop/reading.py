@@ -1,4 +1,4 @@
-"""Reading published files: safetensors and torch's formats, with their wrappers taken off and nothing executed."""
+"""Reads published files, safetensors and torch's formats, without wrappers and without executing anything."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from artok.errors import CheckpointError
 from artok.interop.pickles import Inert, reading_with_stand_ins
 from artok.weights import require_memory
 
-# Which part of a training checkpoint to take, best first: averaged weights before the raw ones.
+# Parts of a training checkpoint, preferred first: EMA weights before the raw ones.
 WRAPPERS = ("model_ema", "ema", "trainer", "var_wo_ddp", "state_dict", "model", "module")
 PREFIXES = ("module.", "_orig_mod.", "first_stage_model.")  # DistributedDataParallel, torch.compile, latent diffusion
-DEPTH = 4  # of wrappers in wrappers, at most: a pickle may hold itself
+DEPTH = 4  # of nested wrappers, at most, since a pickle can contain itself
 FOLDER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors")
 
 
 @dataclass
 class Checkpoint:
-    """A published file. Its tensors stay on the disk until they are used, where the format allows that.
+    """A published file. Its tensors are memory-mapped if the format allows it.
 
-    wrapper: where in the file the tensors were found, such as "model_ema", or "" when they were bare.
-    skipped_classes: classes in the file that were replaced by inert stand-ins. others: keys outside the part taken.
+    wrapper: the part of the file that holds the tensors, such as "model_ema", or "" for the whole file.
+    skipped_classes: classes in the file that were replaced by placeholders. others: keys outside of the part.
     """
 
     path: Path
@@ -42,10 +42,10 @@ class Checkpoint:
 
 
 def read(path: Path, wrapper: str | None = None) -> Checkpoint:
-    """The tensors of a safetensors or torch file, or of a folder of `diffusers` that holds one.
+    """Read a safetensors or torch file, or a folder of `diffusers` that holds one.
 
-    wrapper: the part to take, such as "model"; by itself the best of `WRAPPERS` is taken. CheckpointError: there is
-    no such file, it is truncated, no checkpoint, or holds no tensors.
+    wrapper: the part to read, such as "model"; default the first of `WRAPPERS` that is there. CheckpointError: the file
+    does not exist, is truncated, is no checkpoint, or holds no tensors.
     """
     if path.is_dir():
         inside = [path / name for name in FOLDER_FILES if (path / name).is_file()]
@@ -93,7 +93,7 @@ def _read_torch(path: Path, found: set[str]) -> Mapping[str, Any]:
         _refuse_other_zips(path)
     require_memory(path.stat().st_size, f"reading {path}", mapped)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's on what a failure says in one sentence
+        warnings.simplefilter("ignore")  # failures are raised as a CheckpointError below
         content = _load(path, mapped, found)
     if not isinstance(content, Mapping):
         what = type(content).__name__
@@ -104,7 +104,7 @@ def _read_torch(path: Path, found: set[str]) -> Mapping[str, Any]:
 
 
 def _load(path: Path, mapped: bool, found: set[str]) -> Any:
-    # A file from elsewhere can fail in any way at all, so every exception means that it cannot be read.
+    # A foreign file can raise any exception; all mean that it cannot be read.
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
@@ -127,7 +127,7 @@ def _refuse_other_zips(path: Path) -> None:
         names = [name.rpartition("/")[2] for name in archive.namelist()]
     if "data.pkl" not in names:
         raise CheckpointError(f"{path} is a zip file but no checkpoint: it has no data.pkl")
-    if "constants.pkl" in names:  # torch would hand such a file to its compiler
+    if "constants.pkl" in names:  # torch would compile such a file
         raise CheckpointError(f"{path} is a compiled TorchScript program, not a file of weights")
 
 
@@ -144,7 +144,7 @@ def _first(error: Exception) -> str:
 def unwrap(
     content: Mapping[str, Any], path: Path, wanted: str | None
 ) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
-    """The tensors inside their wrappers, where they were, and the keys beside them."""
+    """The tensors without wrappers, the path of the wrapper, and the keys beside them."""
     place: list[str] = []
     others: list[str] = []
     steps = wanted.split(".") if wanted else None
@@ -169,7 +169,7 @@ def unwrap(
 
 
 def _holds_tensors(part: Mapping[str, Any], depth: int = DEPTH) -> bool:
-    """Whether tensors are in a part, or in a wrapper inside it."""
+    """Whether a part, or a wrapper inside it, holds tensors."""
     return any(isinstance(value, Tensor) for value in part.values()) or (
         depth > 0
         and any(isinstance(part.get(name), Mapping) and _holds_tensors(part[name], depth - 1) for name in WRAPPERS)
@@ -177,7 +177,7 @@ def _holds_tensors(part: Mapping[str, Any], depth: int = DEPTH) -> bool:
 
 
 def strip(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str]]:
-    """Keys without what training wraps put before them, that prefix, and the keys that did not have it."""
+    """Remove the key prefix of a training wrapper. Returns the tensors, the prefix, and the keys without it."""
     prefix = ""
     outside: list[str] = []
     for each in PREFIXES:

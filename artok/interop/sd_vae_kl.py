@@ -1,7 +1,7 @@
-"""KL autoencoders in the layout of `diffusers` AutoencoderKL: `sd-vae-ft-mse`, `sd-vae-ft-ema`, which DiT samples with.
+"""KL autoencoders in the layout of `diffusers` AutoencoderKL: `sd-vae-ft-mse`, `sd-vae-ft-ema` (used by DiT).
 
-The attention in the middle has two spellings: `query, key, value, proj_attn` in files before 2023, and since then
-`to_q, to_k, to_v, to_out.0`; its projections are linear layers, and 1x1 convolutions here.
+The middle attention has two naming schemes: `query, key, value, proj_attn` in files before 2023, and
+`to_q, to_k, to_v, to_out.0` since then. Its linear layers are 1x1 convolutions in artok.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """taming-transformers' VQGAN and Gumbel VQGAN (Esser et al. 2021), and the vector-quantized autoencoders of latent
 diffusion (Rombach et al. 2022), which have the same layout.
 
-`last.ckpt`: the state dict is under `state_dict`, with the training's losses (`loss.*`) beside the model.
+`last.ckpt`: the state dict is under `state_dict` and includes training losses (`loss.*`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class TamingVqgan(Family):
     source = "https://github.com/CompVis/taming-transformers (Esser et al. 2021, arXiv 2012.09841)"
     licence = "MIT"
     ignored: ClassVar = {
-        "loss.*": "losses of the training",
-        "model_ema.*": "a second, averaged copy under other names",
+        "loss.*": "training losses",
+        "model_ema.*": "a second copy, EMA weights under other names",
         "colorize": "a colour map for segmentations",
     }
 

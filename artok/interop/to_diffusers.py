@@ -1,5 +1,5 @@
-"""artok's KL autoencoder and DiT as classes of `diffusers`: AutoencoderKL and DiTTransformer2DModel, and both together
-with a scheduler as a folder that DiTPipeline loads.
+"""Exports artok's KL autoencoder and DiT to `diffusers`: AutoencoderKL, DiTTransformer2DModel, or both with a scheduler
+as a folder for DiTPipeline.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ PREDICTIONS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
 def to_diffusers(run: str | Path, out: Path, say: Callable[[str], None] = lambda _: None) -> list[Path]:
-    """Write a run's model, and a DiT's autoencoder with it, as `diffusers` saves them; what was written.
+    """Write a run's model, and a DiT's autoencoder with it, in the format of `diffusers`. Returns the written paths.
 
-    A tokenizer's run gives an AutoencoderKL in `out`; a DiT's gives `out/transformer`, and where its autoencoder and
-    its noise schedule have a counterpart also `vae`, `scheduler` and the index of a whole DiTPipeline. (That pipeline
-    takes the class 1000 for "no label", so it guides models of 1000 classes only.) say: told what is left out.
-    ConfigError: diffusers has no such model; the sentence says what is in the way.
+    A tokenizer's run gives an AutoencoderKL in `out`. A DiT's run gives `out/transformer`, and, if its autoencoder and
+    noise schedule have a counterpart, also `vae`, `scheduler` and the index of a DiTPipeline. That pipeline uses the
+    class 1000 as "no label", so guidance works for 1000 classes only. say: called with what is left out.
+    ConfigError: diffusers has no such model; the message gives the reason.
     """
     folder = find_saved(run)
     saved = read_saved(folder)
@@ -70,10 +70,10 @@ def _library() -> Any:
 
 
 def autoencoder(tokenizer: Tokenizer, config: object) -> Any:
-    """An AutoencoderKL that encodes to and decodes from the same latents; `scaling_factor` brings them to tokens.
+    """An AutoencoderKL with the same latents; `scaling_factor` scales them to tokens.
 
-    Where every channel has statistics of its own, which diffusers' one factor cannot say, they are folded into the
-    convolutions around the latent, and the factor is 1.
+    Statistics per channel, which one factor cannot express, are folded into the convolutions around the latent, and
+    the factor is 1.
     """
     if not isinstance(tokenizer, ConvTokenizer) or not isinstance(config, ConvConfig):
         raise ConfigError("diffusers has a counterpart only for convolutional tokenizers (kind conv)")
@@ -92,7 +92,7 @@ def autoencoder(tokenizer: Tokenizer, config: object) -> Any:
 
 
 def vae_config(tokenizer: ConvTokenizer, config: ConvConfig) -> dict[str, Any]:
-    """The arguments of AutoencoderKL, or a ConfigError with what it has no place for."""
+    """The arguments of AutoencoderKL. ConfigError: it cannot express the tokenizer's config."""
     widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
     groups = {gcd(width, config.groups) for width in widths}
     image = tokenizer.layout.image
@@ -111,12 +111,12 @@ def vae_config(tokenizer: ConvTokenizer, config: ConvConfig) -> dict[str, Any]:
         "quantizer_kernel 3": config.quantizer_kernel != 1,
         "a latent width other than the quantizer's": config.z_channels != tokenizer.layout.width,
         "a stem other than the first level's width": (config.stem or config.base_channels) != widths[0],
-        f"groups {config.groups}, which the widths {widths} do not share": len(groups) > 1,
+        f"groups {config.groups}, which differ among the widths {widths}": len(groups) > 1,
         "images that are not square": image[1] != image[2],
     }
     found = [what for what, here in obstacles.items() if here]
     if found:
-        raise ConfigError(f"diffusers' AutoencoderKL has no place for {'; '.join(found)}")
+        raise ConfigError(f"diffusers' AutoencoderKL does not support {'; '.join(found)}")
     return {
         "in_channels": image[0],
         "out_channels": image[0],
@@ -132,9 +132,9 @@ def vae_config(tokenizer: ConvTokenizer, config: ConvConfig) -> dict[str, Any]:
 
 
 def fold_statistics(state: Mapping[str, Tensor], mean: Tensor, deviation: Tensor) -> dict[str, Tensor]:
-    """The convolutions around the latent, for a latent z' = (z - mean) / deviation in place of z.
+    """The convolutions around the latent for z' = (z - mean) / deviation instead of z.
 
-    The posterior of z' has the mean shifted and scaled, and a log variance less by 2 log deviation.
+    The posterior's mean is shifted and scaled; its log variance is reduced by 2 log deviation.
     """
     weight, bias = state["to_quantizer.weight"], state["to_quantizer.bias"]
     width = len(mean)
@@ -153,8 +153,8 @@ def fold_statistics(state: Mapping[str, Tensor], mean: Tensor, deviation: Tensor
 def transformer(generator: object) -> Any:
     """A DiTTransformer2DModel with the generator's weights.
 
-    Its time embedding spaces frequencies otherwise than the published DiT, so that outputs agree exactly once each
-    block's `norm1.emb.time_proj.downscale_freq_shift` is set to 0.
+    diffusers spaces the frequencies of the time embedding differently. Outputs agree exactly when each block's
+    `norm1.emb.time_proj.downscale_freq_shift` is set to 0.
     """
     if not isinstance(generator, LatentDiffusion) or not isinstance(generator.network, DiffusionTransformer):
         raise ConfigError("diffusers has a counterpart only for the generator kind diffusion with network kind dit")
@@ -186,7 +186,7 @@ def transformer(generator: object) -> Any:
 
 
 def scheduler(generator: LatentDiffusion) -> Any:
-    """The DDIM scheduler of the generator's noise schedule; a ConfigError for the straight path."""
+    """The DDIM scheduler of the generator's noise schedule. ConfigError: it has none, such as for flow matching."""
     diffusion = generator.config.diffusion
     if diffusion.schedule not in SCHEDULES or diffusion.prediction_type not in PREDICTIONS:
         raise ConfigError(
@@ -205,7 +205,7 @@ def scheduler(generator: LatentDiffusion) -> Any:
 
 
 def index(classes: tuple[str, ...]) -> dict[str, Any]:
-    """What DiTPipeline's folder says of its parts."""
+    """The content of model_index.json, which names DiTPipeline's parts."""
     return {
         "_class_name": "DiTPipeline",
         "scheduler": ["diffusers", "DDIMScheduler"],

@@ -1,4 +1,4 @@
-"""Samples as the `.npz` that ADM's evaluator reads (Dhariwal and Nichol 2021), and with it most published FIDs.
+"""Writes samples as `.npz` for ADM's evaluator (Dhariwal and Nichol 2021), which most published FIDs use.
 
 `arr_0` holds the images (N, H, W, 3) uint8, `arr_1` their labels (N,) int64.
 """
@@ -27,9 +27,9 @@ def to_npz(
     batch: int = 64,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Path:
-    """Write `n` samples, as many of each class as of the others, to `out`; image i depends on the seed and on i alone.
+    """Write `n` samples, balanced over the classes, to `out`. Image i depends on the seed and i only.
 
-    The images wait on the disk beside `out`, so that 50,000 of them need no memory. advance: told how many are done.
+    Images are kept on the disk beside `out` until all are done. advance: called with the number done.
     """
     if n < 1:
         raise ConfigError(f"ask for at least one sample, not {n}")

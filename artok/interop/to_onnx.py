@@ -41,7 +41,7 @@ class Decode(nn.Module):
 
 
 def to_onnx(run: str | Path, out: Path) -> list[Path]:
-    """Write both graphs of a run's tokenizer (a generator's run gives its own) with a free batch size; their paths.
+    """Write both graphs of the tokenizer of a run with a dynamic batch size. Returns their paths.
 
     ArtokError: the onnx packages are not installed.
     """
@@ -56,7 +56,7 @@ def to_onnx(run: str | Path, out: Path) -> list[Path]:
 
 
 def write(module: nn.Module, example: Tensor, given: str, found: str, path: Path) -> None:
-    """One graph, whose first axis is free; written aside, so that a full disk leaves no half of one."""
+    """Write one graph with a dynamic first axis, atomically."""
     aside = path.with_name(f".{path.name}")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():

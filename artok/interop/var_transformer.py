@@ -1,5 +1,5 @@
-"""VAR's transformers (Tian et al. 2024): `var_d{16,20,24,30}.pth`, and `var_d36.pth` with shared modulation, bare state
-dicts; training files hold them under `trainer.var_wo_ddp`.
+"""VAR's transformers (Tian et al. 2024): `var_d{16,20,24,30}.pth`, and `var_d36.pth` with shared modulation. They are
+bare state dicts; training files hold them under `trainer.var_wo_ddp`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class VarTransformer(Family):
     licence = "MIT"
     ignored: ClassVar = {
         "lvl_1L": "the scale of each token, which is computed",
-        "attn_bias_for_masking": "the mask of attention, which is computed",
+        "attn_bias_for_masking": "the attention mask, which is computed",
         "blocks.*.attn.zero_k_bias": "zeros",
     }
 
@@ -82,7 +82,7 @@ class VarTransformer(Family):
     def check(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         biased = [key for key, tensor in tensors.items() if key.endswith(".attn.zero_k_bias") and tensor.any()]
         if biased:
-            raise CheckpointError(f"{biased[0]} is not zero, and artok's keys have no bias")
+            raise CheckpointError(f"{biased[0]} is not zero; artok's attention keys have no bias")
 
 
 FAMILY = VarTransformer()

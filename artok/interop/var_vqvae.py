@@ -1,7 +1,7 @@
 """VAR's multi-scale tokenizer (Tian et al. 2024): `vae_ch160v4096z32.pth`, a bare state dict.
 
-One table of codes and a few convolutions phi serve all scales. The same file serves 256 and 512 px, whose scales it
-does not hold: `--size 512` takes the published ones of that size.
+All scales share one codebook and a few convolutions phi. The file is for 256 and 512 px and does not hold their scales;
+`--size 512` uses the published ones of that size.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ class VarVqvae(Family):
 
 
 def _phi(assignment: list[int], available: int) -> list[int]:
-    """The published phi of each of artok's, which leaves out those that few scales leave idle."""
+    """The published phi of each of artok's; artok leaves out those that no scale uses."""
     published = find_nearest_ticks(len(assignment), available)
     pairs = dict(zip(assignment, published, strict=True))
     if [pairs[own] for own in assignment] != published:
-        raise CheckpointError(f"{len(assignment)} scales do not share {available} convolutions as this model's do")
+        raise CheckpointError(f"{len(assignment)} scales do not fit the model's {available} shared convolutions")
     return [pairs[own] for own in range(len(pairs))]
 
 

@@ -147,7 +147,7 @@ def test_another_generator_is_refused(tmp_path: Path) -> None:
     said: list[str] = []
     run = generator_run(tmp_path / "dit", DIT, KL, groups=4, quantizer_kernel=3)
     assert [path.name for path in to_diffusers(run, tmp_path / "out", said.append)] == ["transformer"]
-    assert said == ["the transformer alone: diffusers' AutoencoderKL has no place for quantizer_kernel 3"]
+    assert said == ["the transformer alone: diffusers' AutoencoderKL does not support quantizer_kernel 3"]
 
 
 # ---------------------------------------------------------------------------------------------- ONNX

@@ -72,7 +72,7 @@ def test_a_tokenizer_becomes_a_run_that_computes_the_same(file: Path, tmp_path: 
     config = read_yaml(tmp_path / "run" / "config.yaml")
     assert config["source"]["sha256"] == report.checksum
     assert config["source"]["licence"] == "MIT"
-    assert report.unused == {"losses of the training": ["loss.discriminator.weight"]}
+    assert report.unused == {"training losses": ["loss.discriminator.weight"]}
     assert any("loss.discriminator.weight" in line for line in said)
     assert any("loading it needs" in line for line in said)
 
@@ -279,7 +279,7 @@ def test_another_family_is_refused_and_named(file: Path, tmp_path: Path) -> None
     refused(file, tmp_path, Options(family="mar"), "not those of the family mar; they look like taming_vqgan")
     refused(file, tmp_path, Options(family="taming"), "no family 'taming'; did you mean 'taming_vqgan'")
     torch.save({"model": {"layer1.0.conv1.weight": torch.zeros(2, 2)}}, tmp_path / "resnet.pt")
-    refused(tmp_path / "resnet.pt", tmp_path, SMALL, "of no published family")
+    refused(tmp_path / "resnet.pt", tmp_path, SMALL, "match no published family")
 
 
 def test_keys_that_do_not_match_are_refused_and_all_are_reported(file: Path, tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_a_run_is_measured_on_images_of_its_own_size(file: Path, tmp_path: Path)
 def test_what_the_file_does_not_tell_is_asked_for(file: Path, tmp_path: Path) -> None:
     path, run = raster_file(tmp_path)
     refused(
-        path, tmp_path, Options(tokenizer=str(run)), "do not tell generator.heads; add generator.heads=", ConfigError
+        path, tmp_path, Options(tokenizer=str(run)), "generator.heads cannot be read from the shapes .*; add generator.heads=", ConfigError
     )
     refused(path, tmp_path, Options(), "needs the tokenizer that it was trained on", ConfigError)
     refused(file, tmp_path, Options(tokenizer=str(run)), "is a tokenizer itself", ConfigError)
