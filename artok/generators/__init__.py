@@ -1,1 +1,1 @@
-"""Models of tokens, one file a family."""
+"""Generators, one file per family."""

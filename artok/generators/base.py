@@ -1,4 +1,4 @@
-"""What every generator keeps to: tokens and a condition to losses, a condition to new tokens."""
+"""The base classes of generators: tokens and a condition to losses, a condition to new tokens."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from artok.sampling.settings import Sampling
 class Generator(nn.Module, ABC):
     """A model of the tokens of one layout under a condition.
 
-    classes: number of classes. conditioner: what turns a condition into the context that it reads; a family makes it.
-    keeps_known: whether `steps` keeps the known tokens of its condition. reads: the sampling settings that change what
-    it generates, besides seed and dtype.
+    classes: number of classes. conditioner: maps a condition to the family's context.
+    keeps_known: whether `steps` keeps the known tokens of its condition. reads: the sampling settings that affect its
+    samples, besides seed and dtype.
     """
 
     conditioner: Conditioners
@@ -38,11 +38,11 @@ class Generator(nn.Module, ABC):
 
     @property
     def hears(self) -> frozenset[str]:
-        """The parts of a condition that it makes use of."""
+        """The parts of a condition that it uses."""
         return self.conditioner.parts | ({"known"} if self.keeps_known else frozenset())
 
     def context(self, condition: Condition) -> Context:
-        """What the condition says. LayoutError: it has a part that this generator makes no use of."""
+        """The context of a condition. LayoutError: the condition has a part that this generator does not use."""
         unheard = [part for part in condition.parts if part not in self.hears]
         if unheard:
             raise LayoutError(
@@ -56,38 +56,38 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
-        """Weighted scalar losses, whose sum is trained. Label dropout has been applied to the condition already.
+        """Weighted scalar losses, whose sum is minimised. Label dropout was applied to the condition before.
 
-        noise: the samples' random numbers, for a model that needs some (masks, diffusion times).
+        noise: the samples' random numbers, such as for masks and diffusion times.
         """
 
     @abstractmethod
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
-        """Tokens as they are decided, a yield for each step; the last is the finished sample."""
+        """Yield the tokens after each sampling step; the last are the finished sample."""
 
     def log_likelihood(self, tokens: Tokens, condition: Condition, codec: Codec | None) -> Tensor | None:
-        """Exact log p(tokens | condition) in nats, (B,) float64, or None for a family that has none."""
+        """Exact log p(tokens | condition) in nats, (B,) float64, or None for a family without a likelihood."""
         return None
 
     def check(self, sampling: Sampling) -> None:
-        """A ConfigError when it cannot sample so, such as in more steps than it has. All else is ignored."""
+        """Raise a ConfigError for impossible sampling settings, such as more steps than tokens."""
         return
 
     def passes(self, sampling: Sampling) -> int:
-        """Network passes that one sample takes (both halves of guidance count as one)."""
+        """Network passes per sample; both halves of guidance count as one."""
         raise ConfigError(f"{type(self).__name__} does not say how many passes it takes")
 
 
 class AdversarialGenerator(Generator, ABC):
-    """A generator that has a loss only against a critic, which trains beside it."""
+    """A generator whose loss needs a critic, which is trained with it."""
 
     def __init__(self, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)
-        self._critic: tuple[Critic, ...] = ()  # not a submodule: its weights are not this model's
+        self._critic: tuple[Critic, ...] = ()  # in a tuple, so that it is no submodule and its weights are not saved
 
     @property
     def critic(self) -> Critic:
-        """The critic that `attach_critic` was given; a ConfigError before that."""
+        """The critic of `attach_critic`. ConfigError: there is none yet."""
         if not self._critic:
             raise ConfigError(
                 f"{type(self).__name__} has a loss only against its critic; give it one with `attach_critic`"
@@ -95,16 +95,16 @@ class AdversarialGenerator(Generator, ABC):
         return self._critic[0]
 
     def attach_critic(self, critic: Critic) -> None:
-        """Train against this critic from now on."""
+        """Set the critic to train against."""
         self._critic = (critic,)
 
     @abstractmethod
     def generate(self, condition: Condition, noise: Noise) -> Tensor:
-        """What the critic is shown as made, (B, D, *grid)."""
+        """Generated tokens for the critic, (B, D, *grid)."""
 
     @abstractmethod
     def to_grid(self, tokens: Tokens) -> Tensor:
-        """What the critic is shown as real, (B, D, *grid)."""
+        """Real tokens for the critic, (B, D, *grid)."""
 
 
 class GeneratorConfig(Part, ABC):
@@ -117,21 +117,21 @@ class GeneratorConfig(Part, ABC):
 
     @abstractmethod
     def refuse(self, layout: TokenLayout) -> str | None:
-        """Why this generator cannot model such tokens (a phrase such as "needs codes"), or None when it can."""
+        """The reason why it cannot model such tokens (a phrase such as "needs codes"), or None."""
 
     @abstractmethod
     def build(self, layout: TokenLayout, classes: int) -> Generator:
-        """The generator, with fresh weights. The layout has passed `refuse`."""
+        """Build the generator with random weights. The layout has passed `refuse`."""
 
     def conditioners(self, width: int, classes: int, null: bool = True) -> Conditioners:
-        """Those of `conditioning`, to contexts of `width`. null: whether they know the lack of a condition."""
+        """The conditioners of `conditioning`, to contexts of `width`. null: whether they embed a missing condition."""
         return Conditioners(self.conditioning, width, classes, null)
 
     def build_critic(self, layout: TokenLayout, classes: int) -> Critic | None:
-        """The critic of an AdversarialGenerator, with fresh weights; None for all others."""
+        """Build the critic of an AdversarialGenerator with random weights; None for other generators."""
         return None
 
     @classmethod
     @abstractmethod
     def tiny(cls) -> GeneratorConfig:
-        """The smallest sensible setting, which the contract tests run."""
+        """A small config for the contract tests."""

@@ -38,8 +38,10 @@ class Config(PatchedConfig):
 
 
 class CausalMar(PatchedGenerator):
-    """The sequence is [context, context, ..., token 0, token 1, ...], as many copies as the buffer is long; the output
-    at the last copy and at each token is the z of the token that follows."""
+    """The sequence is [context, context, ..., token 0, token 1, ...], with `buffer_size` copies of the context.
+
+    The output at the last copy and at each token is the z of the next token.
+    """
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         width, depth, heads, _, _ = config.shape()
@@ -62,7 +64,7 @@ class CausalMar(PatchedGenerator):
     def conditions(self, x_BnD: Tensor, context: Context, start: int = 0, cache: KVCache | None = None) -> Tensor:
         """z (B, m, W) of tokens start, start + 1, ...
 
-        x_BnD: the tokens before: 0 .. n - 1 at start 0, else the one token start - 1. cache: of what was read before.
+        x_BnD: the tokens before: 0 .. n - 1 at start 0, else the one token start - 1. cache: of earlier positions.
         """
         buffer, parts = self.config.buffer_size, [self.input(x_BnD)]
         first = 0 if start == 0 else buffer + start - 1
@@ -112,7 +114,7 @@ class CausalMar(PatchedGenerator):
     def passes(self, sampling: Sampling) -> int:
         if sampling.steps is not None and sampling.steps != self.length:
             raise ConfigError(
-                f"causal MAR decides its {self.length} tokens one by one, so it takes {self.length} steps and not "
+                f"causal MAR samples its {self.length} tokens one by one, so it takes {self.length} steps and not "
                 f"{sampling.steps}; leave sampling.steps out"
             )
         return self.length

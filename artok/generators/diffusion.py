@@ -1,7 +1,7 @@
-"""Latent diffusion: all tokens of an image denoised together (Rombach et al. 2022; DiT, Peebles and Xie 2023; SiT, Ma
-et al. 2024).
+"""Latent diffusion: all tokens of a sample are denoised together (Rombach et al. 2022; DiT, Peebles and Xie 2023; SiT,
+Ma et al. 2024).
 
-On a KL autoencoder it diffuses the latents, on the pixel tokenizer the pixels, and on codes the vectors they stand for.
+It works on the latents of a KL autoencoder, the pixels of the pixel tokenizer, or the vectors of codes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from artok.sampling.solvers import evaluations
 class Config(GeneratorConfig):
     """kind: diffusion.
 
-    network: what denoises, a file in `artok/generators/networks`.
-    guided_channels: how many of the first channels guidance acts on; all unless given (3 of 4 in DiT's published runs).
+    network: the denoiser, a file in `artok/generators/networks`.
+    guided_channels: number of leading channels that are guided; default all (3 of 4 in DiT's published samples).
     """
 
     kind: Literal["diffusion"] = "diffusion"
@@ -44,7 +44,7 @@ class Config(GeneratorConfig):
 
     def refuse(self, layout: TokenLayout) -> str | None:
         if len(layout.grids) != 1 or layout.codes != 1:
-            return "needs a single grid with one vector or one code a position"
+            return "needs a single grid with one vector or one code per position"
         if self.guided_channels is not None and self.guided_channels > layout.width:
             return f"with guided_channels {self.guided_channels} needs tokens at least as wide"
         return self.network.refuse(layout.grid)
@@ -59,7 +59,7 @@ class Config(GeneratorConfig):
 
 
 class LatentDiffusion(Generator):
-    """p(tokens | class) as a path from noise."""
+    """p(tokens | condition) by diffusion or flow matching."""
 
     reads: ClassVar = GUIDANCE | {"steps", "solver", "eta", "temperature"}
 
@@ -83,7 +83,7 @@ class LatentDiffusion(Generator):
         return {name: term.mean() for name, term in terms.items()}
 
     def vectors(self, tokens: Tokens, codec: Codec | None) -> Tensor:
-        """What is diffused, (B, N, D): continuous tokens as they are, codes as their vectors brought to scale."""
+        """The diffused vectors (B, N, D): continuous tokens, or the standardised vectors of codes."""
         if not self.layout.discrete:
             return tokens.values
         codec = self.require(codec)
@@ -91,7 +91,7 @@ class LatentDiffusion(Generator):
         return (rearrange(codec.embed(tokens), "b d ... -> b (...) d").float() - mean) / deviation
 
     def tokens(self, vectors: Tensor, codec: Codec | None) -> Tokens:
-        """The tokens of diffused vectors (B, N, D); of codes, the nearest."""
+        """The tokens of vectors (B, N, D); for codes, the nearest ones."""
         if not self.layout.discrete:
             return Tokens(vectors, self.layout)
         table = code_vectors(self.require(codec), vectors.device)
@@ -101,12 +101,11 @@ class LatentDiffusion(Generator):
 
     def require(self, codec: Codec | None) -> Codec:
         if codec is None:
-            raise ConfigError("diffusion over codes needs the tokenizer that gave them, for the vectors they stand for")
+            raise ConfigError("diffusion over codes needs the tokenizer that made them, for the vectors of codes")
         return codec
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
-        """The predicted tokens after each evaluation, all decided alike; the last are the sample, since every solver
-        ends at its prediction."""
+        """Yield the predicted tokens after each evaluation; the last are the sample."""
         shape = (self.layout.length, self.layout.width)
         solver, count = self.config.diffusion.plan(sampling, sampling.steps)
         start = starting_noise(noise.normal(*shape), solver, sampling)
@@ -123,7 +122,7 @@ class LatentDiffusion(Generator):
 
 
 class Guided:
-    """The network under a condition, guided as its own count of evaluations says."""
+    """The guided network under a condition. It counts its evaluations for the guidance schedule."""
 
     def __init__(self, model: LatentDiffusion, condition: Condition, sampling: Sampling, total: int) -> None:
         self.model, self.done = model, 0
@@ -142,7 +141,7 @@ class Guided:
 
 
 def code_vectors(codec: Codec, device: torch.device) -> Tensor:
-    """The vectors (V, D) of all codes, looked up by as many images as hold them."""
+    """The vectors (V, D) of all codes, looked up as the tokens of as many images as needed."""
     length, vocab = codec.layout.length, codec.layout.vocab
     assert vocab is not None
     codes = torch.arange(math.ceil(vocab / length) * length, device=device).clamp(max=vocab - 1)
@@ -152,5 +151,5 @@ def code_vectors(codec: Codec, device: torch.device) -> Tensor:
 
 
 def moments(table_VD: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (D,) of the codes' vectors, by which they are brought to scale."""
+    """Mean and standard deviation (D,) of the codes' vectors."""
     return table_VD.mean(0), table_VD.std(0).clamp(min=1e-6)

@@ -1,4 +1,4 @@
-"""A token's distribution as a small diffusion model: MAR's head (Li et al. 2024, section 3.2)."""
+"""MAR's diffusion head: a small diffusion model per token (Li et al. 2024, section 3.2)."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ class DiffusionHead(nn.Module):
     def sample(self, z: Tensor, scale: float, sampling: Sampling, noise: Noise) -> Tensor:
         """Tokens (B, n, D) under z (B, n, Z).
 
-        Where the sampling guides, z is (2B, n, Z), the unconditional half behind: both halves have the same noise, and
-        `scale` is that of this step.
+        With guidance z is (2B, n, Z), the unconditional half second; both get the same noise. scale: of guidance.
         """
         rows = len(z) // 2 if sampling.guides else len(z)
         shape = (z.shape[1], self.width)
@@ -58,8 +57,8 @@ class DiffusionHead(nn.Module):
         return x.unflatten(0, (rows, z.shape[1]))
 
     def guide_network(self, z: Tensor, scale: float, guides: bool) -> Callable[[Tensor, Tensor], Tensor]:
-        """The net under z (R, Z). guides: z is (2R, Z), the unconditional half behind, and the predicted target is
-        guided; a learned variance stays the conditional one."""
+        """The net under z (R, Z). guides: z is (2R, Z), the unconditional half second, and the predicted target is
+        guided; a learned variance is the conditional one."""
         condition = self.net.condition(z)
         if not guides:
             return lambda x, time: self.net(x, time, condition)

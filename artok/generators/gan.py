@@ -1,8 +1,8 @@
 """The GAN baseline: a whole image from one random vector in one pass (Goodfellow et al. 2014).
 
-On the pixel tokenizer it makes pixels; on a KL autoencoder its latents. The modern recipe is R3GAN's (Huang et al.
-2024: relativistic pairing with R1 and R2, networks without normalisation); DCGAN, hinge with spectral normalisation and
-WGAN-GP are settings of the same parts.
+It generates pixels with the pixel tokenizer, and latents with a KL autoencoder. Available recipes: R3GAN (Huang et al.
+2024: relativistic pairing with R1 and R2, networks without normalisation), DCGAN, hinge with spectral normalisation,
+and WGAN-GP.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from artok.sampling.settings import Sampling
 
 
 class Config(GeneratorConfig):
-    """kind: gan. z_dim: numbers that it makes an image from. network: a file in `artok/generators/gan_networks`.
+    """kind: gan. z_dim: size of the random vector. network: a file in `artok/generators/gan_networks`.
 
-    critic: trained beside it and never saved with it.
+    critic: trained with it and not saved with it.
     """
 
     kind: Literal["gan"] = "gan"
@@ -78,7 +78,7 @@ class Gan(AdversarialGenerator):
         return self.network.conditioner
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
-        """The loss of as many generated images under the critic."""
+        """The generator's loss under the critic, on as many generated images."""
         fake = self.generate(condition, noise)
         return {"adversarial": self.critic.generator_loss(self.to_grid(tokens), fake, condition.labels, noise)}
 
@@ -89,7 +89,7 @@ class Gan(AdversarialGenerator):
         return tokens.values.transpose(1, 2).unflatten(2, self.layout.grid)
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
-        """One pass. temperature scales the latents, truncation cuts their tails off."""
+        """One pass. temperature scales the latents, truncation bounds them."""
         latents = truncated_normal(noise, self.config.z_dim, sampling.truncation)
         made = self.network(latents * sampling.temperature, self.context(condition))
         yield Tokens(rearrange(made.float(), "b d ... -> b (...) d"), self.layout)
@@ -99,9 +99,9 @@ class Gan(AdversarialGenerator):
 
 
 def truncated_normal(noise: Noise, count: int, limit: float | None) -> Tensor:
-    """(B, count) standard normal numbers, none beyond +- `limit` (truncation: Brock et al. 2019, section 3.1).
+    """(B, count) standard normal numbers within +- `limit` (truncation: Brock et al. 2019, section 3.1).
 
-    Drawn through the inverse of the truncated distribution, so that a limit changes numbers and never their count.
+    They are drawn by the inverse of the truncated distribution, which needs one uniform number each, without rejection.
     """
     if limit is None:
         return noise.normal(count)

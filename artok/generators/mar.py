@@ -36,10 +36,10 @@ from artok.sampling.settings import Sampling
 class Config(PatchedConfig):
     """kind: mar.
 
-    depth, width, heads: of the encoder; decoder_depth, decoder_width, decoder_heads: the same unless given.
-    mask_ratio_min, mask_ratio_std: the share of masked tokens in training is normal around 1, cut off
-        below mask_ratio_min.
-    steps: transformer passes of a sampling that names none.
+    depth, width, heads: of the encoder; decoder_depth, decoder_width, decoder_heads: default the same.
+    mask_ratio_min, mask_ratio_std: the share of masked tokens in training is a normal number around 1, truncated to
+        [mask_ratio_min, 1].
+    steps: default number of sampling steps.
     """
 
     kind: Literal["mar"] = "mar"
@@ -72,7 +72,7 @@ class Config(PatchedConfig):
 
 
 class Mar(PatchedGenerator):
-    """Sets of tokens in random order, each drawn by the head under what is known so far."""
+    """Sets of tokens in random order, each drawn by the head given the tokens so far."""
 
     keeps_known = True
 
@@ -112,9 +112,9 @@ class Mar(PatchedGenerator):
         return float(self.masked_counts(even_uniforms()).double().mean()) / self.length
 
     def masked_counts(self, uniform: Tensor) -> Tensor:
-        """How many tokens of each image are masked, (B,) int64 from uniform (B,): a truncated normal share, rounded up.
+        """Number of masked tokens per image, (B,) int64 from uniform (B,): a truncated normal share, rounded up.
 
-        The published code draws one share for a whole batch; here each image has its own.
+        The published code draws one share per batch.
         """
         normal = torch.distributions.Normal(1.0, self.config.mask_ratio_std)
         low = float(normal.cdf(torch.tensor(self.config.mask_ratio_min)))
@@ -142,8 +142,10 @@ class Mar(PatchedGenerator):
             yield self.to_tokens(x_BND, decided if any(left) else None)
 
     def known_patches(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
-        """The known patches (B, N, D) of a condition, zero elsewhere, and where they are, (B, N) bool or None for
-        nowhere. LayoutError: a patch is known in part."""
+        """The known patches (B, N, D) of a condition, zero elsewhere, and their positions (B, N) bool, None for none.
+
+        LayoutError: a patch is only partly known.
+        """
         if condition.known is None:
             return torch.zeros(len(condition), self.length, self.dimension, device=condition.device), None
         side = self.patch**2
@@ -158,8 +160,7 @@ class Mar(PatchedGenerator):
 
 
 def take_positions(order_BN: Tensor, first: Sequence[int], end: Sequence[int]) -> Tensor:
-    """Positions (B, n) at first, first + 1, ... end - 1 of each row's order, n being the most; where a row has fewer, N
-    stands for none."""
+    """Positions (B, n) at first, first + 1, ... end - 1 of each row's order, padded to the longest row with N."""
     if len({*first}) == len({*end}) == 1:
         return order_BN[:, first[0] : end[0]]
     length, device = order_BN.shape[1], order_BN.device
@@ -170,7 +171,7 @@ def take_positions(order_BN: Tensor, first: Sequence[int], end: Sequence[int]) -
 
 
 def put(x_BND: Tensor, places_Bn: Tensor, new_BnD: Tensor) -> Tensor:
-    """x with new vectors at some places, of which N is none of its own."""
+    """x with new vectors at the given places; place N is padding."""
     length, dimension = x_BND.shape[1:]
     room = torch.cat([x_BND, x_BND[:, :1]], dim=1)
     return room.scatter(1, places_Bn[..., None].expand(-1, -1, dimension), new_BnD)[:, :length]

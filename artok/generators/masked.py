@@ -1,6 +1,6 @@
-"""The masked encoder-decoder that MAR and MaskGIT share (Li et al. 2024, section 3.4; after He et al. 2022).
+"""The masked encoder-decoder of MAR and MaskGIT (Li et al. 2024, section 3.4; after He et al. 2022).
 
-Which tokens are masked is given by an order of the positions and a count: the first `count` positions are masked.
+A mask is given as an order of the positions and a count: the first `count` positions are masked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from artok.errors import ConfigError
 from artok.nn.gradient_checkpointing import run
 from artok.nn.vit import EPS, VitBlock
 
-PUBLISHED_DEVIATION = 0.02  # of the first embeddings and positions
+PUBLISHED_DEVIATION = 0.02  # of the initial embeddings and positions
 
 
 class Stack(NamedTuple):
@@ -30,16 +30,16 @@ class Stack(NamedTuple):
 
 
 class MaskedTransformer(nn.Module):
-    """Embedded tokens, some of them masked, to a vector z for every position.
+    """Maps embedded tokens, some of them masked, to a vector z per position.
 
-    The encoder sees the context's sequence, copied `buffer` times, and the known tokens only; the decoder sees all
-    positions, with a mask token where nothing is known.
+    The encoder reads the context's sequence, copied `buffer` times, and the known tokens. The decoder reads all
+    positions, with a mask token at unknown ones.
     """
 
     def __init__(
         self, conditioner: Conditioners, length: int, encoder: Stack, decoder: Stack, buffer: int, dropout: float
     ) -> None:
-        """conditioner: to contexts of the encoder's width."""
+        """conditioner: makes contexts of the encoder's width."""
         super().__init__()
         width, wide = encoder.width, decoder.width
         self.gradient_checkpointing = False
@@ -61,9 +61,9 @@ class MaskedTransformer(nn.Module):
         self.output_positions = nn.Parameter(torch.zeros(1, length, wide))
 
     def initialise(self, deviation: float) -> None:
-        """First weights of the class, the mask token and the positions read by encoder and decoder: normal.
+        """Initialise class, mask token and the positions of encoder and decoder: normal with this deviation.
 
-        Those added to z stay at the published deviation: larger ones would be noise to the head that reads z.
+        The positions added to z keep the published deviation, since larger ones would be noise to the head.
         """
         self.conditioner.initialise(partial(nn.init.normal_, std=deviation))
         for parameter in (self.mask_token, self.encoder_positions, self.decoder_positions):
@@ -81,8 +81,8 @@ class MaskedTransformer(nn.Module):
         """z (B, N, W).
 
         sequence_B1W: of the context.
-        order_BN: (B, N) int64 positions, the masked ones first. counts: how many are masked, one number or one a row.
-        room: the most tokens that any image may keep, with counts (B,); keeps the shapes fixed.
+        order_BN: (B, N) int64 positions, the masked ones first. counts: number of masked positions, one for all rows or
+        one per row. room: with counts (B,), the largest number of known tokens, which fixes the shapes.
         """
         if not isinstance(counts, Tensor | int):
             room = self.length - min(counts)
@@ -100,7 +100,7 @@ class MaskedTransformer(nn.Module):
     def encode(
         self, embedded_BNW: Tensor, sequence_B1W: Tensor, kept_BM: Tensor, valid_BM: Tensor | None = None
     ) -> Tensor:
-        """(B, buffer + M, W) of the context and the tokens at kept positions; entries that are not valid are room."""
+        """(B, buffer + M, W) of the context and the tokens at kept positions; invalid entries are padding."""
         index = kept_BM.clamp(max=self.length - 1)[..., None].expand(-1, -1, embedded_BNW.shape[2])
         first = sequence_B1W.expand(-1, self.buffer, -1) + self.encoder_positions[:, : self.buffer]
         tokens = (embedded_BNW + self.encoder_positions[:, self.buffer :]).gather(1, index)
@@ -113,9 +113,9 @@ class MaskedTransformer(nn.Module):
         return self.encoder_norm(x)
 
     def decode(self, encoded: Tensor, kept_BM: Tensor) -> Tensor:
-        """z (B, N, W) of what `encode` made of the tokens at the kept positions."""
+        """z (B, N, W) from the output of `encode` for the tokens at the kept positions."""
         x = self.between(encoded)
-        tokens = self.mask_token.to(x.dtype).repeat(len(x), self.length + 1, 1)  # one more, where room is put
+        tokens = self.mask_token.to(x.dtype).repeat(len(x), self.length + 1, 1)  # one more, for padding
         tokens = tokens.scatter(1, kept_BM[..., None].expand(-1, -1, x.shape[2]), x[:, self.buffer :])
         x = torch.cat([x[:, : self.buffer], tokens[:, : self.length]], dim=1) + self.decoder_positions
         for block in self.decoder:
@@ -124,8 +124,10 @@ class MaskedTransformer(nn.Module):
 
 
 def count_steps(asked: int | None, usual: int, length: int) -> int:
-    """The steps of a sampling that asks for `asked` of them, or for none, which means `usual` or as many as there are
-    tokens. ConfigError: more are asked for than there are tokens."""
+    """The number of sampling steps: `asked`, or by default `usual`, at most one per token.
+
+    ConfigError: `asked` is more than the number of tokens.
+    """
     if asked is not None and asked > length:
         raise ConfigError(
             f"{asked} sampling steps are more than the {length} tokens, of which each step decides at least one; "
@@ -135,8 +137,11 @@ def count_steps(asked: int | None, usual: int, length: int) -> int:
 
 
 def count_masked(length: int, steps: int, step: int, now: int) -> int:
-    """Tokens left to decide after step 0..steps-1 when `now` are: the cosine schedule of MaskGIT (Chang et al. 2022,
-    arXiv 2202.04200, section 3.3), at least one decided in every step, and one left for the last."""
+    """Tokens still masked after step 0..steps-1, of `now` before it.
+
+    It is MaskGIT's cosine schedule (Chang et al. 2022, arXiv 2202.04200, section 3.3). Each step decides at least one
+    token and leaves at least one for the last step.
+    """
     if step == steps - 1:
         return 0
     return max(1, min(now - 1, math.floor(length * math.cos(math.pi / 2 * (step + 1) / steps))))
@@ -144,7 +149,7 @@ def count_masked(length: int, steps: int, step: int, now: int) -> int:
 
 @cache
 def schedule(length: int, steps: int) -> tuple[int, ...]:
-    """Tokens left to decide before the first step and after each, of an image that has `length` to decide."""
+    """Tokens still masked before the first step and after each step, of `length` in total."""
     left = [length]
     for step in range(steps):
         left.append(min(left[-1], count_masked(length, steps, step, left[-1])))
@@ -152,7 +157,7 @@ def schedule(length: int, steps: int) -> tuple[int, ...]:
 
 
 def put_unknown_first(order_BN: Tensor, known_BN: Tensor | None) -> tuple[Tensor, list[int]]:
-    """The order with all known positions behind the others, and how many those others are in each row."""
+    """The order with all known positions last, and the number of unknown positions in each row."""
     if known_BN is None:
         return order_BN, [order_BN.shape[1]] * len(order_BN)
     behind = known_BN.gather(1, order_BN).long().argsort(dim=1, stable=True)
@@ -160,14 +165,14 @@ def put_unknown_first(order_BN: Tensor, known_BN: Tensor | None) -> tuple[Tensor
 
 
 def flag_masked(order_BN: Tensor, counts_B: Tensor) -> Tensor:
-    """(B, N) bool: whether a position is among the first counts of the order."""
+    """(B, N) bool: whether a position is among the first `counts` of the order."""
     return order_BN.argsort(1) < counts_B[:, None]
 
 
 def select(values: Tensor, flags_BN: Tensor, expected: float) -> Tensor:
-    """values (B, N, ...) where flagged, (R, ...).
+    """Select values (B, N, ...) where the flag is set: (R, ...).
 
-    On the meta device flags have no numbers, and R is `expected` of B N, the share that training flags on average.
+    On the meta device flags have no values; there R is `expected` * B * N, the average in training.
     """
     if flags_BN.is_meta:
         return values.flatten(0, 1)[: max(1, round(expected * flags_BN.numel()))]
@@ -175,5 +180,5 @@ def select(values: Tensor, flags_BN: Tensor, expected: float) -> Tensor:
 
 
 def even_uniforms(count: int = 1000) -> Tensor:
-    """(count,) numbers in the middle of equal parts of [0, 1], to average a function of a uniform number over."""
+    """(count,) midpoints of equal parts of [0, 1], to average a function of a uniform number."""
     return (torch.arange(count, device="cpu") + 0.5) / count

@@ -1,6 +1,6 @@
-"""Masked generation of codes: all at once, then the least certain again (MaskGIT, Chang et al. 2022, arXiv 2202.04200).
+"""MaskGIT: parallel decoding of masked codes by confidence (Chang et al. 2022, arXiv 2202.04200).
 
-The second reading of MAR's masked transformer: codes in, and for each masked position a distribution over codes out.
+It uses MAR's masked transformer, with codes as input and a distribution over codes at each masked position.
 """
 
 from __future__ import annotations
@@ -34,19 +34,16 @@ from artok.sampling.guidance import Guidance
 from artok.sampling.logits import draw
 from artok.sampling.settings import DRAWS, GUIDANCE, Sampling
 
-SIZES = {
-    "base": (768, 12, 8)
-}  # width, layers of the encoder and of the decoder, heads: MaskGIT's 24 layers, shared out
+SIZES = {"base": (768, 12, 8)}  # width, layers of the encoder and of the decoder (together MaskGIT's 24), heads
 
 
 class Config(GeneratorConfig):
     """kind: maskgit.
 
-    size: near the published model, or leave it out and turn one dial, `depth`, the layers of the encoder and as many of
-    the decoder: width 64 * depth and depth heads unless given. buffer_size: copies of the class embedding before the
-    tokens.
-    embedding_init: deviation of the first weights of codes, class, mask token and the positions read; published is .02.
-    label_smoothing: of the labels in the loss. steps: passes of a sampling that names none.
+    size: close to the published model. Or set `depth`, the layers of the encoder and of the decoder each: by default
+    width is 64 * depth and there are depth heads. buffer_size: copies of the class embedding before the tokens.
+    embedding_init: deviation of the initial weights of codes, class, mask token and positions; published is .02.
+    label_smoothing: of the targets of the loss. steps: default number of sampling steps.
     """
 
     kind: Literal["maskgit"] = "maskgit"
@@ -95,7 +92,7 @@ class Config(GeneratorConfig):
 
 
 class MaskedCodes(Generator):
-    """p(masked codes | known codes, class), position by position."""
+    """p(masked codes | known codes, condition), independent for each position."""
 
     keeps_known = True
     reads: ClassVar = GUIDANCE | DRAWS | {"steps", "choice_temperature"}
@@ -135,8 +132,7 @@ class MaskedCodes(Generator):
         return float(self.masked_counts(even_uniforms()).double().mean()) / self.layout.length
 
     def masked_counts(self, uniform: Tensor) -> Tensor:
-        """How many tokens of each image are masked, (B,) int64 from uniform (B,): the share cos(pi/2 u), as many as
-        sampling leaves masked on its way (section 3.2)."""
+        """Number of masked tokens per image, (B,) int64 from uniform (B,): the share cos(pi/2 u) (section 3.2)."""
         length = self.layout.length
         return (torch.cos(math.pi / 2 * uniform) * length).ceil().long().clamp(1, length)
 
@@ -166,8 +162,8 @@ class MaskedCodes(Generator):
             yield Tokens(codes[..., None].clone(), self.layout, known=decided if any(left) else None)
 
     def logits(self, codes: Tensor, context: Context, order: Tensor, counts: tuple[int, ...]) -> Tensor:
-        """Logits (B, n, V) float32 of the first n positions of the order, of which a row has `counts` masked and none
-        has more than n; the head runs on those alone."""
+        """Logits (B, n, V) float32 of the first n positions of the order, n being the largest of `counts`, the number
+        of masked positions per row. The head runs on those only."""
         count, halves = max(counts), len(order) // len(counts)
         z = self.body(self.embedding(codes), context.sequence, order, counts * halves)
         return self.head(z.gather(1, order[:, :count, None].expand(-1, -1, z.shape[2]))).float()
@@ -180,10 +176,7 @@ class MaskedCodes(Generator):
 
 
 def confidence(logits: Tensor, drawn: Tensor, noise: Noise, temperature: float) -> Tensor:
-    """How sure (B, n) a draw is: its log probability, with Gumbel noise so that early choices vary (section 3.3).
-
-    Only masked positions are compared, so what is known stays known.
-    """
+    """Confidence (B, n) of a draw: its log probability plus Gumbel noise (section 3.3)."""
     chosen = logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
     uniform = noise.uniform(drawn.shape[1]).clamp(min=1e-9)
     return chosen - temperature * torch.log(-torch.log(uniform))

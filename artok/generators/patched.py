@@ -1,4 +1,4 @@
-"""What MAR's two orders share: patches of continuous tokens, and a diffusion head that draws each (Li et al. 2024)."""
+"""The common part of `mar` and `causal_mar`: patches of continuous tokens and a diffusion head (Li et al. 2024)."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ SIZES = {  # width, layers of the encoder and of the decoder, heads, layers and 
 
 
 class PatchedConfig(GeneratorConfig, ABC):
-    """size: a published model, or leave it out and turn one dial, `depth`: half of all layers (those of MAR's encoder),
-    width 64 * depth, depth heads, and a head of depth / 2 layers as wide as the model unless given.
+    """size: a published model. Or set `depth`, half of all layers (those of MAR's encoder): by default width is
+    64 * depth, there are depth heads, and the diffusion head has depth / 2 layers of the model's width.
 
     buffer_size: copies of the context's sequence before the tokens.
-    patch_size: side of the squares of tokens read as one.
-    diffusion_batch_mul: times and noises that each token's loss is taken at.
-    embedding_init: deviation of the first weights of the class, the mask token and the positions that the transformer
-        reads. Published is .02; in runs of a few hundred steps known tokens are then not placed, so not used: 1 helps.
-    token_init: the same for the layer that embeds a token's numbers, Xavier's unless given; 1 / sqrt(their count) makes
-        known tokens as large as positions of deviation 1.
-    diffusion: of the head; `diffusion.steps` are its steps for each token.
+    patch_size: side of a patch in tokens.
+    diffusion_batch_mul: times and noises per token in the loss.
+    embedding_init: deviation of the initial weights of class, mask token and positions. Published is .02; in runs of a
+        few hundred steps the positions of known tokens are then not learned, and 1 helps.
+    token_init: deviation of the initial weights of the token embedding, default Xavier's; 1 / sqrt(numbers per token)
+        makes known tokens as large as positions of deviation 1.
+    diffusion: of the head; `diffusion.steps` are its steps per token.
     """
 
     size: Literal["base", "large", "huge"] | None = None
@@ -74,7 +74,7 @@ class PatchedConfig(GeneratorConfig, ABC):
 
     def refuse(self, layout: TokenLayout) -> str | None:
         if layout.discrete:
-            return "needs continuous tokens, since its diffusion head draws vectors and not codes"
+            return "needs continuous tokens, since its diffusion head samples vectors and not codes"
         if len(layout.grids) != 1:
             return "needs a single grid"
         if not divides(layout.grid, self.patch_size):
@@ -83,12 +83,12 @@ class PatchedConfig(GeneratorConfig, ABC):
 
 
 class PatchedGenerator(Generator):
-    """length N and dimension D are those of the patches, where they differ from the layout's."""
+    """length N and dimension D are those of the patches."""
 
     reads: ClassVar = GUIDANCE | {"steps", "head_steps", "solver", "eta", "temperature"}
 
     def __init__(self, config: PatchedConfig, layout: TokenLayout, classes: int, head_input: int) -> None:
-        """head_input: width of the vectors z under which the head draws."""
+        """head_input: width of the head's conditions z."""
         super().__init__(layout, classes)
         width, _, _, head_depth, head_width = config.shape()
         self.patch, self.token_init, self.draws = config.patch_size, config.token_init, config.diffusion_batch_mul
@@ -98,7 +98,7 @@ class PatchedGenerator(Generator):
         self.head = DiffusionHead(config.diffusion, self.dimension, head_input, head_width, head_depth)
 
     def initialise_input(self) -> None:
-        """The first weights of the tokens' embedding, where the config sets them."""
+        """Initialise the token embedding, if the config sets its deviation."""
         if self.token_init is not None:
             nn.init.normal_(self.input.weight, std=self.token_init)
 
@@ -107,7 +107,7 @@ class PatchedGenerator(Generator):
         return split_patches(tokens.values, self.layout.grid, self.patch)
 
     def to_tokens(self, patches: Tensor, known_BN: Tensor | None) -> Tokens:
-        """Tokens of (B, N, D) patches, of which those in known_BN are decided, or all."""
+        """Tokens of (B, N, D) patches; those in known_BN are decided, by default all."""
         grid, side = self.layout.grid, self.patch
         values = merge_patches(patches, grid, side).clone()
         if known_BN is None:

@@ -39,9 +39,9 @@ SIZES = {  # layers, heads, width: the published LlamaGen models
 class Config(GeneratorConfig):
     """kind: raster.
 
-    size: a published model, or leave it out and turn one dial, `depth`: width 64 * depth and depth heads unless given.
-    hidden: width inside SwiGLU; 8/3 of the width, rounded up to a multiple of `multiple_of`, unless given.
-    class_position: the class token's rotary entry: all zeros as published, or that of the grid's origin.
+    size: a published model. Or set `depth`: by default width is 64 * depth and there are depth heads.
+    hidden: width inside SwiGLU; default 8/3 of the width, rounded up to a multiple of `multiple_of`.
+    class_position: the class token's rotary entry: zeros as published, or that of the grid's origin.
     """
 
     kind: Literal["raster"] = "raster"
@@ -76,7 +76,7 @@ class Config(GeneratorConfig):
         return self.depth, self.heads or self.depth, self.width or 64 * self.depth
 
     def hidden_width(self) -> int:
-        """LlamaGen's rule: two thirds of 4 * width, rounded down, then up to a multiple."""
+        """LlamaGen's rule: two thirds of 4 * width, rounded down, then up to a multiple of `multiple_of`."""
         wanted = int(2 * (4 * self.shape()[2]) / 3)
         return self.hidden or self.multiple_of * math.ceil(wanted / self.multiple_of)
 
@@ -86,7 +86,7 @@ class Config(GeneratorConfig):
         if len(layout.grids) != 1:
             return "needs a single grid, since it reads tokens row by row"
         if self.tied_head and layout.codes != 1:
-            return "with tied_head needs one code a position, since each level has embeddings of its own"
+            return "with tied_head needs one code per position, since each level has its own embeddings"
         return None
 
     def build(self, layout: TokenLayout, classes: int) -> Raster:
@@ -98,7 +98,7 @@ class Config(GeneratorConfig):
 
 
 class Raster(Generator):
-    """p(codes | class) as a product over the raster order."""
+    """p(codes | condition) as a product in raster order."""
 
     reads: ClassVar = GUIDANCE | DRAWS
 

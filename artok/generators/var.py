@@ -1,8 +1,8 @@
 """VAR: a transformer predicts all codes of a scale at once from the coarser ones (Tian et al. 2024, arXiv 2404.02905).
 
-The input at a scale is the image as decoded so far (the codec's `prefix`), shrunk to that scale's grid; at the first
-scale it is the class. Attention sees all of its own scale and of the coarser ones. So training is one pass over all
-scales under a block-causal mask, and sampling one pass a scale, with a cache and no mask.
+The input at a scale is the latent decoded from the coarser scales (the codec's `prefix`), downsampled to the scale's
+grid; at the first scale it is the class. Attention covers the same and coarser scales. Training is one pass over all
+scales with a block-causal mask; sampling is one pass per scale with a KV cache and no mask.
 """
 
 from __future__ import annotations
@@ -36,16 +36,14 @@ LARGEST_TEMPERATURE = math.log(100)
 class Config(GeneratorConfig):
     """kind: var.
 
-    depth: the one dial, 16, 20, 24, 30 and 36 in the paper: width 64 * depth and depth heads unless given.
+    depth: 16, 20, 24, 30 and 36 in the paper; by default width is 64 * depth and there are depth heads.
     mlp_ratio: width inside the feed-forward layers over the width outside.
-    shared_adaln: one modulation of the blocks by the class, with a learned offset in each (the 512 px model), and not
-        one for each block.
-    drop_path: share of images whose branches the last block skips, rising linearly from 0 in the first; as published,
-        0.1 * depth / 24, unless given.
+    shared_adaln: one modulation by the class for all blocks, with a learned offset per block (the 512 px model).
+    drop_path: rate of stochastic depth in the last block, rising linearly from 0 in the first; default as published,
+        0.1 * depth / 24.
     gate_init: factor on the initial weights of the branches' gates; published are 1e-3 (d16, d20), 1e-4 (d24),
         1e-5 (d30) and 5e-6 (d36).
-    attention: how training attends on a GPU, `masked` or with FlexAttention, which skips what is masked. A CPU always
-        takes the mask.
+    attention: in training on a GPU, `masked` or FlexAttention, which skips masked blocks. A CPU always uses the mask.
     """
 
     kind: Literal["var"] = "var"
@@ -70,7 +68,7 @@ class Config(GeneratorConfig):
         return self.heads or self.depth, self.width or 64 * self.depth
 
     def drop_rates(self) -> list[float]:
-        """The share of images whose branches a block skips, for each block."""
+        """The rate of stochastic depth of each block."""
         most = 0.1 * self.depth / 24 if self.drop_path is None else self.drop_path
         return [most * layer / max(self.depth - 1, 1) for layer in range(self.depth)]
 
@@ -80,7 +78,7 @@ class Config(GeneratorConfig):
         if len(layout.grids) == 1:
             return "needs tokens of several scales (quantizer kind multiscale), since it predicts scale after scale"
         if layout.codes != 1:
-            return "needs one code a position"
+            return "needs one code per position"
         return None
 
     def build(self, layout: TokenLayout, classes: int) -> Var:
@@ -92,8 +90,8 @@ class Config(GeneratorConfig):
 
 
 class CosineAttention(nn.Module):
-    """Attention of l2-normalised queries and keys with a learned temperature a head; queries and values have biases,
-    keys none.
+    """Attention of l2-normalised queries and keys with a learned temperature per head. Queries and values have biases,
+    keys have none.
 
     sizes: tokens of each scale.
     """
@@ -164,7 +162,7 @@ class Block(nn.Module):
         self.contract = nn.Linear(hidden, width)
         for linear in (self.attention.qkv, self.attention.out, self.expand, self.contract):
             initialise(linear, width)
-        with torch.no_grad():  # the sum of 2 * depth branches keeps its variance (Radford et al. 2019)
+        with torch.no_grad():  # so that the sum of 2 * depth branches keeps its variance (Radford et al. 2019)
             self.attention.out.weight /= math.sqrt(2 * config.depth)
             self.contract.weight /= math.sqrt(2 * config.depth)
         modulation = SharedModulation if config.shared_adaln else OwnModulation
@@ -195,7 +193,7 @@ def norm(x_BHND: Tensor) -> Tensor:
 
 
 def modulate(x_BND: Tensor, scale_B1D: Tensor, shift_B1D: Tensor) -> Tensor:
-    """Layer norm whose gain and bias come from the class."""
+    """Layer norm with the gain and bias given."""
     return torch.addcmul(shift_B1D, F.layer_norm(x_BND, x_BND.shape[-1:], eps=1e-6), 1 + scale_B1D)
 
 
@@ -207,12 +205,12 @@ def initialise(module: nn.Linear, width: int) -> None:
 
 
 class Var(Generator):
-    """p(codes | class) as a product over the scales, within which codes are independent given the coarser scales."""
+    """p(codes | condition) as a product over scales. Codes of a scale are independent given the coarser scales."""
 
     keeps_known = True
     reads: ClassVar = GUIDANCE | DRAWS
 
-    undecayed = ("start", "position", "level")  # embeddings of places, which the published recipe does not decay
+    undecayed = ("start", "position", "level")  # the published recipe does not decay them
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)
@@ -252,7 +250,7 @@ class Var(Generator):
     # ------------------------------------------------------------------------------------------ one pass
 
     def words(self, scale: int, prefix: Tensor) -> Tensor:
-        """The input (B, n, D) at a scale after the first, from the vectors (B, D, *grid) of the scales before it."""
+        """The input (B, n, D) at a scale after the first, from the latent (B, D, *grid) of the coarser scales."""
         return self.word(rearrange(shrink(prefix, self.layout.grids[scale]), "b d ... -> b (...) d"))
 
     def run(
@@ -266,7 +264,7 @@ class Var(Generator):
         """Logits (B, n, V) float32 of the codes of successive scales from `first` on.
 
         inputs: the `words` of those scales, without those of scale 0, whose input is `context.pooled`.
-        keep: (B, layers, 2) factors on the branches. Without a cache all scales must be there.
+        keep: (B, layers, 2) factors on the branches. Without a cache all scales are required.
         """
         condition_BD = context.pooled
         start = [condition_BD[:, None] + self.start] if first == 0 else []
@@ -291,7 +289,7 @@ class Var(Generator):
         return {"nll": F.cross_entropy(logits.flatten(0, 1), tokens.values.flatten())}
 
     def _drop_factors(self, noise: Noise) -> Tensor | None:
-        """Stochastic depth (Huang et al. 2016): (B, layers, 2), 0 where a branch is skipped, else over its chance."""
+        """Stochastic depth (Huang et al. 2016): (B, layers, 2), 0 for a skipped branch, else 1 / (1 - rate)."""
         if not self.training or not any(self.config.drop_rates()):
             return None
         rates = self.drop_rates[:, None]
@@ -304,9 +302,9 @@ class Var(Generator):
     # ------------------------------------------------------------------------------------------ scale by scale
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
-        """One step a scale; known codes are put in place of those drawn at it.
+        """One step per scale; known codes replace the drawn ones.
 
-        The published sampling is cfg_scale 2.5 (theirs: 1.5) on the linear schedule, top_k 900 and top_p 0.96.
+        Published settings: cfg_scale 2.5 (in VAR's convention 1.5) with the linear schedule, top_k 900, top_p 0.96.
         """
         batch, layout, lent = len(condition), self.layout, _require(codec)
         known, guidance = condition.known, Guidance(condition, sampling, len(self.parts))

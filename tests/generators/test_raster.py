@@ -1,4 +1,4 @@
-"""The raster transformer: cached decoding, causality, published sizes, several codes a position."""
+"""The raster transformer: cached decoding, causality, published sizes, several codes per position."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def test_tokens_of_other_kinds_are_refused_with_both_sides_named() -> None:
     for layout, words in [
         (TokenLayout(((4, 4),), 4, 16, IMAGE), "several scales"),
         (TokenLayout(((1, 1), (4, 4)), 4, None, IMAGE), "needs codes"),
-        (TokenLayout(((1, 1), (4, 4)), 4, 16, IMAGE, codes=2), "one code a position"),
+        (TokenLayout(((1, 1), (4, 4)), 4, 16, IMAGE, codes=2), "one code per position"),
     ]:
         with pytest.raises(LayoutError, match=words) as error:
             check_layout(var.Config.tiny(), layout)

@@ -357,7 +357,11 @@ def test_a_run_is_measured_on_images_of_its_own_size(file: Path, tmp_path: Path)
 def test_what_the_file_does_not_tell_is_asked_for(file: Path, tmp_path: Path) -> None:
     path, run = raster_file(tmp_path)
     refused(
-        path, tmp_path, Options(tokenizer=str(run)), "generator.heads cannot be read from the shapes .*; add generator.heads=", ConfigError
+        path,
+        tmp_path,
+        Options(tokenizer=str(run)),
+        "generator.heads cannot be read from the shapes .*; add generator.heads=",
+        ConfigError,
     )
     refused(path, tmp_path, Options(), "needs the tokenizer that it was trained on", ConfigError)
     refused(file, tmp_path, Options(tokenizer=str(run)), "is a tokenizer itself", ConfigError)

@@ -1,1 +1,1 @@
-"""Networks that turn one random vector into a whole grid of tokens, for a GAN; one file a kind."""
+"""GAN generator networks, from a random vector to a grid of tokens; one file per kind."""

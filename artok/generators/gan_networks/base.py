@@ -1,4 +1,4 @@
-"""What every network of a GAN keeps to: a random vector and a context in, a whole grid out."""
+"""The base class of GAN generator networks: a random vector and a context in, a grid of tokens out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from artok.config import Part
 
 
 class GanNetwork(nn.Module, ABC):
-    """conditioner: what makes the contexts that it reads."""
+    """conditioner: makes the contexts that it reads."""
 
     conditioner: Conditioners
 
     @abstractmethod
     def forward(self, latents_BZ: Tensor, context: Context) -> Tensor:
-        """(B, D, h, w), with no bound on the values, for latents of unit variance."""
+        """(B, D, h, w), unbounded, for latents of unit variance."""
 
 
 class GanNetworkConfig(Part, ABC):
@@ -26,25 +26,25 @@ class GanNetworkConfig(Part, ABC):
 
     @abstractmethod
     def refuse(self, grid: tuple[int, ...]) -> str | None:
-        """Why it cannot make such a grid (a phrase such as "needs two axes"), or None when it can."""
+        """The reason why it cannot make such a grid (a phrase such as "needs two axes"), or None."""
 
     @abstractmethod
     def build(
         self, latent: int, grid: tuple[int, ...], width: int, conditioners: Callable[[int], Conditioners]
     ) -> GanNetwork:
-        """The network from `latent` numbers to tokens of D = `width` numbers. The grid has passed `refuse`.
+        """Build the network from `latent` numbers to tokens of D = `width` numbers. The grid has passed `refuse`.
 
-        conditioners: makes those whose contexts are of a given width.
+        conditioners: makes conditioners with contexts of a given width.
         """
 
     @classmethod
     @abstractmethod
     def tiny(cls) -> GanNetworkConfig:
-        """The smallest sensible setting, which the contract tests run."""
+        """A small config for the contract tests."""
 
 
 def refuse_halving(grid: tuple[int, ...], halvings: int) -> str | None:
-    """Why a grid cannot be reached by so many doublings, or None."""
+    """The reason why a grid is not the result of so many doublings, or None."""
     if len(grid) != 2:
         return "needs a grid of two axes"
     if any(side % 2**halvings for side in grid):

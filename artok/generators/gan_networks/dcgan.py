@@ -17,9 +17,9 @@ from artok.nn.r3 import base_grid
 
 
 class Config(GanNetworkConfig):
-    """kind: dcgan. channels: channels of each resolution before the last, coarsest first, which has none of its own.
+    """kind: dcgan. channels: channels of each resolution but the last, coarsest first.
 
-    As published for 64x64: widths 1024, 512, 256, 128 from 4x4 on, the label aside.
+    Published for 64x64, without labels: 1024, 512, 256, 128 from 4x4 on.
     """
 
     kind: Literal["dcgan"] = "dcgan"
@@ -40,7 +40,7 @@ class Config(GanNetworkConfig):
 
 
 class DcganNetwork(GanNetwork):
-    """Ends in tanh, so that it fits tokens in [-1, 1]: pixels."""
+    """DCGAN's generator. It ends in tanh, so its tokens must be in [-1, 1], such as pixels."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class DcganNetwork(GanNetwork):
         self.start = nn.Linear(latent + config.embedding_dim, widths[0] * self.base[0] * self.base[1], bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in widths[:-1])
         self.convolutions = nn.ModuleList(
-            nn.ConvTranspose2d(a, b, 4, 2, 1, bias=index == len(widths) - 2)  # a norm has a shift of its own
+            nn.ConvTranspose2d(a, b, 4, 2, 1, bias=index == len(widths) - 2)  # no bias before a norm
             for index, (a, b) in enumerate(pairwise(widths))
         )
         for module in (self.start, *self.convolutions):

@@ -1,4 +1,4 @@
-"""R3GAN's generator: a learned 4x4 picture scaled by the latent, then grouped residual blocks (Huang et al. 2024)."""
+"""R3GAN's generator: a learned 4x4 map scaled by the latent, then grouped residual blocks (Huang et al. 2024)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from artok.nn.r3 import GroupedBlock, base_grid, scaled_, widen
 
 
 class Config(GanNetworkConfig):
-    """kind: residual. channels: channels of each resolution, coarsest first; each next one has twice the sides.
+    """kind: residual. channels: channels of each resolution, coarsest first; sides double at each.
 
-    As published for CIFAR-10: widths 768 four times, blocks 2, groups 96, embedding 768.
+    Published for CIFAR-10: channels 768 four times, blocks 2, groups 96, embedding_dim 768.
     """
 
     kind: Literal["residual"] = "residual"
     channels: tuple[int, ...] = Field(min_length=1)
-    blocks: int = Field(2, ge=1, description="residual blocks a resolution")
+    blocks: int = Field(2, ge=1, description="residual blocks per resolution")
     groups: int = Field(1, ge=1)
     embedding_dim: int = Field(64, ge=1, description="numbers that a label adds to the latent")
 

@@ -1,1 +1,1 @@
-"""Networks of a diffusion model over a whole grid of tokens."""
+"""Networks of diffusion models over a grid of tokens."""

@@ -1,4 +1,4 @@
-"""What every diffusion network keeps to: noisy tokens, times and a context in, a prediction for every token out."""
+"""The base class of diffusion networks: noisy tokens, times and a context in, a prediction per token out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from artok.config import Part
 
 
 class DiffusionNetwork(nn.Module, ABC):
-    """conditioner: what makes the contexts that it reads."""
+    """conditioner: makes the contexts that it reads."""
 
     conditioner: Conditioners
 
@@ -26,18 +26,18 @@ class NetworkConfig(Part, ABC):
 
     @abstractmethod
     def refuse(self, grid: tuple[int, ...]) -> str | None:
-        """Why it cannot run on such a grid (a phrase such as "needs two axes"), or None when it can."""
+        """The reason why it cannot run on such a grid (a phrase such as "needs two axes"), or None."""
 
     @abstractmethod
     def build(
         self, grid: tuple[int, ...], width: int, out: int, conditioners: Callable[[int], Conditioners]
     ) -> DiffusionNetwork:
-        """The network for tokens of D = `width` numbers, to `out` numbers. The grid has passed `refuse`.
+        """Build the network from tokens of D = `width` numbers to `out` numbers. The grid has passed `refuse`.
 
-        conditioners: makes those whose contexts are of a given width.
+        conditioners: makes conditioners with contexts of a given width.
         """
 
     @classmethod
     @abstractmethod
     def tiny(cls) -> NetworkConfig:
-        """The smallest sensible setting, which the contract tests run."""
+        """A small config for the contract tests."""

@@ -27,10 +27,10 @@ SIZES = {  # layers, width, heads: as published
 class Config(NetworkConfig):
     """kind: dit.
 
-    size: a published model, or leave it out and turn one dial, `depth`: width 64 * depth and depth heads unless given.
-    patch_size: side of the squares of tokens read as one; "XL/2" is size XL with patch 2.
-    condition_init: deviation of the first weights of the label's and the time's embeddings. Published is .02; in runs
-    of a few hundred steps these are then too small to be noticed in time, and 0.1 learns much sooner.
+    size: a published model. Or set `depth`: by default width is 64 * depth and there are depth heads.
+    patch_size: side of a patch in tokens; "XL/2" is size XL with patch 2.
+    condition_init: deviation of the initial weights of the label and time embeddings. Published is .02; in runs of a
+    few hundred steps 0.1 learns much faster.
     """
 
     kind: Literal["dit"] = "dit"
@@ -76,7 +76,7 @@ class Config(NetworkConfig):
 
 
 class DiffusionTransformer(DiffusionNetwork):
-    """Patches with fixed positions through blocks whose norms the time and the class set."""
+    """Transformer over patches with fixed positions; time and class modulate the norms of its blocks."""
 
     def __init__(
         self,

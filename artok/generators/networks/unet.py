@@ -22,9 +22,9 @@ from artok.nn.vit import ZeroLinear
 class Config(NetworkConfig):
     """kind: unet.
 
-    width times each multiplier gives the channels of a level, finest first; each level halves the sides.
-    num_res_blocks: residual blocks a level on the way down; one more on the way up. attention_resolutions: levels that
-    have it, from 0, the finest; the middle always does.
+    base_channels times each multiplier gives the channels of a level, finest first; each level halves the sides.
+    num_res_blocks: residual blocks per level on the way down; one more on the way up. attention_resolutions: levels
+    with attention, 0 being the finest; the middle always has it.
     """
 
     kind: Literal["unet"] = "unet"
@@ -49,7 +49,7 @@ class Config(NetworkConfig):
 
 
 class ConditionedResidual(nn.Module):
-    """norm, swish, convolution, twice, the second norm scaled and shifted by the condition; the last one starts at
+    """Norm, swish, convolution, twice. The condition scales and shifts the second norm; the last convolution starts at
     zero."""
 
     def __init__(self, channels: int, out_channels: int, condition: int, groups: int) -> None:
@@ -76,7 +76,7 @@ def zero_convolution(channels: int, out_channels: int) -> nn.Conv2d:
 
 
 class Stage(nn.Module):
-    """A residual block, and attention where it is wanted."""
+    """A residual block, with attention if wanted."""
 
     def __init__(self, channels: int, out_channels: int, condition: int, attention: bool, groups: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Stage(nn.Module):
 
 
 class UNet(DiffusionNetwork):
-    """Down with every state kept, up with each one joined in again."""
+    """A U-Net: every state on the way down is concatenated on the way up."""
 
     def __init__(
         self,
