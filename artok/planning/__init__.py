@@ -1,1 +1,1 @@
-"""Cost on paper: tokens, parameters, FLOPs, memory, time, from the real modules without numbers."""
+"""Costs before training: tokens, parameters, FLOPs, memory and time, from the real modules on the meta device."""

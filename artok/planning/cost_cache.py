@@ -30,7 +30,7 @@ def cache_costs(model: nn.Module, trace: Trace) -> Iterator[list[int]]:
     modules = [module for module in model.modules() if module is not model and any(True for _ in module.parameters())]
     for module in modules:
         structure = (type(module), str(module), _shapes(module), _settings(module))
-        number = numbers.setdefault(structure, len(numbers))  # a tuple so long is hashed once and not at each call
+        number = numbers.setdefault(structure, len(numbers))  # hashing the long tuple once per module
         for name in METHODS:
             if hasattr(module, name):
                 setattr(module, name, _CachedCost(getattr(module, name), (number, name), known, trace, cache))
@@ -56,7 +56,7 @@ class _CachedCost:
         for value in given.values():
             if isinstance(value, KVCache):
                 self.cache[0] = max(self.cache[0], value.keys.nbytes + value.values.nbytes)
-        # a layer's number only says where in the cache it writes
+        # a layer's number does not change its cost
         key = (self.name, tuple((name, _kind(value)) for name, value in given.items() if name != "layer"))
         if key in self.known:
             return self.trace.repeat(*self.known[key])

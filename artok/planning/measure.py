@@ -1,4 +1,4 @@
-"""Measures the ceilings of the device at hand, in about a second: matrix rate by precision, and memory bandwidth."""
+"""Measures the ceilings of this machine's device in about a second: matrix rate by precision, memory bandwidth."""
 
 from __future__ import annotations
 

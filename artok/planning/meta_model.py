@@ -96,7 +96,7 @@ def on_layout(experiment: Experiment, layout: TokenLayout, classes: int) -> Desi
 
 
 def tokenizer_section(experiment: Experiment) -> TokenizerConfig:
-    """The config of the tokenizer: from the experiment, the run that it names, or the shipped config of that name."""
+    """The tokenizer's config: from the experiment, from the run that it names, or the shipped config of that name."""
     if not isinstance(experiment.tokenizer, str):
         return experiment.tokenizer
     folder = Path(experiment.tokenizer)
@@ -112,7 +112,7 @@ def tokenizer_section(experiment: Experiment) -> TokenizerConfig:
                 if not isinstance(other.tokenizer, str):
                     return other.tokenizer
     raise ConfigError(
-        f"the tokenizer {experiment.tokenizer} is neither a run here nor the name of a shipped config; train it first, "
+        f"the tokenizer {experiment.tokenizer} is neither a run nor a shipped config; train it first, "
         "or give its config in the section 'tokenizer'"
     )
 

@@ -1,4 +1,4 @@
-"""`artok plan`: what a design costs before it is trained, counted with its real modules on the meta device.
+"""`artok plan`: the costs of a design before training, counted with its real modules on the meta device.
 
 FLOPs, parameters and memory are counted. Times are estimates from ceilings (see `roofline.py`): they leave out loading
 of data and communication between devices.
@@ -159,7 +159,7 @@ def find_device(options: PlanOptions) -> Device:
 
 
 def plan(design: Design, options: PlanOptions, device: Device | None = None) -> Plan:
-    """Everything that is known of a design in advance. device: by default that of the options."""
+    """The plan of a design. device: default from the options."""
     device = device or find_device(options)
     experiment = design.experiment
     precision = options.precision or training_precision(experiment, device)
@@ -181,7 +181,7 @@ def plan(design: Design, options: PlanOptions, device: Device | None = None) -> 
 
 
 def training_precision(experiment: Experiment, device: Device) -> Precision:
-    """What training.precision means on a device."""
+    """The training precision on a device."""
     wanted = experiment.training.precision
     if device.chip == "gpu":
         return "bf16" if wanted == "auto" else wanted

@@ -17,7 +17,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS: dict[torch.dtype, Precision] = {dtype: name for name, dtype in DTYPES.items()}
 
-MATRIX_SHARE = 0.5  # of the peak that matrix products of transformers reach on a GPU, by experience
+MATRIX_SHARE = 0.5  # share of the peak that transformers' matrix products typically reach on a GPU
 BANDWIDTH_SHARE = 0.8  # of the memory bandwidth that is reached
 LAUNCH = 8e-6  # seconds from Python to a kernel of eager PyTorch
 TERA, GIB = 1e12, 2**30

@@ -1,1 +1,1 @@
-"""How a next token is drawn: truncation, guidance."""
+"""Sampling: truncation of logits, guidance, noise schedules and solvers."""

@@ -1,4 +1,4 @@
-"""The `diffusion:` section that MAR's head and latent diffusion share, and the loss and sampling it stands for."""
+"""The `diffusion:` section of MAR's head and latent diffusion, with its loss and sampling."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ Network = Callable[[Tensor, Tensor], Tensor]
 class DiffusionConfig(Config):
     """schedule: "straight" is flow matching; the others are chains of `timesteps` steps.
 
-    beta_start, beta_end: of the linear schedules. zero_terminal_snr: end a chain at no signal at all.
+    beta_start, beta_end: of the linear schedules. zero_terminal_snr: rescale a chain to end without signal.
     variance: of DDPM's steps; "learned" doubles the network's output and adds a variational bound term to the loss.
     min_snr_gamma: the gamma of min-SNR weighting (5 in Hang et al. 2023), or none.
     times: uniform, or logit-normal (Esser et al. 2024, arXiv 2403.03206, eq. 19) with its mean and deviation.
-    timestep_spacing: which steps a shortened chain keeps. clip_sample: largest magnitude of a predicted x_0 while
+    timestep_spacing: the steps that a shortened chain keeps. clip_sample: largest magnitude of a predicted x_0 in
     sampling, for pixels.
-    solver, steps: what sampling uses unless it says otherwise.
+    solver, steps: defaults of sampling.
     """
 
     schedule: Schedule = "linear"
@@ -84,34 +84,34 @@ class DiffusionConfig(Config):
         is_straight = self.schedule == "straight"
         if self.prediction_type == "epsilon" and (is_straight or self.zero_terminal_snr):
             raise ValueError(
-                "target epsilon says nothing of the tokens where there is no signal, which the straight path and "
-                "zero_terminal begin with; use x0, v or velocity"
+                "target epsilon does not determine the tokens where there is no signal, as at the start of the "
+                "straight path and of zero_terminal_snr chains; use x0, v or velocity"
             )
         if is_straight and (self.variance == "learned" or self.zero_terminal_snr):
-            raise ValueError("a learned variance and zero_terminal belong to chains, not to schedule straight")
+            raise ValueError("a learned variance and zero_terminal_snr belong to chains, not to schedule straight")
         if not is_straight and self.steps > self.timesteps:
             raise ValueError(f"steps {self.steps} are more than the {self.timesteps} timesteps of the schedule")
         return self
 
     def channels(self, width: int) -> int:
-        """Numbers that the network puts out for a vector of `width`."""
+        """Outputs of the network for a vector of `width` numbers."""
         return 2 * width if self.variance == "learned" else width
 
     def training_levels(self) -> Levels:
-        """The whole chain, or for the straight path a row that only serves tables."""
+        """The levels of the whole chain, or of the straight path for the tables only."""
         if self.schedule == "straight":
             return straight(even_times(self.timesteps))
         levels = chain(betas(self.schedule, self.timesteps, self.beta_start, self.beta_end))
         return to_zero_terminal(levels) if self.zero_terminal_snr else levels
 
     def sampling_levels(self, steps: int) -> Levels:
-        """The levels of a sampling in that many steps. ConfigError: the chain has fewer, or cannot be spaced so."""
+        """The levels of sampling in `steps` steps. ConfigError: the chain is shorter, or no spacing fits."""
         if self.schedule == "straight":
             return straight(even_times(steps))
         return self.training_levels().select(choose_steps(self.timesteps, steps, self.timestep_spacing))
 
     def plan(self, sampling: Sampling, steps: int | None) -> tuple[SolverName, int]:
-        """The solver and its steps for a sampling. ConfigError as in `sampling_levels`."""
+        """The solver and its number of steps. ConfigError: as in `sampling_levels`."""
         count = steps or self.steps
         self.sampling_levels(count)
         return sampling.solver or self.solver, count
@@ -122,7 +122,7 @@ class DiffusionConfig(Config):
 
 @dataclass(frozen=True)
 class Times:
-    """Where on the path each row of a batch is: float32 (M,); index: its step on the chain (M,) int64."""
+    """The noise level of each row of a batch: float32 (M,). index: the step on the chain, (M,) int64."""
 
     signal: Tensor
     sigma: Tensor
@@ -132,7 +132,7 @@ class Times:
 
 @lru_cache(maxsize=8)
 def tables_of(config: DiffusionConfig) -> dict[str, Tensor]:
-    """What training and sampling look up by the step of the chain, each (T,) float64."""
+    """Tables by the step of the chain for training and sampling, each (T,) float64."""
     levels = config.training_levels()
     steps = [transition(levels[index], levels[index - 1]) for index in range(len(levels))]
     tables: dict[str, Tensor | list[float]] = {
@@ -148,7 +148,7 @@ def tables_of(config: DiffusionConfig) -> dict[str, Tensor]:
 
 
 class Diffusion(nn.Module):
-    """Losses of a network at random noise levels, and samples from it. Tables are float64; there are no weights."""
+    """Computes losses of a network at random noise levels, and samples from it. It has float64 tables, no weights."""
 
     def __init__(self, config: DiffusionConfig) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Diffusion(nn.Module):
     # ------------------------------------------------------------------------------------------ training
 
     def times(self, uniform: Tensor) -> Times:
-        """Random places on the path from uniform numbers (M,) in [0, 1)."""
+        """Random noise levels from uniform numbers (M,) in [0, 1)."""
         share = uniform.double()
         if self.config.times == "logit_normal":
             normal = torch.special.ndtri(share.clamp(1e-7, 1 - 1e-7))
@@ -170,7 +170,7 @@ class Diffusion(nn.Module):
         return self.at((share * self.config.timesteps).long().clamp(max=self.config.timesteps - 1))
 
     def at(self, index: Tensor) -> Times:
-        """The steps `index` (M,) int64 of the chain."""
+        """The noise levels of the steps `index` (M,) int64 of the chain."""
         return Times(self._row("signal", index), self._row("sigma", index), self._row("time", index), index)
 
     def _row(self, table: str, index: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class Diffusion(nn.Module):
         return tensor[index].float()
 
     def losses(self, network: Network, clean: Tensor, noise: Tensor, times: Times) -> dict[str, Tensor]:
-        """The weighted terms of the loss, each (M,): means over everything but the rows.
+        """The weighted terms of the loss, each (M,): means over all axes but the first.
 
         network(x, time): x (M, ..., D) and time (M,) to (M, ..., D), or (M, ..., 2D) with a learned variance.
         clean, noise: (M, ..., D). mse: of the target (Ho et al. 2020, eq. 14). vb: with a learned variance, in bits,
@@ -203,7 +203,7 @@ class Diffusion(nn.Module):
         return {"mse": mse, "vb": self._bound(clean, x, denoised, interpolation, times.index)}
 
     def _bound(self, clean: Tensor, x: Tensor, denoised: Tensor, interpolation: Tensor, index: Tensor) -> Tensor:
-        """One term of the variational bound in bits a number, (M,) (Nichol and Dhariwal 2021, eq. 4 to 6)."""
+        """A term of the variational bound in bits per dimension, (M,) (Nichol and Dhariwal 2021, eq. 4 to 6)."""
         shape = (-1,) + (1,) * (clean.ndim - 1)
         names = ("from_clean", "from_noisy", "low", "high")
         from_clean, from_noisy, low, high = (self._row(name, index).view(shape) for name in names)
@@ -217,7 +217,7 @@ class Diffusion(nn.Module):
     def sample(
         self, network: Network, x: Tensor, draw: Draw, solver: SolverName, steps: int, options: Options
     ) -> States:
-        """States (x, predicted x_0) from standard noise x (M, ..., D) to the sample.
+        """Yield states (x, predicted x_0), from standard noise x (M, ..., D) to the sample.
 
         network: as in `losses`, but with one time (1,) for all rows.
         """
@@ -233,7 +233,7 @@ class Diffusion(nn.Module):
         return Options(sampling.eta, sampling.temperature, "beta" if beta else "posterior")
 
     def denoise(self, output: Tensor, x: Tensor, level: Level) -> Denoised:
-        """A network's output at x as predicted clean tokens."""
+        """Convert a network's output at x to predicted clean tokens."""
         interpolation: Tensor | None = None
         if self.config.variance == "learned":
             output, interpolation = output.chunk(2, dim=-1)
@@ -244,6 +244,6 @@ class Diffusion(nn.Module):
 
 
 def starting_noise(noise: Tensor, solver: SolverName, sampling: Sampling) -> Tensor:
-    """What sampling starts from: temperature acts on the noise on the way, or without any on the start."""
+    """The start of sampling. Temperature scales the added noise, or the start for solvers that add none."""
     added = solver == "ddpm" or (solver == "ddim" and sampling.eta > 0)
     return noise if added else sampling.temperature * noise

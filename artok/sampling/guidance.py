@@ -14,9 +14,9 @@ DROPPED: tuple[ConditionPart, ...] = ("labels", "text")  # of the unconditional 
 
 
 class Guidance:
-    """The guidance of one sample: both halves as one batch, and the scale at each step.
+    """Guidance in one sampling: both halves as one batch, and the scale at each step.
 
-    condition: B rows, or 2B where it guides, in the second half of which what is guided is dropped.
+    condition: B rows, or with guidance 2B, the second half of which is unconditional.
     """
 
     def __init__(self, condition: Condition, sampling: Sampling, steps: int) -> None:
@@ -24,7 +24,7 @@ class Guidance:
         self.condition = append_unconditional(condition) if self.guides else condition
 
     def repeat(self, x: Tensor) -> Tensor:
-        """What both halves have alike, (B, ...) to (2B, ...); unchanged where nothing is guided."""
+        """Repeat (B, ...) for both halves, (2B, ...); unchanged without guidance."""
         return x.repeat(2, *[1] * (x.ndim - 1)) if self.guides else x
 
     def scale(self, step: int, share: float | None = None) -> float:
@@ -32,12 +32,12 @@ class Guidance:
         return scale_at(self.sampling, step, self.steps, share)
 
     def __call__(self, output: Tensor, step: int) -> Tensor:
-        """The guided output (B, ...) of what a model gave for `condition`; unchanged where nothing is guided."""
+        """The guided output (B, ...) from a model's output for `condition`; unchanged without guidance."""
         return guide(output, self.scale(step)) if self.guides else output
 
 
 def append_unconditional(condition: Condition) -> Condition:
-    """The rows of a condition (B), then the same rows with what is guided dropped: 2B."""
+    """The rows of a condition (B), then the same rows with labels and text dropped: 2B."""
     rows = torch.arange(2 * len(condition), device=condition.device)
     both = condition[rows % len(condition)]
     for part in DROPPED:
@@ -48,8 +48,8 @@ def append_unconditional(condition: Condition) -> Condition:
 def guide(output: Tensor, scale: float, width: int | None = None) -> Tensor:
     """unconditional + scale * (conditional - unconditional): 1 is no guidance, 0 ignores the condition.
 
-    output: (2B, ...), the unconditional half behind the other. width: how many of the last axis' numbers are guided,
-    all unless given; the others stay the conditional ones.
+    output: (2B, ...), the unconditional half second. width: number of leading entries of the last axis that are guided,
+    default all; the others keep the conditional values.
     """
     conditional, unconditional = output.chunk(2)
     if width is None:
@@ -62,9 +62,9 @@ def guide(output: Tensor, scale: float, width: int | None = None) -> Tensor:
 def scale_at(sampling: Sampling, step: int, steps: int, share: float | None = None) -> float:
     """The guidance scale at step 0..steps-1 of a generation.
 
-    linear and cosine rise from 1 at the first step to `cfg_scale` at the last (the cosine with its power, as RAR's,
-    Yu et al. 2024); outside `cfg_interval` (Kynkaanniemi et al. 2024) there is none. share: how far on the way
-    from 0 to 1 the step is, where a family measures that otherwise than by its steps.
+    linear and cosine rise from 1 at the first step to `cfg_scale` at the last (the power cosine of RAR, Yu et al.
+    2024). Outside `cfg_interval` (Kynkaanniemi et al. 2024) the scale is 1. share: progress from 0 to 1 of the
+    schedule, default by the steps.
     """
     if share is None:
         share = step / max(steps - 1, 1)

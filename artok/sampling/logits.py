@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, truncation, and a draw by one uniform number."""
+"""Draws tokens from logits: temperature, top-k, top-p, and one uniform number per token."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 def truncate(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
     """Logits (..., V) with the tail at -inf.
 
-    top_k keeps those at or above the k-th largest (Fan et al. 2018). top_p then goes through them in descending order
-    and drops a token once the probability before it exceeds p (Holtzman et al. 2020), so at least one stays.
+    top_k keeps logits at or above the k-th largest (Fan et al. 2018). top_p then drops a token if the more likely ones
+    have a total probability above p (Holtzman et al. 2020), so at least one stays.
     """
     if top_k is not None and top_k < logits.shape[-1]:
         smallest_kept = logits.topk(top_k, dim=-1).values[..., -1:]
@@ -27,15 +27,14 @@ def truncate(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
 
 
 def probabilities(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """The distribution (..., V) that a token is drawn from, in float32; temperature above 0."""
+    """The sampling distribution (..., V) in float32, for a temperature above 0."""
     return truncate(logits.float() / temperature, top_k, top_p).softmax(-1)
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
     """A token (...,) int64 from logits (..., V), where the cumulative distribution passes `uniform` (...,) in [0, 1).
 
-    One number a token makes a sample a function of its own seed, whatever batch it is in. Temperature 0 takes the
-    most likely token.
+    One number per token makes a sample independent of its batch. Temperature 0 takes the most likely token.
     """
     if temperature == 0:
         return logits.argmax(-1)

@@ -46,9 +46,9 @@ CLEAN = Level(1.0, 0.0, 1.0, 0.0)
 
 @dataclass(frozen=True)
 class Levels:
-    """Levels in a row, the cleanest first; before it comes the clean x_0 itself. All tensors (T,) float64.
+    """A sequence of levels, the cleanest first, without x_0 itself. All tensors are (T,) float64.
 
-    straight: they lie on the straight path, signal + sigma = 1, and not on a chain.
+    straight: whether they lie on the straight path, signal + sigma = 1, instead of a chain.
     """
 
     signal_squared: Tensor
@@ -61,7 +61,7 @@ class Levels:
         return len(self.times)
 
     def __getitem__(self, index: int) -> Level:
-        """The level of an index from 0, or the clean end for -1."""
+        """The level of an index from 0; -1 is the clean x_0."""
         if index == -1:
             return CLEAN
         fields = (self.signal_squared, self.sigma_squared, self.power, self.times)
@@ -70,7 +70,7 @@ class Levels:
     def select(self, indices: Sequence[int]) -> Levels:
         """A chain shortened to these steps, in ascending order (Nichol and Dhariwal 2021, section 4).
 
-        The signal is multiplied up from the new betas as in the published code, whose last digits follow from that.
+        The signal is computed from the new betas, as in the published code, to equal its rounding.
         """
         rows = torch.tensor(indices, dtype=torch.int64, device="cpu")
         before = torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), self.signal_squared[rows[:-1]]])
@@ -92,24 +92,24 @@ def betas(schedule: Schedule, steps: int, first: float, last: float) -> Tensor:
         remaining = [math.cos((index / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for index in range(steps + 1)]
         ratios = [min(1 - after / before, 0.999) for before, after in pairwise(remaining)]
         return torch.tensor(ratios, dtype=torch.float64, device="cpu")
-    raise ValueError(f"the schedule {schedule} is no chain of steps, so it has no betas")
+    raise ValueError(f"the schedule {schedule} is no chain and has no betas")
 
 
 def _even(first: float, last: float, steps: int) -> Tensor:
-    # tables are made on the CPU even where a model is built on another device, since their values are read here
+    # on the CPU even inside another default device, since the values are read here
     return torch.linspace(first, last, steps, dtype=torch.float64, device="cpu")
 
 
 def chain(betas_T: Tensor) -> Levels:
-    """The levels alpha_bar = prod(1 - beta) of a chain; a time is the number of the step, from 0."""
+    """The levels alpha_bar = prod(1 - beta) of a chain. The time of a level is its step, from 0."""
     alpha_bar = (1 - betas_T.double()).cumprod(0)
     times = torch.arange(len(alpha_bar), dtype=torch.float64, device="cpu")
     return Levels(alpha_bar, 1 - alpha_bar, torch.ones_like(alpha_bar), times)
 
 
 def to_zero_terminal(levels: Levels) -> Levels:
-    """The chain with its signal shifted and scaled to end at exactly 0, its first level kept (Lin et al. 2023, arXiv
-    2305.08891, algorithm 1): otherwise training never shows the pure noise that sampling starts from."""
+    """The chain with its signal shifted and scaled to end at 0; the first level is kept (Lin et al. 2023, arXiv
+    2305.08891, algorithm 1). Without it, training never shows the pure noise that sampling starts from."""
     signal = levels.signal_squared.sqrt()
     signal = (signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))
     squared = signal.square()
@@ -129,10 +129,10 @@ def even_times(steps: int) -> Tensor:
 
 
 def choose_steps(length: int, count: int, spacing: Spacing) -> list[int]:
-    """Which `count` steps of a chain of `length` a shortened one keeps, ascending.
+    """The `count` steps of a chain of `length` that a shortened chain keeps, ascending.
 
-    linspace: evenly from the first to the last, rounded. leading: every k-th from 0, for the smallest whole k that
-    gives that number. ConfigError: more steps than there are, or a number that no stride gives.
+    linspace: evenly from the first to the last, rounded. leading: every k-th from 0, for the smallest integer k that
+    gives `count`. ConfigError: `count` is above `length`, or no stride gives it.
     """
     if count > length:
         raise ConfigError(f"{count} sampling steps are more than the {length} of the noise schedule; ask for fewer")
@@ -140,7 +140,7 @@ def choose_steps(length: int, count: int, spacing: Spacing) -> list[int]:
         if count == 1:
             return [length - 1]
         stride = (length - 1) / (count - 1)
-        # added up, as in the published code: where a step falls between two, its rounding decides (21 of 1000, say)
+        # summed up as in the published code, whose rounding decides at ties (such as 21 of 1000)
         return [round(place) for place in accumulate([stride] * (count - 1), initial=0.0)]
     for stride_ in range(1, length + 1):
         if len(range(0, length, stride_)) == count:

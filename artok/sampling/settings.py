@@ -1,4 +1,4 @@
-"""One typed bag of everything that steers sampling; each family reads what concerns it."""
+"""The sampling settings of all families. Each family reads the ones that it uses."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ DRAWS = frozenset({"temperature", "top_k", "top_p"})  # what every family of cod
 class Sampling(Config):
     """The `sampling:` section.
 
-    cfg_scale: classifier-free guidance under artok's one convention, uncond + guidance * (cond - uncond): 1 is off.
-    cfg_schedule: how the scale moves from 1 to `cfg_scale` over the steps. cfg_interval: the share of the
-    steps, from and up to, that is guided at all.
-    eta: DDIM's share of DDPM's noise. choice_temperature: of the Gumbel noise on the confidence by which masked
-    generation decides what to keep (4.5 in MaskGIT's code).
+    cfg_scale: classifier-free guidance, uncond + cfg_scale * (cond - uncond); 1 is off. cfg_schedule: of the scale over
+    the steps, from 1 to `cfg_scale`. cfg_interval: start and end of the guided steps, as shares of all.
+    eta: DDIM's share of DDPM's noise. choice_temperature: of the Gumbel noise on the confidences of masked generation
+    (4.5 in MaskGIT's code).
     """
 
     cfg_scale: float = Field(1.0, ge=0)
     cfg_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    cfg_power: float = Field(1.0, gt=0, description="bends the cosine schedule")
+    cfg_power: float = Field(1.0, gt=0, description="power of the cosine schedule")
     cfg_interval: tuple[float, float] = (0.0, 1.0)
     temperature: float = Field(1.0, ge=0, description="0 takes the most likely token")
     truncation: float | None = Field(None, gt=0, description="largest number in a GAN's latents")
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0, le=1)
-    steps: int | None = Field(None, ge=1, description="for families that choose their number of steps")
+    steps: int | None = Field(None, ge=1, description="sampling steps, where a family has a choice")
     solver: SolverName | None = Field(None, description="for diffusion")
     head_steps: int | None = Field(None, ge=1, description="solver steps of a diffusion head, for each token")
     eta: float = Field(0.0, ge=0, le=1)
@@ -41,5 +40,5 @@ class Sampling(Config):
 
     @property
     def guides(self) -> bool:
-        """Whether the unconditional half has to run."""
+        """Whether guidance needs the unconditional half."""
         return self.cfg_scale != 1

@@ -1,8 +1,8 @@
-"""From noise to tokens: each solver is a generator function over a denoiser, and knows nothing of networks.
+"""Diffusion solvers: each is a generator function over a denoiser.
 
-A solver is called as solver(denoise, x, levels, draw, options): denoise(x, level) gives the clean tokens it predicts
-in, x is the noisiest state, draw() gives fresh standard noise of x's shape. It yields (x, clean) after each call of the
-denoiser, with x the state reached; the last x is the sample. Coefficients are computed in float64.
+A solver is called as solver(denoise, x, levels, draw, options). denoise(x, level) predicts the clean tokens, x is the
+noisiest state, and draw() gives fresh standard noise of x's shape. It yields (x, clean) after each call of the
+denoiser, where x is the new state; the last x is the sample. Coefficients are computed in float64.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from artok.sampling.targets import interpolated_log_variance, to_noise, transiti
 
 SolverName = Literal["ddpm", "ddim", "euler", "heun", "dpm++"]
 
-ONLY_NOISE = 1e-5  # signal^2 below which Heun's correction, in units of 1 / signal, would only magnify errors
+ONLY_NOISE = 1e-5  # signal^2 below which Heun's correction is skipped, since it divides by the signal
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Denoised:
 
 @dataclass(frozen=True)
 class Options:
-    """eta: share of DDIM's noise, 0 none and 1 as much as DDPM. temperature: factor on all noise added on the way.
-    variance: DDPM's where it is not learned: the posterior's, or beta, the forward step's."""
+    """eta: share of DDIM's noise, 0 for none, 1 for as much as DDPM. temperature: factor on all added noise.
+    variance: of DDPM if it is not learned: the posterior's, or beta, the forward step's."""
 
     eta: float = 0.0
     temperature: float = 1.0
@@ -62,19 +62,19 @@ def ddpm(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options: Optio
 
 
 def ancestral(denoised: Denoised, x: Tensor, levels: Levels, index: int, options: Options) -> tuple[Tensor, Tensor]:
-    """Mean and log variance, both of x's shape, of the step from level `index` to the one before."""
+    """Mean and log variance, both of x's shape, of the step from level `index` to the next cleaner one."""
     step = transition(levels[index], levels[index - 1])
     mean = step.from_clean * denoised.clean + step.from_noisy * x
     low, high = posterior_log_variance(levels, index), math.log(step.added)
     if denoised.interpolation is not None:
         return mean, interpolated_log_variance(denoised.interpolation, low, high)
-    # At the cleanest level the published code takes the posterior's in either case (Nichol and Dhariwal 2021).
+    # At the cleanest level the published code always uses the posterior's variance (Nichol and Dhariwal 2021).
     fixed = high if options.variance == "beta" and index else low
     return mean, torch.full_like(x, fixed)
 
 
 def posterior_log_variance(levels: Levels, index: int) -> float:
-    """Log variance of the posterior; at the first level, where it is 0, that of the second, as in published code."""
+    """Log variance of the posterior. At the first level, where the variance is 0, that of the second, as published."""
     if len(levels) == 1:
         return math.log(transition(levels[0], levels[-1]).added)
     index = max(index, 1)
@@ -94,8 +94,8 @@ def ddim(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options: Optio
 
 
 def euler(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options: Options) -> States:
-    """Euler's method on the probability flow: of x in t on the straight path, of x / signal in sigma / signal on a
-    chain (Karras et al. 2022, arXiv 2206.00364, eq. 4). In both it is the step of `follow`."""
+    """Euler's method on the probability flow ODE: for x over t on the straight path, for x / signal over sigma / signal
+    on a chain (Karras et al. 2022, arXiv 2206.00364, eq. 4). Both are the step of `follow`."""
     for index in reversed(range(len(levels))):
         clean = denoise(x, levels[index]).clean
         x = follow(x, clean, levels[index], levels[index - 1])
@@ -103,13 +103,13 @@ def euler(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options: Opti
 
 
 def follow(x: Tensor, clean: Tensor, t: Level, s: Level) -> Tensor:
-    """x at level s when both the clean tokens and the noise of level t are kept."""
+    """x at level s with the same clean tokens and noise as at level t."""
     return s.signal * clean + s.sigma * to_noise(clean, x, t.signal, t.sigma)
 
 
 def heun(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options: Options) -> States:
-    """Heun's second-order method in the variables of `euler` (Karras et al. 2022, algorithm 1), two evaluations a step
-    and one in the last, which ends at the clean tokens."""
+    """Heun's second-order method in the variables of `euler` (Karras et al. 2022, algorithm 1). It takes two
+    evaluations per step, and one in the last step, which ends at the clean tokens."""
     for index in reversed(range(len(levels))):
         t, s = levels[index], levels[index - 1]
         clean = denoise(x, t).clean
@@ -123,7 +123,7 @@ def heun(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options: Optio
 
 
 def corrected(x: Tensor, clean: Tensor, reached: Tensor, ahead: Tensor, t: Level, s: Level, straight: bool) -> Tensor:
-    """x_t followed to s along the mean of the slopes at both ends."""
+    """x_t moved to s along the mean of the slopes at both ends."""
     noise, noise_ahead = to_noise(clean, x, t.signal, t.sigma), to_noise(ahead, reached, s.signal, s.sigma)
     if straight:
         return x + (s.sigma - t.sigma) * 0.5 * (noise - clean + noise_ahead - ahead)
@@ -132,8 +132,8 @@ def corrected(x: Tensor, clean: Tensor, reached: Tensor, ahead: Tensor, t: Level
 
 
 def dpm_solver(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options: Options) -> States:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order from the step before, one
-    evaluation a step; the first step and the one that ends at the clean tokens are of first order."""
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order with one evaluation per step. The
+    first step and the step to the clean tokens are of first order."""
     before: Tensor | None = None
     width_before = 0.0
     for index in reversed(range(len(levels))):
@@ -167,5 +167,5 @@ assert set(SOLVERS) == set(get_args(SolverName))
 
 
 def evaluations(solver: SolverName, steps: int) -> int:
-    """Calls of the denoiser in that many steps (one fewer in Heun's where the chain starts at no signal at all)."""
+    """Calls of the denoiser in `steps` steps. Heun's takes one fewer if the chain starts without signal."""
     return 2 * steps - 1 if solver == "heun" else steps

@@ -1,6 +1,6 @@
-"""What a diffusion network predicts, how that becomes x_0, and how each is weighted in training.
+"""Prediction targets of diffusion networks, their conversion to x_0, and their weights in training.
 
-Everything holds for any level x = signal x_0 + sigma noise, so for chains and for the straight path alike.
+All formulas hold for x = signal x_0 + sigma noise, so for chains and the straight path.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def transition(t: Level, s: Level) -> Transition:
 
 
 def regression_target(target: Target, clean: Tensor, noise: Tensor, signal: Number, sigma: Number) -> Tensor:
-    """What the network should have said of x = signal clean + sigma noise.
+    """The regression target at x = signal clean + sigma noise.
 
     epsilon: the noise (Ho et al. 2020). x0: the clean tokens. v: signal noise - sigma clean (Salimans and Ho 2022,
     arXiv 2202.00512, appendix D). velocity: noise - clean, dx/dt of the straight path (Liu et al. 2022).
@@ -58,7 +58,7 @@ def regression_target(target: Target, clean: Tensor, noise: Tensor, signal: Numb
 
 
 def to_clean(target: Target, output: Tensor, x: Tensor, signal: Number, sigma: Number) -> Tensor:
-    """x_0 as a prediction of `target` at x implies it; signal must not be 0 for epsilon, which then implies nothing."""
+    """x_0 from a prediction of `target` at x. For epsilon, signal must not be 0."""
     if target == "x0":
         return output
     if target == "epsilon":
@@ -69,7 +69,7 @@ def to_clean(target: Target, output: Tensor, x: Tensor, signal: Number, sigma: N
 
 
 def to_noise(clean: Tensor, x: Tensor, signal: Number, sigma: Number) -> Tensor:
-    """The noise that x and x_0 imply."""
+    """The noise from x and x_0."""
     return (x - signal * clean) / sigma
 
 
@@ -77,8 +77,8 @@ def min_snr_weights(target: Target, signal: Tensor, sigma: Tensor, gamma: float)
     """Weights of the squared error of `target`, so that the error of x_0 gets min(SNR, gamma) (Hang et al. 2023, arXiv
     2303.09556, eq. 8); SNR = signal^2 / sigma^2.
 
-    An error of x_0 appears in the target times a factor, whose square is divided out: SNR for epsilon, 1 for x0,
-    power^2 / sigma^2 for v (SNR + 1 on a chain), (signal + sigma)^2 / sigma^2 for velocity.
+    The weight is min(SNR, gamma) over the squared factor between errors of the target and of x_0: SNR for epsilon, 1 for
+    x0, power^2 / sigma^2 for v (SNR + 1 on a chain), (signal + sigma)^2 / sigma^2 for velocity.
     """
     snr = signal.square() / sigma.square()
     squares = {
@@ -110,8 +110,7 @@ def discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Te
     """Log mass in nats of the bin of width 2/255 around x under N(mean, exp(log_scale)^2), the tails open at -1 and 1
     (Ho et al. 2020, eq. 13).
 
-    The normal distribution function is the tanh approximation that the published training code uses, so that losses
-    agree with it.
+    The normal distribution function is the tanh approximation of the published training code.
     """
     inverse = (-log_scale).exp()
     upper = _normal_cdf((x - mean + 1 / 255) * inverse)

@@ -62,7 +62,7 @@ class Config(NetworkConfig):
 
     def refuse(self, grid: tuple[int, ...]) -> str | None:
         if not divides(grid, self.patch_size):
-            return f"with network.patch {self.patch_size} needs a grid whose sides are multiples of it"
+            return f"with network.patch_size {self.patch_size} needs a grid whose sides are multiples of it"
         return None
 
     def build(
