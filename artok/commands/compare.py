@@ -1,4 +1,4 @@
-"""`artok compare`: entries at one budget, trained, measured and reported; a stopped study goes on where it was."""
+"""`artok compare`: trains, measures and reports the entries of a study. A stopped study resumes."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ from artok.training.log import duration, read_log
 from artok.training.progress import Progress
 
 STUDY = "study.yaml"
-BESIDE = "beside"  # folder of the study beside another
-EXTRACTOR, TIMES = "extractor", "times"  # parts of a study; the first stands before a name
-MOST_WORKERS, MOST_SUBMITTED = 4, 64  # jobs side by side on a CPU, and under Slurm
-SHORT = 0.25  # of a training's time, about what measuring takes
+BESIDE = "beside"  # folder of the second study on the page
+EXTRACTOR, TIMES = "extractor", "times"  # parts of a study; the first is a prefix of a name
+MOST_WORKERS, MOST_SUBMITTED = 4, 64  # parallel jobs on a CPU, and under Slurm
+SHORT = 0.25  # time of measuring, as a share of a training's
 
 
 def compare(study: Study, folder: Path, device: str, fresh: bool = False) -> Path | None:
-    """Train and measure what is missing, then write `results.json`, `results.csv` and `report.html`. The page.
+    """Train and measure what is missing, then write `results.json`, `results.csv` and `report.html`. Returns the page.
 
-    fresh: discard what the folder holds. Under `torchrun` or `accelerate launch` the first process conducts and starts
-    each training over as many processes; the others have nothing to do, and get None. ConfigError, LayoutError,
-    CheckpointError, DataError: before anything is trained. RunError: a training failed.
+    fresh: discard what the folder holds. Under `torchrun` or `accelerate launch` the first process runs the study and
+    starts each training over as many processes; the others return None. ConfigError, LayoutError, CheckpointError,
+    DataError: raised before anything is trained. RunError: a training failed.
     """
     if os.environ.get("RANK", "0") != "0":
         return None
     launcher = find_launcher(study)
-    plans = [prepare(study, folder, fresh)]  # mistakes come before there is a folder
+    plans = [prepare(study, folder, fresh)]  # raises errors before the folder is made
     if study.beside:
         plans.append(prepare(load_study(study.beside, []), folder / BESIDE, fresh))
     with hold_lock(folder / LOCK, partial(refuse_two, folder)):
@@ -60,7 +60,7 @@ def compare(study: Study, folder: Path, device: str, fresh: bool = False) -> Pat
 
 
 def _conduct_studies(plans: list[StudyPlan], device: str, launcher: tuple[str, ...], fresh: bool) -> Path:
-    """What `compare` does, with the folder to itself. plans: of the study, and of one beside it."""
+    """`compare` while holding the folder's lock. plans: of the study and, if there is one, of the second study."""
     study, folder = plans[0].study, plans[0].folder
     progress = Progress(study.name)
     if fresh:
@@ -81,14 +81,14 @@ def _conduct_studies(plans: list[StudyPlan], device: str, launcher: tuple[str, .
     conduct(plans[0], jobs, count_workers(study, launcher, device), progress)
     for plan in plans:
         check_trained(plan)
-        if list_untimed(plan):  # when nothing else is running
+        if list_untimed(plan):  # after all other jobs, since they would slow it down
             conduct(plans[0], [measuring_job(plan, f"time {plan.study.name}", TIMES)], 1, progress)
     return conclude(plans, device)
 
 
 def conclude(plans: Sequence[StudyPlan], device: str) -> Path:
-    """Write results.json, results.csv and the page of studies that are measured and timed."""
-    from artok.report.study import write_page  # not before training, as it draws
+    """Write results.json, results.csv and the page of measured and timed studies."""
+    from artok.report.study import write_page  # imported late, since it imports matplotlib
 
     outcome = gather(plans[0], gather(plans[1]) if plans[1:] else None)
     folder = plans[0].folder
@@ -98,15 +98,15 @@ def conclude(plans: Sequence[StudyPlan], device: str) -> Path:
 
 
 def study_json(outcome: Outcome) -> dict[str, Any]:
-    """results.json, with the study beside it under `beside`."""
+    """The content of results.json, with the second study under `beside`."""
     own = as_json(outcome, tradeoffs_json(outcome) if outcome.plan.study.grid else {})
     return own if outcome.beside is None else own | {"beside": study_json(outcome.beside)}
 
 
 def prepare(study: Study, folder: Path, fresh: bool = False) -> StudyPlan:
-    """The study settled and matched to its budget as far as that is known, checked against what the folder holds.
+    """Plan the study, match it to its budget as far as speeds are known, and check it against the folder.
 
-    fresh: the folder's content is going to be discarded.
+    fresh: the folder's content will be discarded.
     """
     require_trained(study)
     speeds = dict(study.budget.speeds if study.budget else {}) if fresh else read_speeds(study.budget, folder)
@@ -119,7 +119,7 @@ def prepare(study: Study, folder: Path, fresh: bool = False) -> StudyPlan:
 
 
 def keep_snapshots(plan: StudyPlan) -> None:
-    """Have the trainings keep their weights at as many points as the curve of quality wants."""
+    """Set `snapshot_every` of the trainings for the learning curve."""
     curve = plan.study.curve
     for entry in plan.entries:
         for seed in plan.study.seeds[: curve.seeds]:
@@ -135,7 +135,7 @@ def keep_snapshots(plan: StudyPlan) -> None:
 
 
 def find_launcher(study: Study) -> tuple[str, ...]:
-    """What starts a training: the study's `launch`, or as many processes as this one was launched with."""
+    """The command that starts a training: the study's `launch`, or as many processes as this one was launched with."""
     world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if study.launch:
         return launch_command(study.launch)
@@ -150,20 +150,20 @@ def find_launcher(study: Study) -> tuple[str, ...]:
 
 
 def launch_command(launch: str) -> tuple[str, ...]:
-    """The words of the study's `launch`; a ConfigError when they start nothing here."""
+    """The words of the study's `launch`. ConfigError: it names no program of this machine."""
     try:
         words = tuple(shlex.split(launch))
     except ValueError as error:
         raise ConfigError(f"launch {launch!r} cannot be read: {str(error).lower()}") from None
-    beside = f"{os.environ.get('PATH', '')}{os.pathsep}{Path(sys.executable).parent}"  # an environment not activated
+    beside = f"{os.environ.get('PATH', '')}{os.pathsep}{Path(sys.executable).parent}"  # if it is not activated
     found = shutil.which(words[0], path=beside) if words else None
     if found is None:
-        raise ConfigError(f"launch {launch!r} starts nothing that is here; give a command such as torchrun, or none")
+        raise ConfigError(f"launch {launch!r} names no program of this machine; give one such as torchrun, or none")
     return (found, *words[1:])
 
 
 def count_workers(study: Study, launcher: Sequence[str], device: str) -> int:
-    """Jobs side by side: one where each takes several processes, else one per GPU or per core, up to four."""
+    """The number of parallel jobs: 1 if each takes several processes, else one per GPU or core, up to four."""
     if study.workers is not None:
         return study.workers
     if study.executor == "slurm":
@@ -174,9 +174,9 @@ def count_workers(study: Study, launcher: Sequence[str], device: str) -> int:
 
 
 def list_jobs(plan: StudyPlan, launcher: tuple[str, ...]) -> list[Job]:
-    """Everything that is not done: trainings, and each entry's measurements once its last run is trained.
+    """All jobs that are not done: trainings, and each entry's measurements after its last training.
 
-    What is short comes last, so that workers end together.
+    Short jobs come last, so that workers end at about the same time.
     """
     wanted = [planned for planned in plan.trainings() if not is_done(planned)]
     training = {planned.name for planned in wanted}
@@ -187,7 +187,7 @@ def list_jobs(plan: StudyPlan, launcher: tuple[str, ...]) -> list[Job]:
         if after or list_missing(plan, owner, keys):
             measuring.append(replace(measuring_job(plan, f"measure {owner}", owner, after), share=SHORT))
     extractor = plan.study.evaluation.extractor
-    if wanted and parse(extractor).trained:  # beside them: of several jobs that want it at once, all but one would wait
+    if wanted and parse(extractor).trained:  # a job of its own, since measuring jobs would wait for each other
         first = measuring_job(plan, f"train {extractor}", f"{EXTRACTOR}:{extractor}")
         jobs.append(first)
         measuring = [replace(job, after=(*job.after, first.name)) for job in measuring]
@@ -195,7 +195,7 @@ def list_jobs(plan: StudyPlan, launcher: tuple[str, ...]) -> list[Job]:
 
 
 def _join(jobs: Sequence[Job], others: Sequence[Job], prefix: str) -> list[Job]:
-    """Jobs of two studies, the second's names with a prefix but for an extractor that both want."""
+    """The jobs of two studies. The second's names get a prefix, except for an extractor that both need."""
     shared = {job.name for job in jobs if f"{EXTRACTOR}:" in job.arguments[-1]} & {job.name for job in others}
 
     def rename(name: str) -> str:
@@ -210,12 +210,12 @@ def _join(jobs: Sequence[Job], others: Sequence[Job], prefix: str) -> list[Job]:
 
 
 def measuring_job(plan: StudyPlan, name: str, part: str, after: tuple[str, ...] = ()) -> Job:
-    """`artok compare --measure` of a part of the study, for `run_part`."""
+    """A job that runs `artok compare --measure` for a part of the study (see `run_part`)."""
     return Job(name, ("compare", str(plan.folder / STUDY), "--out", str(plan.folder), "--measure", part), after)
 
 
 def list_needed(plan: StudyPlan, owner: str) -> list[str]:
-    """The trainings that an entry's or a tokenizer's measurements wait for."""
+    """The names of the trainings that an entry's or a tokenizer's measurements need."""
     kind, _, name = owner.rpartition(":")
     if kind:
         return [f"train {name}"]
@@ -225,7 +225,10 @@ def list_needed(plan: StudyPlan, owner: str) -> list[str]:
 
 
 def training_job(plan: StudyPlan, planned: Planned, launcher: tuple[str, ...], others: Collection[str] = ()) -> Job:
-    """`artok train` on the settled config, which is written beside the study. others: trainings to be done, too."""
+    """A job that runs `artok train` on the resolved config, which is written to the study's folder.
+
+    others: names of the other trainings that are not done.
+    """
     config = plan.folder / "configs" / f"{planned.name.removeprefix('train ').replace(' ', '-')}.yaml"
     write_text(config, dump(planned.experiment))
     arguments = ("train", str(config), "--out", str(planned.folder))
@@ -234,12 +237,12 @@ def training_job(plan: StudyPlan, planned: Planned, launcher: tuple[str, ...], o
 
 
 def is_done(planned: Planned) -> bool:
-    """Whether a training is finished, or can get no further."""
+    """Whether a training is finished or diverged."""
     return is_trained(planned.experiment, planned.folder) or diverged(read_log(planned.folder / LOG))
 
 
 def conduct(plan: StudyPlan, jobs: Sequence[Job], workers: int, progress: Progress) -> None:
-    """Run the jobs where the study wants them run, with a line and the time left after each."""
+    """Run the jobs with the study's executor. Prints a line with the time left after each."""
     began = time.perf_counter()
 
     def report(seconds: Mapping[str, float]) -> None:
@@ -255,22 +258,22 @@ def conduct(plan: StudyPlan, jobs: Sequence[Job], workers: int, progress: Progre
 
 
 def check_trained(plan: StudyPlan) -> None:
-    """A RunError when a training failed without diverging, or when all of an entry diverged at once."""
+    """Raise a RunError when a training failed without diverging, or when all trainings of an entry diverged."""
     for planned in plan.trainings():
         if not is_done(planned):
-            raise RunError(f"{planned.name} failed, as said above; the same command goes on with what is done")
+            raise RunError(f"{planned.name} failed (see above); run the same command again to resume")
     for entry in plan.entries:
         if entry.trainings and all(diverged(read_log(folder / LOG)) for folder in entry.runs.values()):
-            raise RunError(f"every training of {entry.name} diverged; lower its rate, or leave it out of the study")
+            raise RunError(f"every training of {entry.name} diverged; lower its lr, or leave it out of the study")
 
 
 # ---------------------------------------------------------------------------------------------- speeds
 
 
 def measure_speeds(plan: StudyPlan, launcher: tuple[str, ...], device: str, progress: Progress) -> StudyPlan:
-    """The plan, for a budget of seconds once the speed of every entry is known.
+    """The plan; for a budget of seconds, matched to the measured speed of every entry.
 
-    Speeds are measured one after another on trained tokenizers, by a short training each, and kept.
+    Speeds are measured one after another on trained tokenizers by short trainings, and stored.
     """
     if plan.study.budget is None or plan.study.budget.kind != "seconds":
         return plan
@@ -292,8 +295,7 @@ def measure_speeds(plan: StudyPlan, launcher: tuple[str, ...], device: str, prog
 
 
 def run_part(study: Study, folder: Path, part: str, device: str) -> None:
-    """What the conductor's jobs do: measure one entry or tokenizer of a study that is under way, time the sampling of
-    all, or train the extractor that all are measured with."""
+    """Run a job of a study: measure one entry or tokenizer, time the sampling of all, or train the extractor."""
     from artok.studies.measure import measure
 
     points = read_points(study) if study.grid else []

@@ -1,4 +1,4 @@
-"""`artok demo`: every family and a sweep on real digits, from nothing to a page: a small study."""
+"""`artok demo`: a small study of every family and a sweep over tokenizers on real digits."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ STUDY = "digits-demo"
 def demo(
     folder: Path, families: Sequence[str] = (), device: str = "cpu", fresh: bool = False, sweep: bool | None = None
 ) -> Path | None:
-    """Train, measure and report into `folder`; what is there already is kept, so a stopped demo goes on. The page.
+    """Train, measure and report into `folder`; a stopped demo resumes. Returns the page.
 
-    families: entries of the shipped study; all unless given. sweep: whether its grid of tokenizers is done too; where
-    all families are, unless given. ConfigError: a family is unknown.
+    families: entries of the shipped study; default all. sweep: whether to do its grid of tokenizers; default with all
+    families. ConfigError: a family is unknown.
     """
     study = choose(families, sweep)
     began = time.perf_counter()
@@ -30,7 +30,7 @@ def demo(
 
 
 def choose(families: Sequence[str], sweep: bool | None = None) -> Study:
-    """The demo's study with these entries alone, and with its grid of tokenizers or without."""
+    """The demo's study with these entries, with or without its grid of tokenizers."""
     study = load_study(STUDY, [])
     unknown = [name for name in families if name not in study.entries]
     if unknown:

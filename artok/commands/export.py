@@ -13,7 +13,7 @@ from artok.training.progress import Progress
 
 
 def export_samples(run: str, out: Path, n: int, batch: int, overrides: Sequence[str], device: str | None) -> Path:
-    """`n` samples of a generator as one file; its path. overrides: sampling settings as key=value."""
+    """Write `n` samples of a generator to one file. Returns its path. overrides: sampling settings as key=value."""
     pipeline = Pipeline.from_pretrained(run, resolve_device(device))
     settings = pipeline.settings(override({}, overrides))
     progress = Progress("samples")

@@ -25,9 +25,9 @@ def sample(
     folder: Path,
     device: str | None,
 ) -> Tensor:
-    """`n` images for each label into a folder; the images (n * labels, C, H, W) in [-1, 1].
+    """Write `n` images per label to a folder. Returns the images (n * labels, C, H, W) in [-1, 1].
 
-    overrides: sampling settings as key=value. flags: the same by name, on top, None where they were not given.
+    overrides: sampling settings as key=value. flags: settings by name, applied after the overrides; None is not given.
     """
     pipeline = Pipeline.from_pretrained(run, resolve_device(device))
     changes = merge(override({}, overrides), {key: value for key, value in flags.items() if value is not None})

@@ -77,7 +77,7 @@ def min_snr_weights(target: Target, signal: Tensor, sigma: Tensor, gamma: float)
     """Weights of the squared error of `target`, so that the error of x_0 gets min(SNR, gamma) (Hang et al. 2023, arXiv
     2303.09556, eq. 8); SNR = signal^2 / sigma^2.
 
-    The weight is min(SNR, gamma) over the squared factor between errors of the target and of x_0: SNR for epsilon, 1 for
+    The weight is min(SNR, gamma) over the squared factor between errors of target and x_0: SNR for epsilon, 1 for
     x0, power^2 / sigma^2 for v (SNR + 1 on a chain), (signal + sigma)^2 / sigma^2 for velocity.
     """
     snr = signal.square() / sigma.square()

@@ -1,1 +1,1 @@
-"""Many models under one budget: config, budget, scheduler, results; no pictures here."""
+"""Studies of many models under one budget: config, budget, scheduler, results. Pages are in `artok/report`."""

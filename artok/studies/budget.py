@@ -1,4 +1,4 @@
-"""Every entry brought to one budget, by its size or by the images it is trained on, and what was done to it."""
+"""Matches every entry to one budget, by its size or its number of training images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNITS = {"parameters": "parameters", "flops": "training FLOPs", "images": "image
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """What an entry's training takes of every budget; speed: images per second, where measured."""
+    """The cost of an entry's training in the unit of every budget. speed: images per second, if measured."""
 
     parameters: int
     flops_per_image: float
@@ -36,22 +36,22 @@ class TrainingCost:
     speed: float | None = None
 
     def spent(self, kind: str) -> float | None:
-        """Of a budget of some kind; None for seconds that were never measured."""
+        """The cost in the unit of a budget's kind; None for seconds that were not measured."""
         if kind == "seconds":
             return None if self.speed is None else self.images / self.speed
         return {"parameters": self.parameters, "flops": self.flops_per_image * self.images, "images": self.images}[kind]
 
 
 def match(plan: StudyPlan, speeds: Mapping[str, float]) -> None:
-    """Change the plan's trainings so that they meet the study's budget; `adjustment` of each entry says how.
+    """Change the plan's trainings to meet the study's budget; each entry's `adjustment` describes the change.
 
-    speeds: images per second of each entry, for a budget of seconds; entries that are not in it are left alone
-    for now. ConfigError: an entry cannot come within the tolerance.
+    speeds: images per second of each entry, for a budget of seconds; other entries are not changed.
+    ConfigError: an entry cannot come within the tolerance.
     """
     budget = plan.study.budget
     for entry in plan.entries:
         if entry.given:
-            entry.adjustment = "a finished run, used as it is"
+            entry.adjustment = "a finished run, used unchanged"
             continue
         if not entry.trainings:
             continue
@@ -74,7 +74,7 @@ def match(plan: StudyPlan, speeds: Mapping[str, float]) -> None:
 def _rate(
     plan: StudyPlan, entry: Entry, experiment: Experiment, kind: str, speeds: Mapping[str, float]
 ) -> float | None:
-    """What one image of training takes of the budget."""
+    """The cost of training on one image, in the budget's unit."""
     if kind == "images":
         return 1.0
     if kind == "flops":
@@ -96,12 +96,12 @@ def _resized(entry: Entry, experiment: Experiment, target: float, tolerance: flo
 
 
 def _lasting(name: str, experiment: Experiment, wanted: float, tolerance: float) -> tuple[dict[str, Any], str]:
-    """Training for as many images, in whole batches, its schedule and intervals in proportion."""
+    """Change the training to `wanted` images in whole batches, with schedule and intervals in proportion."""
     training = experiment.training
     images = round(wanted / training.global_batch) * training.global_batch
     if not images or abs(images / wanted - 1) > tolerance:
         raise ConfigError(
-            f"{name}: the budget lasts for {wanted:,.1f} images, which whole batches of {training.global_batch} "
+            f"{name}: the budget is enough for {wanted:,.1f} images, which whole batches of {training.global_batch} "
             f"cannot come within {tolerance:.0%} of; raise the budget or lower training.global_batch"
         )
     if images == training.images:
@@ -113,17 +113,17 @@ def _lasting(name: str, experiment: Experiment, wanted: float, tolerance: float)
     return {"training": lasting.model_dump()}, f"{training.images:,} images became {images:,}"
 
 
-# ---------------------------------------------------------------------------------------------- what training takes
+# ---------------------------------------------------------------------------------------------- cost of training
 
 
 def _flops(experiment: Experiment, plan: StudyPlan, entry: Entry) -> float:
-    """Floating-point operations of training on one image, a critic's included. The tokenizer need not be there yet."""
+    """FLOPs of training per image, with a critic's. The tokenizer need not exist yet."""
     section = tokenizer_section(experiment, plan.tokenizers)[0]
     return training_flops(experiment.model_copy(update={"tokenizer": section}), entry.classes)
 
 
 def training_cost(plan: StudyPlan, entry: Entry, speeds: Mapping[str, float]) -> TrainingCost | None:
-    """What an entry's training takes; None for a finished run, and where only a tokenizer is trained."""
+    """The cost of an entry's training; None for a finished run or without a generator."""
     if not entry.trainings:
         return None
     experiment = entry.trainings[plan.study.seeds[0]].experiment
@@ -138,13 +138,13 @@ def training_cost(plan: StudyPlan, entry: Entry, speeds: Mapping[str, float]) ->
 # ---------------------------------------------------------------------------------------------- speed
 
 SPEEDS = "speeds.json"
-PROBED = 48  # steps of a short training, of which the first quarter is not counted
+PROBED = 48  # steps of the speed measurement; the first quarter is not counted
 
 
 def read_speeds(budget: Budget | None, folder: Path) -> dict[str, float]:
-    """Images per second of each entry, as the budget gives them or as the study in a folder found them before.
+    """Images per second of each entry, from the budget or as measured before by the study in a folder.
 
-    CheckpointError: what the folder holds of them is damaged.
+    CheckpointError: the folder's file of speeds is damaged.
     """
     given, path = dict(budget.speeds if budget else {}), folder / SPEEDS
     if not path.exists():
@@ -159,7 +159,7 @@ def read_speeds(budget: Budget | None, folder: Path) -> dict[str, float]:
 
 
 def make_probe(entry: Entry, seed: int) -> Experiment:
-    """A short training of an entry that shows its speed: steps alone, with nothing measured or drawn."""
+    """A short training that measures an entry's speed, without validation, previews or monitoring."""
     experiment = entry.trainings[seed].experiment
     batch = experiment.training.global_batch
     never = PROBED * batch + 1
@@ -175,7 +175,7 @@ def make_probe(entry: Entry, seed: int) -> Experiment:
 
 
 def speed(log: Sequence[Mapping[str, Any]]) -> float:
-    """Images per second of training steps: of processor time on a CPU, of wall time on a GPU."""
+    """Images per second of training steps, in processor time on a CPU and wall time on a GPU."""
     images, seconds = step_seconds(log)
     if not seconds:
         raise ConfigError("the short training that measures the speed has no step to count")

@@ -1,4 +1,4 @@
-"""A study, one YAML file: what is compared, named one by one or as a grid over a tokenizer, and how it is measured."""
+"""The typed config of a study: entries by name or a grid over a tokenizer, and how they are measured."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from artok.renamed import say_renamed
 from artok.training.experiment import SEEDS, Experiment
 
 NAME = r"^[A-Za-z0-9][\w.-]*$"
-ROOM = "studies"  # among the shipped configs
+ROOM = "studies"  # folder of the shipped configs
 MOST_PARAMETERS = 1e12
 MOST_POINTS = 1_000  # of a grid
-LOCK = ".study"  # held by who conducts the study in a folder
-SECTIONS = tuple(Experiment.model_fields)  # an axis of a grid that begins with one of them is a setting
+LOCK = ".study"  # lock file of a running study
+SECTIONS = tuple(Experiment.model_fields)  # axes of a grid that start with one of these are settings
 
 
 def _listed(value: object) -> object:
@@ -30,12 +30,12 @@ def _listed(value: object) -> object:
 
 
 class EntryConfig(Config):
-    """What is compared: a generator on a tokenizer, trained for the study, or finished runs.
+    """An entry of a study: a generator on a tokenizer, trained for the study, or finished runs.
 
-    tokenizer: its config, which is trained once for all entries that share it, or the directory of a trained one;
-    left out where the generator's config describes one that needs no training, such as pixels. generator: its config;
-    left out where tokenizers alone are compared. settings, tokenizer_settings: sections on top of the two configs.
-    run: instead of all these, a finished or imported run, or several that differ in their seed only; used as it is.
+    tokenizer: its config, trained once for all entries that share it, or the directory of a trained one. It is omitted
+    if the generator's config has a tokenizer that needs no training, such as pixels. generator: its config; omitted to
+    compare tokenizers. settings, tokenizer_settings: sections on top of the two configs.
+    run: instead of these, a finished or imported run, or several that differ only in their seed; used unchanged.
     """
 
     tokenizer: str | None = None
@@ -49,7 +49,7 @@ class EntryConfig(Config):
         if bool(self.run) == bool(self.generator or self.tokenizer):
             raise ValueError("give either a 'generator' config to train, a 'tokenizer' or both, or a finished 'run'")
         if self.run and (self.settings or self.tokenizer_settings):
-            raise ValueError("a finished 'run' is used as it is; leave tokenizer and settings out")
+            raise ValueError("a finished 'run' is used unchanged; leave tokenizer and settings out")
         if self.tokenizer_settings and not self.tokenizer:
             raise ValueError("'tokenizer_settings' are for a 'tokenizer' config, and there is none")
         if self.settings and not self.generator:
@@ -58,14 +58,13 @@ class EntryConfig(Config):
 
 
 class Budget(Config):
-    """What every entry's generator gets, within `tolerance`; the tokenizers are trained as their configs say.
+    """The budget of every entry's generator, met within `tolerance`. Tokenizers are trained by their configs.
 
     kind: `parameters` changes the size (width, then depth, in the proportions of the config); `flops` (of training)
-    and `seconds` (of training steps) change the images seen; `images` sets them.
-    A budget of `seconds` counts processor seconds on a CPU and wall seconds on a GPU. Each entry's speed is
-    measured on a short training, and then its number of images is fixed, so that the schedule is whole and the study
-    can be resumed and repeated. speeds: images per second of each entry, as an earlier study found them, to repeat
-    that study to the bit.
+    and `seconds` (of training steps) change the number of images; `images` sets it.
+    `seconds` are processor seconds on a CPU and wall seconds on a GPU. Each entry's speed is measured by a short
+    training, which fixes its number of images and its schedule. speeds: images per second of each entry from an
+    earlier study, to repeat that study exactly.
     """
 
     kind: Literal["parameters", "flops", "images", "seconds"]
@@ -78,7 +77,7 @@ class Budget(Config):
         if self.kind == "parameters" and self.amount > MOST_PARAMETERS:
             raise ValueError(
                 f"amount {self.amount:,.0f} is more than the {MOST_PARAMETERS:,.0f} parameters that a budget may name; "
-                "for operations of training the kind is flops"
+                "for a budget of training FLOPs use kind flops"
             )
         if self.speeds and self.kind != "seconds":
             raise ValueError(f"'speeds' belong to a budget of seconds, not to one of {self.kind}")
@@ -86,16 +85,17 @@ class Budget(Config):
 
 
 class EvaluationConfig(MetricChoice):
-    """extractor: of the features behind every distance. n: images, all held-out ones unless given."""
+    """extractor: of the features for distances. n: number of images, default all held-out ones."""
 
     extractor: ExtractorName = "classifier"
     n: int | None = Field(None, ge=4)
 
 
 class Curve(Config):
-    """Quality against images seen: the averaged weights are kept and measured at so many points of training.
+    """Learning curves: EMA weights are kept and measured during training.
 
-    points: evenly spaced, the last of them the end. seeds: of the study's, the first so many. n: images per point.
+    points: number of evenly spaced points, the last at the end. seeds: number of the study's seeds. n: images per
+    point.
     """
 
     points: int = Field(4, ge=1)
@@ -104,10 +104,10 @@ class Curve(Config):
 
 
 class SamplingGrid(Config):
-    """Quality against sampling settings, one varied at a time around the entry's own.
+    """Quality by sampling settings, varied one at a time around the entry's own.
 
-    steps: for families that choose their number; what a family cannot do is left out. cfg_scale: for generators trained
-    with class dropout. seeds, n: as for the curve.
+    steps: for families that have a choice; impossible numbers are left out. cfg_scale: for generators trained with
+    class dropout. seeds, n: as for the curve.
     """
 
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
@@ -127,8 +127,8 @@ class SamplingGrid(Config):
 
 
 class TimingConfig(Config):
-    """batches: tried for the best throughput. rounds: independent timings, which give the spread. repeats: of what is
-    timed, in each of them."""
+    """batches: sizes tried for the best throughput. rounds: independent timings, which give the spread. repeats: of the
+    timed call in each round."""
 
     batches: tuple[int, ...] = (16, 64, 256)
     rounds: int = Field(3, ge=1)
@@ -143,9 +143,9 @@ class TimingConfig(Config):
 
 
 class Robustness(Config):
-    """What replaced codes do to reconstructions.
+    """The effect of replaced codes on reconstructions.
 
-    shares: of an image's codes. neighbours: among so many nearest codes of the codebook the replacement is drawn.
+    shares: of an image's codes. neighbours: number of nearest codes from which the replacement is drawn.
     """
 
     shares: tuple[float, ...] = (0.1, 0.3)
@@ -155,11 +155,11 @@ class Robustness(Config):
     @classmethod
     def _growing(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
         if any(not 0 < share <= 1 for share in shares) or list(shares) != sorted(set(shares)):
-            raise ValueError("must be shares above 0 and up to 1 that grow")
+            raise ValueError("must be increasing shares above 0 and up to 1")
         return shares
 
 
-# What a grid has unless it is given: many settings, each trained once and sampled with its own settings alone.
+# Defaults of a study with a grid: one seed, and no sampling grid.
 GRID_DEFAULTS: dict[str, Any] = {
     "seeds": (0,),
     "tokenizer_seeds": True,
@@ -171,23 +171,23 @@ GRID_DEFAULTS: dict[str, Any] = {
 
 
 class Study(Config):
-    """A whole study: `entries` by name, or a `grid` over a tokenizer whose every point is an entry.
+    """A study: `entries` by name, or a `grid` over a tokenizer whose points are the entries.
 
-    tokenizer, generator: of a grid; each point has the tokenizer's config with that point's settings, and the
-    generator's config trained on its tokens and data; without a generator, tokenizers alone are compared.
-    grid: axis to its settings. An axis such as `tokenizer.quantizer.codebook_size` is that key of the tokenizer's
-    config. Any other name is free, and what it lists are sections of settings that go together, such as {label: f8,
-    tokenizer: {downsample: 8, channel_multipliers: [1, 2, 2, 4]}}; without a label, the first value names it.
-    impossible: whether points that cannot be trained are refused all at once, or skipped with their reason.
+    tokenizer, generator: of a grid. Each point trains the tokenizer's config with its settings, and the generator's
+    config on its tokens and data; without a generator, tokenizers are compared.
+    grid: axis to its settings. An axis such as `tokenizer.quantizer.codebook_size` is a key of the tokenizer's config.
+    An axis of any other name lists sections of settings, such as {label: f8, tokenizer: {downsample: 8,
+    channel_multipliers: [1, 2, 2, 4]}}; the label defaults to the first value.
+    impossible: whether points that cannot be trained are refused, or skipped with their reason.
 
-    data: what all train on and are measured on, in place of the configs' own. settings, tokenizer_settings: on top of
-    every entry's configs, below its own. seeds: each trains every generator once. tokenizer_seeds: and every
-    tokenizer too; otherwise all seeds share the one tokenizer that its config's seed gives. budget: none leaves the
-    configs as they are. robustness: of the tokenizers' codes; not measured unless given, or for a grid.
-    beside: another study, such as one with a grid, that is done beside this one and shown on the same page.
-    launch: what starts each training, such as "torchrun --nproc_per_node 2"; plain Python unless given. workers:
-    jobs side by side, on a GPU each where there are GPUs. executor: `local`, this machine, or `slurm`, with the
-    settings in `slurm`, such as {timeout_min: 600, gpus_per_node: 1, slurm_partition: gpu}, for submitit.
+    data: of all trainings and measurements, instead of the configs' own. settings, tokenizer_settings: on top of every
+    entry's configs, below its own. seeds: one training of every generator for each. tokenizer_seeds: whether each seed
+    also trains every tokenizer; otherwise all seeds share one tokenizer with its config's seed. budget: default none,
+    which leaves the configs unchanged. robustness: of the tokenizers' codes; default only for a grid.
+    beside: a second study, such as one with a grid, shown on the same page.
+    launch: the command that starts each training, such as "torchrun --nproc_per_node 2"; default Python. workers:
+    parallel jobs, one per GPU if there are GPUs. executor: `local`, this machine, or `slurm`, with submitit's settings
+    in `slurm`, such as {timeout_min: 600, gpus_per_node: 1, slurm_partition: gpu}.
     """
 
     name: str = Field(pattern=NAME, description="names the folder, runs/<name>")
@@ -218,15 +218,15 @@ class Study(Config):
     @model_validator(mode="before")
     @classmethod
     def _fill_grid(cls, section: object) -> object:
-        """A grid's own defaults, and its nested keys as dotted ones: `grid.tokenizer.downsample=[2,4]` on a command
-        line replaces an axis. Before 0.2 a study had its sampling grid under `grid`."""
+        """Apply a grid's defaults, and turn its nested keys into dotted ones, so that `grid.tokenizer.downsample=[2,4]`
+        on a command line replaces an axis. Before 0.2 `grid` was the sampling grid."""
         if not isinstance(section, Mapping) or not isinstance(section.get("grid"), Mapping) or not section["grid"]:
             return section
         if "contestants" in section and "sampling_grid" not in section:
             say_renamed("grid", "sampling_grid")
             return {("sampling_grid" if key == "grid" else key): value for key, value in section.items()}
         if section.get("entries"):
-            raise ValueError("give either 'entries' or a 'grid'; settings of sampling to compare are a 'sampling_grid'")
+            raise ValueError("give either 'entries' or a 'grid'; sampling settings to compare are a 'sampling_grid'")
 
         def flatten(nested: Mapping[Any, Any], place: str) -> Iterator[tuple[str, Any]]:
             for key, value in nested.items():
@@ -281,12 +281,12 @@ class Study(Config):
 
 
 def is_free(axis: str) -> bool:
-    """Whether an axis has a free name and is no setting of a tokenizer's config."""
+    """Whether an axis is not a key of the tokenizer's config."""
     return axis.split(".")[0] not in SECTIONS
 
 
 def load_study(name: str, overrides: list[str]) -> Study:
-    """The study of a YAML file, or of a shipped name such as "digits-quick", with key.sub=value settings on top."""
+    """Load the study of a YAML file or shipped name such as "digits-quick", with key.sub=value overrides."""
     inside = any((root / ROOM / f"{name}.yaml").exists() for root in SHIPPED)
     name = f"{ROOM}/{name}" if inside else name
     if "training" in read_yaml(locate(name)):
@@ -295,21 +295,21 @@ def load_study(name: str, overrides: list[str]) -> Study:
 
 
 def refuse_two(folder: Path) -> None:
-    """A RunError for a study that another process is at."""
+    """Raise the RunError for a study that another process runs."""
     raise RunError(f"another 'artok compare' is at work in {folder}; let it end, or stop it first")
 
 
 def require_extractor(evaluation: EvaluationConfig) -> None:
-    """An ArtokError, before anything is trained, when a published extractor cannot be had."""
+    """Raise an ArtokError when a published extractor is not available, before anything is trained."""
     config = parse(evaluation.extractor)
     if not config.trained:
         config.build(None, "cpu", None)
 
 
 def require_trained(study: Study) -> None:
-    """A ConfigError when a budget is set but nothing is trained that could meet it."""
+    """Raise a ConfigError when a budget is set but nothing is trained."""
     if study.budget and not study.generator and not any(entry.generator for entry in study.entries.values()):
         raise ConfigError(
-            f"the study has a budget of {study.budget.kind}, but only finished runs, which stay as they are; "
+            f"the study has a budget of {study.budget.kind}, but only finished runs, which cannot be changed; "
             "leave the budget out, or name configs to train"
         )

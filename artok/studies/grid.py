@@ -1,4 +1,4 @@
-"""A grid over a tokenizer's settings, expanded into the entries that its points stand for."""
+"""Expands a grid over a tokenizer's settings into entries."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ LONGEST = 200  # letters of a folder's name
 
 @dataclass(frozen=True)
 class Axis:
-    """name: how tables call it, the last part of a dotted key. settings: label to a section of the tokenizer's
-    config."""
+    """name: in tables, the last part of a dotted key. settings: label to a section of the tokenizer's config."""
 
     name: str
     settings: Mapping[str, Mapping[str, Any]]
@@ -27,7 +26,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class GridPoint:
-    """name: names its folders. labels: axis to label. settings: of the tokenizer's config, all axes merged."""
+    """name: of its folders. labels: axis to label. settings: of the tokenizer's config, all axes merged."""
 
     name: str
     labels: Mapping[str, str]
@@ -43,7 +42,7 @@ def grid_title(labels: Mapping[str, str]) -> str:
 
 
 def read_axes(study: Study) -> tuple[Axis, ...]:
-    """The grid's axes; a ConfigError when two have the same name or two settings of one the same label."""
+    """The grid's axes. ConfigError: two axes have the same name, or two settings of one the same label."""
     axes = []
     for key, values in study.grid.items():
         labelled = [_label(key, value) for value in values]
@@ -85,7 +84,7 @@ def _text(value: Any) -> str:
 
 
 def read_points(study: Study) -> list[GridPoint]:
-    """Every combination of the axes' settings; a ConfigError when two would share a folder."""
+    """Every combination of the axes' settings. ConfigError: two points would share a folder."""
     points: dict[str, GridPoint] = {}
     axes = read_axes(study)
     for chosen in itertools.product(*(axis.settings.items() for axis in axes)):
@@ -107,7 +106,7 @@ def _slug(text: str) -> str:
 
 
 def entry_of(study: Study, point: GridPoint) -> EntryConfig:
-    """The point as an entry: its tokenizer, and a generator on that tokenizer's data with its own augmentation.
+    """The entry of a point: its tokenizer, and a generator on the tokenizer's data with the generator's augmentation.
 
     ConfigError: the configs are of the wrong kind, or the settings impossible.
     """
@@ -130,7 +129,7 @@ def entry_of(study: Study, point: GridPoint) -> EntryConfig:
 
 
 def refuse_impossible(study: Study, skipped: Sequence[tuple[GridPoint, str]], possible: int) -> None:
-    """A ConfigError that names all points that cannot be trained, unless the study skips those and others are left."""
+    """Raise a ConfigError that names all impossible points, unless the study skips them and others are left."""
     if skipped and (study.impossible == "refuse" or not possible):
         raise ConfigError(
             f"{len(skipped)} of {len(skipped) + possible} combinations cannot be trained "
@@ -140,7 +139,7 @@ def refuse_impossible(study: Study, skipped: Sequence[tuple[GridPoint, str]], po
 
 
 def _reasons(skipped: Sequence[tuple[GridPoint, str]]) -> Iterator[str]:
-    """Why points cannot be trained, each reason once, after the first two that it holds for."""
+    """The reasons why points cannot be trained, each once, with the first two points that it holds for."""
     found: dict[str, list[str]] = {}
     for point, why in skipped:
         found.setdefault(why, []).append(point.title)

@@ -1,7 +1,7 @@
-"""The records of a study: every measurement of an entry's runs, each kept in a file of its own.
+"""Measures the runs of a study; each record is stored in its own file.
 
-A record is one set of weights under one sampling setting. Its file carries a cache key of all that decides its value,
-so a study that was stopped measures only what is missing, and what was trained anew is measured anew.
+A record is one set of weights under one sampling setting. Its file has a cache key of everything that affects its
+value, so a resumed study measures only missing and outdated records.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ RECORDS = "records"
 
 @dataclass(frozen=True)
 class Record:
-    """kind: `final`, everything about the finished run; `images`, samples of the weights after `at` images; `steps`,
-    `cfg_scale`, samples with that one setting at `at`; `own`, with the entry's own settings but as many images as
+    """kind: `final`, all metrics of the finished run; `images`, samples of the weights after `at` images; `steps` and
+    `cfg_scale`, samples with that setting at `at`; `own`, samples with the entry's settings and as many images as for
     those; `tokenizer`, reconstructions.
 
-    owner: the entry, or the tokenizer. folder: of the run. n: images, all held-out ones when None.
+    owner: the entry or tokenizer. folder: of the run. n: number of images; None for all held-out ones.
     """
 
     kind: Kind
@@ -69,11 +69,11 @@ class Record:
         return study / RECORDS / "entries" / self.owner / f"seed{self.seed}" / f"{self.name}.json"
 
 
-# ---------------------------------------------------------------------------------------------- whose
+# ---------------------------------------------------------------------------------------------- owners
 
 
 def owners(plan: StudyPlan) -> list[str]:
-    """What `measure` takes, one after another or side by side: entries, and tokenizers that several of them share."""
+    """The owners that `measure` takes: entries, and tokenizers that several entries share."""
     own = {name for entry in plan.entries for name in list_own_tokenizers(plan, entry)}
     return [entry.name for entry in plan.entries] + [
         f"{TOKENIZER}:{name}" for name in list_tokenizers(plan) if name not in own
@@ -81,7 +81,7 @@ def owners(plan: StudyPlan) -> list[str]:
 
 
 def list_tokenizers(plan: StudyPlan) -> dict[str, Path]:
-    """Every tokenizer that has weights, once; one that came with a run has the name of that entry."""
+    """Folder by name of every tokenizer with weights; one from a finished run has the name of its entry."""
     found: dict[str, Path] = {name: planned.folder for name, planned in plan.tokenizers.items()}
     digests: dict[str, str] = {}
     for entry in plan.entries:
@@ -100,7 +100,7 @@ def tokenizer_of(plan: StudyPlan, entry: Entry) -> dict[int, str]:
 
 
 def list_own_tokenizers(plan: StudyPlan, entry: Entry) -> list[str]:
-    """Those that no other entry uses, which are measured with it."""
+    """Names of the tokenizers that only this entry uses, which are measured with it."""
     others = {folder for other in plan.entries if other is not entry for folder in _folders(other).values()}
     known = list_tokenizers(plan)
     return list(dict.fromkeys(name for name in tokenizer_of(plan, entry).values() if known[name] not in others))
@@ -113,15 +113,15 @@ def _folders(entry: Entry) -> dict[int, Path]:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether there is something to measure: pixels pass through their tokenizer unchanged."""
+    """Whether a tokenizer has weights; the pixel tokenizer, which loses nothing, has none."""
     return isinstance(config := read_saved(folder).tokenizer, TokenizerConfig) and config.kind != "pixels"
 
 
-# ---------------------------------------------------------------------------------------------- which records
+# ---------------------------------------------------------------------------------------------- records
 
 
 def list_records(plan: StudyPlan, owner: str) -> list[Record]:
-    """The records of an entry or of a tokenizer, for the runs that are there."""
+    """The records of an entry or a tokenizer, for existing runs."""
     if owner.startswith(f"{TOKENIZER}:"):
         return [tokenizer_record(plan, owner.partition(":")[2])]
     entry = next(entry for entry in plan.entries if entry.name == owner)
@@ -135,7 +135,7 @@ def tokenizer_record(plan: StudyPlan, name: str) -> Record:
 
 
 def _of_seed(plan: StudyPlan, entry: Entry, seed: int) -> Iterator[Record]:
-    """In the order in which they are wanted."""
+    """The records of one seed, in the order of measurement."""
     study, folder = plan.study, entry.runs[seed]
     if not (folder / WEIGHTS).exists() or diverged(read_log(folder / LOG)):
         return
@@ -164,7 +164,7 @@ def _of_seed(plan: StudyPlan, entry: Entry, seed: int) -> Iterator[Record]:
 
 
 def _snapshots(plan: StudyPlan, entry: Entry, seed: int, sampling: Sampling) -> Iterator[Record]:
-    """The weights kept on the way, and the last ones where the curve is measured on another number of images."""
+    """Records of the snapshots, and of the final weights if the curve uses another number of images."""
     folder, curve = entry.runs[seed], plan.study.curve
     for path in list_snapshots(folder):
         yield Record("images", entry.name, seed, folder, path, sampling, curve.n, int(path.stem))
@@ -174,13 +174,13 @@ def _snapshots(plan: StudyPlan, entry: Entry, seed: int, sampling: Sampling) -> 
 
 
 def build_on_meta(entry: Entry, config: GeneratorConfig) -> Generator:
-    """An entry's generator without numbers, for what it can do."""
+    """An entry's generator on the meta device, to ask what it supports."""
     with torch.device("meta"):
         return config.build(entry.layout, entry.classes)
 
 
 def possible_steps(generator: Generator, sampling: Sampling, wanted: tuple[int, ...]) -> list[int]:
-    """The numbers of steps that a family can sample in; none for a family whose number is fixed."""
+    """The wanted numbers of steps that a family supports; none for a family with a fixed number."""
     passes: dict[int, int] = {}
     for steps in wanted:
         try:
@@ -192,11 +192,11 @@ def possible_steps(generator: Generator, sampling: Sampling, wanted: tuple[int, 
     return list(passes) if len(set(passes.values())) > 1 else []
 
 
-# ---------------------------------------------------------------------------------------------- their values
+# ---------------------------------------------------------------------------------------------- values
 
 
 class CacheKeys:
-    """What decides a record's value, as 16 hexadecimal digits."""
+    """Cache keys of records: 16 hexadecimal digits of everything that affects the value."""
 
     def __init__(self, plan: StudyPlan) -> None:
         self.plan = plan
@@ -219,7 +219,7 @@ class CacheKeys:
 
 
 def digest(path: Path) -> str:
-    """Of a file's content; a file that has not changed is read once."""
+    """Digest of a file's content; an unchanged file is read once."""
     return _digest(path, path.stat().st_mtime_ns)
 
 
@@ -233,7 +233,7 @@ def _digest(path: Path, changed: int) -> str:
 
 
 def read_record(plan: StudyPlan, record: Record, keys: CacheKeys) -> Results | None:
-    """The results of a record that was measured, or None."""
+    """The results of a record, or None if they are missing or outdated."""
     try:
         content = json.loads(record.place(plan.folder).read_text(encoding="utf-8"))
         if content["format"] == FORMAT and content["cache_key"] == keys(record):
@@ -244,7 +244,7 @@ def read_record(plan: StudyPlan, record: Record, keys: CacheKeys) -> Results | N
 
 
 def read_positions(plan: StudyPlan, record: Record) -> list[list[float]]:
-    """Entropy in bits of a measured tokenizer's codes at each position, (N, K); empty where it was not asked for."""
+    """Entropy in bits of a measured tokenizer's codes at each position, (N, K); empty if it was not measured."""
     return list(json.loads(record.place(plan.folder).read_text(encoding="utf-8"))["code_entropy_bits"])
 
 
@@ -253,7 +253,7 @@ def list_missing(plan: StudyPlan, owner: str, keys: CacheKeys) -> list[Record]:
 
 
 def measure(plan: StudyPlan, owner: str, device: str) -> None:
-    """Measure what is missing of an entry or a tokenizer, a file for each record as soon as it is done."""
+    """Measure the missing records of an entry or a tokenizer; each is written when it is done."""
     keys, progress = CacheKeys(plan), Progress(f"{owner}, measured")
     wanted = list_missing(plan, owner, keys)
     if not wanted:
@@ -261,7 +261,7 @@ def measure(plan: StudyPlan, owner: str, device: str) -> None:
     evaluation = plan.study.evaluation
     evaluator = Evaluator(plan.data, evaluation.extractor, device, evaluation.n, progress, evaluation)
     loaded: tuple[Path, Pipeline] | None = None
-    known: dict[str, Results] = {}  # a grid's own point is one of the records before it
+    known: dict[str, Results] = {}  # a grid's point with the entry's own settings equals an earlier record
     for done, record in enumerate(wanted):
         progress.say(f"{owner}, seed {record.seed}: {record.name}, {done + 1} of {len(wanted)}")
         positions: list[list[float]] = []
@@ -278,7 +278,7 @@ def measure(plan: StudyPlan, owner: str, device: str) -> None:
 
 
 def measure_tokenizer(plan: StudyPlan, evaluator: Evaluator, record: Record) -> tuple[Results, list[list[float]]]:
-    """What a tokenizer loses, and where it has codes and the study asks for it, what replacing some of them does."""
+    """Reconstruction metrics of a tokenizer and, if it has codes and the study asks for it, their robustness."""
     tokenizer = load_tokenizer(record.folder)[0].to(evaluator.device)
     results, robustness = evaluator.tokenizer(tokenizer, record.owner), plan.study.robustness
     if robustness is None or not tokenizer.layout.discrete:
@@ -288,14 +288,14 @@ def measure_tokenizer(plan: StudyPlan, evaluator: Evaluator, record: Record) -> 
 
 
 def _identity(pipeline: Pipeline, record: Record) -> str:
-    """The same for records that make the same samples and measure the same of them."""
+    """A key that is equal for records with the same samples and metrics."""
     everything = record.kind == "final"
     steps = pipeline.generator.passes(record.sampling)
     return repr((everything, record.weights, record.n, steps, record.sampling.model_copy(update={"steps": None})))
 
 
 def measure_samples(evaluator: Evaluator, pipeline: Pipeline, record: Record) -> Results:
-    """A record's results; the pipeline is left with the run's own weights."""
+    """Measure a record. Afterwards the pipeline has the run's final weights."""
     sampling = validate(Sampling, record.sampling.model_dump(), "sampling")
     if record.kind == "final":
         return evaluator.generator(pipeline, record.owner, sampling, timed=False)

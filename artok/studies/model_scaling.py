@@ -1,4 +1,4 @@
-"""A generator brought to a size by its family's dial, its parameters counted on the meta device."""
+"""Scales a generator to a number of parameters, counted on the meta device."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from artok.generators.base import GeneratorConfig
 from artok.layout import TokenLayout
 from artok.metrics import cost
 
-GRAIN = 4  # widths are multiples of it, so that positions and rotations have their pairs
-LEAN = (1.6, 4.0)  # the factor by which a head may be wider or narrower than in the config; the second if need be
-FURTHER = 4.0  # the widest that a depth is tried at, over the width that the target suggests
-WIDTHS = ("width", "base_channels", "channels")  # what a family calls its width
-PROPORTIONAL = ("head_width", "decoder_width", "hidden")  # widths beside the main one, which follow it where given
+GRAIN = 4  # widths are multiples of it, since position embeddings need pairs of channels
+LEAN = (1.6, 4.0)  # largest factor between a head's width and the config's; the second if the first gives no size
+FURTHER = 4.0  # largest width that is tried, as a factor on the expected one
+WIDTHS = ("width", "base_channels", "channels")  # names of the width in configs
+PROPORTIONAL = ("head_width", "decoder_width", "hidden")  # other widths, scaled with the main one if given
 
 
 @dataclass(frozen=True)
 class Dial:
-    """Where a family's size is set: `depth`, `width` and `heads` of its section or of its `network`.
+    """The size settings of a family: `depth`, `width` and `heads` of its section or of its `network`.
 
-    depth and heads are None for a network that has none, such as a U-Net, whose width alone is turned; where a network
-    has several `widths`, the largest leads and the others follow in proportion. lean: the factor
-    by which heads may be wider or narrower.
+    depth and heads are None for a network without them, such as a U-Net, of which only the width is scaled. Of several
+    `channels`, width is the largest, and the others are scaled in proportion. lean: largest factor between a head's
+    width and the config's.
     """
 
     section: str | None
@@ -40,7 +40,7 @@ class Dial:
 
     @classmethod
     def of(cls, config: GeneratorConfig) -> Dial:
-        """ConfigError: the family has no such dial, or the config names a published size."""
+        """The dial of a config. ConfigError: the family has none, or the config names a published size."""
         inside = getattr(config, "network", None)
         part: Any = config if inside is None else inside
         section = None if inside is None else "network"
@@ -54,19 +54,19 @@ class Dial:
         given: Any = getattr(part, dial) if dial else None
         width = max(given) if dial == "channels" else given or (64 * depth if depth else None)
         if not isinstance(width, int):
-            raise ConfigError(f"generator {config.kind} has no width to turn; match another budget than parameters")
+            raise ConfigError(f"generator {config.kind} has no width to scale; use another budget than parameters")
         return cls(section, depth, width, (heads or depth) if "heads" in type(part).model_fields else None)
 
     def fits(self, width: int) -> bool:
-        """Whether the width can be shared out among heads like the config's."""
+        """Whether a width can be divided into heads of about the config's width."""
         return self.heads is None or choose_heads(width, self.width / self.heads, self.lean) is not None
 
     def scale_width(self, old: int, width: int) -> int:
-        """Another width of the config, in proportion."""
+        """Scale another width of the config in proportion."""
         return max(GRAIN, GRAIN * round(old * width / self.width / GRAIN))
 
     def resize(self, config: GeneratorConfig, depth: int | None, width: int) -> GeneratorConfig | None:
-        """The config at another size, or None when it cannot be that wide."""
+        """The config at another size, or None when the width is impossible."""
         part: Any = config if self.section is None else getattr(config, self.section)
         dial = next(name for name in WIDTHS if name in type(part).model_fields)
         levels = tuple(self.scale_width(each, width) for each in part.channels) if dial == "channels" else width
@@ -92,7 +92,7 @@ class Dial:
 
 @cache
 def choose_heads(width: int, head_width: float, lean: float) -> int | None:
-    """The number of heads of an even width nearest to `head_width`, or None when that is off by more than `lean`."""
+    """The number of heads of an even width nearest to `head_width`, or None if the factor is above `lean`."""
     least, most = math.ceil(width / head_width / lean), math.floor(width / head_width * lean)
     fitting = [heads for heads in range(max(1, least), most + 1) if width % (2 * heads) == 0]
     off = {heads: abs(math.log(width / heads / head_width)) for heads in fitting}
@@ -101,7 +101,7 @@ def choose_heads(width: int, head_width: float, lean: float) -> int | None:
 
 
 def count(config: GeneratorConfig, layout: TokenLayout, classes: int) -> int | None:
-    """Parameters of a generator, or None when it cannot be built so (a width that its norms cannot share out)."""
+    """Parameters of a generator, or None when it cannot be built, such as for a width that its norms cannot divide."""
     try:
         with torch.device("meta"):
             return cost.parameters(config.build(layout, classes))
@@ -111,7 +111,7 @@ def count(config: GeneratorConfig, layout: TokenLayout, classes: int) -> int | N
 
 @dataclass(frozen=True)
 class Size:
-    """skew: logarithm of how much wider for its depth it is than the config."""
+    """skew: logarithm of its width per depth over the config's."""
 
     config: GeneratorConfig
     parameters: int
@@ -121,10 +121,10 @@ class Size:
 def resize_to(
     config: GeneratorConfig, layout: TokenLayout, classes: int, target: float, tolerance: float
 ) -> tuple[GeneratorConfig, int]:
-    """The config within `tolerance` of `target` parameters whose proportions are nearest to its own, and its count.
+    """Scale a config to within `tolerance` of `target` parameters, with nearly the same proportions.
 
-    A config that is within tolerance already stays as it is. ConfigError: no size comes that close; the nearest is
-    named.
+    Returns the config and its number of parameters. A config within the tolerance is unchanged. ConfigError: no size
+    is that close; the message names the nearest.
     """
     own = count(config, layout, classes)
     if own is not None and abs(own / target - 1) <= tolerance:
@@ -150,7 +150,7 @@ def resize_to(
 
 
 def _depths(dial: Dial, scale: float) -> list[int | None]:
-    """Depths to try, around the one that keeps the proportions."""
+    """Depths to try, around the proportional one."""
     if dial.depth is None:
         return [None]
     middle = dial.depth * scale
@@ -165,7 +165,7 @@ def _at_depth(
     target: float,
     parameters: Callable[[GeneratorConfig], int | None],
 ) -> Iterator[Size]:
-    """The widths on both sides of the target at one depth, by bisection."""
+    """Find the sizes on both sides of the target at one depth, by bisection of the width."""
     most = max(2 * GRAIN, int(dial.width * max(scale, 1.0) * FURTHER))
     widths = [width for width in range(GRAIN, most, GRAIN) if dial.fits(width)]
     low, high = 0, len(widths)
@@ -173,7 +173,7 @@ def _at_depth(
     ratio = dial.width * (depth or 1) / (dial.depth or 1) if dial.depth else float(dial.width)
 
     def look(index: int) -> int:
-        """Parameters at a width; where it cannot be built, those of the next wider one that can."""
+        """Parameters at a width, or at the next larger one that can be built."""
         while index < len(widths):
             candidate = dial.resize(config, depth, widths[index])
             found = None if candidate is None else parameters(candidate)
@@ -196,7 +196,7 @@ def _at_depth(
 
 
 def describe_size(config: GeneratorConfig) -> str:
-    """depth 3, width 160, 5 heads: what the dial stands at."""
+    """A config's size as text, such as "depth 3, width 160, 5 heads"."""
     dial = Dial.of(config)
     depth = f"depth {dial.depth}, " if dial.depth else ""
     return f"{depth}width {dial.width}" + (f", {dial.heads} heads" if dial.heads else "")

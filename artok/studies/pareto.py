@@ -1,4 +1,4 @@
-"""Which settings are worth choosing: Pareto fronts, and settings that another one beats in everything."""
+"""Pareto fronts and dominated settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from artok.evaluation.statistics import Comparison, Value
 
 @dataclass(frozen=True)
 class Objective:
-    """name: of the values that it looks at."""
+    """name: of a metric or cost. better: its direction."""
 
     name: str
     better: Literal["higher", "lower"]
@@ -29,11 +29,11 @@ class Dominated:
     gains: Mapping[str, tuple[float, float]]
 
 
-Settings = Mapping[str, Mapping[str, Value]]  # setting, objective: value; an objective that it has not is left out
+Settings = Mapping[str, Mapping[str, Value]]  # setting to objective to value; missing objectives are left out
 
 
 class Dominance:
-    """Which settings are better than which, with every objective compared over all settings at once."""
+    """Pairwise comparisons of settings; the correction for many comparisons is per objective over all settings."""
 
     def __init__(self, settings: Settings, objectives: Sequence[Objective]) -> None:
         self.settings, self.objectives = settings, objectives
@@ -45,17 +45,16 @@ class Dominance:
         }
 
     def better(self, one: str, other: str, objective: Objective, unknown: bool = False) -> bool:
-        """Whether `one` is better beyond the noise. unknown: what a single seed each is taken for."""
+        """Whether `one` is better beyond the noise. unknown: whether single seeds count as differing."""
         mean, than = (self.settings[name][objective.name].mean for name in (one, other))
         ahead = mean < than if objective.better == "lower" else mean > than
         differ = self.compared[objective.name].differ(one, other)
         return ahead and (unknown if differ is None else differ)
 
     def dominates(self, one: str, other: str, unknown: bool = False) -> bool:
-        """Whether `one` is better in some objective, and in each of the others better too or exactly equal.
+        """Whether `one` is better in some objective, and better or exactly equal in all others.
 
-        An objective that only one of them has, such as the bits of codes against continuous tokens, makes them
-        incomparable.
+        Settings are incomparable if only one of them has an objective, such as the bits of codes.
         """
         better = False
         for objective in self.objectives:
@@ -73,7 +72,7 @@ class Dominance:
 def front(settings: Settings, objectives: Sequence[Objective]) -> list[str]:
     """The settings that no other dominates, in their order; those that lack an objective are left out.
 
-    Single seeds, of whose noise nothing is known, are taken at face value: a front is for looking at.
+    Single seeds, whose noise is unknown, count as differing, since a front is only shown.
     """
     whole = {name: values for name, values in settings.items() if all(each.name in values for each in objectives)}
     order = Dominance(whole, objectives)
@@ -81,7 +80,7 @@ def front(settings: Settings, objectives: Sequence[Objective]) -> list[str]:
 
 
 def dominated(settings: Settings, objectives: Sequence[Objective]) -> list[Dominated]:
-    """Every setting that another dominates beyond the noise, preferably one that is not dominated itself."""
+    """Every setting that another dominates beyond the noise; `by` is preferably not dominated itself."""
     order = Dominance(settings, objectives)
     beaten = {name: [other for other in settings if order.dominates(other, name)] for name in settings}
     found = []

@@ -1,4 +1,4 @@
-"""From a study to what has to be done: experiments with their folders, every mistake found before any training."""
+"""Resolves a study to experiments with their folders, and finds mistakes before any training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from artok.training.run import check_same_run
 
 @dataclass
 class Planned:
-    """One training. name: for messages. after: names of trainings that it needs."""
+    """A planned training. name: for messages. after: names of trainings that it needs."""
 
     name: str
     experiment: Experiment
@@ -34,12 +34,11 @@ class Planned:
 
 @dataclass
 class Entry:
-    """What is compared, settled. runs: the folder of each seed, which may be the same one for all where it was given;
-    none where tokenizers alone are compared.
+    """A resolved entry. runs: the folder of each seed; a finished run may serve several seeds; empty for tokenizers.
 
     labels: of its point in a grid, axis to label. tokenizers: the folder of each seed's tokenizer, empty for one that
-    needs no training. trainings: of the generator, by seed; empty for finished runs. adjustment: what was done to meet
-    the budget, in words.
+    needs no training. trainings: of the generator, by seed; empty for finished runs. adjustment: the change made to
+    meet the budget, as text.
     """
 
     name: str
@@ -63,8 +62,8 @@ class Entry:
 
 @dataclass
 class StudyPlan:
-    """Everything a study needs. tokenizers: trainings by folder name. skipped: points of the grid that cannot be
-    trained, with the reason."""
+    """A resolved study. tokenizers: trainings by folder name. skipped: points of the grid that cannot be trained, with
+    the reason."""
 
     study: Study
     folder: Path
@@ -80,11 +79,11 @@ class StudyPlan:
 
 
 def settle(study: Study, folder: Path, only: str | None = None) -> StudyPlan:
-    """What the study trains and uses, before any budget. only: of a grid, the one point to settle.
+    """Resolve a study, before its budget is applied. only: name of a single grid point to resolve.
 
-    ConfigError: a config is unknown or impossible, entries are the same or differ in their data; LayoutError: a
-    generator cannot model its tokenizer's tokens; CheckpointError: a run is missing or of other data, or one that the
-    study started before had other settings; DataError: images are missing.
+    ConfigError: a config is unknown or impossible, or entries are the same or differ in their data. LayoutError: a
+    generator cannot model its tokenizer's tokens. CheckpointError: a run is missing, of other data, or was started with
+    other settings. DataError: images are missing.
     """
     tokenizers: dict[str, Planned] = {}
     entries, skipped = [], []
@@ -93,7 +92,7 @@ def settle(study: Study, folder: Path, only: str | None = None) -> StudyPlan:
     for point in read_points(study) if study.grid else ():
         if only not in (None, point.name):
             continue
-        own = dict(tokenizers)  # those of a point that cannot be trained are forgotten
+        own = dict(tokenizers)  # a copy, so that tokenizers of an impossible point are dropped
         try:
             entry = _settle_trained(study, folder, point.name, entry_of(study, point), own)
             entry.labels = point.labels
@@ -143,7 +142,7 @@ def _settle_trained(
 
 
 def _check_tokens(name: str, experiment: Experiment, tokenizers: Mapping[str, Planned]) -> tuple[TokenLayout, Split]:
-    """The tokens of an entry's first training and its images; an ArtokError when they do not fit one another."""
+    """The token layout and training split of an entry's first training. ArtokError: they do not fit."""
     layout = find_layout(experiment, tokenizers)
     if experiment.generator is not None:
         try:
@@ -159,7 +158,7 @@ def _check_tokens(name: str, experiment: Experiment, tokenizers: Mapping[str, Pl
 
 
 def _merge_settings(config: str, shared: Mapping[str, Any], own: Mapping[str, Any], study: Study) -> dict[str, Any]:
-    """A config's sections with the study's and the entry's on top."""
+    """Merge a config's sections with the study's and the entry's on top."""
     data = {} if study.data is None else {"data": study.data.model_dump(mode="json")}
     below = merge(read_yaml(locate(config)), data)
     return resolve(merge(merge(below, shared), own))
@@ -168,7 +167,7 @@ def _merge_settings(config: str, shared: Mapping[str, Any], own: Mapping[str, An
 def _settle_tokenizers(
     study: Study, folder: Path, name: str, config: EntryConfig, known: dict[str, Planned]
 ) -> dict[int, Path]:
-    """The tokenizer's folder for each seed, each training added to `known` once."""
+    """The tokenizer's folder for each seed. New trainings are added to `known`."""
     if config.tokenizer is None:
         return {}
     if (Path(config.tokenizer) / CONFIG).exists():
@@ -187,7 +186,7 @@ def _settle_tokenizers(
 
 
 def _place(experiment: Experiment, folder: Path, name: str, seeded: bool, known: dict[str, Planned]) -> Path:
-    """Where a tokenizer is trained: one that is planned already, or a new place under its own name."""
+    """The folder of a tokenizer's training: of an equal training already planned, or a new one."""
     ending = f"-seed{experiment.seed}" if seeded else ""
     for short in (f"{experiment.name}{ending}", f"{experiment.name}-{name}{ending}"):
         planned = known.get(short)
@@ -200,7 +199,7 @@ def _place(experiment: Experiment, folder: Path, name: str, seeded: bool, known:
 
 
 def find_layout(experiment: Experiment, tokenizers: Mapping[str, Planned]) -> TokenLayout:
-    """The tokens that a generator's experiment models, whether its tokenizer is trained already or not."""
+    """The token layout of a generator's experiment. Its tokenizer need not be trained yet."""
     section, image = tokenizer_section(experiment, tokenizers)
     with torch.device("meta"):
         return section.build(image).layout
@@ -209,7 +208,7 @@ def find_layout(experiment: Experiment, tokenizers: Mapping[str, Planned]) -> To
 def tokenizer_section(
     experiment: Experiment, tokenizers: Mapping[str, Planned]
 ) -> tuple[TokenizerConfig, tuple[int, ...]]:
-    """What describes the tokenizer of a generator's experiment, and (channels, *size) of its images."""
+    """The tokenizer config of a generator's experiment, and (channels, *size) of its images."""
     section, image = experiment.tokenizer, experiment.image
     if isinstance(section, str):
         planned = tokenizers.get(Path(section).name)
@@ -248,7 +247,7 @@ def _built(folder: Path) -> Tokenizer:
 
 
 def _common_data(study: Study, entries: list[Entry], tokenizers: Mapping[str, Planned]) -> DataConfig:
-    """The data that all are measured on; a ConfigError or CheckpointError when one was made for other data."""
+    """The data of all measurements. ConfigError, CheckpointError: an entry was trained on other data."""
     sections = {entry.name: section for entry in entries if (section := _section(entry, tokenizers)) is not None}
     if study.data is None and not sections:
         raise ConfigError("the study names no data, and neither do its runs; add a 'data' section")
@@ -280,7 +279,7 @@ def _section(entry: Entry, tokenizers: Mapping[str, Planned]) -> DataConfig | No
 
 
 def _check_run(entry: Entry, data: DataConfig, split: Split, owner: str) -> None:
-    """A finished run must have been made for this very data, as far as it says."""
+    """Raise a CheckpointError when a finished run was trained on other data, as far as its facts say."""
     for folder in entry.runs.values():
         facts = read_saved(folder).facts
         image = data.image
@@ -295,7 +294,7 @@ def _check_run(entry: Entry, data: DataConfig, split: Split, owner: str) -> None
 
 
 def _refuse_twins(entries: list[Entry], tokenizers: Mapping[str, Planned]) -> None:
-    """A ConfigError when two entries come to the same training."""
+    """Raise a ConfigError when two entries resolve to the same training."""
     seen: dict[str, Entry] = {}
     for entry in entries:
         if entry.given:
@@ -311,7 +310,7 @@ def _refuse_twins(entries: list[Entry], tokenizers: Mapping[str, Planned]) -> No
 
 
 def check_started(plan: StudyPlan) -> None:
-    """A CheckpointError when the study's folder holds runs of other settings than it asks for now."""
+    """Raise a CheckpointError when the study's folder holds runs with other settings."""
     for planned in plan.trainings():
         try:
             check_same_run(planned.experiment, planned.folder)

@@ -1,4 +1,4 @@
-"""What a study found: every entry with its seeds, written as results.json and, a row per value, as results.csv."""
+"""The results of a study: every entry with its seeds, written as results.json and, one row per value, results.csv."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ Side = Literal["tokenizer", "generator"]
 
 @dataclass(frozen=True)
 class EntryResults:
-    """entry: as planned. runs: of the generator by seed, those that can be shown; none where tokenizers alone are
-    compared. tokenizers: those with weights, by name, each once.
+    """The results of an entry. runs: of the generator by seed, without failed ones; empty for tokenizers. tokenizers:
+    those with weights, by name.
 
-    final: one for each run that can be measured. course, grid, own: further records, in their order. findings: by seed,
-    what the log says is wrong. training: what it took of every budget, None for finished runs.
+    final: one per run. course, grid, own: further records, in their order. findings: problems in the log, by seed.
+    training: its cost, None for finished runs.
     """
 
     entry: Entry
@@ -65,7 +65,7 @@ class EntryResults:
 
     @property
     def first(self) -> Run:
-        """The generator's run that stands for all seeds, or the tokenizer's."""
+        """The generator's run of the first seed, or the tokenizer's run."""
         return next(iter((self.runs or self.tokenizers).values()))
 
     def value(self, metric: str, side: Side = "generator") -> Value | None:
@@ -83,7 +83,7 @@ class EntryResults:
 
     @property
     def _generator_costs(self) -> dict[str, Value]:
-        """What training took, and times on this machine."""
+        """The cost of training, and times on this machine."""
         found = {}
         if self.training is not None:
             found["images_trained"] = Value(self.training.images, exact=True)
@@ -96,13 +96,13 @@ class EntryResults:
 
     @property
     def values(self) -> dict[str, Value]:
-        """Every metric and cost of the generator, mean and spread."""
+        """Mean and spread of every metric and cost of the generator."""
         names = [*(entry.name for entry in self.final[0][1].measurements), *self.table.cost]
         return {name: value for name in names if (value := self.value(name)) is not None}
 
     @property
     def passes(self) -> dict[int, int]:
-        """Network passes by sampling steps, for those in the sampling grid."""
+        """Network passes by number of sampling steps, for the sampling grid."""
         config = self.first.saved.generator
         assert config is not None
         generator = build_on_meta(self.entry, config)
@@ -111,12 +111,12 @@ class EntryResults:
 
     @property
     def tokens(self) -> int:
-        """Places in its sequence, several codes at a place counted each."""
+        """Number of tokens; several codes at a position count separately."""
         return self.entry.layout.length * self.entry.layout.codes
 
     @property
     def table(self) -> Results:
-        """The results of all seeds as one, each value the mean, with all costs."""
+        """The mean results over all seeds, with all costs."""
         _, first = self.final[0]
         means = [replace(entry, value=value.mean) for entry in first.measurements if (value := self.value(entry.name))]
         costs: dict[str, float] = {"tokens_per_image": self.tokens, **first.cost}
@@ -127,7 +127,7 @@ class EntryResults:
 
 
 def core_seconds(runs: Sequence[Run]) -> Value | None:
-    """Of training, over the seeds; None where there is no log of a processor's time."""
+    """Processor seconds of training over the seeds; None if the logs do not have them."""
     spent = [run.spent for run in runs if run.spent is not None]
     found = [each.core_seconds for each in spent if each.device == "cpu" and each.core_seconds]
     return Value.of(found) if found else None
@@ -135,8 +135,8 @@ def core_seconds(runs: Sequence[Run]) -> Value | None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """tokenizers: every tokenizer's run with its results, by name. code_entropy: by tokenizer, the bits of each
-    position, where they were asked for. beside: of the study that was done beside this one."""
+    """The results of a study. tokenizers: every tokenizer's run and results, by name. code_entropy: bits of each
+    position by tokenizer, if measured. beside: the results of the second study."""
 
     plan: StudyPlan
     entries: list[EntryResults]
@@ -150,7 +150,7 @@ class Outcome:
 
 
 def gather(plan: StudyPlan, beside: Outcome | None = None) -> Outcome:
-    """Everything that was measured; an ArtokError when results cannot stand side by side."""
+    """Read all results of a study. ArtokError: they cannot be compared with each other."""
     keys, times = CacheKeys(plan), read_times(plan)
     tokenizers, entropy = dict[str, Run](), dict[str, list[list[float]]]()
     for name in list_tokenizers(plan):
@@ -188,7 +188,7 @@ def gather(plan: StudyPlan, beside: Outcome | None = None) -> Outcome:
 
 
 def _open(plan: StudyPlan, record: Record, results: Results) -> Run:
-    """A run; one that was trained elsewhere and names no data is shown beside the study's."""
+    """Open a run. One that names no data gets the study's."""
     run = open_run(record.folder, record.owner, results)
     own = run.config if run.config.get("data") else {**run.config, "data": plan.data.model_dump(mode="json")}
     return replace(run, config=own)
@@ -202,20 +202,20 @@ def _read(plan: StudyPlan, record: Record, keys: CacheKeys) -> Results:
 
 
 def _findings(entry: Entry) -> Iterator[tuple[int, list[Finding]]]:
-    """Of every seed that has a log."""
+    """The findings of every seed that has a log."""
     for seed, folder in entry.runs.items():
         log = read_log(folder / LOG)
         if log:
             yield seed, diagnose(merge_resumed_log(log, log_interval(folder)))
 
 
-# ---------------------------------------------------------------------------------------------- a row per value
+# ---------------------------------------------------------------------------------------------- rows
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One value. entry: or the tokenizer, where several entries share it. seed, n: none for what does not depend on
-    them. point: `final`, `tokenizer`, `cost`, a setting such as `steps=4`, or `images=3200` on the way of training."""
+    """A value. entry: or the tokenizer, if several entries share it. seed, n: None if the value does not depend on
+    them. point: `final`, `tokenizer`, `cost`, a setting such as `steps=4`, or `images=3200` during training."""
 
     entry: str
     seed: int | None
@@ -274,7 +274,7 @@ def _cost(name: str, seed: int | None, point: str, metric: str, value: float, ti
 
 
 def as_csv(outcome: Outcome) -> str:
-    """A line for each value, those of a study beside included."""
+    """One line per value, with those of the second study."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(field.name for field in fields(ResultRow))
@@ -286,7 +286,7 @@ def as_csv(outcome: Outcome) -> str:
 
 
 def as_json(outcome: Outcome, tradeoffs: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values. What depends on the machine and its load is under `times`, at whatever depth.
+    """Plain values. Values that depend on the machine and its load are under `times`, at any depth.
 
     tradeoffs: fronts and dominated settings of a grid.
     """
@@ -312,7 +312,7 @@ def as_json(outcome: Outcome, tradeoffs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(row: ResultRow) -> dict[str, Any]:
-    """Without what it says by being left out."""
+    """A row without its defaults."""
     return {key: value for key, value in asdict(row).items() if value is not None and key != "depends_on_machine"}
 
 

@@ -1,4 +1,4 @@
-"""Commands that depend on one another, run side by side on the cores, GPUs or Slurm nodes there are."""
+"""Runs dependent commands in parallel on cores, GPUs or Slurm nodes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ import torch
 from artok.errors import ArtokError, ConfigError, RunError
 
 INTERRUPTED = 130
-# What a launcher tells its processes. A job is a launch of its own, so it must not take itself for one of them.
+# Environment variables of launchers. They are removed for jobs, which are launches of their own.
 LAUNCHED = (
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"),
     *("ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
 )
-# What training and measuring import, some of it only when first used: a fork of a process that has it starts at once.
+# Modules that training and measuring import, preloaded in the fork server so that jobs start at once.
 PRELOADED = [
     *("artok.cli", "artok.training.run", "artok.commands.compare", "artok.studies.measure"),
     *("torch._dynamo", "torch.utils.flop_counter", "vector_quantize_pytorch"),
@@ -42,8 +42,8 @@ PRELOADED = [
 class Job:
     """name: for messages and for `after`. arguments: of the `artok` command. after: jobs that must be done first.
 
-    launcher: what starts it instead of Python, such as ("torchrun", "--nproc_per_node", "2"). may_fail: its failure
-    leaves out the jobs after it, and the rest goes on. share: of the time of others that it takes, about.
+    launcher: starts it instead of Python, such as ("torchrun", "--nproc_per_node", "2"). may_fail: on failure the jobs
+    after it are left out and the others continue. share: its approximate duration relative to other jobs.
     """
 
     name: str
@@ -60,8 +60,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Slurm:
-    """Where jobs are submitted to. folder: of logs. settings: of submitit's AutoExecutor, such as `timeout_min`,
-    `gpus_per_node`, `slurm_partition`; and `cluster`, slurm unless given."""
+    """Settings for jobs on Slurm. folder: of logs. settings: of submitit's AutoExecutor, such as `timeout_min`,
+    `gpus_per_node`, `slurm_partition`; and `cluster`, default slurm."""
 
     folder: Path
     settings: Mapping[str, Any]
@@ -74,11 +74,11 @@ def run_jobs(
     gpus: int = 0,
     slurm: Slurm | None = None,
 ) -> dict[str, float]:
-    """Run every job, at most `workers` at a time, the earlier in the list first; wall seconds of each that was done.
+    """Run all jobs, at most `workers` at a time, in the order of the list. Returns the wall seconds of each.
 
-    Each job is a process of one thread: two such processes use two cores where two threads of one wait for each other.
-    done: told the seconds of those that are done, the last one last, whenever one ends. gpus: how many there are, of
-    which each worker then sees one. slurm: have each job run by Slurm instead of this machine.
+    Each job is a process with one thread, since small models do not scale to several threads.
+    done: called with the seconds of finished jobs, the last one last, whenever one ends. gpus: number of GPUs; each
+    worker gets one. slurm: run each job on Slurm.
     RunError: a job failed; the others are told to save and stop. KeyboardInterrupt: the user stopped them.
     """
     if slurm is not None:
@@ -115,7 +115,7 @@ def run_jobs(
 
 
 def environment(job: Job, workers: int, slot: int, gpus: int, elsewhere: bool = False) -> dict[str, str]:
-    """The job's environment variables: one thread and one GPU for each of several workers; no other launch's."""
+    """The job's environment variables: one thread and one GPU per worker, without those of another launcher."""
     variables = {key: value for key, value in os.environ.items() if key not in LAUNCHED and "TORCHELASTIC" not in key}
     if workers > 1 and not elsewhere:
         variables["OMP_NUM_THREADS"] = "1"
@@ -126,9 +126,9 @@ def environment(job: Job, workers: int, slot: int, gpus: int, elsewhere: bool = 
 
 
 def _start(job: Job, variables: Mapping[str, str], threads: int, gpus: int, slurm: Slurm | None) -> BaseProcess:
-    """A process that runs the job: a fork of one that has imported everything, or the guard of a process of its own.
+    """Start a process for the job: a fork of the preloaded server, or a guard that starts a separate process.
 
-    A launcher starts processes of its own, and so does whoever uses a GPU, which forks must not share.
+    Separate processes are needed with a launcher and on a GPU, which forks must not share.
     """
     forks = "forkserver" in multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
@@ -154,7 +154,7 @@ def _start(job: Job, variables: Mapping[str, str], threads: int, gpus: int, slur
 def _fail(name: str, code: int) -> None:
     if code in (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM):
         raise KeyboardInterrupt
-    text = f"{name} failed, as said above; mend that and run the same command again, which keeps what is done"
+    text = f"{name} failed (see above); fix that and run the same command again to resume"
     raise ArtokError(text) if code == ArtokError.exit_code else RunError(text)
 
 
@@ -167,7 +167,7 @@ def _stop(running: Mapping[Any, tuple[Job, BaseProcess, float, int]]) -> None:
 
 @contextmanager
 def _stopping(running: Mapping[Any, tuple[Job, BaseProcess, float, int]]) -> Iterator[None]:
-    """Pass Ctrl-C and SIGTERM on to the jobs, which save and stop, and wait for them."""
+    """Pass Ctrl-C and SIGTERM to the jobs, which save and stop, and wait for them."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -186,7 +186,7 @@ def _stopping(running: Mapping[Any, tuple[Job, BaseProcess, float, int]]) -> Ite
 
 
 def run_here(arguments: Sequence[str], variables: Mapping[str, str], threads: int) -> None:
-    """An `artok` command in this process, as it would run by itself."""
+    """Run an `artok` command in this process."""
     _end_with_parent()
     os.environ.clear()
     os.environ.update(variables)
@@ -196,7 +196,7 @@ def run_here(arguments: Sequence[str], variables: Mapping[str, str], threads: in
 
 
 def run_apart(command: Sequence[str], variables: Mapping[str, str]) -> None:
-    """A command in a process of its own, told to stop when this one is."""
+    """Run a command in a separate process, which is stopped when this one is."""
     started: list[subprocess.Popen[bytes]] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -212,7 +212,7 @@ def run_apart(command: Sequence[str], variables: Mapping[str, str]) -> None:
 
 
 def run_on_slurm(command: Sequence[str], slurm: Slurm) -> None:
-    """A command submitted to Slurm, waited for, and cancelled when this process is told to stop."""
+    """Submit a command to Slurm and wait for it; cancel it when this process is stopped."""
     submitit = require_submitit()
     settings = dict(slurm.settings)
     executor = submitit.AutoExecutor(folder=slurm.folder, cluster=settings.pop("cluster", "slurm"))
@@ -245,7 +245,7 @@ def require_submitit() -> Any:
 
 
 def _end_with_parent() -> None:
-    """Stop like on SIGTERM, saving, when the process that conducts the jobs is gone."""
+    """Save and stop, as on SIGTERM, when the scheduler's process is gone."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,4 +1,4 @@
-"""What an entry's sampling takes on this machine: latency and throughput, one entry after another."""
+"""Measures the latency and throughput of sampling on this machine, one entry after another."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORMAT = 3
 
 @dataclass(frozen=True)
 class SamplingTimes:
-    """latency: seconds to one decoded image, a value for each round. throughput: images per second by batch.
+    """latency: seconds until one decoded image, per round. throughput: images per second by batch.
 
     steps: latency by sampling steps.
     """
@@ -37,12 +37,12 @@ class SamplingTimes:
 
     @property
     def best(self) -> tuple[int, float]:
-        """The batch with the highest throughput, and that."""
+        """The batch with the highest throughput, and the throughput."""
         return max(self.throughput.items(), key=lambda pair: pair[1])
 
 
 def time_all(plan: StudyPlan, device: str, progress: Progress) -> None:
-    """Time every entry's first run, one after another, unless that was done before of the same weights."""
+    """Time every entry's first run, one after another, unless its weights were timed before."""
     keys = CacheKeys(plan)
     for entry in plan.entries:
         wanted = _wanted(plan, entry, keys)
@@ -53,14 +53,14 @@ def time_all(plan: StudyPlan, device: str, progress: Progress) -> None:
 
 
 def list_untimed(plan: StudyPlan) -> list[str]:
-    """Entries that can be timed and are not."""
+    """Entries that can be timed and were not."""
     keys = CacheKeys(plan)
     wanted = [(entry, _wanted(plan, entry, keys)) for entry in plan.entries]
     return [entry.name for entry, found in wanted if found is not None and _read(plan, entry, found[2]) is None]
 
 
 def read_times(plan: StudyPlan) -> dict[str, SamplingTimes]:
-    """The times of every entry that was timed."""
+    """The times of every timed entry."""
     keys = CacheKeys(plan)
     wanted = {entry.name: (entry, found) for entry in plan.entries if (found := _wanted(plan, entry, keys))}
     times = {name: _read(plan, entry, key) for name, (entry, (_, _, key)) in wanted.items()}
@@ -68,7 +68,7 @@ def read_times(plan: StudyPlan) -> dict[str, SamplingTimes]:
 
 
 def _wanted(plan: StudyPlan, entry: Entry, keys: CacheKeys) -> tuple[Record, list[Record], str] | None:
-    """What is timed of an entry, the record of its final figures and those by steps, and their cache key."""
+    """The records to time of an entry, final and by steps, and their cache key; None if there are none."""
     records = list_records(plan, entry.name)
     final = next((record for record in records if record.kind == "final"), None)
     if final is None:
@@ -120,7 +120,7 @@ def take(plan: StudyPlan, final: Record, steps: Sequence[Record], device: str) -
 def _throughputs(
     pipeline: Pipeline, sampling: Sampling, batches: Sequence[int], device: str
 ) -> Iterator[tuple[int, float]]:
-    """By batch, from the smallest on; a batch that does not fit the memory ends it."""
+    """Throughput by batch, smallest first, up to the first batch that does not fit into memory."""
     for batch in batches:
         try:
             yield batch, cost.throughput(partial(make, pipeline, sampling, batch), batch, device)

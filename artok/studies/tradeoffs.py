@@ -1,4 +1,4 @@
-"""What a grid of settings trades for what: the figures of every point, Pareto fronts and dominated settings."""
+"""Trade-offs over a grid of settings: values of every point, Pareto fronts and dominated settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIMED = ("latency_s", "throughput_images_per_s", "train_core_seconds")
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of every point: a metric or cost of its tokenizer or of its generator."""
+    """A metric or cost of every point's tokenizer or generator."""
 
     side: Side
     metric: str
@@ -30,7 +30,7 @@ class Column:
 
     @property
     def better(self) -> str:
-        """Likelihoods have none: settings have tokens of their own, and a lower rate may say less of the image."""
+        """The direction; none for likelihoods, which cannot be compared between different tokens."""
         return "" if self.quantity.group == "Likelihood" else self.quantity.better
 
     @property
@@ -39,12 +39,14 @@ class Column:
 
     @property
     def head(self) -> str:
-        """With the unit."""
+        """The title with the unit."""
         return f"{self._prefix}{head(self.metric, self.extractor)}"
 
     @property
     def _prefix(self) -> str:
-        return "r" if self.side == "tokenizer" and self.quantity.names_extractor else ""  # of reconstructions
+        return (
+            "r" if self.side == "tokenizer" and self.quantity.names_extractor else ""
+        )  # r as in rFID, of reconstructions
 
     def of(self, one: EntryResults) -> Value | None:
         return one.value(self.metric, self.side)
@@ -52,7 +54,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Front:
-    """quality against cost: the names of the points that no other surpasses in both."""
+    """quality against cost. names: of the points that no other point dominates."""
 
     quality: Column
     cost: Column
@@ -61,7 +63,7 @@ class Front:
 
 @dataclass(frozen=True)
 class Tradeoffs:
-    """columns: those that any point has. dominated: points that another surpasses in all of `objectives`."""
+    """columns: those that any point has. dominated: points that another dominates in `objectives`."""
 
     columns: tuple[Column, ...]
     fronts: tuple[Front, ...]
@@ -84,7 +86,7 @@ def find_tradeoffs(outcome: Outcome) -> Tradeoffs:
         *((q, c) for q in [*lost, *made] for c in sizes),
         *((q, c) for q in made for c in columns("generator", "latency_s")),
     ]
-    # Latency is no objective: it follows the tokens, and its noise would make the verdict differ from run to run.
+    # Latency is no objective: it follows from the tokens, and its noise would change the result between runs.
     objectives = (*lost, *columns("tokenizer", "psnr_db"), *made, *sizes)
     return Tradeoffs(
         columns=(

@@ -290,7 +290,7 @@ def test_finished_runs_are_compared_without_training(
     assert distances[0] != distances[1], "the seeds of a single run are those of its samples"
     assert found["entries"]["mine"]["images"] is None
     page = (root / "given" / PAGE).read_text(encoding="utf-8")
-    assert "a finished run, used as it is" in page
+    assert "a finished run, used unchanged" in page
 
 
 def test_a_grid_beside_a_study_stands_on_its_page(
@@ -510,7 +510,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[ArtokError], str]] = {
     "operations as parameters": (
         {"budget": {"kind": "parameters", "amount": 4e12}},
         ConfigError,
-        "for operations of training the kind is flops",
+        "for a budget of training FLOPs use kind flops",
     ),
     "a speed of nothing": (
         {"budget": {"kind": "seconds", "amount": 9, "speeds": {"raster": 0}}},
@@ -522,7 +522,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[ArtokError], str]] = {
     "an unknown extractor": ({"evaluation": {"extractor": "clasifier"}}, ConfigError, "did you mean 'classifier'"),
     "steps of nothing": ({"sampling_grid": {"steps": [0, 2]}}, ConfigError, "from 1 on"),
     "a guidance below none": ({"sampling_grid": {"cfg_scale": [-1]}}, ConfigError, "from 0 on"),
-    "a launcher that is not here": ({"launch": "nonesuch --fast"}, ConfigError, "starts nothing that is here"),
+    "a launcher that is not here": ({"launch": "nonesuch --fast"}, ConfigError, "names no program of this machine"),
     "a launcher half quoted": ({"launch": "'torchrun"}, ConfigError, "no closing quotation"),
     "speeds of nobody": (
         {"budget": {"kind": "seconds", "amount": 9, "speeds": {"c": 1}}},
