@@ -95,7 +95,7 @@ class DataConfig(Part, ABC):
     workers: int = Field(0, ge=0, description="processes that decode images; 0 decodes in the training process")
 
     @model_validator(mode="after")
-    def _resize_holds_the_crop(self) -> Self:
+    def _check_resize(self) -> Self:
         if self.resize is not None and self.resize < self.size:
             raise ValueError(f"resize ({self.resize}) must be at least size ({self.size}), which is cut out of it")
         return self

@@ -69,7 +69,7 @@ class Config(DataConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _prefers_local_copies(cls, section: object) -> object:
+    def _use_local_copies(cls, section: object) -> object:
         if not isinstance(section, dict) or section.get("files"):
             return section
         local, name = section.get("local"), section.get("path")
@@ -80,7 +80,7 @@ class Config(DataConfig):
         return section | {"path": "parquet", "local": local, "files": files} if files else section
 
     @model_validator(mode="after")
-    def _has_a_source(self) -> Self:
+    def _check_source(self) -> Self:
         if self.path is None and self.files is None:
             raise ValueError("needs `path` (a name on the hub) or `files` (local files)")
         return self

@@ -58,7 +58,7 @@ class Config(DataConfig):
 
     @field_validator("channels")
     @classmethod
-    def _in_colour(cls, channels: int) -> int:
+    def _check_channels(cls, channels: int) -> int:
         if channels != 3:
             raise ValueError("must be 3, since the shapes differ in colour too")
         return channels

@@ -42,7 +42,7 @@ class Config(DataConfig):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _stacks(self) -> Self:
+    def _check_channels(self) -> Self:
         if self.channels != 3:
             raise ValueError("channels must be 3, one for each stacked image")
         try:

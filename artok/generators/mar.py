@@ -51,7 +51,7 @@ class Config(PatchedConfig):
     steps: int = Field(64, ge=1)
 
     @model_validator(mode="after")
-    def _decoder_fits(self) -> Config:
+    def _check_decoder(self) -> Config:
         width, _, heads = self.decoder_shape()
         if width % heads:
             raise ValueError(f"the decoder's width {width} must be a multiple of its heads ({heads})")

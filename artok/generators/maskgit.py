@@ -59,7 +59,7 @@ class Config(GeneratorConfig):
     steps: int = Field(8, ge=1)
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> Config:
+    def _check_sizes(self) -> Config:
         if (self.size is None) == (self.depth is None):
             raise ValueError("give either size (base) or depth")
         if self.size and (self.width or self.heads):

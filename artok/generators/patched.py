@@ -53,7 +53,7 @@ class PatchedConfig(GeneratorConfig, ABC):
     diffusion: DiffusionConfig = DiffusionConfig(schedule="cosine", variance="learned", steps=100)
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> PatchedConfig:
+    def _check_sizes(self) -> PatchedConfig:
         if (self.size is None) == (self.depth is None):
             raise ValueError("give either size (base, large, huge) or depth")
         if self.size and (self.width or self.heads or self.head_depth or self.head_width):

@@ -58,7 +58,7 @@ class Config(GeneratorConfig):
     class_position: Literal["zero", "origin"] = "zero"
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> Config:
+    def _check_sizes(self) -> Config:
         if (self.size is None) == (self.depth is None):
             raise ValueError("give either size (B, L, XL, XXL, 3B) or depth")
         if self.size and (self.width or self.heads):

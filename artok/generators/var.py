@@ -57,7 +57,7 @@ class Config(GeneratorConfig):
     attention: Literal["masked", "flex"] = "masked"
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> Config:
+    def _check_sizes(self) -> Config:
         heads, width = self.shape()
         if width % heads:
             raise ValueError(f"width {width} must be a multiple of the heads ({heads})")

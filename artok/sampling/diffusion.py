@@ -80,7 +80,7 @@ class DiffusionConfig(Config):
     steps: int = Field(100, ge=1)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> DiffusionConfig:
+    def _check_consistency(self) -> DiffusionConfig:
         is_straight = self.schedule == "straight"
         if self.prediction_type == "epsilon" and (is_straight or self.zero_terminal_snr):
             raise ValueError(

@@ -45,7 +45,7 @@ class EntryConfig(Config):
     run: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
 
     @model_validator(mode="after")
-    def _one_way(self) -> EntryConfig:
+    def _check_parts(self) -> EntryConfig:
         if bool(self.run) == bool(self.generator or self.tokenizer):
             raise ValueError("give either a 'generator' config to train, a 'tokenizer' or both, or a finished 'run'")
         if self.run and (self.settings or self.tokenizer_settings):
@@ -73,7 +73,7 @@ class Budget(Config):
     speeds: dict[str, Annotated[float, Field(gt=0)]] = Field({})
 
     @model_validator(mode="after")
-    def _amounts_fit(self) -> Budget:
+    def _check_amounts(self) -> Budget:
         if self.kind == "parameters" and self.amount > MOST_PARAMETERS:
             raise ValueError(
                 f"amount {self.amount:,.0f} is more than the {MOST_PARAMETERS:,.0f} parameters that a budget may name; "
@@ -116,7 +116,7 @@ class SamplingGrid(Config):
     n: int | None = Field(None, ge=4)
 
     @model_validator(mode="after")
-    def _settings_are_possible(self) -> SamplingGrid:
+    def _check_settings(self) -> SamplingGrid:
         if any(steps < 1 for steps in self.steps) or len(set(self.steps)) < len(self.steps):
             raise ValueError(f"steps {list(self.steps)} must be different whole numbers from 1 on")
         if any(scale < 0 for scale in self.cfg_scale) or len(set(self.cfg_scale)) < len(self.cfg_scale):
@@ -136,7 +136,7 @@ class TimingConfig(Config):
 
     @field_validator("batches")
     @classmethod
-    def _some(cls, batches: tuple[int, ...]) -> tuple[int, ...]:
+    def _check_batches(cls, batches: tuple[int, ...]) -> tuple[int, ...]:
         if not batches or min(batches) < 1:
             raise ValueError("name at least one batch of at least one image")
         return batches
@@ -153,7 +153,7 @@ class Robustness(Config):
 
     @field_validator("shares")
     @classmethod
-    def _growing(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+    def _check_shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
         if any(not 0 < share <= 1 for share in shares) or list(shares) != sorted(set(shares)):
             raise ValueError("must be increasing shares above 0 and up to 1")
         return shares
@@ -238,7 +238,7 @@ class Study(Config):
         return GRID_DEFAULTS | dict(section) | {"grid": dict(flatten(section["grid"], ""))}
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Study:
+    def _check_consistency(self) -> Study:
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0 or max(self.seeds) >= SEEDS:
             raise ValueError(f"seeds {list(self.seeds)} must be different whole numbers from 0 to {SEEDS - 1:,}")
         if self.slurm and self.executor != "slurm":

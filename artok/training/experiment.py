@@ -56,12 +56,12 @@ class Experiment(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_facts(cls, section: object) -> object:
+    def _drop_facts(cls, section: object) -> object:
         """Drop the facts in a run's config.yaml, so that it can be used as a config."""
         return {k: v for k, v in section.items() if k not in WRITTEN} if isinstance(section, dict) else section
 
     @model_validator(mode="after")
-    def _one_job(self) -> Experiment:
+    def _check_tokenizer(self) -> Experiment:
         if self.generator is None and isinstance(self.tokenizer, str):
             raise ValueError(
                 "'tokenizer' names a trained one and there is no 'generator': nothing is left to train; "

@@ -81,7 +81,7 @@ class Training(Config):
     trackers: tuple[str, ...] = Field((), description="tensorboard, wandb, ...: any tracker of accelerate")
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Training:
+    def _check_parts(self) -> Training:
         if self.global_batch % self.gradient_accumulation_steps:
             raise ValueError(
                 f"global_batch {self.global_batch} must be a multiple of "

@@ -43,7 +43,7 @@ class Config(NetworkConfig):
     condition_init: float = Field(0.02, gt=0)
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> Config:
+    def _check_sizes(self) -> Config:
         if (self.size is None) == (self.depth is None):
             raise ValueError("give either size (S, B, L, XL) or depth")
         if self.size and (self.width or self.heads):
