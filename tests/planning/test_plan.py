@@ -174,7 +174,7 @@ MISTAKES = {
     "scales of another family": ("plan --family mar --scales 1,2,4,8,16", "scales are for the family var"),
     "numbers beside a config": ("plan digits/vq --size 256 --frame-downsample 1", "--size, --frame-downsample would"),
     "families of a tokenizer": ("plan digits/vq --all-families", "name a generator's config"),
-    "an unknown tokenizer": ("plan digits/raster tokenizer=runs/nothing", "neither a run here nor"),
+    "an unknown tokenizer": ("plan digits/raster tokenizer=runs/nothing", "neither a run nor"),
 }
 
 

@@ -290,8 +290,8 @@ def test_a_gaussian_is_sampled_with_its_mean_and_covariance(solver: SolverName, 
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"schedule": "straight", "prediction_type": "epsilon"}, "says nothing"),
-        ({"zero_terminal_snr": True, "prediction_type": "epsilon"}, "says nothing"),
+        ({"schedule": "straight", "prediction_type": "epsilon"}, "does not determine the tokens"),
+        ({"zero_terminal_snr": True, "prediction_type": "epsilon"}, "does not determine the tokens"),
         ({"schedule": "straight", "prediction_type": "velocity", "variance": "learned"}, "belong to chains"),
         ({"timesteps": 50, "steps": 51}, "more than the 50 timesteps"),
     ],
