@@ -84,7 +84,7 @@ class DiffusionConfig(Config):
         is_straight = self.schedule == "straight"
         if self.prediction_type == "epsilon" and (is_straight or self.zero_terminal_snr):
             raise ValueError(
-                "target epsilon does not determine the tokens where there is no signal, as at the start of the "
+                "prediction_type epsilon does not determine the tokens where there is no signal, as at the start of the "
                 "straight path and of zero_terminal_snr chains; use x0, v or velocity"
             )
         if is_straight and (self.variance == "learned" or self.zero_terminal_snr):
