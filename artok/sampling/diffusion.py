@@ -84,8 +84,8 @@ class DiffusionConfig(Config):
         is_straight = self.schedule == "straight"
         if self.prediction_type == "epsilon" and (is_straight or self.zero_terminal_snr):
             raise ValueError(
-                "prediction_type epsilon does not determine the tokens where there is no signal, as at the start of the "
-                "straight path and of zero_terminal_snr chains; use x0, v or velocity"
+                "prediction_type epsilon does not determine the tokens where there is no signal, as at the start of "
+                "the straight path and of zero_terminal_snr chains; use x0, v or velocity"
             )
         if is_straight and (self.variance == "learned" or self.zero_terminal_snr):
             raise ValueError("a learned variance and zero_terminal_snr belong to chains, not to schedule straight")
