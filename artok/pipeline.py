@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,9 @@ from artok.config import merge, validate
 from artok.errors import ArtokError, CheckpointError, ConfigError
 from artok.generators.base import Generator
 from artok.layout import Condition, Tokens, last
+from artok.nn.packed import CastLinear, PackedLinear, can_pack, with_linears
 from artok.noise import Noise
-from artok.sampling.settings import Sampling
+from artok.sampling.settings import Precision, Sampling
 from artok.saved import (
     CONFIG,
     TOKENIZER,
@@ -46,6 +48,7 @@ class Pipeline:
     sampling: Sampling
     saved: Saved
     saved_tokenizer: Saved
+    _prepared: tuple[object, Generator] | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu") -> Pipeline:
@@ -141,13 +144,36 @@ class Pipeline:
         """
         if samples is None:
             samples = torch.arange(first, first + len(condition), device=self.device)
-        steps = self.generator.steps(condition, sampling, Noise(sampling.seed, samples), self.tokenizer)
+        generator, dtype = self.prepare(sampling.dtype)
+        inside = sampling.model_copy(update={"dtype": dtype})
+        steps = generator.steps(condition, inside, Noise(sampling.seed, samples), self.tokenizer)
         while True:
-            with autocast(self.device, sampling.dtype):  # left before each yield, so the caller's code is unaffected
+            with autocast(self.device, dtype):  # left before each yield, so the caller's code is unaffected
                 tokens = next(steps, None)
             if tokens is None:
                 return
             yield tokens
+
+    def prepare(self, dtype: Precision | None) -> tuple[Generator, Precision]:
+        """The generator with its weights ready for sampling under a precision, and the type of its activations.
+
+        It is kept until a weight changes. It shares all but the linear layers' weights with `generator`.
+        """
+        device = self.device
+        dtype = settle_dtype(dtype, device)
+        packs = device.type == "cpu" and can_pack()
+        if not packs and dtype in ("auto", "float32"):
+            return self.generator, "float32"
+
+        def make(linear: nn.Linear) -> nn.Module:
+            return PackedLinear(linear, dtype) if packs else CastLinear(linear, getattr(torch, dtype))
+
+        weights = [(weight.data_ptr(), weight._version) for weight in self.generator.parameters()]
+        state = (dtype, device, weights)
+        if self._prepared is None or self._prepared[0] != state:
+            self._prepared = None  # frees the one before
+            self._prepared = state, cast(Generator, with_linears(self.generator, make))
+        return self._prepared[1], "float32" if packs else dtype
 
     @torch.inference_mode()
     def decode(self, tokens: Tokens) -> Tensor:
@@ -162,10 +188,19 @@ class Pipeline:
         return images * nn.functional.interpolate(known, size=images.shape[2:], mode="nearest")
 
 
-def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+def settle_dtype(dtype: Precision | None, device: torch.device) -> Precision:
+    """What `sampling.dtype` means on a device. Only a CPU has auto: it chooses layer by layer."""
+    if dtype not in (None, "auto"):
+        return dtype
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "auto" if dtype == "auto" and device.type == "cpu" else "float32"
+
+
+def autocast(device: torch.device, dtype: Precision) -> AbstractContextManager[object]:
     """Mixed precision for sampling on a device."""
     if dtype == "float32":
         return nullcontext()
     if dtype == "float16" and device.type == "cpu":
-        raise ArtokError("float16 sampling needs a GPU; use bfloat16 or float32 on a CPU")
+        raise ArtokError("this build of torch samples in float16 on a GPU only; use bfloat16 or float32 on a CPU")
     return torch.autocast(device.type, getattr(torch, dtype))

@@ -19,9 +19,9 @@ from torch import nn
 from artok.errors import CheckpointError, ConfigError
 from artok.evaluation.reconstruct import reconstruct
 from artok.evaluation.sample import FRAMES, generation_frames, parse_labels, sample
-from artok.layout import TokenLayout, Tokens
+from artok.layout import TokenLayout, Tokens, last
 from artok.pipeline import Pipeline
-from artok.sampling.settings import Sampling
+from artok.sampling.settings import Precision, Sampling
 from artok.saved import load_tokenizer
 from artok.training.run import train
 
@@ -196,3 +196,34 @@ def test_own_pictures_are_reconstructed_side_by_side(run: Path, tmp_path: Path) 
     assert 0 < result.psnr < 100
     with Image.open(tmp_path / "out" / "white.png") as sheet:
         assert sheet.width > 4 * 256
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "auto"])
+def test_every_precision_samples_and_follows_the_weights(pipeline: Pipeline, dtype: Precision) -> None:
+    before = pipeline.generator.state_dict()["head.weight"].clone()
+    sampling = Sampling(dtype=dtype, temperature=0.0)
+    condition = pipeline.condition([1, 2])
+    first = last(pipeline.steps(condition, sampling))
+    prepared, _ = pipeline.prepare(dtype)
+    assert pipeline.prepare(dtype)[0] is prepared  # made once
+    with torch.no_grad():
+        pipeline.generator.head.weight.neg_()  # type: ignore[union-attr,operator]
+    assert not torch.equal(last(pipeline.steps(condition, sampling)).values, first.values)
+    with torch.no_grad():
+        pipeline.generator.head.weight.neg_()  # type: ignore[union-attr,operator]
+    assert torch.equal(last(pipeline.steps(condition, sampling)).values, first.values)
+    assert torch.equal(pipeline.generator.state_dict()["head.weight"], before)
+
+
+def test_prepared_weights_have_the_logits_of_the_model(pipeline: Pipeline) -> None:
+    condition = pipeline.condition([1, 2, 3])
+    codes = torch.arange(3 * 15).reshape(3, 15) % pipeline.tokenizer.layout.vocab  # type: ignore[operator]
+    with torch.inference_mode():
+        plain = pipeline.generator
+        wanted = plain.logits(codes, plain.context(condition)).log_softmax(-1)  # type: ignore[operator]
+        bounds: dict[Precision, float] = {"float32": 1e-9, "float16": 1e-6, "bfloat16": 1e-3, "auto": 1e-3}
+        for dtype, most in bounds.items():
+            made, _ = pipeline.prepare(dtype)
+            got = made.logits(codes, made.context(condition)).log_softmax(-1)  # type: ignore[operator]
+            divergence = (wanted.double().exp() * (wanted.double() - got.double())).sum(-1).mean()
+            assert abs(float(divergence)) < most, dtype

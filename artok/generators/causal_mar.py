@@ -101,7 +101,7 @@ class CausalMar(PatchedGenerator):
             self.config.buffer_size + self.length - 1,
             self.input.out_features // self.heads,
             condition.device,
-            getattr(torch, sampling.dtype),
+            sampling.activations,
         )
         for step in range(total):
             latest = guidance.repeat(x_BND[:, max(step - 1, 0) : step])

@@ -168,7 +168,7 @@ class Raster(Generator):
         batch, length = len(condition), self.layout.length * self.layout.codes
         guidance = Guidance(condition, sampling, length)
         context = self.context(guidance.condition)
-        device, dtype = condition.device, getattr(torch, sampling.dtype)
+        device, dtype = condition.device, sampling.activations
         head_width = self.width // self.heads
         cache = KVCache.allocate(len(self.blocks), len(context), self.heads, length, head_width, device, dtype)
         uniform = noise.uniform(length)

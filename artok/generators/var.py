@@ -24,6 +24,7 @@ from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, attend
 from artok.nn.block_causal import block_causal_mask, flex_block_causal
 from artok.nn.gradient_checkpointing import run
+from artok.nn.packed import LateBiasLinear
 from artok.nn.resize import shrink
 from artok.noise import Noise
 from artok.sampling.guidance import Guidance
@@ -99,7 +100,7 @@ class CosineAttention(nn.Module):
     def __init__(self, width: int, heads: int, sizes: tuple[int, ...], flex: bool) -> None:
         super().__init__()
         self.heads, self.sizes, self.flex = heads, sizes, flex
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = LateBiasLinear(width, 3 * width)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.log_temperature = nn.Parameter(torch.full((heads,), math.log(4)))
@@ -107,8 +108,7 @@ class CosineAttention(nn.Module):
 
     def forward(self, x_BND: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x_BND, self.qkv.weight, bias)
-        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads).unbind()
+        q, k, v = rearrange(self.qkv(x_BND, bias), "b n (three h d) -> three b h n d", three=3, h=self.heads).unbind()
         temperature = self.log_temperature.clamp(max=LARGEST_TEMPERATURE).exp()[:, None, None]
         q, k = q * (temperature / norm(q)).to(q.dtype), k * (1 / norm(k)).to(k.dtype)
         if cache is not None:
@@ -176,10 +176,12 @@ class Block(nn.Module):
         mask: Tensor | None,
         cache: KVCache | None,
         layer: int,
+        changes_B6D: Tensor | None = None,
     ) -> Tensor:
-        """condition: (B, D) class vectors, or (B, 6, D) under shared modulation. keep_B2: factors on both branches."""
-        changes = self.modulation(condition)[:, :, None].unbind(1)
-        gate1, gate2, scale1, scale2, shift1, shift2 = changes
+        """condition: (B, D) class vectors, or (B, 6, D) under shared modulation. keep_B2: factors on both branches.
+        changes_B6D: `modulation(condition)`, where it is known."""
+        changes_B6D = self.modulation(condition) if changes_B6D is None else changes_B6D
+        gate1, gate2, scale1, scale2, shift1, shift2 = changes_B6D[:, :, None].unbind(1)
         if keep_B2 is not None:
             gate1, gate2 = gate1 * keep_B2[:, 0, None, None], gate2 * keep_B2[:, 1, None, None]
         x_BND = torch.addcmul(x_BND, gate1, self.attention(modulate(x_BND, scale1, shift1), mask, cache, layer))
@@ -260,24 +262,36 @@ class Var(Generator):
         first: int = 0,
         keep: Tensor | None = None,
         cache: KVCache | None = None,
+        changes: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Logits (B, n, V) float32 of the codes of successive scales from `first` on.
 
         inputs: the `words` of those scales, without those of scale 0, whose input is `context.pooled`.
         keep: (B, layers, 2) factors on the branches. Without a cache all scales are required.
+        changes: `modulations(context)`, where they are known.
         """
         condition_BD = context.pooled
         start = [condition_BD[:, None] + self.start] if first == 0 else []
         x_BND = torch.cat([*start, *inputs], dim=1)
         places = slice(self.parts[first].start, self.parts[first].start + x_BND.shape[1])
         x_BND = x_BND + self.position[places] + self.level[self.levels[places]]
-        condition = condition_BD if self.shared_modulation is None else self.shared_modulation(condition_BD)
-        mask = self.mask if cache is None else None
+        condition = self.block_condition(condition_BD)
+        mask, checkpoint = self.mask if cache is None else None, self.gradient_checkpointing
         for layer, block in enumerate(self.blocks):
             factors = None if keep is None else keep[:, layer]
-            x_BND = run(block, x_BND, condition, factors, mask, cache, layer, checkpoint=self.gradient_checkpointing)
+            known = None if changes is None else changes[layer]
+            x_BND = run(block, x_BND, condition, factors, mask, cache, layer, known, checkpoint=checkpoint)
         scale, shift = self.head_modulation(F.silu(condition_BD))[:, None].chunk(2, dim=-1)
         return self.head(modulate(x_BND, scale, shift)).float()
+
+    def block_condition(self, condition_BD: Tensor) -> Tensor:
+        """What the blocks' modulations read."""
+        return condition_BD if self.shared_modulation is None else self.shared_modulation(condition_BD)
+
+    def modulations(self, context: Context) -> list[Tensor]:
+        """The changes (B, 6, D) of each block. They depend on the condition alone, so all scales share them."""
+        condition = self.block_condition(context.pooled)
+        return [block.modulation(condition) for block in self.blocks]  # type: ignore[operator]
 
     def logits(self, tokens: Tokens, context: Context, codec: Codec | None, keep: Tensor | None = None) -> Tensor:
         """Teacher-forced logits (B, N, V) of all scales in one pass."""
@@ -309,7 +323,8 @@ class Var(Generator):
         batch, layout, lent = len(condition), self.layout, _require(codec)
         known, guidance = condition.known, Guidance(condition, sampling, len(self.parts))
         context = self.context(guidance.condition)
-        device, dtype = condition.device, getattr(torch, sampling.dtype)
+        changes = self.modulations(context)
+        device, dtype = condition.device, sampling.activations
         head_width = self.width // self.heads
         cache = KVCache.allocate(len(self.blocks), len(context), self.heads, layout.length, head_width, device, dtype)
         uniform = noise.uniform(layout.length)
@@ -319,7 +334,7 @@ class Var(Generator):
             if scale > 0:
                 words = self.words(scale, lent.prefix(Tokens(values, layout), scale))
                 inputs = [guidance.repeat(words)]
-            logits = guidance(self.run(inputs, context, first=scale, cache=cache), scale)
+            logits = guidance(self.run(inputs, context, first=scale, cache=cache, changes=changes), scale)
             cache.filled = part.stop
             codes = draw(logits, uniform[:, part], sampling.temperature, sampling.top_k, sampling.top_p)
             if known is not None:

@@ -191,9 +191,9 @@ def training_precision(experiment: Experiment, device: Device) -> Precision:
 
 def sampling_precision(experiment: Experiment, device: Device) -> Precision:
     """sampling.dtype where the config sets it; else bf16 on a GPU and fp32 on a CPU."""
-    if device.chip == "gpu" and "dtype" not in experiment.sampling.model_fields_set:
+    if device.chip == "gpu" and experiment.sampling.dtype in (None, "auto"):
         return "bf16"
-    return PRECISIONS[getattr(torch, experiment.sampling.dtype)]
+    return PRECISIONS[experiment.sampling.activations]
 
 
 def token_plan(design: Design) -> TokenPlan:
