@@ -24,6 +24,7 @@ from artok.metrics.features import Extractor, extract, parse
 from artok.metrics.floor import class_counts, floor, largest, stratified
 from artok.metrics.results import Results
 from artok.metrics.selection import MetricChoice
+from artok.noise import Noise
 from artok.pipeline import Pipeline
 from artok.planning.op_trace import Trace
 from artok.sampling.settings import Sampling
@@ -240,12 +241,20 @@ class Evaluator:
 
 def generation_work(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:
     """Parameters, passes, FLOPs and memory of generating: all that does not depend on the machine."""
+    plain = sampling.model_copy(update={"dtype": "float32"})
+
+    @torch.inference_mode()
+    def work(count: int) -> None:  # on the model as it was trained: prepared weights hide what they multiply
+        noise = Noise(0, torch.arange(count, device=pipeline.device))
+        steps = pipeline.generator.steps(pipeline.condition([0], count), plain, noise, pipeline.tokenizer)
+        pipeline.decode(last(steps))
+
     with Trace() as trace:
-        make(pipeline, sampling, TRACED)
+        work(TRACED)
     return {
         "parameters": cost.parameters(pipeline.generator),
         "network_passes": pipeline.generator.passes(sampling),
-        "flops_per_image": cost.flops(lambda: make(pipeline, sampling, 1)),
+        "flops_per_image": cost.flops(lambda: work(1)),
         "peak_memory_bytes_per_image": trace.peak / TRACED,
     }
 

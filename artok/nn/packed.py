@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
 
 Weights = Literal["float32", "bfloat16", "float16", "auto"]
 
@@ -73,11 +72,6 @@ class CastLinear(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         bias = self.bias if bias is None else bias.to(self.weight.dtype)
         return F.linear(x.to(self.weight.dtype), self.weight, bias)
-
-
-@register_flop_formula([torch.ops.mkldnn._linear_pointwise, torch.ops.quantized.linear_dynamic_fp16])
-def linear_flops(x_shape: torch.Size, *_: object, out_shape: torch.Size, **__: object) -> int:
-    return 2 * math.prod(x_shape) * out_shape[-1]
 
 
 def native_bfloat16() -> bool:
