@@ -96,6 +96,7 @@ class Evaluator:
         self.choice = choice or MetricChoice()
         self.data, self.device, self.progress = data, torch.device(device), progress
         self.train_split, self.test_split = data.open("train"), data.open("test")
+        progress.notes(self.train_split, self.test_split)
         self.test_images, self.test_labels = read_into_memory(self.test_split, data.size)
         self.train_images, self.train_labels = read_into_memory(self.train_split, data.size)
         self.n = min(n or len(self.test_images), largest(self.train_labels, self.test_labels))

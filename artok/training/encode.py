@@ -80,6 +80,7 @@ def write_cache(
                 yield values.unflatten(0, (len(indices), copies)), examples.labels
                 progress.advance((start + len(indices)) * copies)
 
+    progress.notes(split)
     progress.say(f"encoding {len(split):,} images, {copies} time{'s' if copies > 1 else ''} each, into {folder}")
     write_tokens(folder, tokenizer.layout, mark, split.fingerprint, split.classes, len(split), copies, parts)
     if split.skipped:

@@ -126,12 +126,14 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
     device = accelerator.device
     if experiment.generator is None:
         train_split, test_split = experiment.data.open("train"), experiment.data.open("test")
+        progress.notes(train_split, test_split)
         task = TokenizerTask(experiment, train_split, test_split, device)
         check_codebook(task.tokenizer.layout, len(train_split))
         return task
     tokenizer, saved = load_frozen_tokenizer(experiment)
     check_layout(experiment.generator, tokenizer.layout)
     train_split = experiment.data.open("train")
+    progress.notes(train_split)
     mark = fingerprint(tokenizer)
     with accelerator.main_process_first():
         held_out = open_or_encode(tokenizer, mark, experiment.data, "test", 1, None, device, progress)
