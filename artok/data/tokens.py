@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typing_extensions import Self
 
-from artok.data.order import Order, check_shares, rank_positions
+from artok.data.order import Order, check_shares, choose_rows, rank_positions
 from artok.errors import DataError, RunError
 from artok.layout import TokenLayout, Tokens
 from artok.noise import Noise, fold
@@ -323,8 +323,6 @@ class TokenLoader:
 
 
 def evaluation_tokens(cache: TokenCache, batch: int, limit: int | None = None) -> Iterator[TokenBatch]:
-    """The first `limit` images of a cache (all of them by default) in order, of the plain copy."""
-    count = len(cache) if limit is None else min(limit, len(cache))
-    for first in range(0, count, batch):
-        positions = torch.arange(first, min(first + batch, count))
+    """All images of a cache, or a fixed random subset of `limit`, in order, of the plain copy."""
+    for positions in choose_rows(len(cache), limit).split(batch):
         yield TokenBatch(*cache.read(positions), positions)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from artok.config import override, read_yaml, validate
 from artok.data.base import DataConfig, SplitName
-from artok.data.memory import choose_rows, read_into_memory
+from artok.data.memory import read_into_memory
+from artok.data.order import choose_rows
 from artok.data.tokens import evaluation_tokens
 from artok.errors import ConfigError
 from artok.images import from_uint8, to_uint8

@@ -172,7 +172,7 @@ class TokenizerTask(Task):
         usage = CodebookConfig().build(MetricContext(layout=layout)) if layout.discrete else None
         figures: dict[str, list[Tensor]] = {"psnr": []}
         figures |= {f"psnr, {scale}": [] for scale in layout.scale_names()[:-1]}
-        for batch in self._held_out():
+        for batch in self._held_out(self.experiment.training.validate_images):
             tokens = self.tokenizer.encode(batch.images.to(self.device))
             parts = [tokens, *(tokens.first_scales(scales) for scales in range(1, len(layout.grids)))]
             for name, part in zip(figures, parts, strict=True):
@@ -188,14 +188,13 @@ class TokenizerTask(Task):
         batches = evaluation_batches(self.train_split, self.experiment.data, batch=64, limit=MEASURED)
         return self.tokenizer.measure(batch.images.to(self.device) for batch in batches)
 
-    def _held_out(self) -> Iterator[Batch]:
-        limit = self.experiment.training.validate_images
+    def _held_out(self, limit: int) -> Iterator[Batch]:
         return evaluation_batches(self.test_split, self.experiment.data, batch=64, limit=limit)
 
     @torch.no_grad()
     def preview(self, path: Path) -> None:
         """Originals above their reconstructions."""
-        images = next(self._held_out()).images[:8]
+        images = next(self._held_out(8)).images
         decoded = self.tokenizer.decode(self.tokenizer.encode(images.to(self.device))).cpu()
         scale = max(1, 64 // images.shape[-1])
         grid(torch.cat([images, decoded.clamp(-1, 1)]), columns=len(images), scale=scale).save(path)

@@ -19,7 +19,7 @@ from torch import Tensor
 from artok.data import digits, folder, hub, tokens
 from artok.data.base import Augment, DataConfig
 from artok.data.loader import Batch, Loader, evaluation_batches
-from artok.data.order import Order
+from artok.data.order import Order, choose_rows
 from artok.data.tokens import TokenCache, TokenLoader, evaluation_tokens, write_tokens
 from artok.errors import DataError, RunError
 from artok.images import from_uint8
@@ -365,4 +365,6 @@ def test_evaluation_of_tokens_is_plain_and_in_order(tmp_path: Path) -> None:
     batches = list(evaluation_tokens(TokenCache.open(tmp_path / "cache"), 8, limit=20))
     assert [len(batch) for batch in batches] == [8, 8, 4]
     shown = torch.cat([batch.tokens.values[:, 0, 0] for batch in batches])
-    assert shown.tolist() == [value_of(index, 0) for index in range(20)]
+    positions = torch.cat([batch.positions for batch in batches])
+    assert torch.equal(positions, choose_rows(23, 20)) and positions.diff().min() > 0
+    assert shown.tolist() == [value_of(index, 0) for index in positions.tolist()]
