@@ -30,6 +30,25 @@ def hold_lock(path: Path, busy: Callable[[], None] | None = None) -> Iterator[No
         yield
 
 
+@contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file inside the context, unless another process does. Whether it is held.
+
+    True too where the place cannot be locked.
+    """
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    mine = True
+    with suppress(OSError):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            mine = False
+    try:
+        yield mine
+    finally:
+        lock.release()
+
+
 def discard(folder: Path) -> None:
     """Delete everything in a folder except lock files, which the caller may hold."""
     for path in folder.iterdir() if folder.is_dir() else ():

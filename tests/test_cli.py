@@ -14,6 +14,7 @@ from PIL import Image
 
 from artok import __version__, cli, renamed
 from artok.config import dump, validate
+from artok.errors import DataError
 from artok.interop.hub import CATALOGUE
 from artok.training.experiment import Experiment
 from artok.training.run import train
@@ -133,7 +134,11 @@ def test_the_commands_work_on_a_run(
     )
     out = ok("encode", str(runs / "vq"), "augment.shift=0.1", "--copies", "2", "--out", str(tmp_path / "tokens"))
     assert "1,257 images, 2 rows per image" in out
-    experiment = generator_experiment(str(runs / "vq"), tokens={"cache": str(tmp_path / "tokens")})
+    given = {"cache": str(tmp_path / "tokens"), "copies": 2}
+    with pytest.raises(DataError, match=r"were augmented by .*0\.1.*, but data.augment is"):
+        train(generator_experiment(str(runs / "vq"), tokens=given), tmp_path / "generator")
+    assert not (tmp_path / "generator").exists()
+    experiment = generator_experiment(str(runs / "vq"), tokens=given, data={"augment": {"shift": 0.1}})
     assert train(experiment, tmp_path / "generator")
     assert "digits/vq" in ok("configs")
 

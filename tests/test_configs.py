@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.paths import DATA, REPOSITORY, needs_cifar10
+from PIL import Image
 
 from artok.config import load, validate
 from artok.data import hub
@@ -74,3 +75,38 @@ def test_local_copies_go_before_the_hub_and_their_absence_does_not(tmp_path: Pat
     found = validate(hub.Config, section, "test")
     assert found.files == {"train": str(tmp_path / "train.parquet")}
     assert validate(hub.Config, found.model_dump(), "test") == found
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Few rows of the data sets that shipped configs name, with their splits, columns, classes and kinds of labels."""
+    import datasets
+
+    root = tmp_path_factory.mktemp("published")
+    described = {
+        "imagenet-1k": ("image", 1000, {"train": [0, 1, 999] * 4, "validation": [1, 999, 0], "test": [-1] * 4}),
+        "cifar10": ("img", 10, {"train": [0, 9, 3] * 4, "test": [1, 2, 9]}),
+    }
+    for name, (column, classes, splits) in described.items():
+        names = datasets.ClassLabel(names=[f"class {index}" for index in range(classes)])
+        features = datasets.Features({column: datasets.Image(), "label": names})
+        for split, labels in splits.items():
+            images = [Image.new("RGB", (300, 280), (row, 0, 0)) for row in range(len(labels))]
+            (root / name).mkdir(exist_ok=True)
+            table = datasets.Dataset.from_dict({column: images, "label": labels}, features)
+            table.to_parquet(root / name / f"{split}.parquet")
+    return root
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if isinstance(load(Experiment, name).data, hub.Config)])
+def test_a_shipped_config_opens_its_data(name: str, published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", published / "cache")
+    monkeypatch.setenv("ARTOK_DATA", str(published))
+    data = load(Experiment, name).data
+    train, test = data.open("train"), data.open("test")
+    assert len(train) == 12 and len(test) == 3
+    assert train.classes == test.classes and len(train.classes) in (10, 1000)
+    assert sorted(test.read(range(3)).labels.tolist()) in ([0, 1, 999], [1, 2, 9])
+    assert train.read([0]).images.shape == (1, *train.shape)

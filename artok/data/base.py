@@ -33,7 +33,9 @@ class Split(ABC):
 
     shape: (channels, *size) of what `read` returns, (C, R, R) for images.
     classes: their names. fingerprint: changes when the images do.
-    skipped: index to reason of images that could not be read; `read` returns the next readable image instead.
+    skipped: index to reason of images that could not be read; `read` returns the next readable image instead. An image
+    whose disk or network failed counts too, but is tried again whenever it is wanted.
+    notes: sentences about what the source holds and the split leaves out, to be shown once.
     enlarged: indices of images seen so far whose shorter side is below R, which were enlarged.
     decodes: reading decodes files, so reading ahead saves time.
     sequential: indices are positions in an endless stream, read in ascending order; each pass has its own order.
@@ -45,6 +47,7 @@ class Split(ABC):
     fingerprint: str
     skipped: dict[int, str]
     enlarged: set[int]
+    notes: tuple[str, ...] = ()
     decodes: bool = False
     sequential: bool = False
     single: Split | None = None

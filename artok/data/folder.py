@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter, deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -12,13 +14,12 @@ from PIL import Image
 from pydantic import Field
 
 from artok.data.base import DataConfig, SplitName
-from artok.data.fingerprints import digest_files, digest_parts
+from artok.data.fingerprints import digest_files, digest_parts, find_originals
 from artok.data.holdout import hold_out
-from artok.data.pictures import Encoded
+from artok.data.pictures import ENDINGS, Encoded
 from artok.data.splits import DecodedSplit, keep_in_memory
 from artok.errors import DataError
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 
@@ -27,7 +28,8 @@ class Config(DataConfig):
 
     A class is a folder in ROOT, or in ROOT/train and ROOT/test (val, valid and validation mean test too), with all
     images below it. Images without class folders form one class, "all". Without a test folder, `holdout` of each class
-    is held out, drawn by `seed`.
+    is held out, drawn by `seed`; copies of a picture come to the same side, and each class keeps a training image.
+    Linked folders are read, once each. What is left out is said: other files, classes without images, links in a loop.
 
     in_memory: keep decoded images. Default: up to 1 GiB without workers (each worker would keep its own copy).
     """
@@ -39,30 +41,49 @@ class Config(DataConfig):
     in_memory: bool | None = None
 
     def open(self, split: SplitName) -> DecodedSplit:
+        try:
+            return self._open(split)
+        except OSError as error:
+            raise DataError(f"{error.filename or self.root} cannot be read ({error.strerror})") from None
+
+    def _open(self, split: SplitName) -> DecodedSplit:
         if not self.root.is_dir():
             raise DataError(f"there is no folder {self.root}; data.root names the folder that holds the class folders")
         train_root = self.root / "train" if (self.root / "train").is_dir() else self.root
         test_root = next((self.root / name for name in TEST_FOLDERS if (self.root / name).is_dir()), None)
         if train_root == self.root and test_root is not None:
             raise DataError(f"{self.root} has a folder '{test_root.name}' but no folder 'train' beside it")
-        found = _class_files(train_root)
-        classes = tuple(found)
+        found = training = _scan(train_root)
+        classes = tuple(training.files)
         if split == "test" and test_root is not None:
-            found, root = _class_files(test_root), test_root
-            if strange := sorted(set(found) - set(classes)):
+            found = _scan(test_root)
+            if strange := sorted(set(found.files) - set(classes)):
                 raise DataError(f"{test_root} has the class folder '{strange[0]}', which {train_root} does not have")
-        else:
-            root = train_root
-        paths = [path for files in found.values() for path in files]
-        labels = torch.tensor([classes.index(name) for name, files in found.items() for _ in files])
+        paths, notes = found.paths(), found.notes()
+        number = {name: index for index, name in enumerate(classes)}
+        labels = torch.tensor([number[name] for name, files in found.files.items() for _ in files])
         if test_root is None:
-            if split == "test" and (self.holdout == 0 or len(paths) < 2):
-                raise DataError(f"nothing of {self.root} is held out: add a folder 'test', images, or data.holdout")
-            train, test = hold_out(labels, self.holdout, self.seed)
+            originals = torch.tensor(find_originals(paths)) if self.holdout else torch.arange(len(paths))
+            train, test = hold_out(labels, self.holdout, self.seed, originals)
+            if split == "test" and not len(test):
+                raise DataError(
+                    f"nothing of {self.root} is held out: add a folder 'test', images (each class keeps one to train "
+                    "on, and copies of a picture stay together), or data.holdout"
+                )
+            if copies := int((originals != torch.arange(len(paths))).sum()):
+                notes.append(
+                    f"{copies} of {len(paths)} images of {self.root} repeat others; copies are not held out apart"
+                )
             rows = train if split == "train" else test
             paths, labels = [paths[row] for row in rows.tolist()], labels[rows]
+        elif split == "test":
+            known = training.paths()
+            shared = sum(original < len(known) for original in find_originals(known + paths)[len(known) :])
+            if shared:
+                notes.append(f"{shared} of {len(paths)} images of {test_root} are also in {train_root}")
         shape = (self.channels, self.side, self.side)
-        names = [path.relative_to(root).as_posix() for path in paths]
+        start = len(os.path.join(found.root, ""))
+        names = [path[start:] for path in paths]
         return DecodedSplit(
             _Files(paths, names),
             labels,
@@ -70,6 +91,7 @@ class Config(DataConfig):
             shape,
             digest_parts("folder", shape, classes, digest_files(paths, names)),
             keep_in_memory(self.in_memory, len(paths), shape, self.workers),
+            notes,
         )
 
     @classmethod
@@ -82,36 +104,122 @@ class Config(DataConfig):
 
 
 class _Files:
-    def __init__(self, paths: Sequence[Path], names: Sequence[str]) -> None:
-        self._paths, self._names = [str(path) for path in paths], list(names)
+    def __init__(self, paths: Sequence[str], names: Sequence[str]) -> None:
+        self._paths, self._names = list(paths), list(names)
 
     def fetch(self, indices: Sequence[int]) -> list[Encoded]:
         return [self._paths[index] for index in indices]
 
     def name(self, index: int) -> str:
-        return self._names[index]
+        return _shown(self._names[index])
 
 
-def _class_files(root: Path) -> dict[str, list[Path]]:
-    """The images of each class folder of `root`, all sorted by name."""
-    loose = _images(root, deep=False)
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-    found = {folder.name: files for folder in folders if (files := _images(folder, deep=True))}
-    if loose and found:
+# ---------------------------------------------------------------------------------------------- scanning
+
+
+@dataclass
+class _Found:
+    """What a folder of class folders holds. files: paths of each class, sorted by name.
+
+    What is left out: other, files with other endings, by ending; empty classes; broken, what has the ending of an image
+    and is no file, such as a dangling link; again, linked folders that are read elsewhere or hold the folder itself.
+    """
+
+    root: Path
+    files: dict[str, list[str]] = field(default_factory=dict)
+    other: Counter[str] = field(default_factory=Counter)
+    empty: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
+
+    def paths(self) -> list[str]:
+        return [path for files in self.files.values() for path in files]
+
+    def notes(self) -> list[str]:
+        """One sentence about what is left out, if anything is."""
+        parts = []
+        if self.other:
+            most = sorted(self.other.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
+            shown = ", ".join(f"{ending} {count}" for ending, count in most)
+            parts.append(f"{self.other.total()} files that end in no image format ({shown})")
+        for names, what in (
+            (self.empty, "class folders without images"),
+            (self.broken, "broken links and what else is no file"),
+            (self.again, "linked folders that are read already or hold this one"),
+        ):
+            if names:
+                shown = ", ".join(map(_shown, sorted(names)[:3]))
+                parts.append(f"{len(names)} {what} ({shown}{', ...' if len(names) > 3 else ''})")
+        return [f"left out of {self.root}: {'; '.join(parts)}"] if parts else []
+
+    def takes(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a file is an image. Notes what is left out; hidden files are not worth a note."""
+        if entry.name.startswith("."):
+            return False
+        ending = os.path.splitext(entry.name)[1].lower()
+        if ending not in ENDINGS:
+            self.other[ending or "none"] += 1
+        elif not _is(entry, folder=False):
+            self.broken.append(os.path.relpath(entry.path, self.root))
+        else:
+            return True
+        return False
+
+
+def _scan(root: Path) -> _Found:
+    """The images of each class folder of `root`, all sorted by name.
+
+    Linked folders are read after all others, so that what lies in two places is read in its own; and once each, so that
+    a loop of links ends.
+    """
+    found, base = _Found(root), os.path.realpath(root)
+    entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    folders = [entry for entry in entries if _is(entry, folder=True) and not entry.name.startswith((".", "__"))]
+    loose = [entry.path for entry in entries if not _is(entry, folder=True) and found.takes(entry)]
+    files: dict[str, list[str]] = {entry.name: [] for entry in folders}
+    waiting = deque((entry.name, entry) for entry in sorted(folders, key=lambda entry: entry.is_symlink()))
+    seen = {base}
+    while waiting:
+        name, place = waiting.popleft()
+        real = os.path.realpath(place)
+        if real in seen or base.startswith(os.path.join(real, "")):
+            found.again.append(os.path.relpath(place, root))
+            continue
+        seen.add(real)
+        for entry in os.scandir(place):
+            if not _is(entry, folder=True):
+                if found.takes(entry):
+                    files[name].append(entry.path)
+            elif not entry.name.startswith("."):
+                (waiting.append if entry.is_symlink() else waiting.appendleft)((name, entry))
+    for name in files:
+        if name != _shown(name):
+            raise DataError(f"the name of the class folder '{_shown(name)}' of {root} is not in UTF-8; rename it")
+    found.files = {name: sorted(paths, key=_parts) for name, paths in files.items() if paths}
+    found.empty = [name for name, paths in files.items() if not paths]
+    if loose and found.files:
         raise DataError(
-            f"{root} holds both images (such as {loose[0].name}) and class folders (such as {next(iter(found))}); "
-            "move the images into class folders"
+            f"{root} holds both images (such as {os.path.basename(loose[0])}) and class folders (such as "
+            f"{next(iter(found.files))}); move the images into class folders"
         )
     if loose:
-        return {"all": loose}
-    if not found:
+        found.files = {"all": loose}
+    if not found.files:
         raise DataError(f"{root} holds no images ({', '.join(ending[1:] for ending in ENDINGS)})")
     return found
 
 
-def _images(folder: Path, deep: bool) -> list[Path]:
-    found: list[Path] = []
-    for place, subfolders, files in os.walk(folder, followlinks=True):
-        found.extend(Path(place, name) for name in files if name.lower().endswith(ENDINGS) and not name.startswith("."))
-        subfolders[:] = [name for name in subfolders if deep and not name.startswith(".")]
-    return sorted(found)
+def _is(entry: os.DirEntry[str], folder: bool) -> bool:
+    try:
+        return entry.is_dir() if folder else entry.is_file()
+    except OSError:  # a link to itself
+        return False
+
+
+def _shown(name: str) -> str:
+    """A name for messages; bytes that are not in UTF-8 are replaced."""
+    return os.fsencode(name).decode(errors="replace")
+
+
+def _parts(path: str) -> list[str]:
+    return path.split(os.sep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from artok.data.columns import Classes, find_image_column, find_label_column, re
 from artok.data.fingerprints import digest_files, digest_parts, digest_tensor
 from artok.data.holdout import hold_out
 from artok.data.pictures import Encoded
+from artok.data.places import Places
 from artok.data.splits import DecodedSplit, keep_in_memory
 from artok.data.streaming import Item, Row, StreamSplit
 from artok.errors import DataError
@@ -40,8 +42,8 @@ class Config(DataConfig):
     name, revision: configuration and version of a hub data set. files: local files or URLs by split, `*` allowed;
     without splits all are training files. local: a folder of copies, <split>.parquet, read instead of the hub;
     default $ARTOK_DATA/<name of the data set>. image_column, label_column: default by type and usual name. classes:
-    their names, for data that hold only numbers. Without a test split, `holdout` of the training split is held out,
-    drawn by `seed`.
+    their names, for data that hold only numbers. Without a test split that has labels, `holdout` of the training split
+    is held out, drawn by `seed`. Images that are paths or URLs must lie beside the data's own files (see `Places`).
 
     streaming: read sequentially without storing (see `StreamSplit`). shuffle_buffer: rows in a stream's shuffle buffer.
     lengths: rows per streamed split, where the source does not say.
@@ -101,25 +103,57 @@ class Config(DataConfig):
             raise DataError(f"{self.label} has no split '{train}'; it has {', '.join(loaded)}: see data.train_split")
         if self.test_split is not None and self.test_split not in loaded:
             raise DataError(f"{self.label} has no split '{self.test_split}'; it has {', '.join(loaded)}")
-        test = self.test_split or next((name for name in TEST_SPLITS if name in loaded and name != train), None)
+        test, notes = self._find_test(loaded)
         source = test if split == "test" and test is not None else train
         if split == "test" and test is None and self.holdout == 0:
             raise DataError(f"{self.label} has no test split: set data.holdout or data.test_split")
+        opened = (self._stream if self.streaming else self._table)(loaded, files, source, split, test is not None)
+        opened.notes = notes
+        return opened
+
+    def _find_test(self, loaded: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+        """The test split, if there is one, and a sentence about those that have no labels.
+
+        Competitions publish their test images with a label of -1, or without the column.
+        """
+        if self.test_split is not None:
+            return self.test_split, ()
+        candidates = [name for name in TEST_SPLITS if name in loaded and name != self.train_split]
+        bare = []
+        for name in candidates:
+            if self._has_labels(loaded, name):
+                break
+            bare.append(name)
+        found = next((name for name in candidates if name not in bare), None)
+        instead = f"'{found}' is the test split" if found else f"a part of '{self.train_split}' is held out"
+        return found, tuple(f"{self.label} has no labels in its split '{name}', so {instead}" for name in bare)
+
+    def _has_labels(self, loaded: Mapping[str, Any], name: str) -> bool:
+        """Whether a split has labels, if the training split has; of a stream the first rows are looked at."""
+        train, where = loaded[self.train_split], f"{self.label}, split '{self.train_split}'"
+        column = find_label_column(_features(train, where), self.label_column, where)
+        if column is None:
+            return True
+        if column not in _features(loaded[name], f"{self.label}, split '{name}'"):
+            return False
         if self.streaming:
-            return self._stream(loaded, files, source, split, whole=test is not None)
-        return self._table(loaded, files, source, split, whole=test is not None)
+            rows = _Opened(loaded[name], [column], f"{self.label}, split '{name}'")()
+            labels = [row[column] for row in itertools.islice(rows, ROWS_AT_ONCE)]
+        else:
+            labels = _values(loaded[name], column)
+        return not all(label is None or label == -1 for label in labels)
 
     def _table(
         self, loaded: Mapping[str, Dataset], files: _Paths | None, source: str, split: SplitName, whole: bool
     ) -> DecodedSplit:
         data, where = loaded[source], f"{self.label}, split '{source}'"
         images = find_image_column(data.features, self.image_column, where)
-        column = find_label_column(data.features, self.label_column, where)
+        first = loaded[self.train_split]  # both splits must use the same classes
+        column = find_label_column(first.features, self.label_column, f"{self.label}, split '{self.train_split}'")
         if column is None:
             classes, labels = self._one_class(where), torch.zeros(len(data), dtype=torch.int64)
         else:
-            first = loaded[self.train_split]  # both splits must use the same classes
-            find_label_column(first.features, column, f"{self.label}, split '{self.train_split}'")
+            find_label_column(data.features, column, where)
             known = read_classes(first.features[column], self.classes, _values(first, column), column, where)
             classes, labels = known, known.labels(_values(data, column), where)
         rows = torch.arange(len(data))
@@ -133,13 +167,14 @@ class Config(DataConfig):
         identity = _identity(data, files, source)
         fingerprint = digest_parts("hub", identity, shape, classes.names, images, column, digest_tensor(rows))
         keep = keep_in_memory(self.in_memory, len(rows), shape, self.workers)
-        return DecodedSplit(_Rows(data, images, rows), labels[rows], classes.names, shape, fingerprint, keep)
+        stored = _Rows(data, images, rows, Places.of(self.path, files))
+        return DecodedSplit(stored, labels[rows], classes.names, shape, fingerprint, keep)
 
     def _stream(
         self, loaded: Mapping[str, IterableDataset], files: _Paths | None, source: str, split: SplitName, whole: bool
     ) -> StreamSplit:
         data, where = loaded[source], f"{self.label}, split '{source}'"
-        features = data.features or _first_features(data, where)
+        features = _features(data, where)
         images = find_image_column(features, self.image_column, where)
         column = find_label_column(features, self.label_column, where)
         if column is None:
@@ -153,8 +188,8 @@ class Config(DataConfig):
         part = None if whole else (self.holdout, self.seed, split == "test")
         identity = _identity(data, files, source)
         return StreamSplit(
-            _Opened(data, images, column, where),
-            _Items(images, column),
+            _Opened(_undecoded(data, images), [images] if column is None else [images, column], where),
+            _Items(images, column, Places.of(self.path, files)),
             classes,
             shape,
             digest_parts("stream", identity, shape, classes.names, images, column, count, part, split),
@@ -267,8 +302,8 @@ def _rows(data: IterableDataset, files: _Paths | None, source: str) -> int | Non
     return None
 
 
-def _first_features(data: IterableDataset, where: str) -> Any:
-    features = data._resolve_features().features
+def _features(data: Any, where: str) -> Any:
+    features = data.features or data._resolve_features().features
     if features is None:
         raise DataError(f"{where} streams nothing")
     return features
@@ -281,22 +316,16 @@ def _values(data: Dataset, column: str) -> list[object]:
 # ---------------------------------------------------------------------------------------------- rows
 
 
-def _encoded(value: Any) -> Encoded:
-    """The stored form of an image: its bytes if there are any, else its path."""
-    if isinstance(value, dict):
-        return value["bytes"] if value.get("bytes") is not None else value.get("path")
-    return value
-
-
 class _Rows:
     """Chosen rows (N,) int64 of a table, as a `Source`."""
 
-    def __init__(self, data: Dataset, images: str, rows: Tensor) -> None:
+    def __init__(self, data: Dataset, images: str, rows: Tensor, places: Places) -> None:
         self._data, self._images, self._rows = _undecoded(data.select_columns([images]), images), images, rows
+        self._places = places
 
     def fetch(self, indices: Sequence[int]) -> list[Encoded]:
         values = self._data[self._rows[list(indices)].tolist()][self._images]
-        return [_encoded(value) for value in values]
+        return [self._places.stored(value) for value in values]
 
     def name(self, index: int) -> str:
         return f"row {int(self._rows[index])}"
@@ -312,11 +341,10 @@ def _undecoded(data: Any, images: str) -> Any:
 
 
 class _Opened:
-    """Opens a stream at its start, with the image and label columns only."""
+    """Opens a stream at its start, with some of its columns only."""
 
-    def __init__(self, data: IterableDataset, images: str, column: str | None, where: str) -> None:
-        columns = [images] if column is None else [images, column]
-        self._data, self._where = _undecoded(data.select_columns(columns), images), where
+    def __init__(self, data: IterableDataset, columns: list[str], where: str) -> None:
+        self._data, self._where = data.select_columns(columns), where
 
     def __call__(self) -> Iterator[Row]:
         try:
@@ -331,8 +359,8 @@ class _Opened:
 
 
 class _Items:
-    def __init__(self, images: str, column: str | None) -> None:
-        self._images, self._column = images, column
+    def __init__(self, images: str, column: str | None, places: Places) -> None:
+        self._images, self._column, self._places = images, column, places
 
     def __call__(self, index: int, row: Row) -> Item:
-        return Item(index, _encoded(row[self._images]), None if self._column is None else row[self._column])
+        return Item(index, self._places.stored(row[self._images]), None if self._column is None else row[self._column])

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self
 
 from artok.data.base import Augment, DataConfig, Split, note_skipped
-from artok.data.order import Order, check_shares, rank_positions
+from artok.data.order import Order, check_shares, choose_rows, rank_positions
 from artok.data.transforms import augment
 from artok.errors import ArtokError
 from artok.noise import Noise, fold
@@ -111,14 +111,15 @@ class Loader:
 
 
 def evaluation_batches(split: Split, config: DataConfig, batch: int, limit: int | None = None) -> Iterator[Batch]:
-    """The first `limit` images of a split (default all) in order, centre-cropped and unchanged.
+    """All images of a split, or a fixed random subset of `limit`, in order, centre-cropped and unchanged.
 
-    The last batch may be smaller. A batch's positions are indices into the split.
+    Of a stream the first ones, since all before the last one wanted have to be read. The last batch may be smaller. A
+    batch's positions are indices into the split.
     """
-    count = len(split) if limit is None else min(limit, len(split))
-    steps = (torch.arange(first, min(first + batch, count)) for first in range(0, count, batch))
+    rows = choose_rows(min(limit or len(split), len(split)) if split.sequential else len(split), limit)
+    steps = rows.split(batch)
     reader = _Reader(split, config.size, Augment(), None, 0)
-    workers = min(config.workers, count // (4 * batch))  # starting a process takes as long as reading a few batches
+    workers = min(config.workers, len(rows) // (4 * batch))  # starting a process takes as long as reading a few batches
     with contextlib.closing(_batches(reader, steps, workers)) as batches:
         yield from batches
 

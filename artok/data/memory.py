@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from artok.data.base import Split
+from artok.data.order import choose_rows
 from artok.data.transforms import plain
 from artok.images import to_uint8
-from artok.noise import Noise
 
 MOST_IMAGES, MOST_BYTES = 50_000, 2**30  # limits per split
 
@@ -23,10 +23,3 @@ def read_into_memory(split: Split, size: int, rows: Tensor | None = None) -> tup
     parts = [split.read(part.tolist()) for part in rows.split(256)]
     images = [to_uint8(plain(part.images, size)) for part in parts]
     return torch.cat(images), torch.cat([part.labels for part in parts])
-
-
-def choose_rows(count: int, most: int) -> Tensor:
-    """Ascending indices below `count`: all, or a fixed random subset of `most`."""
-    if most >= count:
-        return torch.arange(count)
-    return Noise(0, torch.zeros(1, dtype=torch.int64)).permutation(count)[0, :most].sort().values

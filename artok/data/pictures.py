@@ -3,15 +3,20 @@
 Resizing follows ADM's `center_crop_arr` (Dhariwal and Nichol 2021, guided-diffusion/image_datasets.py), which the
 published reference statistics of ImageNet use: halve with a box filter while the shorter side is at least 2 R, bicubic
 to R, crop the centre.
+
+Only formats that Pillow decodes by itself are opened: it would hand PostScript, whatever a file's name, to ghostscript.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,8 +26,12 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-Encoded: TypeAlias = bytes | str | None  # the bytes of a file, its path or URL, or a missing image
-
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")  # AVIF from Pillow 11.3 on
+ENDINGS = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm"
+)  # fmt: skip
+WAITS = (0.1, 0.5, 2.5)  # seconds before another attempt at a read that failed
+LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
 LARGE = 16 * 1024  # bytes of a file above which decoding in threads is faster, since decoding releases the GIL
 PANORAMA = 4  # images of a larger aspect ratio are cropped before resizing, which would need too much memory
 
@@ -35,31 +44,67 @@ class Picture:
     enlarged: bool
 
 
-def decode(encoded: Encoded, channels: int, side: int) -> Picture | str:
-    """Decode a picture. Returns the reason as text if it cannot be read."""
+@dataclass(frozen=True)
+class Unreadable:
+    """Why a picture cannot be read. transient: the disk or the network failed, so a later read may succeed."""
+
+    reason: str
+    transient: bool = False
+
+
+Encoded: TypeAlias = bytes | str | Unreadable | None  # the bytes of a file, its path or URL, or nothing to read
+
+
+def decode(encoded: Encoded, channels: int, side: int) -> Picture | Unreadable:
+    """Decode a picture; of an animation its first frame. A read that fails is repeated for some seconds."""
+    if encoded is None:
+        return Unreadable("the image is missing")
+    if isinstance(encoded, Unreadable):
+        return encoded
     try:
-        if encoded is None:
-            return "the image is missing"
         data = _read(encoded)
-        if not data:
-            return "the file is empty"
-        with Image.open(io.BytesIO(data)) as image:
+    except MemoryError:
+        raise
+    except Exception as error:  # clients of remote files raise errors of their own
+        return Unreadable(_text(error), _may_pass(error))
+    if not data:
+        return Unreadable("the file is empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
             image.load()
+            if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):  # others hold 16 bits in "I"
+                return Unreadable("pixels of 32 bits have no fixed range; store 8 or 16 bits")
             upright = ImageOps.exif_transpose(image) if "exif" in image.info else image
             plain = convert(upright, channels)
         pixels = torch.from_numpy(np.array(square(plain, side))).view(side, side, channels).permute(2, 0, 1)
         return Picture(pixels, min(plain.size) < side)
     except UnidentifiedImageError:
-        return "it is no picture, or its beginning is damaged"
-    except OSError as error:
-        return error.strerror or str(error)
+        return Unreadable(f"it is no picture of a known format ({', '.join(_formats())}), or its beginning is damaged")
     except MemoryError:
         raise
     except Exception as error:  # Pillow's parsers raise many kinds of errors on damaged bytes
-        return " ".join(str(error).split())[:120] or type(error).__name__
+        return Unreadable(_text(error))
 
 
-def decode_all(encoded: Sequence[Encoded], channels: int, side: int) -> list[Picture | str]:
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _text(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split())[:120] or type(error).__name__
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another attempt at a failed read makes sense."""
+    if isinstance(error, OSError):
+        return error.errno not in LASTING and not isinstance(error, FileNotFoundError | PermissionError)
+    return not isinstance(error, ImportError | ValueError | MemoryError)  # no client for such a URL, an impossible path
+
+
+def decode_all(encoded: Sequence[Encoded], channels: int, side: int) -> list[Picture | Unreadable]:
     """`decode` for each picture, in threads if the files are large."""
     threads = min(4, os.cpu_count() or 1)
     in_worker = torch.utils.data.get_worker_info() is not None
@@ -75,18 +120,31 @@ def _large(encoded: Sequence[Encoded]) -> bool:
 
 
 def _read(encoded: bytes | str) -> bytes:
+    """The bytes of a file. Errors that may pass are raised after further attempts only."""
     if isinstance(encoded, bytes):
         return encoded
-    if "://" in encoded:
-        with fsspec.open(encoded, "rb") as file:
+    for wait in WAITS:
+        try:
+            return _read_once(encoded)
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+        time.sleep(wait)
+    return _read_once(encoded)
+
+
+def _read_once(place: str) -> bytes:
+    if "://" in place:
+        with fsspec.open(place, "rb") as file:
             return bytes(file.read())
-    return Path(encoded).read_bytes()
+    path = Path(place)
+    if path.exists() and not path.is_file():  # a pipe would wait for its writer
+        raise IsADirectoryError(errno.EISDIR, "it is no file")
+    return path.read_bytes()
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:
     """Convert any mode to L (channels 1) or RGB (channels 3): transparency over white, 16 bits scaled to 8."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range")
     if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
         scaled = np.asarray(image).astype(np.float32) / 257
         image = Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from artok.data.base import Examples, Split, note_skipped
-from artok.data.pictures import Encoded, decode_all
+from artok.data.pictures import Encoded, Unreadable, decode_all
 
 IN_MEMORY = 2**30  # bytes of decoded pixels that are kept by default
 
@@ -59,6 +59,7 @@ class DecodedSplit(Split):
         shape: tuple[int, ...],
         fingerprint: str,
         in_memory: bool,
+        notes: Sequence[str] = (),
     ) -> None:
         self.source, self.labels = source, labels
         self.shape = shape
@@ -66,6 +67,8 @@ class DecodedSplit(Split):
         self.fingerprint = fingerprint
         self.skipped = {}
         self.enlarged = set()
+        self.notes = tuple(notes)
+        self._lost: set[int] = set()  # unreadable for good
         self._memory = torch.empty(len(labels), *shape, dtype=torch.uint8) if in_memory else None
         self._filled = torch.zeros(len(labels), dtype=torch.bool)
 
@@ -76,14 +79,16 @@ class DecodedSplit(Split):
         wanted = torch.as_tensor(indices, dtype=torch.int64)
         if self._memory is not None and bool(self._filled[wanted].all()):
             return Examples(self._memory[wanted], self.labels[wanted])
-        rows, found = [self._readable(index) for index in wanted.tolist()], dict[int, Tensor]()
+        found: dict[int, Tensor | None] = {}
+        rows = [self._readable(index, found) for index in wanted.tolist()]
         while missing := [row for row in dict.fromkeys(rows) if row not in found]:
-            found.update(self._load(missing))
-            rows = [self._readable(row) for row in rows]
-        return Examples(torch.stack([found[row] for row in rows]), self.labels[rows])
+            found |= dict.fromkeys(missing) | self._load(missing)
+            rows = [self._readable(row, found) for row in rows]
+        return Examples(torch.stack([pixels for row in rows if (pixels := found[row]) is not None]), self.labels[rows])
 
-    def _readable(self, index: int) -> int:
-        while index in self.skipped:
+    def _readable(self, index: int, found: Mapping[int, Tensor | None]) -> int:
+        """The next index that is not known to be unreadable. found: of this read, None where it failed."""
+        while index in self._lost or (index in found and found[index] is None):
             index = (index + 1) % len(self)
         return index
 
@@ -96,8 +101,10 @@ class DecodedSplit(Split):
         channels, side = self.shape[:2]
         broken = {}
         for index, picture in zip(fresh, decode_all(self.source.fetch(fresh), channels, side), strict=True):
-            if isinstance(picture, str):
-                broken[index] = f"{self.source.name(index)} ({picture})"
+            if isinstance(picture, Unreadable):
+                broken[index] = f"{self.source.name(index)} ({picture.reason})"
+                if not picture.transient:
+                    self._lost.add(index)
                 continue
             found[index] = picture.pixels
             if picture.enlarged:

@@ -75,6 +75,7 @@ class StackedSplit(Split):
         self.classes = ("all",)
         self.fingerprint = digest_parts("stacked 1", seed, split, channels, count, single.fingerprint)
         self.skipped, self.enlarged, self.decodes = single.skipped, single.enlarged, single.decodes
+        self.notes = single.notes
 
     def __len__(self) -> int:
         return self._count

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from artok.data.base import Examples, Split, note_skipped
 from artok.data.columns import Classes
-from artok.data.pictures import Encoded, decode
+from artok.data.pictures import Encoded, Unreadable, decode
 from artok.errors import DataError
 from artok.noise import Noise, fold
 
@@ -93,11 +93,11 @@ class StreamSplit(Split):
         while True:
             item = self._at(position)
             picture = decode(item.encoded, channels, side)
-            if not isinstance(picture, str):
+            if not isinstance(picture, Unreadable):
                 if picture.enlarged:
                     self.enlarged.add(item.row)
                 return picture.pixels, self._table.labels([item.label], self._where, item.row)
-            note_skipped(self, {item.row: f"row {item.row} ({picture})"})
+            note_skipped(self, {item.row: f"row {item.row} ({picture.reason})"})
             position += 1
 
     def _at(self, position: int) -> Item:

@@ -1,37 +1,33 @@
 """Token caches: the tokens of a data set, written once by a tokenizer and read by generators.
 
-A cache is a folder of safetensors shards and an index.json. It is written under a temporary name and renamed when it is
-complete. A stopped writing resumes after its last whole shard.
+A cache is a folder of safetensors shards and an index.json, which says of what and how it was made.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import Self
 
-from artok.data.order import Order, check_shares, rank_positions
-from artok.errors import DataError, RunError
+from artok.data.order import Order, check_shares, choose_rows, rank_positions
+from artok.data.transforms import REVISION
+from artok.errors import DataError
 from artok.layout import TokenLayout, Tokens
 from artok.noise import Noise, fold
 
 INDEX = "index.json"
-VERSION = 1
-SHARD_BYTES = 64 * 2**20
+VERSION = 2
 IN_MEMORY = 2 * 2**30  # bytes of tokens up to which a cache is loaded whole
 
 Precision = Literal["float16", "float32"]
-Parts = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -43,10 +39,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class TokenIndex:
-    """The contents of index.json.
+    """What a cache holds and how it was made, the contents of index.json.
 
     tokenizer, data: fingerprints of the tokenizer and of the encoded split.
-    images: their number; each has `copies` rows of tokens, the first without augmentation. dtype: of the stored values.
+    images: their number; each has `copies` rows of tokens, the first without augmentation. augment: of the others, as
+    text; empty with one copy. dtype: of the stored values. revision: of the code that decodes and augments images.
     """
 
     layout: TokenLayout
@@ -55,8 +52,25 @@ class TokenIndex:
     classes: tuple[str, ...]
     images: int
     copies: int
+    augment: str
     dtype: str
+    revision: int = REVISION
     version: int = VERSION
+
+    @classmethod
+    def of(
+        cls,
+        layout: TokenLayout,
+        tokenizer: str,
+        data: str,
+        classes: Sequence[str],
+        images: int,
+        copies: int = 1,
+        augment: str = "",
+        precision: Precision = "float16",
+    ) -> Self:
+        dtype = str(storage(layout, precision)).removeprefix("torch.")
+        return cls(layout, tokenizer, data, tuple(classes), images, copies, augment if copies > 1 else "", dtype)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "layout": self.layout.to_dict(), "classes": list(self.classes)}
@@ -65,6 +79,29 @@ class TokenIndex:
     def from_dict(cls, data: dict[str, Any]) -> TokenIndex:
         layout, classes = TokenLayout.from_dict(data["layout"]), tuple(data["classes"])
         return cls(**{**data, "layout": layout, "classes": classes})
+
+    def refuse(self, wanted: TokenIndex) -> str | None:
+        """Why these are not the tokens that are wanted, and what to do; None if they are."""
+        again = "encode the data again"
+        if self.tokenizer != wanted.tokenizer:
+            theirs = f"({self.tokenizer}) than the one given ({wanted.tokenizer})"
+            return f"come from another tokenizer {theirs}; {again}"
+        if self.layout != wanted.layout:
+            return f"are {self.layout}, but {wanted.layout} are expected; {again}"
+        if self.data != wanted.data or self.images != wanted.images:
+            return f"are of other images than data names; {again}"
+        if self.classes != wanted.classes:
+            return f"have the classes {', '.join(self.classes)}, but the data {', '.join(wanted.classes)}; {again}"
+        if self.copies != wanted.copies:
+            asked = f"but tokens.copies asks for {wanted.copies}"
+            return f"hold {self.copies} of each image, {asked}: set tokens.copies={self.copies}, or {again}"
+        if self.augment != wanted.augment:
+            return f"were augmented by {self.augment}, but data.augment is {wanted.augment}; {again}"
+        if self.dtype != wanted.dtype:
+            return f"are stored as {self.dtype} instead of {wanted.dtype}; {again}"
+        if self.revision != wanted.revision:
+            return f"were made when artok decoded or augmented images in another way; {again}"
+        return None
 
 
 def storage(layout: TokenLayout, precision: Precision = "float16") -> torch.dtype:
@@ -76,139 +113,45 @@ def storage(layout: TokenLayout, precision: Precision = "float16") -> torch.dtyp
     return torch.int16 if layout.vocab <= 2**15 else torch.int32
 
 
-# ---------------------------------------------------------------------------------------------- writing
-
-
-def write_tokens(
-    folder: Path,
-    layout: TokenLayout,
-    tokenizer: str,
-    data: str,
-    classes: Sequence[str],
-    images: int,
-    copies: int,
-    parts: Parts,
-    precision: Precision = "float16",
-    shard_images: int | None = None,
-) -> TokenIndex:
-    """Write a cache of `images` images into `folder`; it replaces an older cache there once it is complete.
-
-    parts(first): pairs of values (B, copies, N, K or D) and labels (B,) of the images from index `first` on, in order,
-    for any B. It is called once, with the first image that an earlier, stopped writing of the same tokens lacks.
-    shard_images: images per shard; default 64 MiB.
-    RunError: writing failed, such as on a full disk. Shards that were written are used by the next attempt.
-    """
-    dtype = storage(layout, precision)
-    index = TokenIndex(layout, tokenizer, data, tuple(classes), images, copies, str(dtype).removeprefix("torch."))
-    row_bytes = copies * layout.value_shape()[0] * layout.value_shape()[1] * dtype.itemsize
-    writer = TokenWriter(folder, index, shard_images or max(1, SHARD_BYTES // row_bytes))
-    try:
-        if writer.done < images:
-            for values, labels in parts(writer.done):
-                writer.add(values, labels)
-        writer.finish()
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"the tokens could not be written to {folder} ({error}); "
-            "free some space and start again: what is stored already is kept"
-        ) from None
-    return index
-
-
-class TokenWriter:
-    """Writes rows to shards below `folder`.partial. done: images in whole shards."""
-
-    def __init__(self, folder: Path, index: TokenIndex, shard_images: int) -> None:
-        if folder.exists() and not (folder / INDEX).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise DataError(f"{folder} exists and is no token cache; name another folder for the tokens")
-        self._folder, self._aside = folder, folder.with_name(folder.name + ".partial")
-        self._index, self._shard_images = index, shard_images
-        self._shards: list[Shard] = []
-        self._values: list[Tensor] = []
-        self._labels: list[Tensor] = []
-        self._waiting = 0
-        self._resume()
-
-    @property
-    def done(self) -> int:
-        return sum(shard.rows for shard in self._shards)
-
-    def _resume(self) -> None:
-        with_shards = _read_index(self._aside) if (self._aside / INDEX).is_file() else None
-        if with_shards is not None and with_shards[0] == self._index and not _damage(self._aside, with_shards[1]):
-            self._shards = with_shards[1]
-            return
-        shutil.rmtree(self._aside, ignore_errors=True)
-        self._aside.mkdir(parents=True)
-
-    def add(self, values: Tensor, labels: Tensor) -> None:
-        """Add values (B, copies, N, K or D), codes or vectors, and labels (B,) int64. ValueError: wrong shapes."""
-        index = self._index
-        expected = (len(labels), index.copies, *index.layout.value_shape())
-        if tuple(values.shape) != expected:
-            raise ValueError(f"token values have shape {tuple(values.shape)}, expected {expected}")
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < len(index.classes):
-            raise DataError(f"a label lies outside the {len(index.classes)} classes: {labels.tolist()[:8]}")
-        vocab = index.layout.vocab
-        if vocab is not None and values.numel() and not 0 <= int(values.min()) <= int(values.max()) < vocab:
-            raise ValueError(f"a code lies outside the vocabulary of {vocab}")
-        stored = values.to("cpu", getattr(torch, index.dtype))
-        if vocab is None and not bool(stored.isfinite().all()):
-            raise DataError(f"a token is not finite as {index.dtype}; store them as float32")
-        self._values.append(stored)
-        self._labels.append(labels.to("cpu", torch.int64))
-        self._waiting += len(labels)
-        while self._waiting >= self._shard_images:
-            self._write(self._shard_images)
-
-    def _write(self, rows: int) -> None:
-        values, labels = torch.cat(self._values), torch.cat(self._labels)
-        name = f"tokens-{len(self._shards):05}.safetensors"
-        path = self._aside / name
-        save_file({"values": values[:rows].contiguous(), "labels": labels[:rows].contiguous()}, f"{path}.new")
-        os.replace(f"{path}.new", path)
-        self._values, self._labels, self._waiting = [values[rows:]], [labels[rows:]], len(labels) - rows
-        self._shards.append(Shard(name, rows, path.stat().st_size))
-        _write_index(self._aside, self._index, self._shards)  # last, so that it names whole shards only
-
-    def finish(self) -> None:
-        """Write the rest and rename the cache. ValueError: the number of images is not the announced one."""
-        if self._waiting:
-            self._write(self._waiting)
-        if self.done != self._index.images:
-            raise ValueError(f"{self.done} images were written, {self._index.images} were announced")
-        old = self._folder.with_name(self._folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self._folder.exists():
-            os.replace(self._folder, old)
-        os.replace(self._aside, self._folder)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_index(folder: Path, index: TokenIndex, shards: Sequence[Shard]) -> None:
-    text = json.dumps({**index.to_dict(), "shards": [asdict(shard) for shard in shards]}, indent=1)
-    (folder / f"{INDEX}.new").write_text(text)
-    os.replace(folder / f"{INDEX}.new", folder / INDEX)
-
-
-def _read_index(folder: Path) -> tuple[TokenIndex, list[Shard]] | None:
-    """Index and shards; None when the file is damaged or of another version."""
+def read_index(folder: Path) -> tuple[TokenIndex, list[Shard]] | None:
+    """Index and shards; None when the file is missing or damaged, or of another version."""
     try:
         data = json.loads((folder / INDEX).read_text())
         shards = [Shard(**shard) for shard in data.pop("shards")]
-        return TokenIndex.from_dict(data), shards
+        index = TokenIndex.from_dict(data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    return (index, shards) if index.version == VERSION else None
 
 
-def _damage(folder: Path, shards: Sequence[Shard]) -> str | None:
+def holds(folder: Path, index: TokenIndex) -> bool:
+    """Whether a folder is a whole cache of just these tokens."""
+    read = read_index(folder)
+    return read is not None and read[0] == index and find_damage(folder, *read) is None
+
+
+def find_damage(folder: Path, index: TokenIndex, shards: Sequence[Shard]) -> str | None:
     for shard in shards:
         path = folder / shard.file
         if not path.is_file():
             return f"{shard.file} is missing"
         if path.stat().st_size != shard.bytes:
             return f"{shard.file} has {path.stat().st_size} bytes instead of {shard.bytes}"
-    return None
+        if not is_shard(path, index, shard.rows):
+            return f"{shard.file} is damaged or does not fit its index"
+    return None if sum(shard.rows for shard in shards) == index.images else "shards are missing from its index"
+
+
+def is_shard(path: Path, index: TokenIndex, rows: int) -> bool:
+    """Whether a file holds the tokens of so many images of a cache, by its header."""
+    try:
+        with safe_open(path, "pt") as file:
+            values, labels = file.get_slice("values"), file.get_slice("labels")
+            return values.get_shape() == [rows, index.copies, *index.layout.value_shape()] and (
+                labels.get_shape() == [rows]
+            )
+    except (OSError, SafetensorError):
+        return False
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -223,30 +166,22 @@ class TokenCache:
         self._starts = torch.tensor([0, *[len(part) for part in values]]).cumsum(0)[:-1]
 
     @classmethod
-    def open(cls, folder: Path, tokenizer: str | None = None, layout: TokenLayout | None = None) -> Self:
+    def open(cls, folder: Path, wanted: TokenIndex | None = None) -> Self:
         """Open the cache in a folder. Up to 2 GiB are loaded; a larger cache is memory-mapped.
 
-        DataError: it is missing or damaged, or of another tokenizer (by fingerprint) or layout.
+        DataError: it is missing or damaged, or does not hold the tokens that are wanted.
         """
         if not (folder / INDEX).is_file():
             raise DataError(f"there are no tokens in {folder}; `artok encode` writes them")
-        read = _read_index(folder)
-        if read is None or read[0].version != VERSION:
-            raise DataError(f"{folder / INDEX} is damaged or of another version; encode the data again")
+        read = read_index(folder)
+        if read is None:
+            raise DataError(f"{folder / INDEX} is damaged or of another version of artok; encode the data again")
         index, shards = read
-        if tokenizer is not None and index.tokenizer != tokenizer:
-            raise DataError(
-                f"the tokens in {folder} come from another tokenizer ({index.tokenizer}) than the one given "
-                f"({tokenizer}); encode the data again"
-            )
-        if layout is not None and index.layout != layout:
-            raise DataError(f"the tokens in {folder} are {index.layout}, but {layout} are expected; encode again")
-        broken = _damage(folder, shards)
-        if broken is None and sum(shard.rows for shard in shards) != index.images:
-            broken = "shards are missing from its index"
-        if broken is not None:
+        if wanted is not None and (reason := index.refuse(wanted)):
+            raise DataError(f"the tokens in {folder} {reason}")
+        if broken := find_damage(folder, index, shards):
             raise DataError(f"the token cache {folder} is damaged ({broken}); encode the data again")
-        return cls(index, *_load(folder, index, shards))
+        return cls(index, *_load(folder, shards))
 
     def __len__(self) -> int:
         return self.index.images
@@ -267,17 +202,12 @@ class TokenCache:
         return Tokens(values, layout), self.labels[indices]
 
 
-def _load(folder: Path, index: TokenIndex, shards: Sequence[Shard]) -> tuple[list[Tensor], Tensor]:
+def _load(folder: Path, shards: Sequence[Shard]) -> tuple[list[Tensor], Tensor]:
     values, labels = [], []
     for shard in shards:
-        try:
-            stored = load_file(folder / shard.file)
-            values.append(stored["values"])
-            labels.append(stored["labels"])
-        except (OSError, SafetensorError, KeyError) as error:
-            raise DataError(f"the token shard {folder / shard.file} is damaged ({error}); encode again") from None
-        if values[-1].shape != (shard.rows, index.copies, *index.layout.value_shape()):
-            raise DataError(f"the token shard {folder / shard.file} does not fit its index; encode the data again")
+        stored = load_file(folder / shard.file)
+        values.append(stored["values"])
+        labels.append(stored["labels"])
     if sum(shard.bytes for shard in shards) < IN_MEMORY:
         values = [torch.cat(values)]
     return values, torch.cat(labels)
@@ -323,8 +253,6 @@ class TokenLoader:
 
 
 def evaluation_tokens(cache: TokenCache, batch: int, limit: int | None = None) -> Iterator[TokenBatch]:
-    """The first `limit` images of a cache (all of them by default) in order, of the plain copy."""
-    count = len(cache) if limit is None else min(limit, len(cache))
-    for first in range(0, count, batch):
-        positions = torch.arange(first, min(first + batch, count))
+    """All images of a cache, or a fixed random subset of `limit`, in order, of the plain copy."""
+    for positions in choose_rows(len(cache), limit).split(batch):
         yield TokenBatch(*cache.read(positions), positions)

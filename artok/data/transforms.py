@@ -14,6 +14,8 @@ from artok.errors import DataError
 from artok.images import from_uint8
 from artok.noise import Noise, fold
 
+REVISION = 1  # of the pixels that decoding and augmentation give; cached tokens of another one are not used
+
 
 def plain(images: Tensor, size: int) -> Tensor:
     """The centre `size` x `size` of images (B, C, R, R), uint8 or in [-1, 1], as float (B, C, size, size)."""

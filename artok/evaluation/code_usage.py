@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from artok.evaluation.evaluator import BATCH, Evaluator, choose_rows
+from artok.data.order import choose_rows
+from artok.evaluation.evaluator import BATCH, Evaluator
 from artok.images import from_uint8, to_uint8
 from artok.layout import Tokens
 from artok.metrics import frechet

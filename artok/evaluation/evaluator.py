@@ -12,7 +12,8 @@ from torch import Tensor
 
 from artok.config import override, read_yaml, validate
 from artok.data.base import DataConfig, SplitName
-from artok.data.memory import choose_rows, read_into_memory
+from artok.data.memory import read_into_memory
+from artok.data.order import choose_rows
 from artok.data.tokens import evaluation_tokens
 from artok.errors import ConfigError
 from artok.images import from_uint8, to_uint8
@@ -97,6 +98,7 @@ class Evaluator:
         self.choice = choice or MetricChoice()
         self.data, self.device, self.progress = data, torch.device(device), progress
         self.train_split, self.test_split = data.open("train"), data.open("test")
+        progress.notes(self.train_split, self.test_split)
         self.test_images, self.test_labels = read_into_memory(self.test_split, data.size)
         self.train_images, self.train_labels = read_into_memory(self.train_split, data.size)
         self.n = min(n or len(self.test_images), largest(self.train_labels, self.test_labels))

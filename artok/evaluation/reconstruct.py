@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from artok.data.pictures import decode
+from artok.data.pictures import Unreadable, decode
 from artok.errors import DataError, RunError
 from artok.images import from_uint8, to_pil, to_uint8
 from artok.layout import Tokens
@@ -46,8 +46,8 @@ def reconstruct(tokenizer: Tokenizer, paths: Sequence[Path], folder: Path) -> li
         if not path.is_file():
             raise DataError(f"there is no picture {path}")
         picture = decode(str(path), channels, side)
-        if isinstance(picture, str):
-            raise DataError(f"{path} cannot be read as a picture ({picture})")
+        if isinstance(picture, Unreadable):
+            raise DataError(f"{path} cannot be read as a picture ({picture.reason})")
         pixels.append(picture.pixels)
     originals = torch.stack(pixels)
     device = next(tokenizer.parameters()).device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, cast
@@ -12,11 +13,11 @@ from torch import Tensor
 from artok.cache import cache_directory
 from artok.config import OPEN, dump, of_kind, override, read_yaml, validate
 from artok.config import Config as Section
-from artok.data.base import DataConfig, Split, SplitName
-from artok.data.tokens import INDEX, TokenCache, write_tokens
+from artok.data.base import DataConfig, Split, SplitName, note_skipped
+from artok.data.token_writing import write_tokens
+from artok.data.tokens import TokenCache, TokenIndex, holds
 from artok.data.transforms import augmented_copies
-from artok.errors import ConfigError, DataError
-from artok.locks import hold_lock
+from artok.errors import ConfigError
 from artok.noise import fold
 from artok.saved import CONFIG, find_saved, fingerprint, load_tokenizer
 from artok.tokenizers.base import Tokenizer
@@ -37,51 +38,53 @@ def open_or_encode(
 ) -> TokenCache:
     """Open the tokens of a split in `folder`. Without a folder, use the user's cache, and encode if they are missing.
 
-    mark: the tokenizer's fingerprint. copies: encodings per image, the first without augmentation. DataError: the
-    tokens in `folder` are of another tokenizer, of other images, or damaged.
+    Several processes that call this at once share the encoding. mark: the tokenizer's fingerprint. copies: encodings
+    per image, the first without augmentation. DataError: the tokens in `folder` are not these, or damaged.
     """
     split = data.open(name)
+    wanted = describe_tokens(tokenizer, mark, data, split, copies)
     if folder is None:
         augment = dump(data.augment) if copies > 1 else ""
         key = f"{fold(mark, split.fingerprint, data.size, copies, augment):016x}"
         folder = cache_directory() / "tokens" / f"{mark}-{key}"
-        if not (folder / INDEX).exists():
-            with hold_lock(folder):  # of several trainings at once, one encodes and the others wait
-                if not (folder / INDEX).exists():
-                    write_cache(tokenizer, mark, data, split, copies, folder, device, progress)
-    cache = TokenCache.open(folder, mark, tokenizer.layout)
-    if cache.index.data != split.fingerprint:
-        raise DataError(f"the tokens in {folder} are of other images than data names; encode the data again")
-    return cache
+        if not holds(folder, wanted):
+            write_cache(tokenizer, wanted, data, split, folder, device, progress)
+    return TokenCache.open(folder, wanted)
+
+
+def describe_tokens(tokenizer: Tokenizer, mark: str, data: DataConfig, split: Split, copies: int) -> TokenIndex:
+    """The index of the cache that a tokenizer, data and a number of copies give."""
+    augment = json.dumps(data.augment.model_dump(mode="json"))
+    return TokenIndex.of(tokenizer.layout, mark, split.fingerprint, split.classes, len(split), copies, augment)
 
 
 def write_cache(
     tokenizer: Tokenizer,
-    mark: str,
+    index: TokenIndex,
     data: DataConfig,
     split: Split,
-    copies: int,
     folder: Path,
     device: torch.device,
     progress: Progress,
 ) -> None:
     """Encode a split into a folder. A stopped writing is resumed."""
-    tokenizer = tokenizer.to(device).eval()
+    tokenizer, copies = tokenizer.to(device).eval(), index.copies
 
     @torch.no_grad()
-    def parts(first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        with progress.over(first * copies, len(split) * copies):
-            for start in range(first, len(split), BATCH):
-                indices = torch.arange(start, min(start + BATCH, len(split)))
-                examples = split.read(indices.tolist())
-                images = augmented_copies(examples.images, data.augment, data.size, indices, copies, seed=0)
-                flat = images.flatten(0, 1).split(BATCH)
-                values = torch.cat([tokenizer.encode(part.to(device)).values.cpu() for part in flat])
-                yield values.unflatten(0, (len(indices), copies)), examples.labels
-                progress.advance((start + len(indices)) * copies)
+    def encode(first: int, last: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(first, last, BATCH):
+            indices = torch.arange(start, min(start + BATCH, last))
+            examples = split.read(indices.tolist())
+            images = augmented_copies(examples.images, data.augment, data.size, indices, copies, seed=0)
+            flat = images.flatten(0, 1).split(BATCH)
+            values = torch.cat([tokenizer.encode(part.to(device)).values.cpu() for part in flat])
+            yield values.unflatten(0, (len(indices), copies)), examples.labels
+            progress.advance((done + start - first + len(indices)) * copies)
 
+    progress.notes(split)
     progress.say(f"encoding {len(split):,} images, {copies} time{'s' if copies > 1 else ''} each, into {folder}")
-    write_tokens(folder, tokenizer.layout, mark, split.fingerprint, split.classes, len(split), copies, parts)
+    with progress.over(0, len(split) * copies):
+        write_tokens(folder, index, encode, split.skipped, lambda met: note_skipped(split, met))
     if split.skipped:
         progress.skipped(list(split.skipped.values()))
 
@@ -120,7 +123,7 @@ def encode_command(
         raise ConfigError(f"split must be train or test, not {split!r}")
     data = read_data_section(find_saved(name), tokenizer.layout.image, [f"data.{change}" for change in changes])
     opened = data.open(cast(SplitName, split))
-    mark = fingerprint(tokenizer)
     folder = folder or Path("tokens") / f"{Path(name).name}-{split}"
-    write_cache(tokenizer, mark, data, opened, copies, folder, device, Progress("encode"))
-    return folder, TokenCache.open(folder, mark, tokenizer.layout)
+    index = describe_tokens(tokenizer, fingerprint(tokenizer), data, opened, copies)
+    write_cache(tokenizer, index, data, opened, folder, device, Progress("encode"))
+    return folder, TokenCache.open(folder, index)

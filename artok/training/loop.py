@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from artok.data.base import note_skipped
 from artok.errors import ConfigError, RunError
 from artok.nn.gradient_checkpointing import set_gradient_checkpointing
 from artok.noise import fold
@@ -210,7 +212,7 @@ class Trainer:
         values = meter.read(self.accelerator)
         bad = [name for name, value in values.items() if name.endswith("_loss") and not math.isfinite(value)]
         rate = self.training.optimizer.rate_at(self.seen, self.training.images)
-        skipped = self.task.skipped()
+        skipped = self.count_skipped()
         spent = round(time.process_time() - self.began, 2)  # of this process, since it started or resumed
         self.record("train", values | {"lr": rate, "skipped": len(skipped), "core_seconds": spent})
         if len(skipped) > self.skipped:
@@ -225,6 +227,16 @@ class Trainer:
                 "Lower training.optimizer.lr, or train with precision fp32"
             )
         self.progress.show(self.seen, values)
+
+    def count_skipped(self) -> list[str]:
+        """The unreadable images that any process met, with reasons. DataError: there are too many."""
+        split = self.task.images
+        if split is None:
+            return []
+        if self.accelerator.num_processes > 1:
+            for met in gather_object([split.skipped]):
+                note_skipped(split, met)
+        return list(split.skipped.values())
 
     @contextmanager
     def shared_weights(self) -> Iterator[None]:

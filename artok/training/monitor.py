@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from artok.data.base import Split
-from artok.data.memory import choose_rows, read_into_memory
+from artok.data.memory import read_into_memory
+from artok.data.order import choose_rows
 from artok.images import to_uint8
 from artok.layout import Condition, last
 from artok.metrics.diversity import NEIGHBOURS, measure_diversity

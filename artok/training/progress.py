@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from artok.data.base import Split
 from artok.training.log import duration
 
 SILENT = 30.0  # seconds between progress lines without a terminal
@@ -27,6 +28,11 @@ class Progress:
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
+
+    def notes(self, *splits: Split) -> None:
+        """Show what the splits leave out, each sentence once."""
+        for note in dict.fromkeys(note for split in splits for note in split.notes):
+            self.say(note)
 
     def skipped(self, reasons: Sequence[str]) -> None:
         """Report images that could not be read."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
 from artok.config import read_yaml, validate
@@ -49,6 +50,7 @@ FREE |= {"validate_images", "monitor_images", "monitor_extractor", "keep_last", 
 
 
 LOCK = ".training"  # lock file of a training
+PATIENCE = timedelta(hours=4)  # of processes that wait while one of them samples or encodes
 
 
 def train(experiment: Experiment, folder: Path, fresh: bool = False, device: torch.device | str | None = None) -> bool:
@@ -102,7 +104,10 @@ def make_accelerator(experiment: Experiment, folder: Path, name: torch.device | 
             mixed_precision=precision,
             log_with=trackers or None,
             project_dir=str(folder),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
         )
     except ValueError as error:  # an unknown or missing tracker
         raise ConfigError(f"training.trackers {trackers}: {error}") from None
@@ -126,23 +131,22 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
     device = accelerator.device
     if experiment.generator is None:
         train_split, test_split = experiment.data.open("train"), experiment.data.open("test")
+        progress.notes(train_split, test_split)
         task = TokenizerTask(experiment, train_split, test_split, device)
         check_codebook(task.tokenizer.layout, len(train_split))
         return task
     tokenizer, saved = load_frozen_tokenizer(experiment)
     check_layout(experiment.generator, tokenizer.layout)
     train_split = experiment.data.open("train")
+    progress.notes(train_split)
     mark = fingerprint(tokenizer)
-    with accelerator.main_process_first():
-        held_out = open_or_encode(tokenizer, mark, experiment.data, "test", 1, None, device, progress)
-        source: Any = train_split
-        if not experiment.tokens.online:
-            copies = experiment.tokens.copies
-            given = Path(experiment.tokens.cache) if experiment.tokens.cache else None
-            source = open_or_encode(tokenizer, mark, experiment.data, "train", copies, given, device, progress)
+    held_out = open_or_encode(tokenizer, mark, experiment.data, "test", 1, None, device, progress)
+    source: Any = train_split
+    if not experiment.tokens.online:
+        copies = experiment.tokens.copies
+        given = Path(experiment.tokens.cache) if experiment.tokens.cache else None
+        source = open_or_encode(tokenizer, mark, experiment.data, "train", copies, given, device, progress)
     facts = experiment.facts(train_split, mark)
-    if isinstance(source, TokenCache) and source.index.classes != facts.classes:
-        raise ConfigError(f"the cached tokens have the classes {source.index.classes}, the data {facts.classes}")
     watch = None
     if accelerator.is_main_process and experiment.training.monitor_images:
         watch = make_monitor(experiment, train_split, source, held_out, device, progress)

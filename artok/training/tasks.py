@@ -47,11 +47,15 @@ class Step:
 
 
 class Task(ABC):
-    """A training task. Each of `players` has an optimizer; they take turns within a step. The first one is saved."""
+    """A training task. Each of `players` has an optimizer; they take turns within a step. The first one is saved.
+
+    images: the split that training reads, None for cached tokens.
+    """
 
     experiment: Experiment
     facts: Facts
     players: dict[str, nn.Module]
+    images: Split | None
 
     @abstractmethod
     def batches(self, start: int, rank: int, world: int) -> Stream[Any]:
@@ -89,10 +93,6 @@ class Task(ABC):
         """Diversity metrics of current samples, in the main process only; empty without a monitor."""
         return {}
 
-    def skipped(self) -> list[str]:
-        """The unreadable images so far, with reasons."""
-        return []
-
 
 class TokenizerTask(Task):
     """Reconstruct images through their tokens."""
@@ -101,6 +101,7 @@ class TokenizerTask(Task):
         assert not isinstance(experiment.tokenizer, str)
         self.experiment, self.device = experiment, device
         self.train_split, self.test_split = train, test
+        self.images = train
         self.tokenizer: Tokenizer = experiment.tokenizer.build(experiment.image).to(device)
         setting = Setting(experiment.image, device, self._extractor, experiment.data.channels_apart)
         built = [(config.start, config.build(setting).to(device)) for config in experiment.losses]
@@ -172,7 +173,7 @@ class TokenizerTask(Task):
         usage = CodebookConfig().build(MetricContext(layout=layout)) if layout.discrete else None
         figures: dict[str, list[Tensor]] = {"psnr": []}
         figures |= {f"psnr, {scale}": [] for scale in layout.scale_names()[:-1]}
-        for batch in self._held_out():
+        for batch in self._held_out(self.experiment.training.validate_images):
             tokens = self.tokenizer.encode(batch.images.to(self.device))
             parts = [tokens, *(tokens.first_scales(scales) for scales in range(1, len(layout.grids)))]
             for name, part in zip(figures, parts, strict=True):
@@ -188,20 +189,16 @@ class TokenizerTask(Task):
         batches = evaluation_batches(self.train_split, self.experiment.data, batch=64, limit=MEASURED)
         return self.tokenizer.measure(batch.images.to(self.device) for batch in batches)
 
-    def _held_out(self) -> Iterator[Batch]:
-        limit = self.experiment.training.validate_images
+    def _held_out(self, limit: int) -> Iterator[Batch]:
         return evaluation_batches(self.test_split, self.experiment.data, batch=64, limit=limit)
 
     @torch.no_grad()
     def preview(self, path: Path) -> None:
         """Originals above their reconstructions."""
-        images = next(self._held_out()).images[:8]
+        images = next(self._held_out(8)).images
         decoded = self.tokenizer.decode(self.tokenizer.encode(images.to(self.device))).cpu()
         scale = max(1, 64 // images.shape[-1])
         grid(torch.cat([images, decoded.clamp(-1, 1)]), columns=len(images), scale=scale).save(path)
-
-    def skipped(self) -> list[str]:
-        return list(self.train_split.skipped.values())
 
 
 class GeneratorTask(Task):
@@ -221,6 +218,7 @@ class GeneratorTask(Task):
         assert experiment.generator is not None
         self.experiment, self.device, self.facts = experiment, device, facts
         self.source, self.held_out, self.watch = source, held_out, watch
+        self.images = None if isinstance(source, TokenCache) else source
         self.tokenizer = tokenizer.to(device).eval().requires_grad_(False)
         self.saved_tokenizer = saved_tokenizer
         self.generator: Generator = experiment.generator.build(tokenizer.layout, len(facts.classes)).to(device)
@@ -321,6 +319,3 @@ class GeneratorTask(Task):
         saved = Saved(**sections, facts=self.facts)
         sampling = self.experiment.sampling
         return Pipeline(self.tokenizer, self.generator, self.facts.classes, sampling, saved, self.saved_tokenizer)
-
-    def skipped(self) -> list[str]:
-        return [] if isinstance(self.source, TokenCache) else list(self.source.skipped.values())

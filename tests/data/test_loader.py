@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import json
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
 
-from artok.data import digits, folder, hub, tokens
+from artok.data import digits, folder, hub
 from artok.data.base import Augment, DataConfig
 from artok.data.loader import Batch, Loader, evaluation_batches
 from artok.data.order import Order
-from artok.data.tokens import TokenCache, TokenLoader, evaluation_tokens, write_tokens
-from artok.errors import DataError, RunError
+from artok.errors import DataError
 from artok.images import from_uint8
-from artok.layout import TokenLayout
 
 CHANGES = Augment(flip=True, rotate=10, shift=0.1)
 
@@ -175,194 +169,3 @@ def test_a_program_that_forgets_to_close_still_ends(workers: int, tmp_path: Path
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
-
-
-# ---------------------------------------------------------------------------------------------- tokens
-
-LAYOUT = TokenLayout(grids=((2, 2),), width=3, vocab=300, image=(1, 8, 8))
-CONTINUOUS = TokenLayout(grids=((2, 2),), width=3, vocab=None, image=(1, 8, 8))
-CLASSES = ("a", "b")
-
-
-def value_of(index: int, copy: int) -> int:
-    return (index * 7 + copy * 100) % 300
-
-
-def parts(first: int, images: int = 23, layout: TokenLayout = LAYOUT) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of 4 images with 2 copies, whose values tell image and copy."""
-    for start in range(first, images, 4):
-        rows = range(start, min(start + 4, images))
-        values = torch.tensor([[[[value_of(row, copy)]] for copy in range(2)] for row in rows])
-        shape = (len(rows), 2, *layout.value_shape())
-        values = values.expand(shape) if layout.discrete else values.expand(shape) / 64
-        yield values, torch.tensor([row % 2 for row in rows])
-
-
-def write(path: Path, layout: TokenLayout = LAYOUT, made: tokens.Parts = parts, **settings: str) -> None:
-    stamps = {"tokenizer": "tok", "data": "dat", **settings}
-    write_tokens(path, layout, stamps["tokenizer"], stamps["data"], CLASSES, 23, 2, made, shard_images=5)
-
-
-def test_tokens_come_back_as_written(tmp_path: Path) -> None:
-    write(tmp_path / "cache")
-    cache = TokenCache.open(tmp_path / "cache", "tok", LAYOUT)
-    assert cache.index.dtype == "int16" and cache.index.classes == CLASSES and len(cache) == 23
-    indices, copies = torch.tensor([22, 0, 7, 7]), torch.tensor([1, 0, 0, 1])
-    read, labels = cache.read(indices, copies)
-    assert read.values.dtype == torch.int64 and read.layout == LAYOUT and labels.tolist() == [0, 0, 1, 1]
-    expected = [value_of(int(i), int(c)) for i, c in zip(indices, copies, strict=True)]
-    assert read.values[:, 0, 0].tolist() == expected and bool((read.values == read.values[:, :1]).all())
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-
-
-def test_a_large_cache_stays_on_disk_and_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "cache")
-    loaded = TokenCache.open(tmp_path / "cache")
-    monkeypatch.setattr(tokens, "IN_MEMORY", 0)
-    mapped = TokenCache.open(tmp_path / "cache")
-    indices, copies = torch.randint(0, 23, (40,)), torch.randint(0, 2, (40,))
-    assert torch.equal(mapped.read(indices, copies)[0].values, loaded.read(indices, copies)[0].values)
-    assert torch.equal(mapped.read(indices)[1], loaded.read(indices)[1])
-
-
-def test_types_are_the_smallest_that_hold_the_values(tmp_path: Path) -> None:
-    names = {vocab: str(tokens.storage(replace(LAYOUT, vocab=vocab))) for vocab in (256, 257, 2**15, 2**15 + 1)}
-    assert list(names.values()) == ["torch.uint8", "torch.int16", "torch.int16", "torch.int32"]
-    assert tokens.storage(CONTINUOUS, "float32") == torch.float32
-    write(tmp_path / "cache", CONTINUOUS, lambda first: parts(first, layout=CONTINUOUS))
-    read, _ = TokenCache.open(tmp_path / "cache").read(torch.tensor([3]))
-    assert read.values.dtype == torch.float32 and read.values[0, 0, 0] == value_of(3, 0) / 64
-
-
-def test_a_killed_writing_goes_on_after_its_last_whole_shard(tmp_path: Path) -> None:
-    asked: list[int] = []
-
-    def killed(first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        asked.append(first)
-        for number, part in enumerate(parts(first)):
-            if number == 3:
-                raise KeyboardInterrupt
-            yield part
-
-    def resumed(first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        asked.append(first)
-        return parts(first)
-
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "cache", made=killed)
-    with pytest.raises(DataError, match="there are no tokens"):
-        TokenCache.open(tmp_path / "cache")
-    (tmp_path / "cache.partial" / "tokens-00002.safetensors.new").write_bytes(b"half a shard")
-    write(tmp_path / "cache", made=resumed)
-    assert asked == [0, 10]  # 12 images were given, two shards of 5 were whole
-    read, labels = TokenCache.open(tmp_path / "cache").read(torch.arange(23), 1)
-    assert read.values[:, 0, 0].tolist() == [value_of(row, 1) for row in range(23)]
-    assert labels.tolist() == [row % 2 for row in range(23)]
-
-
-def test_a_killed_writing_of_other_tokens_starts_afresh(tmp_path: Path) -> None:
-    def killed(first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from itertools.islice(parts(first), 3)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "cache", made=killed, tokenizer="old")
-    asked: list[int] = []
-    write(tmp_path / "cache", made=lambda first: asked.append(first) or parts(first))
-    assert asked == [0]
-
-
-def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "cache", tokenizer="old")
-    save, calls = tokens.save_file, itertools.count()
-
-    def full(values: dict[str, Tensor], path: str) -> None:
-        if next(calls) == 2:
-            raise SafetensorError("I/O error: No space left on device (os error 28)")
-        save(values, path)
-
-    monkeypatch.setattr(tokens, "save_file", full)
-    with pytest.raises(RunError, match=r"could not be written .*No space left on device"):
-        write(tmp_path / "cache")
-    assert TokenCache.open(tmp_path / "cache").index.tokenizer == "old"
-    asked: list[int] = []
-    write(tmp_path / "cache", made=lambda first: asked.append(first) or parts(first))
-    assert asked == [10] and TokenCache.open(tmp_path / "cache").index.tokenizer == "tok"
-
-
-def test_wrong_caches_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "cache"
-    write(path)
-    with pytest.raises(DataError, match=r"another tokenizer \(tok\) than the one given \(other\)"):
-        TokenCache.open(path, "other")
-    with pytest.raises(DataError, match=r"300 codes.* but .*200 codes.* are expected"):
-        TokenCache.open(path, "tok", replace(LAYOUT, vocab=200))
-    shard = path / "tokens-00001.safetensors"
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-10])
-    with pytest.raises(DataError, match=r"damaged \(tokens-00001.safetensors has \d+ bytes instead of \d+\)"):
-        TokenCache.open(path)
-    shard.write_bytes(b"\xff" * len(whole))
-    with pytest.raises(DataError, match=r"tokens-00001.safetensors is damaged"):
-        TokenCache.open(path)
-    shard.unlink()
-    with pytest.raises(DataError, match=r"damaged \(tokens-00001.safetensors is missing\)"):
-        TokenCache.open(path)
-    shard.write_bytes(whole)
-    index = json.loads((path / "index.json").read_text())
-    (path / "index.json").write_text(json.dumps({**index, "shards": index["shards"][:-1]}))
-    with pytest.raises(DataError, match="shards are missing from its index"):
-        TokenCache.open(path)
-    (path / "index.json").write_text("{")
-    with pytest.raises(DataError, match=r"index.json is damaged"):
-        TokenCache.open(path)
-
-
-def test_a_folder_of_something_else_is_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.png").write_bytes(b"precious")
-    with pytest.raises(DataError, match="is no token cache"):
-        write(tmp_path / "photos")
-    assert (tmp_path / "photos" / "a.png").read_bytes() == b"precious"
-
-
-def test_values_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    def bad(values: Tensor, labels: Tensor) -> tokens.Parts:
-        return lambda first: iter([(values, labels)])
-
-    good = torch.zeros(1, 2, 4, 1, dtype=torch.int64)
-    with pytest.raises(ValueError, match="outside the vocabulary of 300"):
-        write(tmp_path / "a", made=bad(good + 300, torch.tensor([0])))
-    with pytest.raises(DataError, match=r"outside the 2 classes"):
-        write(tmp_path / "a", made=bad(good, torch.tensor([2])))
-    with pytest.raises(ValueError, match=r"expected .1, 2, 4, 1."):
-        write(tmp_path / "a", made=bad(good[:, :1], torch.tensor([0])))
-    with pytest.raises(ValueError, match="1 images were written, 23 were announced"):
-        write(tmp_path / "a", made=bad(good, torch.tensor([0])))
-    with pytest.raises(DataError, match="not finite as float16"):
-        write(tmp_path / "b", CONTINUOUS, bad(torch.full((1, 2, 4, 3), 1e6), torch.tensor([0])))
-
-
-def test_token_batches_are_keyed_like_images(tmp_path: Path) -> None:
-    write(tmp_path / "cache")
-    cache = TokenCache.open(tmp_path / "cache")
-    whole = list(itertools.islice(TokenLoader(cache, 6, seed=2), 40))
-    for one, other in zip(itertools.islice(TokenLoader(cache, 6, seed=2, start=18), 5), whole[3:8], strict=True):
-        assert torch.equal(one.tokens.values, other.tokens.values) and torch.equal(one.positions, other.positions)
-    ranks = [list(itertools.islice(TokenLoader(cache, 6, seed=2, rank=rank, world=2), 3)) for rank in range(2)]
-    for left, right, other in zip(*ranks, whole[:3], strict=True):
-        assert torch.equal(torch.cat([left.tokens.values, right.tokens.values]), other.tokens.values)
-        assert torch.equal(torch.cat([left.labels, right.labels]), other.labels)
-    seen = torch.cat([batch.tokens.values[:, 0, 0] for batch in whole])
-    index_of = {value_of(index, copy): (index, copy) for index in range(23) for copy in range(2)}
-    shown = [index_of[value] for value in seen.tolist()]
-    assert [index for index, _ in shown] == Order(23, 2)(torch.arange(240)).tolist()
-    assert 90 < sum(copy for _, copy in shown) < 150
-
-
-def test_evaluation_of_tokens_is_plain_and_in_order(tmp_path: Path) -> None:
-    write(tmp_path / "cache")
-    batches = list(evaluation_tokens(TokenCache.open(tmp_path / "cache"), 8, limit=20))
-    assert [len(batch) for batch in batches] == [8, 8, 4]
-    shown = torch.cat([batch.tokens.values[:, 0, 0] for batch in batches])
-    assert shown.tolist() == [value_of(index, 0) for index in range(20)]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from artok.data import folder
 from artok.data.base import Augment
-from artok.data.pictures import Picture, decode, square
+from artok.data.pictures import Picture, Unreadable, decode, square
 from artok.data.transforms import augment, augmented_copies, plain
 from artok.errors import DataError
 from artok.images import from_uint8
@@ -118,8 +118,8 @@ def test_extreme_shapes_stay_small() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"not a picture", None, "no/such/file.png"])
 def test_unreadable_is_a_reason_in_words(data: bytes | str | None) -> None:
-    reason = decode(data, 3, 8)
-    assert isinstance(reason, str) and reason
+    failure = decode(data, 3, 8)
+    assert isinstance(failure, Unreadable) and failure.reason and not failure.transient
 
 
 def test_truncated_file_is_unreadable() -> None:
@@ -127,7 +127,7 @@ def test_truncated_file_is_unreadable() -> None:
     for kind in ("PNG", "JPEG", "WEBP"):
         data = encoded(noise, kind)
         assert isinstance(decode(data, 3, 8), Picture)
-        assert isinstance(decode(data[: len(data) // 2], 3, 8), str), kind
+        assert isinstance(decode(data[: len(data) // 2], 3, 8), Unreadable), kind
 
 
 # ---------------------------------------------------------------------------------------------- unreadable images
