@@ -10,7 +10,7 @@ import torch
 from artok import saved
 from artok.config import load
 from artok.device import resolve_device
-from artok.evaluation import evaluator
+from artok.evaluation import evaluate as evaluation
 from artok.metrics.results import Results
 from artok.tokenizers.base import Tokenizer
 from artok.training import run
@@ -52,11 +52,13 @@ def evaluate(
     n: int | None = None,
     extractor: str = "classifier",
     device: str | torch.device | None = None,
+    reference: str | Path | None = None,
 ) -> Results:
     """Measure a tokenizer or a generator on held-out images. Returns the results and writes the run's results.json.
 
     overrides: sampling settings as key=value, data settings as data.key=value. n: images, all held-out ones unless
-    given. extractor: classifier, pixels, inception, or timm:NAME.
+    given. extractor: classifier, pixels, inception, or timm:NAME. reference: an .npz in ADM's format to compare
+    with too.
     """
-    where = str(resolve_device(device))
-    return evaluator.evaluate(str(name), n, extractor, overrides, where, Progress("evaluate"))
+    where, known = str(resolve_device(device)), None if reference is None else Path(reference)
+    return evaluation.evaluate(str(name), n, extractor, overrides, where, Progress("evaluate"), known)

@@ -49,6 +49,15 @@ def options(
     """Options before a command."""
 
 
+def note_unfinished(run: str) -> None:
+    """Say of a run that its training has not ended."""
+    from artok.saved import describe_unfinished, find_saved
+
+    note = describe_unfinished(find_saved(run))
+    if note is not None:
+        typer.echo(f"note: {note}", err=True)
+
+
 @app.command()
 def configs() -> None:
     """List the shipped configs, each with the first line of its header."""
@@ -97,6 +106,7 @@ def encode(
     from artok.device import resolve_device
     from artok.training.encode import encode_command
 
+    note_unfinished(tokenizer)
     folder, cache = encode_command(tokenizer, overrides or [], split, copies, out, resolve_device(device))
     typer.echo(f"{len(cache):,} images, {cache.index.copies} rows per image, {cache.index.layout}: {folder}")
 
@@ -122,6 +132,7 @@ def sample(
     """Write samples: one PNG per image, a sheet of all, and a GIF of their generation."""
     from artok.commands.sample import sample as run_sample
 
+    note_unfinished(run)
     flags = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "cfg_scale": cfg_scale, "seed": seed}
     flags |= {"truncation": truncation, "steps": steps, "guidance": guidance}
     folder = out or Path("samples") / Path(run).name
@@ -141,6 +152,7 @@ def reconstruct(
     from artok.evaluation.reconstruct import reconstruct as show
     from artok.saved import load_tokenizer
 
+    note_unfinished(run)
     tokenizer, _ = load_tokenizer(run)
     folder = out or Path("reconstructions") / Path(run).name
     for result in show(tokenizer.to(resolve_device(device)), images, folder):
@@ -156,14 +168,19 @@ def evaluate(
     extractor: Annotated[str, typer.Option(help="classifier, pixels, inception, or timm:NAME")] = "classifier",
     overrides: Settings = None,
     device: Device = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="an .npz with mu and sigma or images, as ADM publishes them, to compare with too"),
+    ] = None,
 ) -> None:
     """Measure a tokenizer or a generator on held-out data, and write results.json into its folder."""
     from artok.device import resolve_device
-    from artok.evaluation.evaluator import evaluate as measure
+    from artok.evaluation.evaluate import evaluate as measure
     from artok.metrics.results import side_by_side
     from artok.training.progress import Progress
 
-    results = measure(run, n, extractor, overrides or [], str(resolve_device(device)), Progress("evaluate"))
+    where = str(resolve_device(device))
+    results = measure(run, n, extractor, overrides or [], where, Progress("evaluate"), reference)
     typer.echo(str(side_by_side([results])))
 
 
@@ -232,6 +249,7 @@ def export(
     from artok.commands.export import export_samples
     from artok.interop.exporting import export as write
 
+    note_unfinished(run)
     folder = out or Path("exports") / f"{Path(run).name}-{form}"
     if form == "npz":
         made = [str(export_samples(run, folder, n, batch, overrides or [], device))]

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any
@@ -31,7 +32,9 @@ from artok.sampling.settings import Sampling
 from artok.tokenizers.base import Tokenizer, TokenizerConfig
 from artok.weights import empty_parameters, read_weights
 
-CONFIG, WEIGHTS, TOKENIZER = "config.yaml", "model.safetensors", "tokenizer"
+CONFIG, WEIGHTS, TOKENIZER, RESULTS = "config.yaml", "model.safetensors", "tokenizer", "results.json"
+CHECKPOINTS, STATE = "checkpoints", "state.json"  # a run's folder to resume from; what each checkpoint has when whole
+PIECE = 2**24  # bytes of a file that are digested at once
 
 
 class Facts(Config):
@@ -189,6 +192,42 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Digest of a file's content; an unchanged file is read once."""
+    found = path.stat()
+    return _digest_file(path.resolve(), found.st_mtime_ns, found.st_size)
+
+
+@cache
+def _digest_file(path: Path, changed: int, size: int) -> str:
+    found = hashlib.blake2b(digest_size=8)
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def digest_weights(folder: Path) -> str:
+    """Digest of a model's weights, a generator's with those of its tokenizer; results carry it."""
+    files = (folder / WEIGHTS, folder / TOKENIZER / WEIGHTS)
+    return "-".join(digest_file(path) for path in files if path.exists())
+
+
+def count_training_images(folder: Path) -> tuple[int, int] | None:
+    """Images that a run's weights have seen, and those that its training is to see; None without checkpoints."""
+    wanted = (read_yaml(folder / CONFIG).get("training") or {}).get("images")
+    seen = [int(path.parent.name) for path in (folder / CHECKPOINTS).glob(f"[0-9]*/{STATE}")]
+    return (max(seen), wanted) if seen and isinstance(wanted, int) else None
+
+
+def describe_unfinished(folder: Path) -> str | None:
+    """A sentence about a run whose training has not ended; None of others, and where that is not known."""
+    progress = count_training_images(folder)
+    if progress is None or progress[0] >= progress[1]:
+        return None
+    return f"{folder} is unfinished: its weights have seen {progress[0]:,} of {progress[1]:,} training images"
 
 
 def copy_model(source: Path, target: Path) -> None:

@@ -39,6 +39,7 @@ class Split(ABC):
     enlarged: indices of images seen so far whose shorter side is below R, which were enlarged.
     decodes: reading decodes files, so reading ahead saves time.
     sequential: indices are positions in an endless stream, read in ascending order; each pass has its own order.
+    labels: (N,) int64 of all images, where they are known without reading these.
     single: for images whose channels are separate images, the labelled images that the channels are drawn from.
     """
 
@@ -50,6 +51,7 @@ class Split(ABC):
     notes: tuple[str, ...] = ()
     decodes: bool = False
     sequential: bool = False
+    labels: Tensor | None = None
     single: Split | None = None
 
     @abstractmethod

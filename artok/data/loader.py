@@ -111,12 +111,23 @@ class Loader:
 
 
 def evaluation_batches(split: Split, config: DataConfig, batch: int, limit: int | None = None) -> Iterator[Batch]:
-    """All images of a split, or a fixed random subset of `limit`, in order, centre-cropped and unchanged.
+    """All images of a split, or a fixed random subset of `limit`, in order, centre-cropped and unchanged."""
+    return read_rows(split, config, choose_of(split, limit), batch)
 
-    Of a stream the first ones, since all before the last one wanted have to be read. The last batch may be smaller. A
-    batch's positions are indices into the split.
+
+def choose_of(split: Split, limit: int | None = None) -> Tensor:
+    """Ascending indices of all images of a split, or of a fixed random subset of `limit`.
+
+    Of a stream the first ones, since all before the last one wanted have to be read.
     """
-    rows = choose_rows(min(limit or len(split), len(split)) if split.sequential else len(split), limit)
+    return choose_rows(min(limit or len(split), len(split)) if split.sequential else len(split), limit)
+
+
+def read_rows(split: Split, config: DataConfig, rows: Tensor, batch: int) -> Iterator[Batch]:
+    """The images at these indices, in their order, centre-cropped and unchanged.
+
+    The last batch may be smaller. A batch's positions are the indices.
+    """
     steps = rows.split(batch)
     reader = _Reader(split, config.size, Augment(), None, 0)
     workers = min(config.workers, len(rows) // (4 * batch))  # starting a process takes as long as reading a few batches

@@ -106,10 +106,12 @@ class ShapesSplit(Split):
         self.skipped = {}
         self.enlarged = set()
 
+        self.labels = self._label(self.scene(torch.arange(count)))
+
     def __len__(self) -> int:
         return self._count
 
-    def scene(self, indices: Sequence[int]) -> Scene:
+    def scene(self, indices: Sequence[int] | Tensor) -> Scene:
         """The contents of the images at these indices."""
         draws_8B = Noise(self._seed, torch.as_tensor(indices, dtype=torch.int64)).uniform(8).T
         counts = (len(SHAPES), len(COLOURS), len(PLACES))
@@ -130,8 +132,10 @@ class ShapesSplit(Split):
 
     def read(self, indices: Sequence[int]) -> Examples:
         scene = self.scene(indices)
-        labels = scene.shape * len(COLOURS) + scene.colour if self._by_colour else scene.shape
-        return Examples(draw(scene, self.shape[1]), labels)
+        return Examples(draw(scene, self.shape[1]), self._label(scene))
+
+    def _label(self, scene: Scene) -> Tensor:
+        return scene.shape * len(COLOURS) + scene.colour if self._by_colour else scene.shape
 
 
 def _between(ends: tuple[float, float], uniform: Tensor) -> Tensor:

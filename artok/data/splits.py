@@ -17,6 +17,8 @@ IN_MEMORY = 2**30  # bytes of decoded pixels that are kept by default
 class MemorySplit(Split):
     """images: (N, channels, *size) uint8. labels: (N,) int64."""
 
+    labels: Tensor
+
     def __init__(self, images: Tensor, labels: Tensor, classes: Sequence[str], fingerprint: str) -> None:
         self.images, self.labels = images, labels
         self.shape = tuple(images.shape[1:])
@@ -50,6 +52,7 @@ class DecodedSplit(Split):
     """
 
     decodes = True
+    labels: Tensor
 
     def __init__(
         self,

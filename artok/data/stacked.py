@@ -66,6 +66,8 @@ class Config(DataConfig):
 
 
 class StackedSplit(Split):
+    labels: Tensor
+
     def __init__(self, single: Split, channels: int, seed: int, split: SplitName, count: int) -> None:
         if single.sequential:
             raise DataError("images that are streamed cannot be stacked: every stack draws from all of them")
@@ -76,6 +78,7 @@ class StackedSplit(Split):
         self.fingerprint = digest_parts("stacked 1", seed, split, channels, count, single.fingerprint)
         self.skipped, self.enlarged, self.decodes = single.skipped, single.enlarged, single.decodes
         self.notes = single.notes
+        self.labels = torch.zeros(count, dtype=torch.int64)
 
     def __len__(self) -> int:
         return self._count
@@ -88,5 +91,4 @@ class StackedSplit(Split):
     def read(self, indices: Sequence[int]) -> Examples:
         rows = self.draw_sources(indices)
         parts = self._single.read(rows.flatten().tolist())
-        labels = torch.zeros(len(rows), dtype=torch.int64)
-        return Examples(parts.images.reshape(len(rows), *self.shape), labels)
+        return Examples(parts.images.reshape(len(rows), *self.shape), self.labels[: len(rows)])

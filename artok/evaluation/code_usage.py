@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from artok.data.order import choose_rows
+from artok.data.loader import choose_of
 from artok.evaluation.evaluator import BATCH, Evaluator
 from artok.images import from_uint8, to_uint8
 from artok.layout import Tokens
@@ -47,14 +47,15 @@ def examine(evaluator: Evaluator, tokenizer: Tokenizer, shares: Sequence[float],
     depends on the image's number alone. A share of 0 gives the Fréchet distance of plain reconstructions.
     """
     layout, device = tokenizer.layout, evaluator.device
-    rows = choose_rows(len(evaluator.test_images), evaluator.n)
+    rows = choose_of(evaluator.test_split, evaluator.n)
     usage = CodebookConfig().build(MetricContext(layout=layout))
     assert isinstance(usage, CodebookUsage)
-    encoded = []
-    for part in rows.split(BATCH):
-        encoded.append(tokenizer.encode(from_uint8(evaluator.test_images[part]).to(device)))
+    encoded, features = [], []
+    for images, _ in evaluator.read(evaluator.test_split, rows, BATCH):
+        encoded.append(tokenizer.encode(from_uint8(images).to(device)))
         usage.update(EvalBatch(codes=encoded[-1].values.cpu()))
-    real, _ = extract(evaluator.extractor, evaluator.test_images[rows])
+        features.append(extract(evaluator.extractor, images)[0])
+    real = torch.cat(features)
     near = near_codes(tokenizer, neighbours, device)
     found = []
     for share in shares:

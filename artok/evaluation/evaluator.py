@@ -1,4 +1,4 @@
-"""`artok evaluate`: a tokenizer or a generator measured on held-out data, with one evaluator for all."""
+"""Measures tokenizers and generators on held-out data, with one evaluator for all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from artok.config import override, read_yaml, validate
-from artok.data.base import DataConfig, SplitName
-from artok.data.memory import read_into_memory
-from artok.data.order import choose_rows
+from artok.data.base import DataConfig, Split, SplitName
+from artok.data.loader import choose_of, read_rows
 from artok.data.tokens import evaluation_tokens
 from artok.errors import ConfigError
 from artok.images import from_uint8, to_uint8
@@ -22,68 +20,37 @@ from artok.metrics import cost
 from artok.metrics.base import EvalBatch, MetricConfig, MetricContext
 from artok.metrics.evaluate import Evaluation
 from artok.metrics.features import Extractor, extract, parse
+from artok.metrics.floor import SETS as PAIR
 from artok.metrics.floor import class_counts, floor, largest, stratified
-from artok.metrics.results import Results
+from artok.metrics.reference import AgainstReference, Reference
+from artok.metrics.results import Measurement, Results
 from artok.metrics.selection import MetricChoice
 from artok.noise import Noise
 from artok.pipeline import Pipeline
 from artok.planning.op_trace import Trace
 from artok.sampling.settings import Sampling
-from artok.saved import CONFIG, find_saved, fingerprint, load_tokenizer, read_saved
+from artok.saved import fingerprint
 from artok.tokenizers.base import Tokenizer
-from artok.training.encode import open_or_encode, read_data_section
+from artok.training.encode import open_or_encode
 from artok.training.extractor import build_extractor, find_modes
 from artok.training.progress import Progress
 
 BATCH = 64
-RESULTS = "results.json"
+READ = 256  # real images read, and passed through the extractor, at once
+MOST = 50_000  # held-out images that samples are compared with; a random subset of more
 SETS = frozenset({"images", "labels", "real_features", "fake_features"})  # fields that both kinds of run fill
 SAMPLES = SETS | {"samples", "conditions"}
 PREDICTED = frozenset({"real_predicted", "fake_predicted"})
 TRACED = 4  # images of the batch whose peak memory is taken
 
 
-def evaluate(
-    name: str, n: int | None, extractor: str, changes: Sequence[str], device: str, progress: Progress
-) -> Results:
-    """Measure a run on the held-out images of its data and write `results.json` beside it.
-
-    n: images, all held-out ones unless given. changes: sampling settings as key=value, settings of the data as
-    data.key=value and the choice of metrics as evaluation.key=value. Errors as in loading, a ConfigError when the data
-    do not fit the model, and an ArtokError when n is larger than what a floor can be measured for.
-    """
-    folder = find_saved(name)
-    saved = read_saved(folder)
-    of_data = [change for change in changes if change.startswith("data.")]
-    of_choice = [change.partition(".")[2] for change in changes if change.startswith("evaluation.")]
-    of_sampling = [change for change in changes if not change.startswith(("data.", "evaluation."))]
-    data = read_data_section(folder, saved.facts.image, of_data)
-    if saved.generator is None and of_sampling:
-        raise ConfigError(f"{folder} is a tokenizer; sampling settings such as {of_sampling[0]} do not apply")
-    pipeline = Pipeline.from_pretrained(folder, device) if saved.generator is not None else None
-    sampling = pipeline.settings(override({}, of_sampling)) if pipeline is not None else Sampling()
-    section = read_yaml(folder / CONFIG).get("evaluation") or {}
-    choice = validate(MetricChoice, override(section, of_choice), "evaluation")
-    evaluator = Evaluator(data, extractor, device, n, progress, choice)
-    if pipeline is None:
-        tokenizer, _ = load_tokenizer(folder)
-        results = evaluator.tokenizer(tokenizer.to(device), folder.name)
-    else:
-        classes = evaluator.train_split.classes
-        if len(classes) != len(saved.facts.classes):
-            raise ConfigError(
-                f"{folder} makes images of {len(saved.facts.classes)} classes and the data have {len(classes)}; "
-                "name the data that it was made for with data.key=value"
-            )
-        results = evaluator.generator(pipeline, folder.name, sampling)
-    results.save(folder / RESULTS)
-    return results
-
-
 class Evaluator:
     """One evaluator: the same real images, extractor and N for everything it measures.
 
-    n: images to measure, or None for all that are held out. choice: of metrics.
+    Images are read as they are needed and never all held; of real ones only the features are kept.
+
+    n: images to measure, or None for as many as samples are compared with. choice: of metrics. reference: a published
+    set that generated images, and reconstructions, are compared with too.
     """
 
     def __init__(
@@ -94,59 +61,80 @@ class Evaluator:
         n: int | None,
         progress: Progress,
         choice: MetricChoice | None = None,
+        reference: Reference | None = None,
     ) -> None:
-        self.choice = choice or MetricChoice()
+        self.choice, self.reference = choice or MetricChoice(), reference
         self.data, self.device, self.progress = data, torch.device(device), progress
         self.train_split, self.test_split = data.open("train"), data.open("test")
         progress.notes(self.train_split, self.test_split)
-        self.test_images, self.test_labels = read_into_memory(self.test_split, data.size)
-        self.train_images, self.train_labels = read_into_memory(self.train_split, data.size)
-        self.n = min(n or len(self.test_images), largest(self.train_labels, self.test_labels))
+        self.rows = choose_of(self.test_split, MOST)
+        self.n = n or len(self.rows)
         progress.say(f"measuring with {extractor} features on {self.n:,} images")
-        known = (self.train_images, self.train_labels)
         self.extractor: Extractor = build_extractor(
-            parse(extractor), self.train_split, data.size, device, known, progress
+            parse(extractor), self.train_split, data.size, device, watch=progress
         )
-        predicts = extract(self.extractor, self.test_images[:1])[1] is not None
+        first, _ = next(self.read(self.test_split, self.rows[:1]))
+        predicts = extract(self.extractor, first)[1] is not None
         self.modes = find_modes(self.train_split, data.size) if predicts else None
         self._floor: dict[str, float] | None = None
         self._others: dict[int, Evaluator] = {}
 
+    def read(self, split: Split, rows: Tensor, batch: int = READ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, C, H, W) uint8 and labels (B,) of a split, in the order of rows."""
+        for part in read_rows(split, self.data, rows, batch):
+            yield to_uint8(part.images), part.labels
+
     @cached_property
     def held_out(self) -> EvalBatch:
-        """All held-out images with their features, which are the same whatever is measured."""
-        features, logits = extract(self.extractor, self.test_images)
-        predicted = None if logits is None else logits.argmax(1)
+        """Features, predicted classes and labels of the held-out images that samples are compared with."""
+        features, predicted, labels = [], [], []
+        for images, known in self.read(self.test_split, self.rows):
+            found, logits = extract(self.extractor, images)
+            features.append(found)
+            labels.append(known)
+            if logits is not None:
+                predicted.append(logits.argmax(1))
         return EvalBatch(
-            images=self.test_images, labels=self.test_labels, real_features=features, real_predicted=predicted
+            labels=torch.cat(labels),
+            real_features=torch.cat(features),
+            real_predicted=torch.cat(predicted) if predicted else None,
         )
 
     def of(self, n: int | None) -> Evaluator:
-        """The same evaluator for another number of images; for all of its own when None."""
-        count = self.n if n is None else min(n, largest(self.train_labels, self.test_labels))
-        if count == self.n:
+        """The same evaluator for another number of images; for its own when None."""
+        if n is None or n == self.n:
             return self
-        if count not in self._others:
+        if n not in self._others:
             other = copy(self)
-            other.n, other._floor, other._others, other.held_out = count, None, {}, self.held_out
-            self._others[count] = other
-        return self._others[count]
+            other.n, other._floor, other._others, other.held_out = n, None, {}, self.held_out
+            self._others[n] = other
+        return self._others[n]
 
     def tokenizer(self, tokenizer: Tokenizer, name: str) -> Results:
-        """Reconstructions of the held-out images, and the use of the codebook."""
+        """Reconstructions of held-out images, and the use of the codebook. A ConfigError when fewer are held out."""
+        if self.n > len(self.test_split):
+            raise ConfigError(
+                f"{name} is a tokenizer and is measured on held-out images, of which the data have "
+                f"{len(self.test_split):,}: ask for -n {len(self.test_split)} or fewer, not {self.n}"
+            )
         layout = tokenizer.layout
         fields = SETS | {"reconstructions"} | ({"codes"} if layout.discrete else set())
         evaluation = self.evaluation(self.select(fields, layout), layout)
+        against = self.against(layout)
+        rows = choose_of(self.test_split, self.n)
         with torch.no_grad(), self.progress.over(0, self.n):
-            for done, rows in enumerate(choose_rows(len(self.test_images), self.n).split(BATCH)):
-                images = self.test_images[rows]
+            done = 0
+            for images, labels in self.read(self.test_split, rows, BATCH):
                 tokens = tokenizer.encode(from_uint8(images).to(self.device))
                 decoded = to_uint8(tokenizer.decode(tokens)).cpu()
                 codes = tokens.values.cpu() if layout.discrete else None
-                labels = self.test_labels[rows]
-                evaluation.update(EvalBatch(images=images, labels=labels, reconstructions=decoded, codes=codes))
-                self.progress.advance(done * BATCH + len(rows))
-        results = evaluation.results(name, seed=0, floor=self.floor(layout))
+                seen = EvalBatch(images=images, labels=labels, reconstructions=decoded, codes=codes)
+                seen = evaluation.update(seen)
+                if against is not None:
+                    against.update(seen)
+                done += len(images)
+                self.progress.advance(done)
+        results = self.conclude(evaluation, against, name, 0, layout)
         one = torch.zeros(1, *layout.image, device=self.device)
         with torch.no_grad():
             flops = cost.flops(lambda: tokenizer.decode(tokenizer.encode(one)))
@@ -166,25 +154,34 @@ class Evaluator:
         wanted = self.select(fields | {"log_likelihood"}, layout)
         wants_nats = any("log_likelihood" in config.build(self.subject(layout)).needs for config in wanted)
         nats = list(self.likelihoods(pipeline)) if wants_nats else []
-        evaluation = self.evaluation(wanted if nats else self.select(fields, layout), layout)
+        evaluation = self.evaluation(wanted if nats else self.select(fields, layout), layout, sampling.seed)
         for seen in nats:
             evaluation.update(seen)
-        evaluation.update(replace(self.held_out, train_images=self.train_images))
-        for seen in self.samples(pipeline, sampling):
-            evaluation.update(seen)
-        results = evaluation.results(name, seed=sampling.seed, floor=self.floor(layout))
+        results = self.measure(pipeline, sampling, evaluation, name)
         costs = generation_work(pipeline, sampling) | (generation_times(pipeline, sampling) if timed else {})
-        return replace(results, cost=costs, sampling=sampling.model_dump(mode="json"))
+        return replace(results, cost=costs)
 
     def samples_alone(self, pipeline: Pipeline, name: str, sampling: Sampling) -> Results:
         """What can be said from the samples and the held-out images: no likelihood, no search for copies, no cost."""
         layout = pipeline.tokenizer.layout
         sampling = pipeline.settings({}, sampling)
-        evaluation = self.evaluation(self.select(SAMPLES | self.predicted, layout), layout)
-        evaluation.update(self.held_out)
-        for seen in self.samples(pipeline, sampling):
+        evaluation = self.evaluation(self.select(SAMPLES | self.predicted, layout), layout, sampling.seed)
+        return self.measure(pipeline, sampling, evaluation, name)
+
+    def measure(self, pipeline: Pipeline, sampling: Sampling, evaluation: Evaluation, name: str) -> Results:
+        """Shows real images, samples and training images to the metrics."""
+        layout = pipeline.tokenizer.layout
+        against = self.against(layout, sampling.seed)
+        for seen in self.real(evaluation.wanted):
             evaluation.update(seen)
-        results = evaluation.results(name, seed=sampling.seed, floor=self.floor(layout))
+        for seen in self.samples(pipeline, sampling):
+            seen = evaluation.update(seen)
+            if against is not None:
+                against.update(seen)
+        if "train_images" in evaluation.wanted:
+            for seen in self.training():
+                evaluation.update(seen)
+        results = self.conclude(evaluation, against, name, sampling.seed, layout)
         return replace(results, sampling=sampling.model_dump(mode="json"))
 
     # ------------------------------------------------------------------------------------------ parts
@@ -193,31 +190,86 @@ class Evaluator:
     def predicted(self) -> frozenset[str]:
         return PREDICTED if self.held_out.real_predicted is not None else frozenset()
 
-    def subject(self, layout: TokenLayout) -> MetricContext:
-        return MetricContext(layout=layout, extractor=self.extractor.name, modes=self.modes)
+    def subject(self, layout: TokenLayout, seed: int = 0) -> MetricContext:
+        return MetricContext(
+            layout=layout,
+            extractor=self.extractor.name,
+            seed=seed,
+            modes=self.modes,
+            train_images=len(self.train_split),
+            device=str(self.device) if self.device.type == "cuda" else "cpu",  # others may lack float64
+        )
 
     def select(self, fields: Set[str], layout: TokenLayout) -> list[MetricConfig]:
         return self.choice.select(self.subject(layout), fields)
 
-    def evaluation(self, configs: Sequence[MetricConfig], layout: TokenLayout) -> Evaluation:
-        return Evaluation([config.build(self.subject(layout)) for config in configs], self.extractor)
+    def evaluation(self, configs: Sequence[MetricConfig], layout: TokenLayout, seed: int = 0) -> Evaluation:
+        return Evaluation([config.build(self.subject(layout, seed)) for config in configs], self.extractor)
+
+    def against(self, layout: TokenLayout, seed: int = 0) -> AgainstReference | None:
+        """The comparison with the published reference, where one was named."""
+        if self.reference is None:
+            return None
+        metrics = [config.build(self.subject(layout, seed)) for config in self.select(PAIR, layout)]
+        return AgainstReference(self.reference, self.extractor, metrics)
+
+    def conclude(
+        self, evaluation: Evaluation, against: AgainstReference | None, name: str, seed: int, layout: TokenLayout
+    ) -> Results:
+        results = evaluation.results(name, seed=seed, floor=self.floor(layout))
+        more: list[Measurement] = against.measurements(seed) if against is not None else []
+        return replace(results, measurements=(*results.measurements, *more))
 
     def floor(self, layout: TokenLayout) -> dict[str, float]:
-        """The distances of as many training images to the held-out ones."""
+        """The distances of as many training images to the held-out ones; none where there are too few."""
         if self._floor is None:
-            metrics = self.evaluation(
-                self.select(frozenset({"real_features", "fake_features"}), layout), layout
-            ).metrics
-            rows = stratified(self.train_labels, self.test_labels, self.n)  # the features of no others are wanted
-            train, _ = extract(self.extractor, self.train_images[rows])
-            test = self.held_out.real_features
-            assert test is not None
-            self._floor = floor(metrics, train, self.train_labels[rows], test, self.test_labels, self.n)
+            real, labels = self.held_out, self.train_split.labels
+            assert real.labels is not None and real.real_features is not None
+            most = 0 if labels is None else largest(labels, real.labels)
+            if labels is None or most < self.n:
+                reason = f"training images with these classes suffice for {most:,}" if most else "labels are not known"
+                self.progress.say(f"floors of {self.n:,} images are left out: {reason}")
+                self._floor = {}
+                return self._floor
+            rows = stratified(labels, real.labels, self.n)  # the features of no others are wanted
+            train = torch.cat([extract(self.extractor, images)[0] for images, _ in self.read(self.train_split, rows)])
+            metrics = [config.build(self.subject(layout)) for config in self.select(PAIR, layout)]
+            self._floor = floor(metrics, train, labels[rows], real.real_features, real.labels, self.n)
         return self._floor
+
+    def real(self, wanted: Set[str]) -> Iterator[EvalBatch]:
+        """Held-out images with their features; features alone where no metric wants the images."""
+        if "images" not in wanted:
+            yield self.held_out
+            return
+        known, done = self.held_out, 0
+        for images, labels in self.read(self.test_split, self.rows):
+            part = slice(done, done + len(images))
+            done += len(images)
+            assert known.real_features is not None
+            predicted = None if known.real_predicted is None else known.real_predicted[part]
+            yield EvalBatch(
+                images=images, labels=labels, real_features=known.real_features[part], real_predicted=predicted
+            )
+
+    def training(self) -> Iterator[EvalBatch]:
+        """Training images: all, or as many as the choice of metrics names."""
+        rows = choose_of(self.train_split, self.choice.train_images)
+        if len(rows) > MOST:
+            self.progress.say(
+                f"searching {len(rows):,} training images for copies; evaluation.train_images=N reads fewer"
+            )
+        with self.progress.over(0, len(rows)):
+            done = 0
+            for images, _ in self.read(self.train_split, rows):
+                yield EvalBatch(train_images=images)
+                done += len(images)
+                self.progress.advance(done)
 
     def samples(self, pipeline: Pipeline, sampling: Sampling) -> Iterator[EvalBatch]:
         """Generated images, their classes shared out as those of the held-out images."""
-        counts = class_counts(self.test_labels, self.n)
+        assert self.held_out.labels is not None
+        counts = class_counts(self.held_out.labels, self.n)
         labels = torch.arange(len(counts)).repeat_interleave(counts)
         with self.progress.over(0, self.n):
             for start in range(0, self.n, BATCH):

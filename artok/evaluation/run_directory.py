@@ -12,9 +12,8 @@ from typing import Any
 from artok.config import read_yaml, validate
 from artok.data.base import DataConfig
 from artok.errors import CheckpointError, ConfigError
-from artok.evaluation.evaluator import RESULTS
 from artok.metrics.results import Results
-from artok.saved import CONFIG, WEIGHTS, Saved, find_saved, read_saved
+from artok.saved import CONFIG, RESULTS, WEIGHTS, Saved, digest_weights, find_saved, read_saved
 from artok.training import checkpoints
 from artok.training.encode import DataOnly
 from artok.training.experiment import Experiment
@@ -122,7 +121,8 @@ def step_seconds(log: Sequence[Mapping[str, Any]]) -> tuple[int, float]:
 
 
 def open_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs of these folders. A CheckpointError names the first that is missing, unfinished or not measured."""
+    """The runs of these folders. A CheckpointError names the first that is missing, not measured, or measured with
+    other weights than it has now."""
     names = distinct_names(folders)
     return [_open(folder, name) for folder, name in zip(folders, names, strict=True)]
 
@@ -134,7 +134,11 @@ def _open(folder: Path, name: str) -> Run:
     find_saved(folder)
     if not (folder / RESULTS).exists():
         raise CheckpointError(f"the run {folder} has no {RESULTS}; measure it first with 'artok evaluate {folder}'")
-    return open_run(folder, name, Results.load(folder / RESULTS))
+    results = Results.load(folder / RESULTS)
+    stale = results.describe_stale(folder, digest_weights(folder))
+    if stale is not None:
+        raise CheckpointError(stale)
+    return open_run(folder, name, results)
 
 
 def open_run(folder: Path, name: str, results: Results) -> Run:

@@ -10,9 +10,8 @@ from typing import Any
 from artok.config import read_yaml
 from artok.layout import TokenLayout
 from artok.metrics.results import Results
-from artok.saved import CONFIG, Saved, read_saved
+from artok.saved import CONFIG, RESULTS, Saved, describe_unfinished, digest_weights, read_saved
 
-RESULTS = "results.json"
 UNSAID = "not stated"
 IDENTIFIERS = {
     "mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "openrail",
@@ -31,18 +30,20 @@ def model_card(folder: Path, name: str, layout: TokenLayout, parameters: int, li
     dataset = None if source else _hub_dataset(config)
     head += ["datasets:", f"- {dataset}"] if dataset else []
     head += ["tags:", "- image-generation" if saved.generator else "- image-tokenizer", "- artok", "---"]
+    unfinished = describe_unfinished(folder)
     parts = [
         "\n".join(head),
         f"# {name}",
+        *([f"**Note:** {unfinished}."] if unfinished else []),
         _what(saved, layout, parameters),
         _use(name, saved),
         "## Data\n\n" + _data(config, saved),
-        "## Measured\n\n" + _metrics(folder / RESULTS),
+        "## Measured\n\n" + _metrics(folder),
         "## Licence\n\n" + (licence or f"{UNSAID}; ask its makers before using it"),
     ]
     if source:
         origin = f"{source['from']}, file {source['file']}, sha256 `{source['sha256']}`"
-        parts.insert(4, f"## Origin\n\nImported by artok from the published weights of {origin}.")
+        parts.insert(-3, f"## Origin\n\nImported by artok from the published weights of {origin}.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -95,18 +96,28 @@ def _data(config: Mapping[str, Any], saved: Saved) -> str:
     return f"{named or UNSAID}; {said}; fingerprint `{saved.facts.data}`."
 
 
-def _metrics(path: Path) -> str:
+def read_results(folder: Path) -> tuple[Results | None, str]:
+    """The results of the weights that a run has now, or None and a sentence that says why there are none."""
+    if not (folder / RESULTS).exists():
+        return None, f"the run {folder.name} is not measured yet; run 'artok evaluate' and export again to show results"
+    results = Results.load(folder / RESULTS)
+    stale = results.describe_stale(folder, digest_weights(folder))
+    return (results, "") if stale is None else (None, stale)
+
+
+def _metrics(folder: Path) -> str:
     """The table of `results.json`, each value with its N, extractor, seed and floor."""
-    if not path.exists():
-        return "Not measured yet. Run `artok evaluate` and export again to show results here."
+    results, missing = read_results(folder)
+    if results is None:
+        return missing[0].upper() + missing[1:] + "."
     rows = [
         f"| {entry.head} | {entry.text} | {entry.n:,} | {entry.extractor or ''} | {entry.reference} | "
         f"{entry.floor_text} | {entry.seed} |"
-        for entry in Results.load(path).measurements
+        for entry in results.measurements
     ]
     head = "| metric | value | N | extractor | reference | floor | seed |\n|---|---|---|---|---|---|---|"
     note = (
         "The floor is the distance between two disjoint sets of real images of that size. Values with different N "
         "or extractor cannot be compared."
     )
-    return "\n".join([head, *rows]) + f"\n\n{note}"
+    return "\n".join([head, *rows]) + "\n\n" + " ".join([note, *(f"Note: {each}." for each in results.notes)])

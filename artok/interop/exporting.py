@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from artok.errors import ConfigError, RunError
-from artok.interop.card import RESULTS, model_card
+from artok.interop.card import model_card, read_results
 from artok.interop.to_diffusers import to_diffusers
 from artok.interop.to_onnx import to_onnx
 from artok.saved import (
     CONFIG,
+    RESULTS,
     TOKENIZER,
     copy_file,
     copy_model,
@@ -41,7 +42,8 @@ def to_folder(run: str | Path, out: Path, name: str | None = None, licence: str 
     copy_model(folder, out)
     if (folder / TOKENIZER / CONFIG).exists():
         copy_model(folder / TOKENIZER, out / TOKENIZER)
-    if (folder / RESULTS).exists():
+    results, _ = read_results(folder)
+    if results is not None:
         copy_file(folder / RESULTS, out / RESULTS)
     own = load_tokenizer(folder)[0]
     model = own if read_saved(folder).generator is None else load_generator(folder, own.layout)[0]

@@ -34,7 +34,8 @@ class EvalBatch:
         samples (B, C, H, W) uint8; conditions (B,) int64, the class asked for; fake_features (B, D) float32;
         fake_predicted (B,) int64.
     Training images, for comparison:
-        train_images (B, C, H, W) uint8; train_log_likelihood (B,) float64.
+        train_images (B, C, H, W) uint8, in batches after all samples and held-out images; train_log_likelihood (B,)
+        float64.
     """
 
     images: Tensor | None = None
@@ -64,7 +65,7 @@ FIELDS = frozenset(field.name for field in fields(EvalBatch))
 
 
 class Rows:
-    """The rows of some fields of `EvalBatch`, of all batches so far, for a metric that needs them together."""
+    """The rows of some fields of `EvalBatch`, of all batches so far, for metrics that need them together."""
 
     def __init__(self, *fields: str) -> None:
         self._parts: dict[str, list[Tensor]] = {field: [] for field in fields}
@@ -79,8 +80,10 @@ class Rows:
         return sum(map(len, self._parts[field]))
 
     def joined(self, field: str) -> Tensor:
-        """All rows of a field that has been seen."""
-        return torch.cat(self._parts[field])
+        """All rows of a field that has been seen. They are joined once, and the parts let go."""
+        if len(self._parts[field]) > 1:
+            self._parts[field] = [torch.cat(self._parts[field])]
+        return self._parts[field][0]
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,16 @@ class MetricContext:
 
     layout: of the tokens, for metrics of codes and likelihoods. extractor: its name, which names what is computed from
     its features. seed: for metrics that draw subsets. modes: (M,) float64 probabilities of the data's modes, where they
-    are known and are the extractor's classes.
+    are known and are the extractor's classes. train_images: how many the data have, where a metric may be shown a part.
+    device: where large products of float64 are computed.
     """
 
     layout: TokenLayout | None = None
     extractor: str | None = None
     seed: int = 0
     modes: Tensor | None = None
+    train_images: int | None = None
+    device: str = "cpu"
 
     def require_layout(self, metric: str) -> TokenLayout:
         if self.layout is None:
@@ -107,11 +113,13 @@ class Metric(ABC):
     """Values of a stream of batches.
 
     needs: fields of `EvalBatch` that it must be shown by the end. optional: fields that it also reports when it
-    sees them. A batch may carry any of them; fields of other metrics are ignored.
+    sees them. A batch may carry any of them; fields of other metrics are ignored. k: which neighbour its values are of,
+    where they depend on one.
     """
 
     needs: ClassVar[frozenset[str]]
     optional: ClassVar[frozenset[str]] = frozenset()
+    k: int | None = None
 
     @property
     @abstractmethod
@@ -125,6 +133,16 @@ class Metric(ABC):
     @abstractmethod
     def compute(self) -> dict[str, float]:
         """Identifier to value, over all batches so far; an ArtokError when there were too few images."""
+
+
+class SetMetric(Metric):
+    """A metric of whole sets. rows: of what it needs; the metrics of one evaluation share one collection."""
+
+    def __init__(self) -> None:
+        self.rows = Rows(*self.needs)
+
+    def update(self, seen: EvalBatch) -> None:
+        self.rows.update(seen)
 
 
 class MetricConfig(Part, ABC):

@@ -24,11 +24,11 @@ def describe(name: str) -> Quantity:
     return catalogue().get(base) or Quantity(base, base.replace("_", " "), "", "", "Other", "")
 
 
-def title(name: str, extractor: str | None = None) -> str:
+def title(name: str, extractor: str | None = None, k: int | None = None) -> str:
     """What people read for an identifier: `FD[classifier]`, `perplexity, 2x2`."""
-    return describe(name).title(name.partition("/")[2], extractor)
+    return describe(name).title(name.partition("/")[2], extractor, k)
 
 
-def head(name: str, extractor: str | None = None) -> str:
+def head(name: str, extractor: str | None = None, k: int | None = None) -> str:
     """The same with the unit."""
-    return describe(name).head(name.partition("/")[2], extractor)
+    return describe(name).head(name.partition("/")[2], extractor, k)

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from artok.metrics.base import EvalBatch, Metric, MetricConfig, MetricContext, Rows, enough
+from artok.metrics.base import MetricConfig, MetricContext, SetMetric, enough
 from artok.metrics.quantity import Quantity
 
 NAME = "classes_covered"
@@ -43,23 +43,17 @@ class Config(MetricConfig):
         return cls()
 
 
-class ClassesCovered(Metric):
+class ClassesCovered(SetMetric):
     needs: ClassVar[frozenset[str]] = frozenset({"real_predicted", "fake_predicted"})
-
-    def __init__(self) -> None:
-        self._rows = Rows("real_predicted", "fake_predicted")
 
     @property
     def count(self) -> int:
-        return self._rows.count("fake_predicted")
-
-    def update(self, seen: EvalBatch) -> None:
-        self._rows.update(seen)
+        return self.rows.count("fake_predicted")
 
     def compute(self) -> dict[str, float]:
-        counts = {"samples": self.count, "held-out": self._rows.count("real_predicted")}
+        counts = {"samples": self.count, "held-out": self.rows.count("real_predicted")}
         enough("the share of classes covered", counts, 1)
-        real, fake = self._rows.joined("real_predicted"), self._rows.joined("fake_predicted")
+        real, fake = self.rows.joined("real_predicted"), self.rows.joined("fake_predicted")
         classes = 1 + int(max(real.max(), fake.max()))
         shares = [torch.bincount(found, minlength=classes).double() / len(found) for found in (real, fake)]
         present = shares[0] > 0

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from artok.errors import ArtokError, RunError
-from artok.metrics.base import FIELDS, HELD_OUT, EvalBatch, Metric
+from artok.metrics.base import FIELDS, HELD_OUT, EvalBatch, Metric, Rows, SetMetric
 from artok.metrics.features import Extractor, extract
 from artok.metrics.results import Measurement, Results
 
@@ -23,7 +23,7 @@ FEATURES = frozenset({"real_features", "fake_features", "real_predicted", "fake_
 
 
 class Evaluation:
-    """Shows batches to metrics, with the features that any of them wants."""
+    """Shows batches to metrics, with the features that any of them wants. wanted: fields that any metric reads."""
 
     def __init__(self, metrics: Sequence[Metric], extractor: Extractor | None = None, batch: int = 256) -> None:
         """extractor: needed when a metric needs features; refused in one sentence when it is missing.
@@ -31,20 +31,25 @@ class Evaluation:
         batch: images passed through the extractor at once.
         """
         self.metrics, self.extractor, self.batch = list(metrics), extractor, batch
-        self._wanted = frozenset().union(*(metric.needs | metric.optional for metric in metrics))
+        self.wanted = frozenset().union(*(metric.needs | metric.optional for metric in metrics))
+        sets = [metric for metric in metrics if isinstance(metric, SetMetric)]
+        self._rows = Rows(*frozenset().union(*(metric.needs for metric in sets)))
+        for metric in sets:
+            metric.rows = self._rows
+        self._others = [metric for metric in metrics if not isinstance(metric, SetMetric)]
         needed = frozenset().union(*(metric.needs for metric in metrics)) & FEATURES
         if needed and extractor is None:
             raise ArtokError(f"these metrics need a feature extractor, for {', '.join(sorted(needed))}")
         self._real = 0
 
-    def update(self, seen: EvalBatch) -> None:
-        """Adds the missing features of real and generated images, then lets every metric see the batch.
+    def update(self, seen: EvalBatch) -> EvalBatch:
+        """Adds the missing features of real and generated images, and lets every metric see the batch; returns it.
 
         Generated images are the samples or, where there are none, the reconstructions.
         """
         made = seen.samples if seen.samples is not None else seen.reconstructions
         for side, images in (("real", seen.images), ("fake", made)):
-            wanted = {f"{side}_features", f"{side}_predicted"} & self._wanted
+            wanted = {f"{side}_features", f"{side}_predicted"} & self.wanted
             given = getattr(seen, f"{side}_features") is not None
             if self.extractor is None or images is None or not wanted or given:
                 continue
@@ -57,8 +62,10 @@ class Evaluation:
             raise ArtokError(f"class consistency needs an extractor that predicts classes, and {name} does not")
         if seen.real_features is not None:
             self._real += len(seen.real_features)
-        for metric in self.metrics:
+        self._rows.update(seen)
+        for metric in self._others:
             metric.update(seen)
+        return seen
 
     def _needs_classes(self, seen: EvalBatch) -> bool:
         needed = any("fake_predicted" in metric.needs for metric in self.metrics)
@@ -97,6 +104,7 @@ class Evaluation:
                         reference=reference,
                         reference_n=self._real if paired else None,
                         floor=known.get(key),
+                        k=metric.k,
                     )
                 )
         return Results(name, tuple(measurements))

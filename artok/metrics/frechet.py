@@ -14,6 +14,7 @@ from artok.metrics.base import EvalBatch, Metric, MetricConfig, MetricContext, e
 from artok.metrics.quantity import Quantity
 
 NAME = "fd"
+PART = 4096  # vectors held as float64 at once
 
 
 class Config(MetricConfig):
@@ -49,10 +50,13 @@ class Moments:
         self._scatter = torch.zeros(0, 0, dtype=torch.float64)
 
     def update(self, vectors: Tensor) -> None:
-        """vectors: (B, D)."""
+        """vectors: (B, D); taken in parts, since in float64 they are twice as large."""
+        for part in vectors.split(PART):
+            self._merge(part.to(torch.float64))
+
+    def _merge(self, vectors: Tensor) -> None:
         if len(vectors) == 0:
             return
-        vectors = vectors.to(torch.float64)
         mean = vectors.mean(0)
         centred = vectors - mean
         scatter = centred.T @ centred

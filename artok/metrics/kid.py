@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from artok.metrics.base import EvalBatch, Metric, MetricConfig, MetricContext, Rows, enough
+from artok.metrics.base import MetricConfig, MetricContext, SetMetric, enough
 from artok.metrics.quantity import Quantity
 
 NAME = "kid"
@@ -38,7 +38,7 @@ class Config(MetricConfig):
     subset_size: int = Field(1000, ge=2, description="images in a subset; all of them when there are fewer")
 
     def build(self, subject: MetricContext) -> KernelDistance:
-        return KernelDistance(self.subsets, self.subset_size, subject.seed)
+        return KernelDistance(self.subsets, self.subset_size, subject.seed, subject.device)
 
     @classmethod
     def tiny(cls) -> Config:
@@ -58,26 +58,23 @@ def polynomial_mmd(x: Tensor, y: Tensor) -> float:
     return float(within_x + within_y - 2 * xy.mean())
 
 
-class KernelDistance(Metric):
+class KernelDistance(SetMetric):
     needs: ClassVar[frozenset[str]] = frozenset({"real_features", "fake_features"})
 
-    def __init__(self, subsets: int, subset_size: int, seed: int) -> None:
+    def __init__(self, subsets: int, subset_size: int, seed: int, device: str) -> None:
         """subsets, subset_size: the value is the mean over this many pairs of subsets, drawn from `seed` as
-        torch-fidelity draws them.
+        torch-fidelity draws them. device: to compute on.
         """
-        self._subsets, self._subset_size, self._seed = subsets, subset_size, seed
-        self._rows = Rows("real_features", "fake_features")
+        super().__init__()
+        self._subsets, self._subset_size, self._seed, self._device = subsets, subset_size, seed, device
 
     @property
     def count(self) -> int:
-        return self._rows.count("fake_features")
-
-    def update(self, seen: EvalBatch) -> None:
-        self._rows.update(seen)
+        return self.rows.count("fake_features")
 
     def compute(self) -> dict[str, float]:
-        enough("the kernel distance", {"real": self._rows.count("real_features"), "generated": self.count}, 2)
-        real, fake = self._rows.joined("real_features"), self._rows.joined("fake_features")
+        enough("the kernel distance", {"real": self.rows.count("real_features"), "generated": self.count}, 2)
+        real, fake = (self.rows.joined(side).to(self._device) for side in ("real_features", "fake_features"))
         size = min(self._subset_size, len(real), len(fake))
         if size == len(real) == len(fake):
             return {NAME: polynomial_mmd(real, fake)}  # every subset would be the whole set

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from artok.metrics.base import EvalBatch, Metric, MetricConfig, MetricContext, Rows, enough
+from artok.metrics.base import MetricConfig, MetricContext, SetMetric, enough
 from artok.metrics.quantity import Quantity
 
 BLOCK = 1 << 24  # distances held at once: 128 MiB of float64, whatever the number of images
@@ -27,7 +27,13 @@ class Config(MetricConfig):
     kind: Literal["prdc"] = "prdc"
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity(
-            "precision", "precision", "", "higher", "Quality", "Share of these images that lie where real ones do."
+            "precision",
+            "precision",
+            "",
+            "higher",
+            "Quality",
+            "Share of these images that lie where real ones do.",
+            names_extractor=True,
         ),
         Quantity(
             "density",
@@ -36,8 +42,17 @@ class Config(MetricConfig):
             "higher",
             "Quality",
             "How many real neighbourhoods an image lies in, 1 when as real ones do.",
+            names_extractor=True,
         ),
-        Quantity("recall", "recall", "", "higher", "Diversity", "Share of real images that lie where these do."),
+        Quantity(
+            "recall",
+            "recall",
+            "",
+            "higher",
+            "Diversity",
+            "Share of real images that lie where these do.",
+            names_extractor=True,
+        ),
         Quantity(
             "coverage",
             "coverage",
@@ -45,12 +60,13 @@ class Config(MetricConfig):
             "higher",
             "Diversity",
             "Share of real images with one of these among their neighbours.",
+            names_extractor=True,
         ),
     )
-    neighbours: int = Field(5, ge=1, description="k, which neighbour of its own set a ball reaches to")
+    neighbours: int = Field(5, ge=1, description="k, which neighbour of its own set a ball reaches to; ADM takes 3")
 
     def build(self, subject: MetricContext) -> PrecisionRecall:
-        return PrecisionRecall(self.neighbours)
+        return PrecisionRecall(self.neighbours, subject.device)
 
     @classmethod
     def tiny(cls) -> Config:
@@ -59,14 +75,14 @@ class Config(MetricConfig):
 
 def distance_blocks(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Euclidean distances of (N, D) to (M, D), as (first row, (rows, M) float64) for as many rows as memory allows."""
-    x, y = x.to(torch.float64), y.to(torch.float64)
+    y = y.to(torch.float64)
     # A common shift changes no distance; near the origin |x|^2 + |y|^2 - 2 x.y cancels the fewest digits.
     centre = y.mean(0)
-    x, y = x - centre, y - centre
+    y = y - centre
     square_y = y.square().sum(1)
     rows = max(1, BLOCK // len(y))
     for start in range(0, len(x), rows):
-        part = x[start : start + rows]
+        part = x[start : start + rows].to(torch.float64) - centre
         square = torch.addmm(square_y, part, y.T, alpha=-2).add_(part.square().sum(1, keepdim=True))
         yield start, square.clamp_(min=0).sqrt_()
 
@@ -103,22 +119,20 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, f
     }
 
 
-class PrecisionRecall(Metric):
+class PrecisionRecall(SetMetric):
     needs: ClassVar[frozenset[str]] = frozenset({"real_features", "fake_features"})
+    k: int
 
-    def __init__(self, neighbours: int) -> None:
-        self._neighbours = neighbours
-        self._rows = Rows("real_features", "fake_features")
+    def __init__(self, neighbours: int, device: str) -> None:
+        super().__init__()
+        self.k, self._device = neighbours, device
 
     @property
     def count(self) -> int:
-        return self._rows.count("fake_features")
-
-    def update(self, seen: EvalBatch) -> None:
-        self._rows.update(seen)
+        return self.rows.count("fake_features")
 
     def compute(self) -> dict[str, float]:
-        counts = {"real": self._rows.count("real_features"), "generated": self.count}
-        enough(f"precision and recall with {self._neighbours} neighbours", counts, self._neighbours + 1)
-        real, fake = self._rows.joined("real_features"), self._rows.joined("fake_features")
-        return precision_recall(real, fake, self._neighbours)
+        counts = {"real": self.rows.count("real_features"), "generated": self.count}
+        enough(f"precision and recall with {self.k} neighbours", counts, self.k + 1)
+        real, fake = (self.rows.joined(side).to(self._device) for side in ("real_features", "fake_features"))
+        return precision_recall(real, fake, self.k)

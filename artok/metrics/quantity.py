@@ -39,18 +39,22 @@ class Quantity:
     display: str = ""
     names_extractor: bool = False
 
-    def title(self, part: str = "", extractor: str | None = None) -> str:
-        """The label, such as `FD[classifier]`. part: of a value of one part, such as `2x2` of `perplexity/2x2`."""
+    def title(self, part: str = "", extractor: str | None = None, k: int | None = None) -> str:
+        """The label, such as `FD[classifier]` and `precision[classifier, k=5]`.
+
+        part: of a value of one part, such as `2x2` of `perplexity/2x2`. k: the neighbour that it depends on, if any.
+        """
         label = self.label
         if self.names_extractor:
             published = self.name == "fd" and extractor == "inception"  # the one that the field calls FID
-            label = "FID" if published else f"{label}[{extractor or 'unnamed'}]"
+            features = (extractor or "unnamed") + (f", k={k}" if k is not None else "")
+            label = "FID" if published else f"{label}[{features}]"
         return f"{label}, {part.replace('_', ' ')}" if part else label
 
-    def head(self, part: str = "", extractor: str | None = None) -> str:
+    def head(self, part: str = "", extractor: str | None = None, k: int | None = None) -> str:
         """The title with the unit that people read."""
-        unit = self.display or self.unit
-        return f"{self.title(part, extractor)} ({unit})" if unit else self.title(part, extractor)
+        unit, label = self.display or self.unit, self.title(part, extractor, k)
+        return f"{label} ({unit})" if unit else label
 
     def scale(self, value: float) -> float:
         """The value in the unit that people read."""

@@ -26,7 +26,7 @@ class Measurement:
     name: identifier, as `compute` gave it. n: images measured, the model's where it compares them with real ones.
     seed: of the samples and subsets. extractor, fingerprint, dim: of the features, where it looked through any.
     reference: what the real images are; reference_n: their number, for distances between sets. floor: the same value
-    for real images.
+    for real images. k: the neighbour that the value depends on, if any.
     """
 
     name: str
@@ -39,16 +39,17 @@ class Measurement:
     reference: str = "held-out"
     reference_n: int | None = None
     floor: float | None = None
+    k: int | None = None
 
     @property
     def title(self) -> str:
         """What people read for its name: `FD[classifier]`."""
-        return title(self.name, self.extractor)
+        return title(self.name, self.extractor, self.k)
 
     @property
     def head(self) -> str:
         """The same with the unit."""
-        return head(self.name, self.extractor)
+        return head(self.name, self.extractor, self.k)
 
     @property
     def text(self) -> str:
@@ -74,13 +75,33 @@ class Measurement:
 @dataclass(frozen=True)
 class Results:
     """name: of what was evaluated. measurements: in the order to print. cost: identifier to value.
-    sampling: the settings that samples were made with, none for reconstructions.
+    sampling: the settings that samples were made with, none for reconstructions. weights: digest of what was measured
+    (`artok.saved.digest_weights`), empty where it is not known. images_seen, images_wanted: in training, by those
+    weights and by the end of it, where there is a record. notes: sentences that a reader should know.
     """
 
     name: str
     measurements: tuple[Measurement, ...]
     cost: Mapping[str, float] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    images_seen: int | None = None
+    images_wanted: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def finished(self) -> bool | None:
+        """Whether training had ended; None where that is not known."""
+        if self.images_seen is None or self.images_wanted is None:
+            return None
+        return self.images_seen >= self.images_wanted
+
+    def describe_stale(self, folder: Path, weights: str) -> str | None:
+        """Why these are not the results of a run whose weights have this digest, in a sentence; None when they are."""
+        if self.weights == weights:
+            return None
+        of = "of other weights than it has now" if self.weights else "of an older artok, which noted no weights"
+        return f"the results of {folder} are {of}; measure it again with 'artok evaluate {folder}'"
 
     def __getitem__(self, name: str) -> Measurement:
         """The measurement of that name; a KeyError when it was not made."""
@@ -101,13 +122,20 @@ class Results:
             "metrics": [asdict(measurement) for measurement in self.measurements],
             "cost": dict(self.cost),
             "sampling": dict(self.sampling),
+            "weights": self.weights,
+            "images_seen": self.images_seen,
+            "images_wanted": self.images_wanted,
+            "notes": list(self.notes),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Results:
         """The inverse of `to_dict`; raises KeyError or TypeError when keys are missing or unknown."""
         measurements = tuple(Measurement(**entry) for entry in data["metrics"])
-        return cls(data["name"], measurements, data["cost"], data["sampling"])
+        later = {key: data[key] for key in ("weights", "images_seen", "images_wanted") if key in data}
+        return cls(
+            data["name"], measurements, data["cost"], data["sampling"], notes=tuple(data.get("notes", ())), **later
+        )
 
     def save(self, path: Path) -> None:
         """Writes results.json aside and renames it; a RunError when the disk refuses."""
@@ -194,9 +222,13 @@ def side_by_side(results: Sequence[Results]) -> Table:
         )
         for name in costs
     ]
-    notes = dict.fromkeys(f"{known.title}: {known.note}" for _, known in first.values() if known.note)
+    notes = [f"{known.title}: {known.note}" for _, known in first.values() if known.note]
+    notes += [f"{result.name}: {note}" for result in results for note in result.notes]
     return Table(
-        ("metric", *(result.name for result in results), "floor", "N"), tuple(rows), (*first, *costs), tuple(notes)
+        ("metric", *(result.name for result in results), "floor", "N"),
+        tuple(rows),
+        (*first, *costs),
+        tuple(dict.fromkeys(notes)),
     )
 
 
@@ -219,6 +251,11 @@ def _refuse_extractors(results: Sequence[Results]) -> None:
 def _refuse_numbers(owner: str, known: Measurement, name: str, other: Measurement) -> None:
     one = (known.n, known.reference, known.reference_n)
     two = (other.n, other.reference, other.reference_n)
+    if known.k != other.k:
+        raise ArtokError(
+            f"{owner} and {name} cannot stand side by side: {known.title} and {other.title} depend on different "
+            "neighbours; evaluate both with the same k"
+        )
     if one != two:
         sides = [f"{n} images" + (f" against {m} {real}" if m else f", {real}") for n, real, m in (one, two)]
         raise ArtokError(

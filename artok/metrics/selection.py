@@ -18,6 +18,9 @@ class MetricChoice(Config):
     metrics: tuple[Annotated[MetricConfig, of_kind("metrics"), OPEN], ...] | None = Field(
         None, description="kinds, or sections such as {kind: kid, subsets: 10}; all metrics that suit unless given"
     )
+    train_images: int | None = Field(
+        None, ge=1, description="training images that copies are looked for among, a random subset; all unless given"
+    )
 
     @field_validator("metrics", mode="before")
     @classmethod

@@ -6,11 +6,10 @@ value, so a resumed study measures only missing and outdated records.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ from artok.metrics.results import Results
 from artok.noise import fold
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
-from artok.saved import CONFIG, TOKENIZER, WEIGHTS, load_tokenizer, read_saved, write_json
+from artok.saved import CONFIG, TOKENIZER, WEIGHTS, digest_file, load_tokenizer, read_saved, write_json
 from artok.studies.resolve import Entry, StudyPlan
 from artok.tokenizers.base import TokenizerConfig
 from artok.training.checkpoints import list_snapshots
@@ -36,7 +35,6 @@ from artok.weights import read_weights
 
 Kind = Literal["final", "images", "steps", "cfg_scale", "own", "tokenizer"]
 FORMAT = 3  # of a record's file
-PIECE = 2**24  # bytes
 RECORDS = "records"
 
 
@@ -89,7 +87,7 @@ def list_tokenizers(plan: StudyPlan) -> dict[str, Path]:
             if folder in found.values() or not _has_weights(folder):
                 continue
             short = folder.name if folder.name != TOKENIZER else entry.name
-            found.setdefault(digests.setdefault(digest(folder / WEIGHTS), short), folder)
+            found.setdefault(digests.setdefault(digest_file(folder / WEIGHTS), short), folder)
     return found
 
 
@@ -215,21 +213,7 @@ class CacheKeys:
             settings.append(repr(evaluation.metrics))
         if record.kind == "tokenizer" and study.robustness is not None:
             settings.append(study.robustness.model_dump_json())
-        return f"{fold(*map(digest, files), *settings, self.data, self.plan.data.size):016x}"
-
-
-def digest(path: Path) -> str:
-    """Digest of a file's content; an unchanged file is read once."""
-    return _digest(path, path.stat().st_mtime_ns)
-
-
-@cache
-def _digest(path: Path, changed: int) -> str:
-    found = hashlib.blake2b(digest_size=8)
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            found.update(piece)
-    return found.hexdigest()
+        return f"{fold(*map(digest_file, files), *settings, self.data, self.plan.data.size):016x}"
 
 
 def read_record(plan: StudyPlan, record: Record, keys: CacheKeys) -> Results | None:
@@ -280,6 +264,7 @@ def measure(plan: StudyPlan, owner: str, device: str) -> None:
 def measure_tokenizer(plan: StudyPlan, evaluator: Evaluator, record: Record) -> tuple[Results, list[list[float]]]:
     """Reconstruction metrics of a tokenizer and, if it has codes and the study asks for it, their robustness."""
     tokenizer = load_tokenizer(record.folder)[0].to(evaluator.device)
+    evaluator = evaluator.of(min(evaluator.n, len(evaluator.test_split)))  # there may be more samples than images
     results, robustness = evaluator.tokenizer(tokenizer, record.owner), plan.study.robustness
     if robustness is None or not tokenizer.layout.discrete:
         return results, []
