@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from vector_quantize_pytorch import LFQ, SimVQ
 
 from artok.quantizers import fsq, gumbel, lfq, residual, simvq, vq
-from artok.quantizers.base import QuantizerConfig, code_usage, to_sequence
+from artok.quantizers.base import QuantizerConfig, to_sequence
+from artok.quantizers.usage import Usage
 
 # ------------------------------------------------------------------------------------------------- the other kinds
 
@@ -75,15 +76,15 @@ def test_fsq_numbers_every_code_once() -> None:
     table = quantizer.codebook()
     assert table.unique(dim=0).shape == (120, 3)
     assert table.abs().max() <= 1
-    out = quantizer(1.5 * latents(quantizer, 400))
+    out = quantizer.eval()(1.5 * latents(quantizer, 400))
     assert out.monitors["usage"] == 1
 
 
-def test_code_usage() -> None:
+def test_usage_and_perplexity_are_means_over_the_levels() -> None:
     values = torch.tensor(
         [[[0, 1], [0, 2]], [[0, 3], [0, 0]]]
     )  # level 1 always code 0, level 2 each of four codes once
-    monitors = code_usage(values, 4)
+    monitors = Usage([(2,)], 2, 4).batch_monitors(values)
     assert monitors["usage"] == pytest.approx((1 / 4 + 1) / 2)
     assert monitors["perplexity"] == pytest.approx((1 + 4) / 2)
 

@@ -151,9 +151,8 @@ STEADY = {"optimizer": {"eps": 1e-3}, "critic": {"eps": 1e-3}}
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["tokenizer", "generator"])
 def test_two_processes_equal_one(tokenizer_run: Path, tmp_path: Path, family: str) -> None:
-    plain = {"quantizer": {"dead_code_threshold": 0.0}}  # revival draws from each process's own latents
     if family == "tokenizer":
-        experiment = tokenizer_experiment(tokenizer=plain, training=STEADY)
+        experiment = tokenizer_experiment(training=STEADY)
     else:
         accumulated = STEADY | {"gradient_accumulation_steps": 2}
         experiment = generator_experiment(str(tokenizer_run), training=accumulated)
