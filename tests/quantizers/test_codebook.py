@@ -224,6 +224,30 @@ def test_a_restart_replaces_no_more_codes_than_there_are_points_and_says_which()
     assert not codebook().restart_dead_codes(points, real).any()  # all counts start at 1
 
 
+def test_a_table_larger_than_a_step_is_not_replaced_step_by_step() -> None:
+    """Half a token per code and step: a code that an even use has not yet chosen 8 times is no dead one.
+
+    exp(-8) of the codes of an even use wait that long, .03%. Points of this mixture leave some codes a fifth of that
+    use; .5% of the table a step is a bound on both. An absolute count of 1 replaced 50%.
+    """
+    size, per_step = 256, 128
+    centres = torch.randn(size, 4, generator=torch.Generator().manual_seed(0))
+    quantizer = built(vq.Config(codebook_size=size, code_dim=4, similarity="euclidean")).train()
+    replaced = list[int]()
+    for step in range(150):
+        rng = torch.Generator().manual_seed(step)
+        points = centres[torch.randint(size, (per_step,), generator=rng)] + 0.1 * torch.randn(
+            per_step, 4, generator=rng
+        )
+        quantizer(to_grid(points.view(8, 16, 4), (4, 4)))
+        (each,) = quantizer.settle()
+        replaced.append(int(each.rows.sum()))
+    assert sum(replaced) > 20  # from a random start
+    assert sum(replaced[100:]) < 0.005 * size * 50
+    points = centres + 0.1 * torch.randn(20, size, 4)
+    assert quantizer.levels[0](points)[0].unique().numel() > 0.95 * size
+
+
 @pytest.mark.parametrize("cosine", [False, True])
 def test_a_code_that_nothing_chooses_stays_where_it_was(cosine: bool) -> None:
     book = codebook(cosine=cosine, dead_code_threshold=0.0)
