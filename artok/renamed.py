@@ -119,6 +119,16 @@ RENAMED: dict[str, dict[str, str]] = {  # module and class below artok, old key:
     "adversarial.discriminators.residual.Config": {"widths": "channels", "embedding": "embedding_dim"},
 }
 
+
+def read_dead_code_threshold(value: object) -> object:
+    """A share of an even use. It was a number of choices per step before 0.2, of which 1 was the default; such numbers
+    become the default of today."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or value < 1:
+        return value
+    say_renamed(f"dead_code_threshold: {value:g}", "dead_code_threshold: 0.05, a share of an even use")
+    return 0.05
+
+
 _LABELS = "conditioner.labels.embedding.weight"
 RENAMED_TENSORS = {  # end of an old name of a saved tensor: end of its new one
     "state.embed": "table",

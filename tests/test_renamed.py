@@ -10,6 +10,7 @@ import pytest
 
 from artok import config, renamed
 from artok.errors import ConfigError
+from artok.quantizers import vq
 from artok.renamed import RENAMED, RENAMED_VALUES, SYNONYMS
 from artok.sampling.diffusion import DiffusionConfig
 from artok.sampling.settings import Sampling
@@ -45,6 +46,15 @@ def test_an_old_value_is_read_and_an_unknown_one_refused() -> None:
         config.validate(DiffusionConfig, {"spacing": "spreat"}, "test")
     with pytest.raises(ConfigError, match="cfg_scale"):
         config.validate(Sampling, {"guidance": "strong"}, "test")
+
+
+def test_a_number_of_choices_is_read_as_a_share_of_an_even_use(capsys: pytest.CaptureFixture[str]) -> None:
+    for old, share in ((1.0, 0.05), (2, 0.05), (0, 0.0), (0.03, 0.03)):
+        assert config.validate(vq.Config, {"revive_below": old}, "test").dead_code_threshold == share
+    assert vq.Config().dead_code_threshold == 0.05
+    assert "a share of an even use" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="dead_code_threshold"):
+        config.validate(vq.Config, {"dead_code_threshold": "often"}, "test")
 
 
 def fields() -> Iterator[str]:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from artok.quantizers.base import count_codes, perplexity
-from artok.quantizers.distributed import sum_over_processes
 from artok.renamed import rename_tensors
 
 RATE = 0.1  # what one choice takes off a bias, in the squared distance of residuals whose variance is 1
@@ -18,17 +13,22 @@ RATE = 0.1  # what one choice takes off a bias, in the squared distance of resid
 class Standardisation(nn.Module):
     """Running mean and deviation of what S scales look up, channel by channel, as batch normalisation keeps them.
 
-    Both are those of earlier batches, so that a code means the same vector to every image, in training too.
+    Both are those of earlier steps, so that a code means the same vector to every image, in training too.
+
+    moments: (S, 2D + 1), of the step so far in this process: sums, sums of squares, and the number of residuals.
     """
 
     mean: Tensor
     variance: Tensor
+    moments: Tensor
+    averaged = ("mean", "variance")
 
     def __init__(self, scales: int, width: int, decay: float) -> None:
         super().__init__()
         self.decay = decay
         self.register_buffer("mean", torch.zeros(scales, width))
         self.register_buffer("variance", torch.ones(scales, width))
+        self.register_buffer("moments", torch.zeros(scales, 2 * width + 1), persistent=False)
 
     def standardise(self, scale: int, points: Tensor) -> Tensor:
         """Residuals (..., D) of a scale with mean 0 and deviation 1, as they are looked up."""
@@ -42,11 +42,20 @@ class Standardisation(nn.Module):
         return self.variance[scale].clamp(min=1e-8).sqrt()  # a channel that never changes is left as it is
 
     @torch.no_grad()
-    def update(self, residuals: Sequence[Tensor]) -> None:
-        """residuals: (M, D) of each scale in this process, not standardised. All processes get the same means."""
-        sums = torch.stack([torch.cat([each.sum(0), each.square().sum(0)]) for each in residuals])
-        counts = sums.new_tensor([len(each) for each in residuals])[:, None]
-        moments = sum_over_processes(torch.cat([sums, counts], dim=1))
+    def collect(self, scale: int, residuals: Tensor) -> None:
+        """Add residuals (M, D) of a scale, not standardised, of a part of a step."""
+        count = residuals.new_full((1,), len(residuals))
+        self.moments[scale] += torch.cat([residuals.sum(0), residuals.square().sum(0), count])
+
+    def take(self) -> Tensor:
+        """The moments of the step in this process, which then start anew."""
+        moments = self.moments.clone()
+        self.moments.zero_()
+        return moments
+
+    @torch.no_grad()
+    def update(self, moments: Tensor) -> None:
+        """moments: of a step, over all processes."""
         mean, square = (moments[:, :-1] / moments[:, -1:]).chunk(2, dim=1)
         self.mean.lerp_(mean, 1 - self.decay)
         around = square - 2 * mean * self.mean + self.mean.square()
@@ -63,6 +72,7 @@ class UsageBalancing(nn.Module):
     """
 
     bias: Tensor
+    averaged = ("bias",)
 
     def __init__(self, scales: int, codes: int, floor: float) -> None:
         super().__init__()
@@ -81,43 +91,3 @@ class UsageBalancing(nn.Module):
     def reset(self, codes: Tensor) -> None:
         """Clear the bias of codes, (V,) bool, that have been replaced: it might draw a whole scale to them."""
         self.bias.masked_fill_(codes, 0)
-
-
-class Usage(nn.Module):
-    """Which codes each scale has used lately: over as many positions as would show each code 8 times if use were even.
-
-    A batch alone cannot tell: its 1x1 grids are as many as its images, fewer than the codes.
-    """
-
-    frequencies: Tensor
-    least: Tensor
-
-    def __init__(self, scales: int, codes: int) -> None:
-        super().__init__()
-        self.window = 8 * codes
-        self.register_buffer("frequencies", torch.zeros(scales, codes), persistent=False)  # for the log alone
-        self.register_buffer("least", torch.zeros(scales, 1), persistent=False)
-
-    @torch.no_grad()
-    def update(self, counts: Tensor) -> None:
-        """counts: as in UsageBalancing."""
-        positions = counts.sum(1, keepdim=True)
-        self.frequencies.lerp_(counts / positions, (positions / self.window).clamp(max=1))
-        self.least.copy_(0.3 / positions.clamp(min=self.window))  # a hit is worth 1/e after one window
-
-    @torch.no_grad()
-    def monitors(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """usage: share of the codes that occurred. perplexity: exp of the entropy of their frequencies.
-
-        Both of each scale, by its name.
-        """
-        seen = self.frequencies > self.least
-        spread = perplexity(F.normalize(self.frequencies, p=1, dim=1))
-        usage = {f"usage, {name}": part for name, part in zip(names, seen.float().mean(1), strict=True)}
-        return usage | {f"perplexity, {name}": part for name, part in zip(names, spread, strict=True)}
-
-
-@torch.no_grad()
-def count_by_scale(chosen: Sequence[Tensor], codes: int) -> Tensor:
-    """How often each of V codes is among the codes (B, n) of each scale, over all processes: (S, V)."""
-    return sum_over_processes(torch.cat([count_codes(values.unsqueeze(-1), codes) for values in chosen]))

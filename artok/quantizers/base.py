@@ -16,6 +16,16 @@ from torch import Tensor, nn
 
 from artok.config import Part
 from artok.errors import LayoutError
+from artok.noise import Noise
+from artok.quantizers.usage import Usage
+
+
+@dataclass
+class Replacement:
+    """rows: (V,) bool, those of a table (..., V, D), a parameter or buffer, that no longer are what they were."""
+
+    table: Tensor
+    rows: Tensor
 
 
 @dataclass
@@ -23,7 +33,7 @@ class Quantized:
     """vectors: (B, D, *grid) what the decoder receives, with gradients to the encoder (straight-through).
     values: (B, N, K) int64 codes, or (B, N, D) float vectors of a continuous bottleneck.
     losses: scalars, already weighted, to be added to the training loss.
-    monitors: scalars to be logged, no part of the loss.
+    monitors: scalars to be logged, no part of the loss; in eval mode with the batch's usage and perplexity.
     sums: like losses, but sums per image, to be added to a reconstruction error that is a sum per image too.
     """
 
@@ -41,7 +51,17 @@ class Quantizer(nn.Module, ABC):
     width only where a bottleneck reads more than it passes on (the mean and variance of a Gaussian).
     Quantizers run in float32 also under autocast: bfloat16 represents no index above 256 exactly and halves FSQ's
     usage.
+
+    What is learned without gradients (running means of codes, dead-code restart, usage) is collected by the forward
+    passes of a training step, of which there may be several, and changes only when `settle` is called at its end.
+
+    first_images: training images whose latents `start` wants; 0 for none.
+    noise: random numbers of the images of the next training pass, used up by it, so that no draw depends on how a step
+    is split; without it torch's generator seeds them. usage: of the codes in training; None for continuous values.
     """
+
+    first_images = 0
+    noise: Noise | None
 
     def __init__(
         self,
@@ -57,10 +77,42 @@ class Quantizer(nn.Module, ABC):
         self.vocab = vocab
         self.codes = codes
         self.input_channels = input_channels or width
+        self.noise = None
+        self.usage = Usage(grids, codes, vocab) if vocab is not None else None
 
     def forward(self, latents: Tensor) -> Quantized:
         with full_precision(latents.device):
-            return self.quantize(latents.float())
+            out = self.quantize(latents.float())
+        self.noise = None
+        if self.usage is not None and self.training:
+            self.usage.collect(out.values)
+        elif self.usage is not None:
+            out.monitors |= self.usage.batch_monitors(out.values)
+        return out
+
+    def draws(self, latents: Tensor) -> Noise:
+        """The random numbers of the latents (B, ...) of this pass."""
+        if self.noise is None:
+            self.noise = Noise(int(torch.randint(2**62, ())), torch.arange(len(latents), device=latents.device))
+        return self.noise
+
+    def settle(self) -> list[Replacement]:
+        """At the end of a training step, bring in what its passes collected, over all processes.
+
+        Returns which rows of which tables were replaced and not moved.
+        """
+        return [] if self.usage is None else self.settle_codes(self.usage.settle())
+
+    def settle_codes(self, counts: Tensor) -> list[Replacement]:
+        """`settle` of a quantizer that learns from its codes. counts: (S, K, V) of the step's codes in this process."""
+        return []
+
+    def start(self, latents: Tensor, seed: int, steps: float) -> list[Replacement]:
+        """Before the first step, start from latents (B, input_channels, *grid), the same in all processes.
+
+        seed: of draws among them. steps: how many training steps show as many latents. Returns as `settle` does.
+        """
+        return []
 
     def lookup(self, values: Tensor, known: Tensor | None = None) -> Tensor:
         """Vectors (B, D, *grid) of codes (B, N, K), or of continuous values (B, N, D).
@@ -98,7 +150,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def quantize(self, latents: Tensor) -> Quantized:
-        """`forward` in float32. In training mode it may update its codebook."""
+        """`forward` in float32. In training mode it may collect what `settle_codes` brings in."""
 
     @abstractmethod
     def dequantize(self, values: Tensor) -> Tensor:
@@ -142,31 +194,3 @@ def to_sequence(latents: Tensor) -> Tensor:
 def to_grid(vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
     """(B, N, D) to (B, D, *grid), the inverse of `to_sequence`."""
     return vectors.transpose(1, 2).unflatten(2, grid)
-
-
-@torch.no_grad()
-def code_usage(values: Tensor, vocab: int) -> dict[str, Tensor]:
-    """How a batch of codes (B, N, K) fills the codebook, as monitors: two scalars, each the mean over the K levels.
-
-    usage: share of the codes that occur. perplexity: exp of the entropy of their frequencies, in [1, vocab].
-    Both are bounded by the number of positions in the batch; the metrics give them for a whole data set.
-    """
-    counts = count_codes(values, vocab)
-    frequencies = counts * (len(counts) / values.numel())
-    return {"usage": (counts > 0).float().mean(), "perplexity": perplexity(frequencies).mean()}
-
-
-@torch.no_grad()
-def count_codes(values: Tensor, vocab: int) -> Tensor:
-    """How often each level K of codes (B, N, K) has each code, (K, vocab)."""
-    levels = values.shape[-1]
-    slots = (values + vocab * torch.arange(levels, device=values.device)).flatten()
-    # scatter_add_ and not bincount, which makes the host wait for a GPU to learn the largest value
-    counts = torch.zeros(levels * vocab, device=values.device)
-    counts.scatter_add_(0, slots, torch.ones((), device=values.device).expand(slots.shape))
-    return counts.view(levels, vocab)
-
-
-def perplexity(frequencies: Tensor) -> Tensor:
-    """exp of the entropy of frequencies (..., V) that sum to 1."""
-    return torch.special.entr(frequencies).sum(-1).exp()

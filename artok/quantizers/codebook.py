@@ -9,22 +9,29 @@ the library's.
 
 from __future__ import annotations
 
+import math
 from abc import ABC
 from functools import reduce
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
-from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, code_usage, to_grid, to_sequence
-from artok.quantizers.distributed import count_rows, draw_indices, sample_rows, sum_over_processes
+from artok.noise import fold
+from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, Replacement, to_grid, to_sequence
+from artok.quantizers.candidates import Candidates
+from artok.quantizers.distributed import copy_from_first_process, sum_all_over_processes
 from artok.quantizers.gradients import rotation_trick, straight_through
-from artok.renamed import rename_tensors
+from artok.quantizers.usage import count_codes
+from artok.renamed import read_dead_code_threshold, rename_tensors
 
 SMOOTHING = 1e-5  # of the counts, against division by zero
-SHORTEST = 1e-6  # length of a mean that still has a direction
+FEWEST = 1e-3  # running choices per step of a code that still has a mean: SMOOTHING changes it by 1%
+PATIENCE = 8  # choices that a code would have had in an even use before it counts as dead
+START = 8  # latents per code that k-means starts from
+RESTARTED = 1024  # codes replaced at one step, at most
 
 
 class CodebookConfig(QuantizerConfig, ABC):
@@ -36,9 +43,11 @@ class CodebookConfig(QuantizerConfig, ABC):
         "gradient" trains the table with the codebook loss (van den Oord 2017, equation 3), as VQGAN and LlamaGen do.
     decay: of the running sums and counts, per step.
     commitment_weight: weight beta of the loss that keeps the latents near their codes.
-    kmeans_init: start the table from k-means (`kmeans_iters` rounds) of the first training batch.
-    dead_code_threshold: a code whose running count of choices per step falls below this is replaced by a latent of the
-        batch (dead-code restart); 0 never replaces any.
+    kmeans_init: start the table from k-means (`kmeans_iters` rounds) of the first training images.
+    dead_code_threshold: a code whose running count of choices falls below this share of an even use is replaced by a
+        latent of the step (dead-code restart); 0 never replaces any. A new code starts with the count of an even use,
+        so it has log(threshold) / log(decay) steps, 28 by default, to be chosen. Where a step has few tokens per code
+        it has longer, until an even use would have chosen it 8 times.
     rotation_trick: gradients through a rotation (Fifty 2024) instead of straight through.
     """
 
@@ -49,7 +58,7 @@ class CodebookConfig(QuantizerConfig, ABC):
     commitment_weight: float = Field(0.25, ge=0)
     kmeans_init: bool = False
     kmeans_iters: int = Field(10, ge=1)
-    dead_code_threshold: float = Field(1.0, ge=0)
+    dead_code_threshold: Annotated[float, BeforeValidator(read_dead_code_threshold)] = Field(0.05, ge=0, lt=1)
     rotation_trick: bool = False
 
     @model_validator(mode="after")
@@ -69,54 +78,97 @@ class CodebookQuantizer(Quantizer):
     def __init__(self, grid: tuple[int, ...], config: CodebookConfig, levels: int = 1, cosine: bool = False) -> None:
         super().__init__((grid,), config.code_dim, config.codebook_size, codes=levels)
         self.levels = nn.ModuleList(Codebook(config, cosine) for _ in range(levels))
+        self.candidates = Candidates(1, min(config.codebook_size, RESTARTED), levels * config.code_dim)
+        self.first_images = math.ceil(START * config.codebook_size / math.prod(grid)) if config.kmeans_init else 0
         self.cosine = cosine
         self.config = config
         self.estimator = rotation_trick if config.rotation_trick else straight_through
 
     def quantize(self, latents: Tensor) -> Quantized:
-        points = to_sequence(latents)
-        if self.cosine:
-            points = F.normalize(points, dim=-1)
+        points = self._points(latents)
         residual, total = points, torch.zeros_like(points)
         commitment, codebook = points.new_zeros(()), points.new_zeros(())
-        chosen: list[Tensor] = []
+        chosen, residuals = list[Tensor](), list[Tensor]()
         for level in self.levels:
-            values, codes = level(residual.detach())
+            residuals.append(residual.detach())
+            values, codes = level(residuals[-1])
             if self.config.update == "gradient":
                 codebook = codebook + F.mse_loss(codes, residual.detach())
             residual, total = residual - codes.detach(), total + codes.detach()
             commitment = commitment + residual.square().mean()
             chosen.append(values)
+        if self.training and self.config.dead_code_threshold:
+            self.candidates.collect(0, torch.cat(residuals, dim=-1), self.draws(latents))
         losses = {"commitment": self.config.commitment_weight * commitment}
         if self.config.update == "gradient":
             losses["codebook"] = codebook
-        stacked = torch.stack(chosen, dim=-1)
         vectors = to_grid(self.estimator(points, total), self.grids[0])
-        return Quantized(vectors, stacked, losses, code_usage(stacked, self.config.codebook_size))
+        return Quantized(vectors, torch.stack(chosen, dim=-1), losses)
+
+    def _points(self, latents: Tensor) -> Tensor:
+        """What is compared with the first table, (B, N, D)."""
+        points = to_sequence(latents)
+        return F.normalize(points, dim=-1) if self.cosine else points
+
+    @torch.no_grad()
+    def settle_codes(self, counts: Tensor) -> list[Replacement]:
+        books = self.books()
+        if not books[0].counts_choices:
+            return []
+        counts, sums = sum_all_over_processes([counts, torch.stack([book.take() for book in books])])
+        for index, book in enumerate(books):
+            book.update(counts[0, index], sums[index])
+        if not books[0].restarts:
+            return []
+        points, real = self.candidates.take()
+        residuals = points[0].split(self.config.code_dim, dim=-1)
+        return [
+            Replacement(book.table, book.restart_dead_codes(residual, real[0]))
+            for book, residual in zip(books, residuals, strict=True)
+        ]
+
+    @torch.no_grad()
+    def start(self, latents: Tensor, seed: int, steps: float) -> list[Replacement]:
+        replaced = list[Replacement]()
+        if not self.config.kmeans_init:
+            return replaced
+        residual = self._points(latents.float()).flatten(0, 1)
+        for level, book in enumerate(self.books()):
+            if not book.started:
+                book.start_from_kmeans(residual, fold("kmeans", seed, level), steps)
+                replaced.append(Replacement(book.table, torch.ones_like(book.counts[0], dtype=torch.bool)))
+            residual = residual - F.embedding(find_nearest(residual, book.vectors()), book.vectors())
+        return replaced
 
     def dequantize(self, values: Tensor) -> Tensor:
         codes = [F.embedding(values[..., index], table) for index, table in enumerate(self.tables())]
         return to_grid(reduce(torch.add, codes), self.grids[0])  # added in the order of `quantize`, to the same bits
 
+    def books(self) -> list[Codebook]:
+        return [cast(Codebook, level) for level in self.levels]
+
     def tables(self) -> list[Tensor]:
         """The vectors (V, D) of each level."""
-        return [cast(Codebook, level).vectors() for level in self.levels]
+        return [book.vectors() for book in self.books()]
 
 
 class Codebook(nn.Module):
     """A table of V vectors of length D, and how often and by what each has been chosen.
 
-    In training mode, each call also moves the table towards what it was shown. All processes keep the same table.
+    All processes keep the same table, which changes at the end of a step only.
 
     table: (1, V, D). counts: (1, V), running number of choices per step. sums: (1, V, D), running sum per step of the
-    vectors that chose each code. started: whether k-means has been run, if it was asked for. The leading axis is that
-    of saved models.
+    vectors that chose each code, if the table follows their means. started: whether k-means has been run, if it was
+    asked for. The leading axis is that of saved models. step_sums: (V, D), of the step so far in this process, with no
+    rows where none are needed.
     """
 
     table: Tensor
     counts: Tensor
     sums: Tensor
     started: Tensor
+    step_sums: Tensor
+    averaged = ("table",)
 
     def __init__(self, config: CodebookConfig, cosine: bool) -> None:
         super().__init__()
@@ -132,6 +184,8 @@ class Codebook(nn.Module):
         self.register_buffer("started", torch.tensor(not config.kmeans_init))
         self.register_buffer("counts", torch.ones(1, config.codebook_size))
         self.register_buffer("sums", table.clone())
+        rows = config.codebook_size if self.follows_means else 0
+        self.register_buffer("step_sums", torch.zeros(rows, config.code_dim), persistent=False)
         if self.follows_means:
             self.register_buffer("table", table)
         else:
@@ -150,90 +204,93 @@ class Codebook(nn.Module):
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest code of each of the points (B, N, D): its number (B, N) int64 and its vector (B, N, D).
 
-        The vectors are those from before this call's update, with gradients to the table if it takes any. k-means and
-        the restart come before the search, so that no code changes after this batch has chosen it.
+        The vectors have gradients to the table if it takes any.
         """
-        flat = points.flatten(0, 1)
-        if self.training and self.config.kmeans_init and not self.started:
-            self.start_from_kmeans(flat)
-        if self.training and self.restarts:
-            self.restart_dead_codes(flat)
-        vectors = self.vectors()
+        flat, vectors = points.flatten(0, 1), self.vectors()
         values = find_nearest(flat, vectors)
-        codes = F.embedding(values, vectors)
-        if self.training and self.counts_choices:
-            self.update(self.collect(flat, values))
-        return values.view(points.shape[:2]), codes.view(points.shape)
+        if self.training:
+            self.collect(flat, values)
+        return values.view(points.shape[:2]), F.embedding(values, vectors).view(points.shape)
 
     @torch.no_grad()
-    def collect(self, points: Tensor, values: Tensor) -> Tensor:
-        """For each code the sum of the points (M, D) whose value (M,) it is, then their number: (V, D + 1)."""
-        totals = points.new_zeros(self.config.codebook_size, points.shape[1] + 1)
-        return totals.index_add_(0, values, F.pad(points, (0, 1), value=1.0))
+    def collect(self, points: Tensor, values: Tensor) -> None:
+        """Add the points (M, D) of a part of a step, whose values are (M,), to the sums of their codes."""
+        if self.follows_means:
+            self.step_sums.index_add_(0, values, points.detach())
+
+    def take(self) -> Tensor:
+        """The sums (V, D) of the step in this process, which then start anew."""
+        sums = self.step_sums.clone()
+        self.step_sums.zero_()
+        return sums
 
     @torch.no_grad()
-    def update(self, totals: Tensor) -> None:
-        """Bring the totals (V, D + 1) of a step, as `collect` gives them, into the running counts and sums.
+    def update(self, counts: Tensor, sums: Tensor) -> None:
+        """Bring the counts (V,) and sums (V, D) of a step, over all processes, into the running ones.
 
         With update "ema" the codes then move to the means (van den Oord 2017, appendix A.1).
         """
-        sum_over_processes(totals)
-        self.sums.lerp_(totals[None, :, :-1], 1 - self.config.decay)
-        self.counts.lerp_(totals[None, :, -1], 1 - self.config.decay)
+        self.counts.lerp_(counts[None], 1 - self.config.decay)
         if self.follows_means:
+            self.sums.lerp_(sums[None], 1 - self.config.decay)
             self._move_to_means()
 
     def _move_to_means(self) -> None:
-        """Each code becomes its sum over its count, the latter with Laplace smoothing (Razavi 2019, section 2.1)."""
+        """Each code becomes its sum over its count, the latter with Laplace smoothing (Razavi 2019, section 2.1).
+
+        A code that nothing has chosen for long has no mean any more, and stays where it was.
+        """
         total = self.counts.sum(-1, keepdim=True)
         counts = (self.counts + SMOOTHING) / (total + self.config.codebook_size * SMOOTHING) * total
         means = self.sums / counts[..., None]
-        if self.means_on_sphere:  # a code that nothing chooses for long has no mean any more, and stays in its place
-            lasting = means.norm(dim=-1, keepdim=True) > SHORTEST
-            means = torch.where(lasting, F.normalize(means, dim=-1), self.table)
-        self.table.data.copy_(means)
+        if self.means_on_sphere:
+            means = F.normalize(means, dim=-1)
+        self.table.copy_(torch.where(self.counts[..., None] > FEWEST, means, self.table))
 
     @torch.no_grad()
-    def start_from_kmeans(self, points: Tensor) -> None:
-        """Place the codes by k-means on the points (M, D) of all processes, from codes drawn among these."""
-        means = sample_rows(points, self.config.codebook_size)
+    def start_from_kmeans(self, points: Tensor, seed: int, steps: float) -> None:
+        """Place the codes by k-means on the points (M, D) of `steps` steps, from codes drawn among these."""
+        size, rng = self.config.codebook_size, torch.Generator().manual_seed(seed)
+        if len(points) >= size:
+            drawn = torch.randperm(len(points), generator=rng)[:size]
+        else:
+            drawn = torch.randint(len(points), (size,), generator=rng)
+        means = points[drawn.to(points.device)]
         for _ in range(self.config.kmeans_iters):
-            totals = sum_over_processes(self.collect(points, find_nearest(points, means)))
-            counts = totals[:, -1:]
-            moved = totals[:, :-1] / counts.clamp(min=1)
+            values = find_nearest(points, means)
+            counts = count_codes(values[None, :, None], size)[0, :, None]
+            moved = torch.zeros_like(means).index_add_(0, values, points) / counts.clamp(min=1)
             if self.means_on_sphere:
                 moved = F.normalize(moved, dim=-1)
             means = torch.where(counts > 0, moved, means)
-        self.counts.copy_(counts.T)
-        self.sums.copy_(means * counts)
-        self.table.data.copy_(means)
-        self._move_to_means()
+        self.counts.copy_(counts.T / steps)
+        self.sums.copy_(means * counts / steps)
+        self.table.copy_(means)
+        if self.follows_means:
+            self._move_to_means()
         self.started.fill_(True)
+        for tensor in (self.counts, self.sums, self.table):
+            copy_from_first_process(tensor.detach())
 
     @torch.no_grad()
-    def restart_dead_codes(self, points: Tensor, spared: Tensor | None = None) -> Tensor:
-        """Replace codes whose running count is below the threshold by some of the points (M, D) of all processes.
+    def restart_dead_codes(self, points: Tensor, real: Tensor) -> Tensor:
+        """Replace codes that are hardly used by the points (M, D), the least used first. All processes give the same.
 
-        spared: (V,) bool, codes to leave as they are. Returns which codes were replaced, (V,) bool: at most as many as
-        there are points, the others wait for a later step.
+        real: (M,) bool, which of the points may be taken; these come first. Returns which codes were replaced, (V,)
+        bool. There may be fewer points than dead codes; the others wait for a later step.
         """
-        threshold = self.config.dead_code_threshold
-        dead = self.counts[0] < threshold
-        if spared is not None:
-            dead &= ~spared
-        rows = dead.nonzero()[:, 0]
-        if len(rows) == 0:
-            return dead
-        available = sum(count_rows(points))
-        if len(rows) > available:
-            rows = rows[draw_indices(len(rows), available, points.device)].sort().values
-        drawn = sample_rows(points, len(rows))
+        counts, even = self.counts[0], self.counts.mean()
+        share = (self.config.decay ** (PATIENCE / even)).clamp(max=self.config.dead_code_threshold)
+        dead = counts < share * even
+        rows = torch.where(dead, counts, torch.inf).argsort(stable=True)[: len(points)]
+        points, taken = points[: len(rows)], dead[rows] & real[: len(rows)]
         if self.means_on_sphere:
-            drawn = F.normalize(drawn, dim=-1)
-        self.table.data[0, rows] = drawn
-        self.counts[0, rows] = threshold
-        self.sums[0, rows] = drawn * threshold
-        return torch.zeros_like(dead).index_fill_(0, rows, True)
+            points = F.normalize(points, dim=-1)
+        # chosen by `where`, since to learn how many there are would make the host wait for a GPU
+        self.table[0, rows] = torch.where(taken[:, None], points, self.table[0, rows])
+        self.sums[0, rows] = torch.where(taken[:, None], points * even, self.sums[0, rows])
+        self.counts[0, rows] = torch.where(taken, even, counts[rows])
+        return torch.zeros_like(dead).scatter(0, rows, taken)
 
 
 @torch.no_grad()

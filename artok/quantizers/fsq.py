@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from vector_quantize_pytorch import FSQ
 
-from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, code_usage, to_grid, to_sequence
+from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_grid, to_sequence
 
 LARGEST = 2**24  # codes are summed up in float32, which holds no larger whole number exactly
 
@@ -51,7 +51,7 @@ class FiniteScalarQuantizer(Quantizer):
     def quantize(self, latents: Tensor) -> Quantized:
         vectors, codes = self.state(to_sequence(latents))
         values = codes.long().unsqueeze(-1)
-        return Quantized(to_grid(vectors, self.grids[0]), values, {}, code_usage(values, self.state.codebook_size))
+        return Quantized(to_grid(vectors, self.grids[0]), values)
 
     def dequantize(self, values: Tensor) -> Tensor:
         return to_grid(self.state.indices_to_codes(values.squeeze(-1)), self.grids[0])

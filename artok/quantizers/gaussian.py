@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -48,7 +47,7 @@ class GaussianBottleneck(Quantizer):
         log_variance = log_variance.clamp(*LOG_VARIANCE)
         deviation = (0.5 * log_variance).exp()
         drawn = self.training and self.config.sample
-        vectors = mean + deviation * torch.randn_like(mean) if drawn else mean
+        vectors = mean + deviation * self.draws(mean).normal(*mean.shape[1:]) if drawn else mean
         nats = divergence(mean, log_variance).mean()
         monitors = {
             "kl_nats": nats.detach(),

@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, code_usage, to_grid, to_sequence
+from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_grid, to_sequence
+from artok.quantizers.gradients import straight_through
+
+TINY = 2.0**-25  # half a step of uniform numbers, whose logarithm is finite
 
 
 class Config(QuantizerConfig):
@@ -50,8 +53,12 @@ class GumbelQuantizer(Quantizer):
     def quantize(self, latents: Tensor) -> Quantized:
         scores = self.scores(to_sequence(latents))
         if self.training:
-            drawn = F.gumbel_softmax(scores, tau=self.config.temperature, hard=True)
-            values, codes = drawn.argmax(-1), drawn @ self.table.weight
+            uniform = self.draws(scores).uniform(*scores.shape[1:])
+            noisy = scores - (-(uniform.clamp(min=TINY)).log()).log()
+            values = noisy.argmax(-1)
+            soft = (noisy / self.config.temperature).softmax(-1)
+            hard = F.one_hot(values, self.config.codebook_size).to(soft.dtype)
+            codes = straight_through(soft, hard) @ self.table.weight
         else:
             values = scores.argmax(-1)
             codes = self.table(values)
@@ -59,7 +66,7 @@ class GumbelQuantizer(Quantizer):
         log_probability = scores.log_softmax(-1)
         nats = (log_probability.exp() * (log_probability + math.log(self.config.codebook_size))).sum(-1).mean()
         losses = {"divergence": self.config.kl_weight * nats}
-        return Quantized(to_grid(codes, self.grids[0]), values, losses, code_usage(values, self.config.codebook_size))
+        return Quantized(to_grid(codes, self.grids[0]), values, losses)
 
     def dequantize(self, values: Tensor) -> Tensor:
         return to_grid(self.table(values.squeeze(-1)), self.grids[0])

@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
-from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, code_usage, to_grid, to_sequence
-from artok.quantizers.distributed import several_processes
+from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_grid, to_sequence
+from artok.quantizers.distributed import count_processes
 from artok.quantizers.gradients import straight_through
 
 
@@ -71,7 +71,7 @@ class LookupFreeQuantizer(Quantizer):
         if self.training:  # it costs more than all the rest
             losses["entropy"] = self.config.entropy_weight * self._entropy(points.flatten(0, 1))
         vectors = to_grid(straight_through(points, codes), self.grids[0])
-        return Quantized(vectors, values, losses, code_usage(values, self.config.codebook_size))
+        return Quantized(vectors, values, losses)
 
     def dequantize(self, values: Tensor) -> Tensor:
         return to_grid(torch.where((values & self.place) != 0, 1.0, -1.0), self.grids[0])
@@ -88,8 +88,8 @@ class LookupFreeQuantizer(Quantizer):
         half = (points.shape[1] + 1) // 2
         high, low = self._assignment(points[:, :half]), self._assignment(points[:, half:])
         mean = high.T @ low / len(points)
-        if several_processes():
-            mean = all_reduce(mean) / distributed.get_world_size()
+        if count_processes() > 1:
+            mean = all_reduce(mean) / count_processes()
         spread = -(mean * mean.clamp(min=1e-12).log()).sum()
         return certainty - self.config.diversity_gamma * spread
 

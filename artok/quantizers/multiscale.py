@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from artok.errors import ConfigError
 from artok.nn.resize import enlarge, shrink
-from artok.quantizers.balance import Standardisation, Usage, UsageBalancing, count_by_scale
-from artok.quantizers.base import Quantized, Quantizer, code_usage, to_grid, to_sequence
-from artok.quantizers.codebook import Codebook, CodebookConfig, find_nearest
+from artok.quantizers.balance import Standardisation, UsageBalancing
+from artok.quantizers.base import Quantized, Quantizer, Replacement, to_grid, to_sequence
+from artok.quantizers.candidates import Candidates
+from artok.quantizers.codebook import RESTARTED, Codebook, CodebookConfig, find_nearest
+from artok.quantizers.distributed import sum_all_over_processes
 from artok.quantizers.gradients import rotation_trick, straight_through
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -139,34 +141,62 @@ class MultiScaleQuantizer(Quantizer):
         self.balancing = (
             UsageBalancing(len(grids), config.codebook_size, config.usage_balancing) if config.usage_balancing else None
         )
-        self.usage = Usage(len(grids), config.codebook_size)
+        per_scale = math.ceil(min(config.codebook_size, RESTARTED) / len(grids))
+        self.candidates = Candidates(len(grids), per_scale, config.code_dim)
         self.estimator = rotation_trick if config.rotation_trick else straight_through
 
     def quantize(self, latents: Tensor) -> Quantized:
         target, table = latents.detach(), self.book.vectors()
         residual, total = target, torch.zeros_like(target)
         commitment, codebook = target.new_zeros(()), target.new_zeros(())
-        residuals, points = list[Tensor](), list[Tensor]()  # of each scale, as they are and as they are looked up
         chosen, totals = list[Tensor](), list[Tensor]()
         for scale, grid in enumerate(self.grids):
-            residuals.append(to_sequence(shrink(residual, grid)).flatten(0, 1))
-            points.append(self._looked_up(scale, residuals[-1]))
+            residuals = to_sequence(shrink(residual, grid))
+            points = residuals if self.standardisation is None else self.standardisation.standardise(scale, residuals)
             bias = None if self.balancing is None else self.balancing.bias[scale]
-            chosen.append(find_nearest(points[-1], table, bias).unflatten(0, (-1, math.prod(grid))))
+            chosen.append(find_nearest(points.flatten(0, 1), table, bias).view(points.shape[:2]))
+            if self.training:
+                self._collect(scale, residuals, points, chosen[-1])
             part = self._part(scale, F.embedding(chosen[-1], table))
             total, residual = total + part, residual - part.detach()
             commitment = commitment + F.mse_loss(latents, total.detach())
             codebook = codebook + F.mse_loss(total, target)
             totals.append(total.detach())
-        if self.training:
-            self._update(residuals, points, chosen)
         vectors = self.estimator(to_sequence(latents), to_sequence(self._dropped(totals)))
-        values = torch.cat(chosen, dim=1).unsqueeze(-1)
         losses = {
             "commitment": self.config.commitment_weight * commitment / len(self.grids),
             "codebook": codebook / len(self.grids),
         }
-        return Quantized(to_grid(vectors, self.grids[-1]), values, losses, self._monitors(values, chosen))
+        return Quantized(to_grid(vectors, self.grids[-1]), torch.cat(chosen, dim=1).unsqueeze(-1), losses)
+
+    def _collect(self, scale: int, residuals: Tensor, points: Tensor, chosen: Tensor) -> None:
+        """residuals, points: (B, n, D) of one scale, as they are and as they are looked up. chosen: (B, n)."""
+        self.book.collect(points.flatten(0, 1), chosen.flatten())
+        if self.book.restarts:
+            self.candidates.collect(scale, points, self.draws(points))
+        if self.standardisation is not None:
+            self.standardisation.collect(scale, residuals.flatten(0, 1))
+
+    @torch.no_grad()
+    def settle_codes(self, counts: Tensor) -> list[Replacement]:
+        """Move the shared table, bring up to date what is kept of each scale, and restart dead codes from residuals
+        drawn evenly from the scales."""
+        moments = counts.new_zeros(0) if self.standardisation is None else self.standardisation.take()
+        counts, sums, moments = sum_all_over_processes([counts[:, 0], self.book.take(), moments])
+        if self.standardisation is not None:
+            self.standardisation.update(moments)
+        if self.balancing is not None:
+            self.balancing.update(counts)
+        if self.book.counts_choices:
+            self.book.update(counts.sum(0), sums)
+        if not self.book.restarts:
+            return []
+        points, real = (taken.transpose(0, 1).flatten(0, 1) for taken in self.candidates.take())
+        first = (~real).to(torch.uint8).argsort(stable=True)  # coarse scales may have too few points
+        replaced = self.book.restart_dead_codes(points[first], real[first])
+        if self.balancing is not None:
+            self.balancing.reset(replaced)
+        return [Replacement(self.book.table, replaced)]
 
     def dequantize(self, values: Tensor) -> Tensor:
         return self.dequantize_prefixes(values)[-1]
@@ -178,10 +208,6 @@ class MultiScaleQuantizer(Quantizer):
         lengths = [math.prod(grid) for grid in self.grids]
         return [self._part(scale, part) for scale, part in enumerate(codes.split(lengths, dim=1))]
 
-    def _looked_up(self, scale: int, residuals: Tensor) -> Tensor:
-        """What is compared with the table at one scale, for the residuals (M, D) there."""
-        return residuals if self.standardisation is None else self.standardisation.standardise(scale, residuals)
-
     def _part(self, scale: int, codes: Tensor) -> Tensor:
         """What the code vectors (B, n, D) of one scale add to the latent (B, D, *grid)."""
         if self.standardisation is not None:
@@ -189,41 +215,11 @@ class MultiScaleQuantizer(Quantizer):
         spread = enlarge(to_grid(codes, self.grids[scale]), self.grids[-1])
         return self.phi[self.assignment[scale]](spread)
 
-    @torch.no_grad()
-    def _update(self, residuals: list[Tensor], points: list[Tensor], chosen: list[Tensor]) -> None:
-        """Move the shared table, restart dead codes from residuals drawn evenly from the scales, then bring up to date
-        what is kept of each scale."""
-        by_scale = count_by_scale(chosen, self.config.codebook_size)
-        if self.book.counts_choices:
-            values = torch.cat([each.flatten() for each in chosen])
-            self.book.update(self.book.collect(torch.cat(points), values))
-        if self.book.restarts:
-            each = math.ceil(self.config.codebook_size / len(points))
-            drawn = [scale[torch.randperm(len(scale), device=scale.device)[:each]] for scale in points]
-            replaced = self.book.restart_dead_codes(torch.cat(drawn), spared=by_scale.sum(0) > 0)
-            if self.balancing is not None:
-                self.balancing.reset(replaced)
-        self.usage.update(by_scale)
-        if self.balancing is not None:
-            self.balancing.update(by_scale)
-        if self.standardisation is not None:
-            self.standardisation.update(residuals)
-
     def _dropped(self, totals: list[Tensor]) -> Tensor:
         """What the decoder sees (B, D, *grid): all scales, or the first few of some images."""
         if not self.training or self.config.scale_dropout == 0 or len(totals) == 1:
             return totals[-1]
-        batch, device = len(totals[0]), totals[0].device
-        last = torch.randint(len(totals) - 1, (batch,), device=device)
-        drop = torch.rand(batch, device=device) < self.config.scale_dropout
-        kept = torch.where(drop, last, len(totals) - 1)
-        return torch.stack(totals)[kept, torch.arange(batch, device=device)]
-
-    def _monitors(self, values: Tensor, chosen: list[Tensor]) -> dict[str, Tensor]:
-        monitors, names = code_usage(values, self.config.codebook_size), [_text(grid) for grid in self.grids]
-        if self.training:
-            return monitors | self.usage.monitors(names)
-        for name, scale in zip(names, chosen, strict=True):
-            usage = code_usage(scale.unsqueeze(-1), self.config.codebook_size)
-            monitors |= {f"{kind}, {name}": value for kind, value in usage.items()}
-        return monitors
+        noise = self.draws(totals[0])
+        last = noise.integers(len(totals) - 1)
+        kept = torch.where(noise.uniform() < self.config.scale_dropout, last, len(totals) - 1)
+        return torch.stack(totals)[kept, torch.arange(len(kept), device=kept.device)]

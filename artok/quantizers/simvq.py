@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, code_usage, to_grid, to_sequence
+from artok.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_grid, to_sequence
 from artok.quantizers.codebook import find_nearest
 from artok.quantizers.gradients import rotation_trick, straight_through
 
@@ -58,10 +58,7 @@ class SimVectorQuantizer(Quantizer):
             "codebook": F.mse_loss(codes, points.detach()),
             "commitment": self.commitment * F.mse_loss(points, codes.detach()),
         }
-        values = values.unsqueeze(-1)
-        return Quantized(
-            to_grid(self.estimator(points, codes), self.grids[0]), values, losses, code_usage(values, len(vectors))
-        )
+        return Quantized(to_grid(self.estimator(points, codes), self.grids[0]), values.unsqueeze(-1), losses)
 
     def dequantize(self, values: Tensor) -> Tensor:
         return to_grid(F.embedding(values.squeeze(-1), self.transform(self.frozen)), self.grids[0])

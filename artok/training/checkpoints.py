@@ -8,15 +8,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from artok.errors import CheckpointError, RunError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-STATE = "state.json"
+STATE, WINDOWS = "state.json", "windows.safetensors"
 SNAPSHOTS, BEFORE = "snapshots", "moments"  # a run's folder of snapshots; its name before 0.2
 
 
@@ -73,3 +77,24 @@ def restore(accelerator: Accelerator, checkpoint: Path) -> int:
             f"the checkpoint {checkpoint} does not fit this run or is damaged ({reason}); delete that folder to resume "
             "from an earlier one, or start anew with --fresh"
         ) from None
+
+
+def keep_windows(accelerator: Accelerator, windows: Callable[[], dict[str, Tensor]]) -> None:
+    """Keep tensors in the checkpoints that are no weights, such as windows of usage; `windows` gives them by name.
+
+    A checkpoint without them, of an earlier version, starts them anew.
+    """
+
+    def write(models: list[Any], weights: list[Any], folder: str) -> None:
+        tensors = windows()
+        if tensors and accelerator.is_main_process:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(folder) / WINDOWS)
+
+    def read(models: list[Any], folder: str) -> None:
+        if (Path(folder) / WINDOWS).exists():
+            kept = load_file(Path(folder) / WINDOWS)
+            for name, tensor in windows().items():
+                tensor.copy_(kept[name])
+
+    accelerator.register_save_state_pre_hook(write)
+    accelerator.register_load_state_pre_hook(read)

@@ -8,9 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from artok.quantizers.base import Replacement
+
 
 class Ema:
-    """shadow <- decay shadow + (1 - decay) weights, over trained parameters. Buffers are not averaged.
+    """shadow <- decay shadow + (1 - decay) weights, over trained parameters.
+
+    Buffers are averaged only where a module names them in `averaged`: a table of codes that follows the encoder belongs
+    to the averaged encoder when it is averaged as well.
 
     It averages the tensors that the optimizer updates, so it works under DDP and FSDP too. The decay is at most
     (1 + step) / (10 + step). The step is the loop's, so that a resumed run equals an uninterrupted one.
@@ -18,13 +23,24 @@ class Ema:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.weights: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for part in model.modules():
+            own = dict(part.named_buffers(recurse=False))
+            self.weights += [own[name] for name in getattr(part, "averaged", ()) if name in own]
         self.shadow = [parameter.detach().clone() for parameter in self.weights]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.shadow, [weight.detach() for weight in self.weights], 1 - decay)
+
+    @torch.no_grad()
+    def restart(self, replaced: list[Replacement]) -> None:
+        """Copy replaced rows of tables as they are: an average with what stood there before would be no code at all."""
+        places = {id(weight): index for index, weight in enumerate(self.weights)}
+        for each in replaced:
+            weight, shadow = each.table.detach(), self.shadow[places[id(each.table)]]
+            shadow.copy_(torch.where(each.rows[:, None], weight, shadow))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -47,5 +63,5 @@ class Ema:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for index, tensor in enumerate(self.shadow):
-            tensor.copy_(state[str(index)])
+        for index, (tensor, weight) in enumerate(zip(self.shadow, self.weights, strict=True)):
+            tensor.copy_(state.get(str(index), weight.detach()))  # checkpoints before 0.2 have no averaged buffers

@@ -88,6 +88,7 @@ class Trainer:
         self.ema = Ema(self.modules["model"], self.training.ema) if self.training.ema else None
         if self.ema:
             accelerator.register_for_checkpointing(self.ema)
+        checkpoints.keep_windows(accelerator, task.windows)
         self.seen, self.skipped, self.began = 0, 0, 0.0
 
     def settings(self, player: str) -> Optimizer:
@@ -105,6 +106,10 @@ class Trainer:
             self.progress.say(f"{self.folder} {what} {self.seen:,} of {self.training.images:,} images")
             if done:
                 return True
+        else:
+            replaced = self.task.begin()
+            if self.ema:
+                self.ema.restart(replaced)
         if self.accelerator.is_main_process:
             self.log = Log(self.folder / "log.jsonl", self.seen)
         self.began = time.process_time()
@@ -178,9 +183,10 @@ class Trainer:
                     meter.add({f"{player}_gradient_norm": norm}, 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            if player == "model" and self.ema:
-                self.ema.update(turn)
-        self.task.settle(self.mean_over_processes)
+        replaced = self.task.settle(self.mean_over_processes)
+        if self.ema and self.task.plays("model", turn):
+            self.ema.update(turn)
+            self.ema.restart(replaced)
 
     def mean_over_processes(self, value: Tensor) -> Tensor:
         mean: Tensor = self.accelerator.reduce(value, "mean")
@@ -209,7 +215,7 @@ class Trainer:
             self.log.write(event, self.seen, values)
 
     def report(self, meter: Meter) -> None:
-        values = meter.read(self.accelerator)
+        values = meter.read(self.accelerator) | self.task.figures()
         bad = [name for name, value in values.items() if name.endswith("_loss") and not math.isfinite(value)]
         rate = self.training.optimizer.rate_at(self.seen, self.training.images)
         skipped = self.count_skipped()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections.abc
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -26,11 +28,13 @@ from artok.metrics.features import Extractor, ExtractorConfig
 from artok.metrics.reconstruction import psnr
 from artok.noise import Noise, fold
 from artok.pipeline import Pipeline
+from artok.quantizers.base import Replacement
 from artok.saved import Facts, Saved
 from artok.tokenizers.base import Tokenizer
 from artok.training.experiment import Experiment
 from artok.training.extractor import build_extractor
 from artok.training.monitor import Monitor
+from artok.training.quantizers import Quantizers
 
 Item = TypeVar("Item")
 Stream: TypeAlias = collections.abc.Generator[Item, None, None]  # endless, to be closed
@@ -69,9 +73,22 @@ class Task(ABC):
         """Whether a player takes part in this step, counted from 0."""
         return True
 
-    def settle(self, mean: Callable[[Tensor], Tensor]) -> None:
-        """Update a critic's running score statistics at the end of a step. mean: averages over processes."""
-        return
+    def begin(self) -> list[Replacement]:
+        """Before the first step, set what starts from data. Returns as `settle` does."""
+        return []
+
+    def settle(self, mean: Callable[[Tensor], Tensor]) -> list[Replacement]:
+        """At the end of a step, bring in what its parts collected outside the gradients: a critic's score statistics,
+        the running means of codes. mean: averages over processes. Returns the rows of tables that were replaced."""
+        return []
+
+    def figures(self) -> dict[str, float]:
+        """Values over a window of training, to be logged; to be called in all processes."""
+        return {}
+
+    def windows(self) -> dict[str, Tensor]:
+        """What `figures` are taken from, to be kept in checkpoints; to be called in all processes."""
+        return {}
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
@@ -111,7 +128,17 @@ class TokenizerTask(Task):
         if self.adversary is not None:
             self.players["critic"] = self.adversary.critic
         self.made: deque[Tensor] = deque()  # reconstructions of the model's turn, for the critic's turn
+        self.quantizers = Quantizers(self.tokenizer)
         self.facts = experiment.facts(train, None)
+
+    def begin(self) -> list[Replacement]:
+        batch, seed = self.experiment.training.global_batch, self.experiment.seed
+        count = math.ceil(self.quantizers.first_images() / batch)
+        if not count:
+            return []
+        with Loader(self.train_split, self.experiment.data, batch, seed) as loader:  # the same in all processes
+            batches = [each.images.to(self.device) for each in islice(loader, count)]
+        return self.quantizers.start(batches, seed)
 
     def _extractor(self, config: ExtractorConfig) -> Extractor:
         return build_extractor(config, self.train_split, self.experiment.data.size, self.device)
@@ -123,9 +150,16 @@ class TokenizerTask(Task):
         assert self.adversary is not None
         return self.adversary.starts(self.experiment.training.global_batch)
 
-    def settle(self, mean: Callable[[Tensor], Tensor]) -> None:
+    def settle(self, mean: Callable[[Tensor], Tensor]) -> list[Replacement]:
         if self.adversary is not None:
             self.adversary.settle(mean)
+        return self.quantizers.settle()
+
+    def figures(self) -> dict[str, float]:
+        return self.quantizers.figures()
+
+    def windows(self) -> dict[str, Tensor]:
+        return self.quantizers.windows()
 
     def batches(self, start: int, rank: int, world: int) -> Stream[Batch]:
         batch, seed = self.experiment.training.global_batch, self.experiment.seed
@@ -140,6 +174,7 @@ class TokenizerTask(Task):
         images = batch.images.to(self.device, non_blocking=True)
         if player == "critic":
             return self._critic_losses(modules["critic"], images, batch.positions, seen)
+        self.quantizers.draw_by(Noise(fold("quantizer", self.experiment.seed), batch.positions.to(self.device)))
         result = modules["model"](images)
         reconstructions = result.images.float()
         losses, monitors = dict(result.losses), dict(result.monitors)
@@ -237,9 +272,10 @@ class GeneratorTask(Task):
         turns = self.critic.config.n_critic
         return step % turns == turns - 1
 
-    def settle(self, mean: Callable[[Tensor], Tensor]) -> None:
+    def settle(self, mean: Callable[[Tensor], Tensor]) -> list[Replacement]:
         if self.critic is not None:
             self.critic.settle(mean)
+        return []
 
     def batches(self, start: int, rank: int, world: int) -> Stream[TokenBatch]:
         batch, seed = self.experiment.training.global_batch, self.experiment.seed

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, distributed
 
 from artok.config import find, kinds
+from artok.noise import Noise
 from artok.quantizers import multiscale, residual, vq
 from artok.quantizers.base import Quantizer, QuantizerConfig
 from artok.quantizers.codebook import CodebookConfig
@@ -51,7 +52,10 @@ def train(quantizer: Quantizer, steps: int, seed: int = 1, batch: int = 8) -> No
     parameters = list(quantizer.parameters())
     optimizer = torch.optim.SGD(parameters, lr=0.5) if parameters else None
     for step in range(steps):
-        out = quantizer(latents(quantizer, batch, seed * 1000 + step))
+        given = latents(quantizer, batch, seed * 1000 + step)
+        if step == 0:
+            quantizer.start(given, seed, 1)
+        out = quantizer(given)
         if optimizer:
             optimizer.zero_grad()
             torch.stack(list(out.losses.values())).sum().backward()
@@ -62,6 +66,36 @@ def train(quantizer: Quantizer, steps: int, seed: int = 1, batch: int = 8) -> No
                     distributed.all_reduce(parameter.grad)
                     parameter.grad /= distributed.get_world_size()
             optimizer.step()
+        quantizer.settle()
+
+
+def train_split(quantizer: Quantizer, parts: int = 1, rank: int = 0, world: int = 1, steps: int = 8) -> None:
+    """Steps on 16 images of which this process has its share, in parts: what a tokenizer's training does to one.
+
+    A quarter of the latents lie far out, so that codes die and start anew.
+    """
+    parameters = list(quantizer.train().parameters())
+    optimizer = torch.optim.SGD(parameters, lr=0.05) if parameters else None
+    for step in range(steps):
+        batch, positions = latents(quantizer, 16, seed=step), torch.arange(16 * step, 16 * step + 16)
+        batch[step % 4 :: 4] = 3 * batch[step % 4 :: 4] + step
+        if step == 0:
+            quantizer.start(batch, 5, 1)
+        share = slice(16 // world * rank, 16 // world * (rank + 1))
+        split = zip(batch[share].chunk(parts), positions[share].chunk(parts), strict=True)
+        for given, places in split:
+            quantizer.noise = Noise(3, places)
+            out = quantizer(given)
+            if optimizer:
+                loss = torch.stack(list(out.losses.values())).sum() + out.vectors.square().mean()
+                (loss / parts / world).backward()
+        if optimizer:
+            for parameter in parameters:
+                if parameter.grad is not None and world > 1:
+                    distributed.all_reduce(parameter.grad)
+            optimizer.step()
+            optimizer.zero_grad()
+        quantizer.settle()
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

@@ -10,10 +10,12 @@ from helpers.models import IMAGE, conv_around
 from artok.config import validate
 from artok.errors import ConfigError, LayoutError
 from artok.layout import TokenLayout, Tokens
+from artok.noise import Noise
 from artok.quantizers import multiscale
-from artok.quantizers.balance import UsageBalancing, count_by_scale
+from artok.quantizers.balance import UsageBalancing
 from artok.quantizers.codebook import find_nearest
 from artok.quantizers.multiscale import MultiScaleQuantizer, assign_convolutions
+from artok.quantizers.usage import count_codes
 
 SCALES = (1, 2, 3, 4)
 
@@ -216,22 +218,31 @@ def test_a_collapsed_table_comes_alive_at_every_scale(update: str) -> None:
         optimizer.zero_grad()
         torch.stack(list(quantizer(given).losses.values())).sum().backward()
         optimizer.step()
+        quantizer.settle()
     monitors = quantizer.eval()(3 * colours.repeat(8, 1, 1, 1) + 0.5 * latents(128)).monitors
     assert monitors["usage"] > 0.8
     assert monitors["usage, 1x1"] * 32 >= 8
     assert set(monitors) >= {f"{name}, {size}x{size}" for name in ("usage", "perplexity") for size in SCALES}
 
 
-def test_no_code_chosen_in_a_step_changes_under_it_by_a_restart() -> None:
-    quantizer = built(update="gradient", codebook_size=64, dead_code_threshold=1.0).train()
-    quantizer.book.counts.fill_(0.0)
-    before = quantizer.book.vectors().clone()
-    out = quantizer(latents(2))
-    chosen = torch.zeros(64, dtype=torch.bool)
-    chosen[out.values.unique()] = True
-    assert 0 < int(chosen.sum()) < 64
-    same = (quantizer.book.vectors() == before).all(1)
-    assert torch.equal(same, chosen)
+def test_restarts_draw_evenly_from_the_scales() -> None:
+    """512 of 960 residuals are of the finest of four scales, and it gives a quarter of the new codes."""
+    quantizer = built(update="gradient", codebook_size=64, dead_code_threshold=0.05).train()
+    quantizer.book.counts[:, 8:] = 0
+    residuals = dict[tuple[float, ...], int]()
+    collect = quantizer.candidates.collect
+
+    def watched(scale: int, points: torch.Tensor, noise: Noise) -> None:
+        residuals.update({tuple(row): scale for row in points.flatten(0, 1).tolist()})
+        collect(scale, points, noise)
+
+    quantizer.candidates.collect = watched
+    quantizer(latents(32))
+    quantizer.usage.counts.zero_()  # as if nothing had been chosen
+    (replaced,) = quantizer.settle()
+    assert replaced.rows.nonzero()[:, 0].tolist() == list(range(8, 64))
+    from_scale = [residuals[tuple(row)] for row in quantizer.book.vectors()[8:].tolist()]
+    assert [from_scale.count(scale) for scale in range(4)] == [14] * 4
 
 
 # ------------------------------------------------------------------------------------------------- balanced scales
@@ -253,6 +264,7 @@ def followed(steps: int = 200, **options: object) -> MultiScaleQuantizer:
             phi.convolution.bias.zero_()
         for step in range(steps):
             quantizer(coarse_and_fine(32, step))
+            quantizer.settle()
     return quantizer.eval()
 
 
@@ -299,11 +311,11 @@ def test_the_bias_reaches_the_floor_of_use_that_was_asked_for() -> None:
     balancing = UsageBalancing(1, 64, floor=0.5)
     for step in range(2000):
         batch = points[32 * step % 20_000 :][:32]
-        balancing.update(count_by_scale([find_nearest(batch, table, balancing.bias[0])], 64))
+        balancing.update(count_codes(find_nearest(batch, table, balancing.bias[0])[None, :, None], 64))
     shares = {}
     for name, bias in {"plain": torch.zeros(64), "fair": balancing.bias[0]}.items():
         values = find_nearest(points, table, bias)
-        shares[name] = count_by_scale([values], 64)[0] * 64 / len(points)
+        shares[name] = count_codes(values[None, :, None], 64)[0] * 64 / len(points)
     assert (shares["plain"] == 0).float().mean() > 0.5
     assert (shares["fair"] == 0).float().mean() < 0.05
     assert shares["fair"].quantile(0.5) == pytest.approx(0.5, abs=0.1)
@@ -311,18 +323,17 @@ def test_the_bias_reaches_the_floor_of_use_that_was_asked_for() -> None:
 
 
 def test_a_restarted_code_has_no_bias_from_where_it_stood() -> None:
-    quantizer = built(
-        codebook_size=64, update="gradient", standardise=True, usage_balancing=0.5, dead_code_threshold=1.0
-    ).train()
+    quantizer = built(codebook_size=64, update="gradient", standardise=True, usage_balancing=0.5).train()
     assert quantizer.balancing is not None
-    quantizer.book.counts.fill_(0.0)
+    quantizer.book.counts[:, ::2] = 0.0
     quantizer.balancing.bias.fill_(5.0)
     before = quantizer.book.vectors().clone()
     quantizer(latents(2))
-    moved = (quantizer.book.vectors() != before).any(1)
-    assert 0 < int(moved.sum()) < 64
-    assert float(quantizer.balancing.bias[:, moved].max()) < 1
-    assert float(quantizer.balancing.bias[:, ~moved].median()) > 4
+    (replaced,) = quantizer.settle()
+    assert torch.equal((quantizer.book.vectors() != before).any(1), replaced.rows)
+    assert 0 < int(replaced.rows.sum()) < 64
+    assert float(quantizer.balancing.bias[:, replaced.rows].max()) == 0
+    assert float(quantizer.balancing.bias[:, ~replaced.rows].min()) > 3
 
 
 def test_usage_is_logged_over_more_images_than_a_batch() -> None:
@@ -330,10 +341,13 @@ def test_usage_is_logged_over_more_images_than_a_batch() -> None:
     seen = set[int]()
     for step in range(64):  # 512 images, as many as show each code of an even use 8 times at 1x1
         out = quantizer(latents(8, seed=step))
+        quantizer.settle()
         seen |= set(out.values[:, 0, 0].tolist())
     assert len(seen) > 16  # more than a batch could show
-    assert float(out.monitors["usage, 1x1"]) * 64 == pytest.approx(len(seen), abs=4)
+    assert float(quantizer.usage.monitors()["usage, 1x1"]) * 64 == pytest.approx(len(seen), abs=4)
     for _ in range(300):
-        out = quantizer(latents(1).expand(8, -1, -1, -1))
-    assert float(out.monitors["usage, 1x1"]) <= 2 / 64  # and what is used no longer falls out
-    assert float(out.monitors["perplexity, 1x1"]) < 1.5
+        quantizer(latents(1).expand(8, -1, -1, -1))
+        quantizer.settle()
+    monitors = quantizer.usage.monitors()
+    assert float(monitors["usage, 1x1"]) <= 2 / 64  # and what is used no longer falls out
+    assert float(monitors["perplexity, 1x1"]) < 1.5

@@ -8,8 +8,10 @@ from helpers.quantizers import built, latents
 from pydantic import ValidationError
 from vector_quantize_pytorch import LFQ, SimVQ
 
+from artok.noise import Noise
 from artok.quantizers import fsq, gumbel, lfq, residual, simvq, vq
-from artok.quantizers.base import QuantizerConfig, code_usage, to_sequence
+from artok.quantizers.base import QuantizerConfig, to_grid, to_sequence
+from artok.quantizers.usage import Usage
 
 # ------------------------------------------------------------------------------------------------- the other kinds
 
@@ -70,20 +72,59 @@ def test_gumbel_draws_codes_and_its_gradient_grows_with_a_low_temperature() -> N
     assert slopes[0] > 2 * slopes[1]
 
 
+def test_gumbel_draws_by_the_scores() -> None:
+    """The share of each code over n draws is its probability, within 5 deviations of sqrt(p (1 - p) / n)."""
+    quantizer = built(gumbel.Config(codebook_size=8, code_dim=4, temperature=0.3)).train()
+    given = torch.tensor([1.0, -2.0, 3.0, 0.5]).view(1, 4, 1, 1).expand(2000, 4, 4, 4)
+    values = quantizer(given).values
+    wanted = quantizer.scores(given[0, :, 0, 0]).softmax(-1).detach()
+    shares = torch.bincount(values.flatten(), minlength=8) / values.numel()
+    assert ((shares - wanted).abs() < 5 * (wanted * (1 - wanted) / values.numel()).sqrt()).all()
+
+
+def test_gumbel_gradients_are_those_of_the_soft_draw() -> None:
+    """Hard codes forward; backward the softmax of the noisy scores over the temperature (Jang 2017, section 2.2)."""
+    quantizer = built(gumbel.Config(codebook_size=8, code_dim=4, temperature=0.7)).train()
+    given, positions = latents(quantizer).requires_grad_(), torch.arange(8)
+    quantizer.noise = Noise(5, positions)
+    out = quantizer(given)
+    uniform = Noise(5, positions).uniform(16, 8)
+    noisy = quantizer.scores(to_sequence(given)) - (-uniform.log()).log()
+    soft = to_grid((noisy / 0.7).softmax(-1) @ quantizer.table.weight, (4, 4))
+    assert torch.equal(out.values[..., 0], noisy.argmax(-1))
+    upstream = torch.randn_like(soft)
+    (gradient,) = torch.autograd.grad(out.vectors, given, upstream)
+    (wanted,) = torch.autograd.grad(soft, given, upstream)
+    torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
+
+
 def test_fsq_numbers_every_code_once() -> None:
     quantizer = built(fsq.Config(levels=[8, 5, 3]))
     table = quantizer.codebook()
     assert table.unique(dim=0).shape == (120, 3)
     assert table.abs().max() <= 1
-    out = quantizer(1.5 * latents(quantizer, 400))
+    out = quantizer.eval()(1.5 * latents(quantizer, 400))
     assert out.monitors["usage"] == 1
 
 
-def test_code_usage() -> None:
+def test_an_ideal_table_that_is_larger_than_a_step_logs_all_of_its_codes() -> None:
+    """A window shows each of 4,096 codes 8 times: exp(-8) are left out, and the entropy is 1/16 too small."""
+    usage, rng = Usage([(16,)], 1, 4096), torch.Generator().manual_seed(0)
+    for _ in range(100):
+        for _ in range(2):
+            usage.collect(torch.randint(4096, (32, 16, 1), generator=rng))
+        usage.settle()
+    monitors = usage.monitors()
+    assert monitors["usage"] > 0.99
+    assert 0.9 < monitors["perplexity"] / 4096 < 1
+    assert usage.batch_monitors(torch.randint(4096, (64, 16, 1), generator=rng))["usage"] < 0.25
+
+
+def test_usage_and_perplexity_are_means_over_the_levels() -> None:
     values = torch.tensor(
         [[[0, 1], [0, 2]], [[0, 3], [0, 0]]]
     )  # level 1 always code 0, level 2 each of four codes once
-    monitors = code_usage(values, 4)
+    monitors = Usage([(2,)], 2, 4).batch_monitors(values)
     assert monitors["usage"] == pytest.approx((1 / 4 + 1) / 2)
     assert monitors["perplexity"] == pytest.approx((1 + 4) / 2)
 

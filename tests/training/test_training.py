@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.models import TOKENIZER, generator_experiment, tokenizer_experiment
+from helpers.training import assert_same_run, stop_at, weights
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -36,44 +37,6 @@ def tokenizer_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "vq"
     assert train(tokenizer_experiment(), folder)
     return folder
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """The same weights, optimizer state and logged figures, to the bit."""
-    for name, tensor in weights(one).items():
-        assert torch.equal(tensor, weights(other)[name]), name
-    last = sorted(path.name for path in (one / "checkpoints").iterdir())[-1]
-    states = [torch.load(run / "checkpoints" / last / "optimizer.bin", weights_only=True) for run in (one, other)]
-    for index, state in states[0]["state"].items():
-        assert torch.equal(state["exp_avg"], states[1]["state"][index]["exp_avg"])
-    timed = {"time", "images_per_second", "core_seconds"}
-    logs = [
-        [{k: v for k, v in event.items() if k not in timed} for event in read_log(run / "log.jsonl")]
-        for run in (one, other)
-    ]
-    figures = [
-        [event for event in log if event["event"] in ("train", "validation", "monitor", "warning")] for log in logs
-    ]
-    assert figures[0] == figures[1]
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, images: int, how: type[BaseException] | int) -> None:
-    """Let a training in this process be interrupted once it has seen so many images."""
-    step = Trainer.step
-
-    def until(self: Trainer, batch: Any, meter: Any) -> None:
-        step(self, batch, meter)
-        if self.seen + self.training.global_batch == images:
-            if isinstance(how, int):
-                signal.raise_signal(how)
-            else:
-                raise how
-
-    monkeypatch.setattr(Trainer, "step", until)
 
 
 # ---------------------------------------------------------------------------------------------- resuming
@@ -151,9 +114,8 @@ STEADY = {"optimizer": {"eps": 1e-3}, "critic": {"eps": 1e-3}}
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["tokenizer", "generator"])
 def test_two_processes_equal_one(tokenizer_run: Path, tmp_path: Path, family: str) -> None:
-    plain = {"quantizer": {"dead_code_threshold": 0.0}}  # revival draws from each process's own latents
     if family == "tokenizer":
-        experiment = tokenizer_experiment(tokenizer=plain, training=STEADY)
+        experiment = tokenizer_experiment(training=STEADY)
     else:
         accumulated = STEADY | {"gradient_accumulation_steps": 2}
         experiment = generator_experiment(str(tokenizer_run), training=accumulated)
@@ -444,13 +406,12 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- two players
 
 CRITIC = {"discriminator": {"kind": "dcgan", "base_channels": 8, "norm": "none"}, "r1": 0.1}
-PLAIN = {"quantizer": {"dead_code_threshold": 0.0, "update": "gradient"}}  # what else depends on how a batch is split
 
 
 def vqgan_experiment(**changes: Any) -> Experiment:
     adversarial = {"kind": "adversarial", "weight": 0.5, "warmup": 32, "ramp": 32, "critic": CRITIC}
     losses = [{"kind": "reconstruction"}, adversarial]
-    return tokenizer_experiment(**merge({"losses": losses, "tokenizer": PLAIN, "training": {"ema": 0.9}}, changes))
+    return tokenizer_experiment(**merge({"losses": losses, "training": {"ema": 0.9}}, changes))
 
 
 def gan_experiment(**changes: Any) -> Experiment:
