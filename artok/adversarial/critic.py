@@ -112,7 +112,7 @@ class Critic(nn.Module):
             losses["gradient_penalty"] = config.penalty_every * self.compute_gradient_penalty(real, fake, labels, noise)
         if config.lecam:
             losses["lecam"] = config.lecam * self.compute_lecam(real_scores, fake_scores)
-        self._part_scores.append(torch.stack([real_scores.mean(), fake_scores.mean()]).detach())
+            self._part_scores.append(torch.stack([real_scores.mean(), fake_scores.mean()]).detach())
         return CriticLosses(losses, score_monitors(real_scores, fake_scores))
 
     def generator_loss(self, real: Tensor, fake: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
@@ -136,7 +136,7 @@ class Critic(nn.Module):
     def settle(self, mean: Callable[[Tensor], Tensor]) -> None:
         """At the end of a step: bring the scores of its parts into the running means. mean: over all processes."""
         if self._part_scores:
-            decay = self.config.lecam_decay if bool(self.mean_scores.any()) else 0.0
+            decay = self.mean_scores.any() * self.config.lecam_decay  # the first means are taken whole
             now = mean(torch.stack(self._part_scores).mean(0))
             self.mean_scores.copy_(torch.lerp(now, self.mean_scores, decay))
             self._part_scores = []

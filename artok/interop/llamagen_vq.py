@@ -44,6 +44,7 @@ class LlamaGenVq(Family):
             "code_dim": width,
             "similarity": "cosine",
             "update": "gradient",
+            "commitment_weight": 0.25,
             "dead_code_threshold": 0.0,
         }
         size = f"LlamaGen tokenizer ds{section['downsample']}, {codes} codes of {width}"

@@ -60,7 +60,12 @@ def _quantizer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     codes, width = shape_of(tensors, GUMBEL if GUMBEL in tensors else TABLE, 2)
     if GUMBEL in tensors:
         return {"kind": "gumbel", "codebook_size": codes, "code_dim": width}
-    published = {"similarity": "euclidean", "update": "gradient", "dead_code_threshold": 0.0}
+    published = {
+        "similarity": "euclidean",
+        "update": "gradient",
+        "commitment_weight": 1.0,  # its beta of .25 is on the codebook's loss, a factor that Adam takes out again
+        "dead_code_threshold": 0.0,
+    }
     return {"kind": "vq", "codebook_size": codes, "code_dim": width, **published}
 
 

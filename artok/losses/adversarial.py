@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from artok.adversarial.critic import CriticConfig
@@ -15,6 +16,7 @@ from artok.losses.base import AdversarialLoss, BatchContext, LossConfig, Setting
 
 TINY = 1e-4
 LARGEST = 1e4
+SCALE = 2.0**8  # of the scores' gradients, per image
 
 
 class Config(LossConfig):
@@ -27,12 +29,20 @@ class Config(LossConfig):
         which the weight then rises from 0. A critic that joins untrained and at full weight ruins the reconstruction.
     """
 
+    has_critic: ClassVar = True
+
     kind: Literal["adversarial"] = "adversarial"
     weight: float = Field(0.5, gt=0)
     adaptive: bool = True
     warmup: int = Field(0, ge=0)
     ramp: int = Field(0, ge=0)
     critic: CriticConfig
+
+    @model_validator(mode="after")
+    def _takes_turns_of_one(self) -> Config:
+        if self.critic.n_critic != 1:
+            raise ValueError("n_critic is for a GAN's critic: against a tokenizer both play at each step; leave it out")
+        return self
 
     def build(self, setting: Setting) -> Adversarial:
         return Adversarial(self, setting.image)
@@ -50,13 +60,10 @@ class Adversarial(AdversarialLoss):
 
     def __init__(self, config: Config, image: tuple[int, ...]) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.start = config, config.start
         self.critic = config.critic.build(image, classes=0)
         self.critic.register_buffer("factor", torch.zeros(()) if config.adaptive else torch.ones(()))
         self._gradients: list[Tensor] = []  # of each part of a step: (2, weights of the last layer), of others and this
-
-    def starts(self, batch: int) -> int:
-        return -(-self.config.start // batch)
 
     def ramp_up(self, seen: int) -> float:
         """Share of the weight after `seen` images."""
@@ -70,7 +77,8 @@ class Adversarial(AdversarialLoss):
             return {}, {}
         loss = self.critic.generator_loss(images, reconstructions, None, context.noise)
         if self.config.adaptive and context.last_layer is not None and loss.requires_grad:
-            pair = [compute_gradient(part, context.last_layer) for part in (context.others, loss)]
+            parts = context.others, loss
+            pair = [compute_gradient(part, reconstructions, context.last_layer) for part in parts]
             self._gradients.append(torch.stack(pair))
         factor = self.critic.get_buffer("factor").clone()
         weight = self.config.weight * self.ramp_up(context.seen) * factor
@@ -80,11 +88,20 @@ class Adversarial(AdversarialLoss):
         self.critic.settle(mean)
         if self._gradients:
             others, own = mean(torch.stack(self._gradients).mean(0)).norm(dim=1)
-            self.critic.get_buffer("factor").copy_((others / (own + TINY)).clamp(0, LARGEST))
+            factor, found = self.critic.get_buffer("factor"), (others / (own + TINY)).clamp(0, LARGEST)
+            factor.copy_(torch.where(found.isfinite(), found, factor))  # float16 may overflow at a step
             self._gradients = []
 
 
-def compute_gradient(loss: Tensor, weight: Tensor) -> Tensor:
-    """Gradient of a loss by one weight, flat and float32; the graph is kept for the training pass."""
-    (found,) = torch.autograd.grad(loss, weight, retain_graph=True)
-    return found.detach().float().flatten()
+def compute_gradient(loss: Tensor, reconstructions: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of a loss of reconstructions (B, C, H, W) by one weight of their decoder, flat and float32.
+
+    The graph is kept for the training pass. float16 has no numbers as small as the gradient of a mean over many images
+    and pixels. So the loss is scaled by about B, and what reaches the images is brought to a norm of about 1, at which
+    the sums of a weight's gradient stay below float16's largest number. Factors are powers of 2, which round nothing.
+    """
+    scale = SCALE * 2.0 ** math.ceil(math.log2(len(reconstructions)))
+    (at_images,) = torch.autograd.grad(loss * scale, reconstructions, retain_graph=True)
+    exponent = torch.frexp(at_images.norm()).exponent
+    (found,) = torch.autograd.grad(reconstructions, weight, torch.ldexp(at_images, -exponent), retain_graph=True)
+    return torch.ldexp(found.float().flatten(), exponent) / scale

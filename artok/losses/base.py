@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -58,10 +60,7 @@ class AdversarialLoss(nn.Module, ABC):
     """A loss with a critic of its own, which is trained beside the tokenizer."""
 
     critic: Critic
-
-    @abstractmethod
-    def starts(self, batch: int) -> int:
-        """The step, of `batch` images each, from which the critic trains."""
+    start: int  # images before the critic trains
 
     @abstractmethod
     def forward(
@@ -75,8 +74,9 @@ class AdversarialLoss(nn.Module, ABC):
 
 
 class LossConfig(Part, ABC):
-    """One entry of the `losses:` list."""
+    """One entry of the `losses:` list. has_critic: whether it builds an AdversarialLoss."""
 
+    has_critic: ClassVar[bool] = False
     start: int = Field(0, ge=0, description="images before it joins; for an adversarial loss, before its critic trains")
 
     @abstractmethod
@@ -87,3 +87,28 @@ class LossConfig(Part, ABC):
     @abstractmethod
     def tiny(cls) -> LossConfig:
         """The smallest sensible setting, which the contract tests run on images of (3, 16, 16)."""
+
+
+class Comparisons:
+    """The losses of a `losses:` section that compare reconstructions with images; those with a critic are left out.
+
+    Several of one kind add up: the names of the second one's scalars end in _2, those of the third one's in _3.
+    """
+
+    def __init__(self, configs: Sequence[LossConfig], losses: Sequence[Loss | AdversarialLoss]) -> None:
+        """losses: built from the configs, in their order."""
+        self.entries: list[tuple[Loss, int, str]] = []  # each with its start and what is added to its names
+        kinds = Counter[str]()
+        for config, loss in zip(configs, losses, strict=True):
+            kinds[config.kind] += 1
+            if isinstance(loss, Loss):
+                self.entries.append((loss, config.start, f"_{kinds[config.kind]}" if kinds[config.kind] > 1 else ""))
+
+    def __call__(self, reconstructions: Tensor, images: Tensor, seen: int) -> dict[str, Tensor]:
+        """The weighted scalars of the losses that have joined after `seen` images."""
+        return {
+            name + suffix: value
+            for loss, start, suffix in self.entries
+            if seen >= start
+            for name, value in loss(reconstructions, images).items()
+        }

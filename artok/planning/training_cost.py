@@ -15,7 +15,7 @@ from artok.adversarial.critic import Critic
 from artok.errors import ConfigError
 from artok.generators.base import AdversarialGenerator
 from artok.layout import Condition, TokenLayout, Tokens
-from artok.losses.base import AdversarialLoss, BatchContext, Loss
+from artok.losses.base import AdversarialLoss, BatchContext, Comparisons
 from artok.metrics import cost
 from artok.nn.gradient_checkpointing import set_gradient_checkpointing
 from artok.noise import Noise
@@ -160,14 +160,12 @@ def tokenizer_losses(design: Design, batch: int, _: Trace) -> tuple[dict[str, Te
     assert design.tokenizer is not None
     images = torch.empty(batch, *design.layout.image, device=META)
     result = design.tokenizer(images)
-    losses, compared = dict(result.losses), dict[str, Tensor]()
-    for comparison in design.comparisons:
-        if isinstance(comparison, Loss):
-            compared |= comparison(result.images.float(), images)
+    seen, last_layer = design.experiment.training.images, design.tokenizer.last_layer()
+    losses = dict(result.losses)
+    compared = Comparisons(design.experiment.losses, design.comparisons)(result.images.float(), images, seen)
     others = reduce(torch.add, compared.values())
     for comparison in design.comparisons:
         if isinstance(comparison, AdversarialLoss):
-            seen, last_layer = design.experiment.training.images, design.tokenizer.last_layer()
             context = BatchContext(seen, noise(batch), others, last_layer)
             losses |= comparison(result.images.float(), images, context)[0]
     return losses | compared, NOTHING

@@ -69,6 +69,25 @@ class Experiment(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_losses(self) -> Experiment:
+        if sum(loss.has_critic for loss in self.losses) > 1:
+            raise ValueError("'losses' has more than one loss with a critic; a tokenizer is trained against one")
+        if self.generator is None and not any(loss.start == 0 for loss in self.losses if not loss.has_critic):
+            raise ValueError(
+                "'losses' has none that compares images from the start on; give one without a critic the start 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_guidance(self) -> Experiment:
+        if self.generator is not None and self.sampling.guides and not self.generator.class_dropout:
+            raise ValueError(
+                f"sampling.cfg_scale {self.sampling.cfg_scale:g} needs a generator trained with class_dropout above 0, "
+                "which has an unconditional half; give it one, or leave cfg_scale at 1"
+            )
+        return self
+
     @property
     def image(self) -> tuple[int, ...]:
         """(channels, *size) of the model's samples."""

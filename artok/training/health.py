@@ -13,8 +13,10 @@ from statistics import fmean, median
 from typing import Any, TypeAlias
 
 Event: TypeAlias = Mapping[str, Any]
+Rule: TypeAlias = Callable[[Sequence[Event]], Iterator["Finding"]]
 
 COLLAPSED, OFF_DISTRIBUTION = "collapsed", "off-distribution"
+CODEBOOK_COLLAPSED = "codebook collapsed"
 DIVERGED, UNSTABLE = "diverged", "unstable"
 CRITIC_WON, CRITIC_LOST = "critic too strong", "critic too weak"
 
@@ -28,6 +30,12 @@ RECALL = 0.25  # recall is below this share of what real images reach,
 CROWDED = 0.6  # while samples lie so much closer to one another than real images: a few shapes, made over and over
 PRECISION = 0.25  # below this share of what real images reach, samples are not few of the data's kinds but none of them
 GROWN = 0.5  # share of the training before which little coverage, few classes or no likeness is just a beginning
+
+# Collapse of a codebook, by its use over a window of training. Either threshold means that a codebook of half or of a
+# quarter of the size, so with tokens of one or two bits less, would hold as much.
+USED = 0.5  # share of the codes that occur,
+EFFECTIVE = 0.25  # or their perplexity as a share of the codebook is below; for the last REPORTS reports
+BEGUN = 0.1  # share of the training before which an encoder has not spread its latents yet
 
 # Divergence, by the losses of a single player.
 RISEN = 3.0  # times the run's best; and that for
@@ -56,7 +64,7 @@ def diagnose(events: Sequence[Event]) -> list[Finding]:
 
     Events later on may take a finding back: a run recovers from a collapse, not from a leap of its loss.
     """
-    rules: tuple[Callable[[Sequence[Event]], Iterator[Finding]], ...] = (_diverged, _collapse, _balance, _unstable)
+    rules: tuple[Rule, ...] = (_diverged, _collapse, _codebook, _balance, _unstable)
     return [finding for rule in rules for finding in rule(events)]
 
 
@@ -108,12 +116,16 @@ def _streak(flags: Sequence[bool]) -> int:
     return next((index for index, flag in enumerate(reversed(flags)) if not flag), len(flags))
 
 
+def _wanted(events: Sequence[Event]) -> int:
+    """Images of the whole training."""
+    return max((each.get("wanted", 0) for each in events if each["event"] in ("start", "resume")), default=0)
+
+
 # ---------------------------------------------------------------------------------------------- collapse
 
 
 def _collapse(events: Sequence[Event]) -> Iterator[Finding]:
-    monitors = _of(events, "monitor")
-    wanted = max((each.get("wanted", 0) for each in events if each["event"] in ("start", "resume")), default=0)
+    monitors, wanted = _of(events, "monitor"), _wanted(events)
     found = [_at(monitors[: index + 1], wanted) for index in range(len(monitors))]
     since = _streak([each is not None for each in found])
     if since and found[-1] is not None:
@@ -162,6 +174,24 @@ def _at(monitors: Sequence[Event], wanted: int) -> tuple[str, str] | None:
             f"real images show {TOLD_APART:.0%} or more)"
         )
     return None
+
+
+def _codebook(events: Sequence[Event]) -> Iterator[Finding]:
+    sizes = [each["codes_used"] / each["codebook_usage"] for each in _of(events, "validation") if "codes_used" in each]
+    begun = BEGUN * _wanted(events)
+    reports = [each for each in _of(events, "train") if "usage" in each and each["images"] >= begun]
+    if not sizes:
+        return
+    least = EFFECTIVE * sizes[-1]
+    poor = _streak([each["usage"] < USED or each["perplexity"] < least for each in reports])
+    if poor >= REPORTS:
+        last = reports[-1]
+        yield Finding(
+            CODEBOOK_COLLAPSED,
+            reports[-poor]["images"],
+            f"{last['usage']:.0%} of {sizes[-1]:,.0f} codes are in use, their perplexity is {last['perplexity']:.3g} "
+            f"(rule: under {USED:.0%}, or a perplexity under {EFFECTIVE:.0%} of the codes, for {REPORTS} reports)",
+        )
 
 
 # ---------------------------------------------------------------------------------------------- instability

@@ -36,22 +36,25 @@ class Meter:
     """Running means of scalars, kept on the device until they are read, since reading synchronises a GPU."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     images: int = 0
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, values: dict[str, Tensor], share: float) -> None:
+        """share: of a step, of which the values are means."""
         for name, value in values.items():
             scaled = value.detach().float() * share
             self.sums[name] = self.sums[name] + scaled if name in self.sums else scaled
+            self.counts[name] = self.counts.get(name, 0.0) + share
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over steps and processes, and images per second; then resets."""
+        """Means over processes and the steps that had a value, and images per second; then resets."""
         names = sorted(self.sums)
-        stacked = torch.stack([self.sums[name] for name in names]) / max(self.steps, 1)
+        stacked = torch.stack([self.sums[name] / self.counts[name] for name in names])
         means = accelerator.reduce(stacked, "mean").tolist()
         speed = self.images / max(time.perf_counter() - self.started, 1e-9)
-        self.sums, self.steps, self.images = {}, 0, 0
+        self.sums, self.counts, self.steps, self.images = {}, {}, 0, 0
         self.restart_clock()
         return dict(zip(names, means, strict=True)) | {"images_per_second": round(speed, 2)}
 
@@ -165,9 +168,9 @@ class Trainer:
         for player, module in self.modules.items():
             if not self.task.plays(player, turn):
                 continue
-            optimizer, settings = self.optimizers[player], self.settings(player)
+            optimizer, settings, joined = self.optimizers[player], self.settings(player), self.task.joins_after(player)
             for group in optimizer.param_groups:
-                group["lr"] = settings.rate_at(self.seen, self.training.images)
+                group["lr"] = settings.rate_at(self.seen - joined, self.training.images - joined)
             with self.only(player):
                 for index, part in enumerate(parts):
                     last = index == len(parts) - 1

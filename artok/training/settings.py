@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from artok.config import Config
 from artok.errors import ConfigError
@@ -38,7 +38,7 @@ class Optimizer(Config):
     grad_clip: float | None = Field(1.0, gt=0)
 
     def rate_at(self, seen: int, total: int) -> float:
-        """The learning rate after `seen` of `total` images."""
+        """The learning rate after `seen` of `total` images, both counted from where its player joins."""
         warm = min(1.0, (seen + 1) / self.warmup) if seen < self.warmup else 1.0
         if self.schedule == "constant":
             return self.lr * warm
@@ -61,7 +61,11 @@ class Training(Config):
     global_batch: int = Field(64, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1, description="parts of each process's share of a batch")
     optimizer: Optimizer = Optimizer()
-    critic: Optimizer = Field(Optimizer(), description="the same for an adversarial loss's discriminator")
+    critic: Optimizer = Field(
+        Optimizer(),
+        validate_default=True,
+        description="the same for the discriminator of a GAN or of an adversarial loss; as `optimizer` where not given",
+    )
     precision: Precision = "auto"
     ema: float | None = Field(None, gt=0, lt=1)
     compile: bool = False
@@ -79,6 +83,13 @@ class Training(Config):
     keep_last: int = Field(2, ge=1, description="checkpoints kept")
     snapshot_every: int | None = Field(None, ge=1, description="keep weights in snapshots/, to be measured later")
     trackers: tuple[str, ...] = Field((), description="tensorboard, wandb, ...: any tracker of accelerate")
+
+    @field_validator("critic")
+    @classmethod
+    def _complete_critic(cls, critic: Optimizer, info: ValidationInfo) -> Optimizer:
+        given = {name: getattr(critic, name) for name in critic.model_fields_set}
+        optimizer: Optimizer = info.data.get("optimizer", critic)
+        return optimizer.model_copy(update=given)
 
     @model_validator(mode="after")
     def _check_parts(self) -> Training:
@@ -117,5 +128,5 @@ def settle_precision(precision: Precision, device: torch.device) -> Literal["no"
     if precision != "auto":
         return "no" if precision == "fp32" else precision
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "no"

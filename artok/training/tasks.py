@@ -21,7 +21,7 @@ from artok.data.tokens import TokenBatch, TokenCache, TokenLoader, evaluation_to
 from artok.generators.base import AdversarialGenerator, Generator
 from artok.images import grid, to_uint8
 from artok.layout import Condition
-from artok.losses.base import AdversarialLoss, BatchContext, Loss, Setting
+from artok.losses.base import AdversarialLoss, BatchContext, Comparisons, Setting
 from artok.metrics.base import EvalBatch, MetricContext
 from artok.metrics.codebook import Config as CodebookConfig
 from artok.metrics.features import Extractor, ExtractorConfig
@@ -73,6 +73,10 @@ class Task(ABC):
         """Whether a player takes part in this step, counted from 0."""
         return True
 
+    def joins_after(self, player: str) -> int:
+        """Images of training after which a player joins; its learning rate's schedule is counted from there."""
+        return 0
+
     def begin(self) -> list[Replacement]:
         """Before the first step, set what starts from data. Returns as `settle` does."""
         return []
@@ -121,9 +125,9 @@ class TokenizerTask(Task):
         self.images = train
         self.tokenizer: Tokenizer = experiment.tokenizer.build(experiment.image).to(device)
         setting = Setting(experiment.image, device, self._extractor, experiment.data.channels_apart)
-        built = [(config.start, config.build(setting).to(device)) for config in experiment.losses]
-        self.comparisons = [(start, loss) for start, loss in built if isinstance(loss, Loss)]
-        self.adversary = next((loss for _, loss in built if isinstance(loss, AdversarialLoss)), None)
+        built = [config.build(setting).to(device) for config in experiment.losses]
+        self.comparisons = Comparisons(experiment.losses, built)
+        self.adversary = next((loss for loss in built if isinstance(loss, AdversarialLoss)), None)
         self.players = {"model": self.tokenizer}
         if self.adversary is not None:
             self.players["critic"] = self.adversary.critic
@@ -144,11 +148,10 @@ class TokenizerTask(Task):
         return build_extractor(config, self.train_split, self.experiment.data.size, self.device)
 
     def plays(self, player: str, step: int) -> bool:
-        return player == "model" or self.adversary is None or step >= self._critic_from()
+        return step * self.experiment.training.global_batch >= self.joins_after(player)
 
-    def _critic_from(self) -> int:
-        assert self.adversary is not None
-        return self.adversary.starts(self.experiment.training.global_batch)
+    def joins_after(self, player: str) -> int:
+        return self.adversary.start if self.adversary is not None and player == "critic" else 0
 
     def settle(self, mean: Callable[[Tensor], Tensor]) -> list[Replacement]:
         if self.adversary is not None:
@@ -178,13 +181,10 @@ class TokenizerTask(Task):
         result = modules["model"](images)
         reconstructions = result.images.float()
         losses, monitors = dict(result.losses), dict(result.monitors)
-        compared: dict[str, Tensor] = {}
-        for start, comparison in self.comparisons:
-            if seen >= start:
-                compared |= comparison(reconstructions, images)
+        compared = self.comparisons(reconstructions, images, seen)
         if self.adversary is not None:
             noise = Noise(fold("adversary", self.experiment.seed), batch.positions.to(self.device))
-            others = torch.stack(list(compared.values())).sum() if compared else reconstructions.sum() * 0
+            others = torch.stack(list(compared.values())).sum()
             context = BatchContext(seen, noise, others, self.tokenizer.last_layer())
             against, told = self.adversary(reconstructions, images, context)
             losses |= against

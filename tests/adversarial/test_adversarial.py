@@ -186,6 +186,12 @@ def test_lecam_pulls_scores_to_the_other_sides_running_mean() -> None:
     torch.testing.assert_close(built.mean_scores, 0.9 * means + 0.1 * now)
 
 
+def test_without_lecam_a_step_ends_with_no_exchange_between_processes() -> None:
+    built = critic()
+    built(images(4), images(4, 1), None, noise(4), 0, 0.0)
+    built.settle(lambda value: pytest.fail("the running means are LeCam's alone"))
+
+
 def test_lecam_is_refused_where_scores_have_no_zero() -> None:
     with pytest.raises(ConfigError, match="lecam needs scores"):
         critic(gan_loss="relativistic", lecam=0.1)

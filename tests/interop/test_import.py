@@ -116,6 +116,20 @@ def test_any_size_of_vqgan_is_recognised(changes: dict[str, Any], tmp_path: Path
         torch.testing.assert_close(tokenizer.decode(tokenizer.encode(images)), built.decode(built.encode(images)))
 
 
+@pytest.mark.parametrize(("family", "commitment"), [("taming_vqgan", 1.0), ("llamagen_vq", 0.25)])
+def test_training_goes_on_from_an_import_with_the_published_commitment(
+    family: str, commitment: float, tmp_path: Path
+) -> None:
+    """taming's code has its beta of .25 on the loss of the codebook, and 1 on that of the encoder."""
+    deep = {"downsample": 2, "attention_resolutions": "coarsest", "groups": 1}
+    built = randomised(tokenizer_config(VQ, **deep).build((3, 16, 16)))
+    hints = {"quantize.embedding.weight": torch.empty(VQ["codebook_size"], VQ["code_dim"])}
+    torch.save({"model": published_state(family, built, hints)}, tmp_path / "file.pt")
+    import_file(tmp_path / "file.pt", tmp_path / "run", Options(size=16, overrides=("tokenizer.groups=1",)))
+    _, saved = load_tokenizer(tmp_path / "run")
+    assert saved.tokenizer.quantizer.commitment_weight == commitment  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("scales", [[1, 8], [1, 4, 8], [1, 2, 4, 6, 8]])
 def test_convolutions_that_few_scales_leave_idle_are_no_strangers(scales: list[int], tmp_path: Path) -> None:
     """VAR's files hold four of them, however many of those the scales use."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from helpers.models import IMAGE, tokenizer_experiment
 from torch import nn
 
 from artok.config import find, kinds, validate
+from artok.data.loader import Batch
 from artok.errors import ArtokError, CheckpointError, ConfigError
 from artok.losses import adversarial, perceptual
-from artok.losses.base import AdversarialLoss, BatchContext, Loss, LossConfig, Setting
+from artok.losses.base import AdversarialLoss, BatchContext, Comparisons, Loss, LossConfig, Setting
 from artok.metrics import cost
 from artok.metrics.features import Extractor, ExtractorConfig, TrainingImages, open_extractor
 from artok.metrics.per_channel import PerChannel
 from artok.noise import Noise
 from artok.planning.meta_model import comparisons
+from artok.planning.training_cost import training_flops
 from artok.training.tasks import TokenizerTask
 
 DEVICE = torch.device("cpu")
@@ -77,6 +80,59 @@ def test_a_loss_trains_the_reconstruction_and_nothing_of_itself(kind: str) -> No
     assert x.grad is not None and x.grad.flatten(1).norm(dim=1).gt(0).all()
 
 
+# ---------------------------------------------------------------------------------------------- several losses
+
+
+def test_losses_of_one_kind_add_up_under_names_that_do_not_change() -> None:
+    section = [{"l1": 1.0, "start": 100}, {"l1": 5.0}, {"l1": 0.0, "l2": 2.0}]
+    configs = [config("reconstruction", **changes) for changes in ({"l2": 0.0} | each for each in section)]
+    compared = Comparisons(configs, [each.build(SETTING) for each in configs])
+    x, y = images(4), images(4, 1)
+    l1, l2 = float((x - y).abs().mean()), float((x - y).square().mean())
+    expected = {"l1": l1, "l1_2": 5 * l1, "l2_3": 2 * l2}
+    assert {name: float(value) for name, value in compared(x, y, 100).items()} == pytest.approx(expected)
+    assert list(compared(x, y, 99)) == ["l1_2", "l2_3"]
+
+
+def test_a_tokenizer_is_trained_on_the_sum_of_its_losses() -> None:
+    losses = [{"kind": "reconstruction", "l1": 1.0}, {"kind": "reconstruction", "l1": 5.0}]
+    experiment = tokenizer_experiment(losses=losses)
+    task = TokenizerTask(experiment, experiment.data.open("train"), experiment.data.open("test"), DEVICE)
+    rows = images(4)[:, :1]
+    step = task.losses(task.players, "model", Batch(rows, torch.zeros(4), torch.arange(4)), 0)
+    assert {"l1", "l1_2", "commitment"} == set(step.losses)
+    assert step.losses["l1_2"].item() == pytest.approx(5 * step.losses["l1"].item())
+
+
+def test_a_plan_counts_every_loss() -> None:
+    pixel = {"kind": "reconstruction"}
+    features = {"kind": "perceptual", "features": "classifier"}
+
+    def flops(*losses: dict[str, Any]) -> float:
+        return training_flops(tokenizer_experiment(losses=[pixel, *losses]), 10)
+
+    one, two = flops(features) - flops(), flops(features, features) - flops()
+    assert two == pytest.approx(2 * one) and one > 0
+
+
+CRITIC = {"discriminator": {"kind": "patch", "base_channels": 8, "layers": 1, "norm": "none"}}
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ([{"kind": "reconstruction"}, *[{"kind": "adversarial", "critic": CRITIC}] * 2], "more than one loss with a"),
+        ([{"kind": "reconstruction"}, {"kind": "adversarial", "critic": CRITIC | {"n_critic": 5}}], "n_critic is for"),
+        ([{"kind": "adversarial", "critic": CRITIC}], "from the start on"),
+        ([{"kind": "reconstruction", "start": 16}], "from the start on"),
+        ([], "from the start on"),
+    ],
+)
+def test_losses_that_cannot_train_together_are_refused(losses: list[dict[str, Any]], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        tokenizer_experiment(losses=losses)
+
+
 # ---------------------------------------------------------------------------------------------- perceptual
 
 
@@ -119,7 +175,7 @@ def test_channels_that_are_images_of_their_own_are_compared_one_by_one() -> None
         losses=[{"kind": "perceptual", "features": "classifier"}],
     )
     task = TokenizerTask(experiment, experiment.data.open("train"), experiment.data.open("test"), DEVICE)
-    (_, loss), *_ = task.comparisons
+    ((loss, _, _),) = task.comparisons.entries
     assert isinstance(loss, perceptual.Perceptual)
     x, y = images(2), images(2, 1)
     joined = loss.distance.maps.__self__  # type: ignore[union-attr]
@@ -234,9 +290,41 @@ def test_the_adaptive_weight_does_not_depend_on_how_a_batch_is_split() -> None:
     assert factors[1:] == pytest.approx([factors[0]] * 2, rel=1e-4)
 
 
+def test_the_adaptive_weight_holds_in_float16_at_any_batch() -> None:
+    """The mean over many images is one over a few, divided: float16's least number is 6e-8."""
+    torch.manual_seed(0)
+    inputs, target = torch.randn(8, 16, 64, 64), torch.randn(8, 3, 64, 64)
+    layer, scorer = nn.Conv2d(16, 3, 3, padding=1), nn.Conv2d(3, 1, 4, 2, 1)
+
+    def ratio(dtype: torch.dtype, share: float) -> float:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            made = layer(inputs).float()
+            others = (made - made.detach() - 0.05 * target).square().mean() * share
+            own = -scorer(made).float().mean() * share
+        found = [adversarial.compute_gradient(loss, made, layer.weight) for loss in (others, own)]
+        if dtype == torch.float32:
+            for loss, gradient in zip((others, own), found, strict=True):
+                (expected,) = torch.autograd.grad(loss, layer.weight, retain_graph=True)
+                torch.testing.assert_close(gradient, expected.flatten())
+        return float(found[0].norm() / found[1].norm())
+
+    for share in (1.0, 1 / 64, 1 / 4096):
+        # 11 bits at each of about five roundings in a row, for each of two losses
+        assert ratio(torch.float16, share) == pytest.approx(ratio(torch.float32, share), rel=10 * 2**-11)
+
+
+def test_a_gradient_that_overflowed_leaves_the_adaptive_weight_as_it_was() -> None:
+    loss = built()
+    layer, made = layer_and_output()
+    for others in (made.square().mean(), made.square().mean() * math.inf):
+        loss(made, images(4), moment(0, others, layer))
+        loss.settle(lambda value: value)
+        factor = float(loss.critic.get_buffer("factor"))
+        assert math.isfinite(factor) and factor > 0
+
+
 def test_the_critic_warms_up_and_its_weight_ramps() -> None:
     loss = built(start=100, warmup=50, ramp=200)
-    assert loss.starts(batch=32) == 4
     assert [loss.ramp_up(seen) for seen in (0, 149, 150, 250, 350, 1000)] == [0, 0, 0, 0.5, 1, 1]
     layer, made = layer_and_output()
     assert loss(made, images(4), moment(149, made.mean(), layer)) == ({}, {})

@@ -32,6 +32,7 @@ from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
 from artok.tokenizers import pixels
 from artok.training.health import (
+    CODEBOOK_COLLAPSED,
     COLLAPSED,
     CRITIC_LOST,
     CRITIC_WON,
@@ -142,6 +143,42 @@ def test_losses_of_a_game_measure_who_is_ahead_and_nothing_else() -> None:
     losses = [1.0, 0.5, 5.0, 5.0, 5.0, 5.0, 5.0, 50.0]
     assert found(trained(model_loss=losses)) != []
     assert found(trained(model_loss=losses, critic_loss=losses)) == []
+
+
+def coded(usage: list[float], perplexity: list[float], wanted: int = 1_000, codes: int = 256) -> list[dict[str, Any]]:
+    """A tokenizer's log of a codebook, of which held-out images use half."""
+    held_out = {"event": "validation", "images": 100, "codes_used": codes / 2, "codebook_usage": 0.5, "perplexity": 9.0}
+    return [{"event": "start", "images": 0, "wanted": wanted}, held_out, *trained(usage=usage, perplexity=perplexity)]
+
+
+@pytest.mark.parametrize(
+    ("usage", "perplexity", "expected"),
+    [
+        ([0.54] * 4, [32.0] * 4, [(CODEBOOK_COLLAPSED, 100)]),  # 138 of 256 codes
+        ([0.54] * 4, [65.0] * 4, []),
+        ([0.54] * 4, [65.0, 63.0, 63.0, 63.0], [(CODEBOOK_COLLAPSED, 200)]),
+        ([0.54] * 4, [63.0, 63.0, 65.0, 63.0], []),  # it came back in between
+        ([0.49] * 4, [100.0] * 4, [(CODEBOOK_COLLAPSED, 100)]),
+        ([0.51] * 4, [100.0] * 4, []),
+        ([0.9] * 2, [32.0] * 2, []),  # too few reports
+    ],
+)
+def test_a_codebook_that_collapsed_is_called(
+    usage: list[float], perplexity: list[float], expected: list[tuple[str, int]]
+) -> None:
+    assert found(coded(usage, perplexity)) == expected
+
+
+def test_a_codebook_is_not_judged_before_its_training_has_begun() -> None:
+    poor = [0.1] * 4, [8.0] * 4
+    assert found(coded(*poor, wanted=4_000)) == []
+    assert found(coded(*poor, wanted=2_000)) == [(CODEBOOK_COLLAPSED, 200)]
+    (finding,) = diagnose(coded(*poor))
+    assert finding.text.startswith("10% of 256 codes are in use, their perplexity is 8 (rule: under 50%")
+    unknown = [event for event in coded(*poor) if event["event"] != "validation"]
+    assert found(unknown) == []
+    continuous = [event for event in coded(*poor) if event["event"] != "train"]
+    assert found(continuous + trained(model_loss=[1.0] * 4)) == []
 
 
 @pytest.mark.parametrize(

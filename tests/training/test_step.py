@@ -7,17 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from helpers.models import tokenizer_experiment
 from torch import Tensor, nn
 
+from artok.config import validate
 from artok.training.loop import Meter, Trainer
 from artok.training.progress import Progress
 from artok.training.run import make_accelerator
+from artok.training.settings import Optimizer, Training, settle_precision
 from artok.training.tasks import Step, Stream, Task
 
 STEPS, IMAGES, EMA = 3, 48, 0.15
 MODEL = {"lr": 0.1, "betas": (0.5, 0.8), "eps": 0.05, "weight_decay": 0.3, "grad_clip": 2.0, "min_lr_ratio": 0.1}
+# What the critic leaves out is as in the model's.
 CRITIC = {"lr": 0.02, "betas": (0.0, 0.9), "eps": 0.1, "schedule": "linear", "warmup": 32, "grad_clip": None}
 
 
@@ -44,6 +48,12 @@ class Slopes(Task):
     def losses(self, modules: Mapping[str, nn.Module], player: str, batch: dict[str, Tensor], seen: int) -> Step:
         other = modules["critic" if player == "model" else "model"]
         return Step({"loss": modules[player](batch[player]) * factor(whole(other))})
+
+    def joins_after(self, player: str) -> int:
+        return 16 if player == "critic" else 0
+
+    def plays(self, player: str, step: int) -> bool:
+        return player == "model" or step >= 1
 
     def split(self, batch: dict[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
         chunks = {name: rows.chunk(parts) for name, rows in batch.items()}
@@ -94,9 +104,12 @@ class ByHand:
 
 
 def rates(step: int) -> tuple[float, float]:
-    """A cosine from .1 to .01 over 48 images, and a warm-up over 32 of them (straight down after it), 16 a step."""
+    """A cosine from .1 to .01 over 48 images, and a warm-up over the last 32 of them, 16 a step.
+
+    The critic joins after 16 images, and the steps of its schedule are counted from there.
+    """
     cosine = 0.1 * (0.1 + 0.9 * (1 + math.cos(math.pi * step / 3)) / 2)
-    return cosine, 0.02 * (1 / 32, 17 / 32, 1.0)[step]
+    return cosine, 0.02 * (0.0, 1 / 32, 17 / 32)[step]
 
 
 def test_three_steps_are_those_made_by_hand(tmp_path: Path) -> None:
@@ -107,7 +120,7 @@ def test_three_steps_are_those_made_by_hand(tmp_path: Path) -> None:
     task = Slopes(experiment)
     accelerator = make_accelerator(experiment, tmp_path, torch.device("cpu"))
     trainer = Trainer(task, tmp_path, accelerator, Progress("test", quiet=True))
-    model, critic = ByHand(flat(task.players["model"]), MODEL), ByHand(flat(task.players["critic"]), CRITIC)
+    model, critic = ByHand(flat(task.players["model"]), MODEL), ByHand(flat(task.players["critic"]), MODEL | CRITIC)
     averages, norms = model.weights.clone(), []
     rng = torch.Generator().manual_seed(0)
     for step in range(STEPS):
@@ -115,7 +128,8 @@ def test_three_steps_are_those_made_by_hand(tmp_path: Path) -> None:
         trainer.seen = 16 * step
         trainer.step(slopes, Meter())
         norms.append(model.step(slopes["model"].mean(0) * factor(critic.weights), rates(step)[0]))
-        critic.step(slopes["critic"].mean(0) * factor(model.weights), rates(step)[1])
+        if step >= 1:
+            critic.step(slopes["critic"].mean(0) * factor(model.weights), rates(step)[1])
         decay = min(EMA, (1 + step) / (10 + step))
         averages = decay * averages + (1 - decay) * model.weights
     assert min(norms) < MODEL["grad_clip"] < max(norms)  # one step is bounded, one is not
@@ -124,3 +138,45 @@ def test_three_steps_are_those_made_by_hand(tmp_path: Path) -> None:
     torch.testing.assert_close(flat(task.players["critic"]), critic.weights, **close)
     with trainer.shared_weights():
         torch.testing.assert_close(flat(task.players["model"]), averages, **close)
+
+
+def test_logged_means_are_over_the_steps_that_had_a_value(tmp_path: Path) -> None:
+    accelerator = make_accelerator(tokenizer_experiment(), tmp_path, torch.device("cpu"))
+    meter = Meter()
+    for step in range(5):
+        for part in range(2):
+            value = torch.tensor(float(10 * step + part))
+            meter.add({"always": value} | ({"turns": value} if step % 2 else {}), 0.5)
+        if step >= 3:
+            meter.add({"late": torch.tensor(7.0)}, 1.0)
+        meter.steps, meter.images = meter.steps + 1, meter.images + 16
+    values = meter.read(accelerator)
+    assert {name: values[name] for name in ("always", "turns", "late")} == {"always": 20.5, "turns": 20.5, "late": 7.0}
+    meter.add({"always": torch.tensor(1.0)}, 1.0)
+    assert meter.read(accelerator).keys() == {"always", "images_per_second"}  # nothing of the interval before
+
+
+@pytest.mark.parametrize(("emulated", "native", "expected"), [(True, False, "fp16"), (True, True, "bf16")])
+def test_auto_takes_bfloat16_where_a_gpu_multiplies_it_itself(
+    monkeypatch: pytest.MonkeyPatch, emulated: bool, native: bool, expected: str
+) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or (emulated and including_emulation)
+    )
+    assert settle_precision("auto", torch.device("cuda")) == expected
+
+
+def test_auto_takes_bfloat16_on_a_cpu_with_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for units, expected in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda units=units: units)
+        assert settle_precision("auto", torch.device("cpu")) == expected
+    assert settle_precision("auto", torch.device("mps")) == "no"
+    assert settle_precision("fp32", torch.device("cuda")) == "no"
+
+
+def test_a_critic_is_trained_as_the_model_in_what_its_section_leaves_out() -> None:
+    section = {"images": 1, "optimizer": {"lr": 3e-4, "betas": [0.5, 0.9]}}
+    assert validate(Training, section, "test").critic == Optimizer(lr=3e-4, betas=(0.5, 0.9))
+    own = validate(Training, section | {"critic": {"betas": [0.0, 0.9], "grad_clip": None}}, "test")
+    assert own.critic == Optimizer(lr=3e-4, betas=(0.0, 0.9), grad_clip=None)
+    assert validate(Training, own.model_dump(mode="json"), "test") == own

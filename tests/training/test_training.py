@@ -329,6 +329,7 @@ def test_a_folder_is_trained_in_by_one_process_at_a_time(tmp_path: Path, capfd: 
 
 
 DEEP = {"downsample": 16, "channel_multipliers": [1] * 5}
+UNGUIDED = {"generator": {"class_dropout": 0.0}, "sampling": {"cfg_scale": 2.0}}
 ODD = {"global_batch": 16, "gradient_accumulation_steps": 3}
 
 
@@ -336,6 +337,7 @@ ODD = {"global_batch": 16, "gradient_accumulation_steps": 3}
     ("make", "error", "words"),
     [
         (lambda run: generator_experiment("runs/nowhere"), CheckpointError, "no run"),
+        (lambda run: generator_experiment(str(run), **UNGUIDED), ConfigError, "cfg_scale 2 needs a generator trained"),
         (lambda run: generator_experiment(str(run), data={"size": 32}), ConfigError, "was trained on images of"),
         (lambda run: tokenizer_experiment(tokenizer=DEEP, data={"size": 8}), ConfigError, "smaller than the down"),
         (lambda run: tokenizer_experiment(tokenizer={"quantizer": {"codebook_size": 65536}}), ConfigError, "can fill"),
