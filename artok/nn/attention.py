@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PLAIN_LENGTH = 1024  # longest key sequence for which a CPU holds the full score matrix
+PLAIN_SCORES = 2**24  # most scores of a pass without gradients: larger matrices leave the cache
 
 
 def attend(
@@ -19,7 +20,8 @@ def attend(
 
     mask: bool, broadcastable to (B, H, N, M), True where a query sees a key. scale: D ** -0.5 unless given.
     """
-    if q_BHND.device.type != "cpu" or k_BHMD.shape[2] > PLAIN_LENGTH:
+    many = not torch.is_grad_enabled() and q_BHND.shape[:3].numel() * k_BHMD.shape[2] > PLAIN_SCORES
+    if q_BHND.device.type != "cpu" or k_BHMD.shape[2] > PLAIN_LENGTH or many:
         return F.scaled_dot_product_attention(q_BHND, k_BHMD, v_BHMD, attn_mask=mask, scale=scale)
     return plain_attention(q_BHND, k_BHMD, v_BHMD, mask, scale)
 

@@ -106,9 +106,7 @@ class DiffusionConfig(Config):
 
     def sampling_levels(self, steps: int) -> Levels:
         """The levels of sampling in `steps` steps. ConfigError: the chain is shorter, or no spacing fits."""
-        if self.schedule == "straight":
-            return straight(even_times(steps))
-        return self.training_levels().select(choose_steps(self.timesteps, steps, self.timestep_spacing))
+        return sampling_levels(self, steps)
 
     def plan(self, sampling: Sampling, steps: int | None) -> tuple[SolverName, int]:
         """The solver and its number of steps. ConfigError: as in `sampling_levels`."""
@@ -128,6 +126,14 @@ class Times:
     sigma: Tensor
     time: Tensor
     index: Tensor | None
+
+
+@lru_cache(maxsize=32)
+def sampling_levels(config: DiffusionConfig, steps: int) -> Levels:
+    """As `DiffusionConfig.sampling_levels`; a diffusion head asks for the same ones at each of its steps."""
+    if config.schedule == "straight":
+        return straight(even_times(steps))
+    return config.training_levels().select(choose_steps(config.timesteps, steps, config.timestep_spacing))
 
 
 @lru_cache(maxsize=8)

@@ -12,18 +12,21 @@ def truncate(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
     """Logits (..., V) with the tail at -inf.
 
     top_k keeps logits at or above the k-th largest (Fan et al. 2018). top_p then drops a token if the more likely ones
-    have a total probability above p (Holtzman et al. 2020), so at least one stays.
+    have a total probability above p (Holtzman et al. 2020), so at least one stays, with all that are as likely.
     """
-    if top_k is not None and top_k < logits.shape[-1]:
-        smallest_kept = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < smallest_kept, -math.inf)
-    if top_p is not None and top_p < 1:
-        descending, order = logits.sort(dim=-1, descending=True)
-        probability = descending.softmax(-1)
+    vocab = logits.shape[-1]
+    if top_p is not None and top_p >= 1:
+        top_p = None
+    if (top_k is None or top_k >= vocab) and top_p is None:
+        return logits
+    largest = logits.topk(min(top_k or vocab, vocab), dim=-1).values  # in descending order
+    smallest = largest[..., -1:]
+    if top_p is not None:
+        kept = logits.masked_fill(logits < smallest, -math.inf)  # with all that equal the k-th largest
+        probability = (largest - kept.logsumexp(-1, keepdim=True)).exp()
         before = probability.cumsum(-1) - probability
-        drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before > top_p)
-        logits = logits.masked_fill(drop, -math.inf)
-    return logits
+        smallest = largest.masked_fill(before > top_p, math.inf).amin(-1, keepdim=True)
+    return logits.masked_fill(logits < smallest, -math.inf)
 
 
 def probabilities(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Literal
 
@@ -62,10 +63,12 @@ class Levels:
 
     def __getitem__(self, index: int) -> Level:
         """The level of an index from 0; -1 is the clean x_0."""
-        if index == -1:
-            return CLEAN
-        fields = (self.signal_squared, self.sigma_squared, self.power, self.times)
-        return Level(*(float(field[index]) for field in fields))
+        return CLEAN if index == -1 else self._levels[index]
+
+    @cached_property
+    def _levels(self) -> list[Level]:  # a solver reads a few at each step, and reading from a tensor is slow
+        columns = (self.signal_squared, self.sigma_squared, self.power, self.times)
+        return [Level(*numbers) for numbers in zip(*(column.tolist() for column in columns), strict=True)]
 
     def select(self, indices: Sequence[int]) -> Levels:
         """A chain shortened to these steps, in ascending order (Nichol and Dhariwal 2021, section 4).
