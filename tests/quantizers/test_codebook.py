@@ -169,6 +169,20 @@ def test_each_residual_level_adds_detail_and_gradients_pass_once() -> None:
     assert torch.equal(gradient, torch.ones_like(gradient))  # the library's own adds one for each level
 
 
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_commitment_is_of_the_sum_after_each_level(update: str) -> None:
+    """beta sum_k |z - sum of the codes up to k|^2 (Lee 2022, equation 7), with its gradient to the latents."""
+    section = {"codebook_size": 16, "code_dim": 4, "num_quantizers": 3, "update": update, "commitment_weight": 0.3}
+    quantizer = built(residual.Config.model_validate(section)).train()
+    given = latents(quantizer).requires_grad_()
+    out = quantizer(given)
+    parts = [to_grid(F.embedding(out.values[..., k], table), (4, 4)) for k, table in enumerate(quantizer.tables())]
+    wanted = 0.3 * sum(F.mse_loss(given, sum(parts[: k + 1]).detach()) for k in range(3))
+    torch.testing.assert_close(out.losses["commitment"], wanted)
+    (gradient,) = torch.autograd.grad(out.losses["commitment"], given)
+    torch.testing.assert_close(gradient, torch.autograd.grad(wanted, given)[0])
+
+
 def test_nearest_is_brute_force() -> None:
     torch.manual_seed(0)
     for codes in (40, 2**16):  # the second takes several blocks

@@ -14,6 +14,7 @@ from helpers.quantizers import CONFIGS, KINDS, built, latents, same, snapshot, t
 from torch import Tensor, distributed, multiprocessing
 
 from artok.errors import LayoutError
+from artok.noise import Noise
 from artok.quantizers import lfq
 from artok.quantizers.base import QuantizerConfig, Replacement, to_sequence
 from artok.quantizers.codebook import CodebookConfig
@@ -216,6 +217,17 @@ def test_codes_do_start_anew_in_these_steps(name: str) -> None:
     quantizer.settle = watched  # type: ignore[method-assign]
     train_split(quantizer)
     assert restarted >= 4
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_a_step_waits_for_no_value(name: str) -> None:
+    """Reading a value makes the host wait for a GPU, and fails on the meta device, which has none."""
+    if SPLIT[name].kind == "fsq":
+        pytest.skip("the library's FSQ does not compute on the meta device")
+    quantizer = built(SPLIT[name]).to("meta").train()
+    quantizer.noise = Noise(3, torch.arange(8, device="meta"))
+    quantizer(latents(quantizer).to("meta"))
+    quantizer.settle()
 
 
 def in_processes(work: Callable[[int, int], object], count: int, folder: Path) -> list[object]:

@@ -10,6 +10,7 @@ from helpers.models import IMAGE, conv_around
 from artok.config import validate
 from artok.errors import ConfigError, LayoutError
 from artok.layout import TokenLayout, Tokens
+from artok.nn.resize import enlarge, shrink
 from artok.noise import Noise
 from artok.quantizers import multiscale
 from artok.quantizers.balance import UsageBalancing
@@ -127,6 +128,21 @@ def test_each_scale_codes_what_is_left_over() -> None:
         wanted = F.adaptive_avg_pool2d(given - prefixes[scale], quantizer.grids[scale]).flatten(2).transpose(1, 2)
         distances = torch.cdist(wanted, quantizer.book.vectors().expand(2, -1, -1))
         assert torch.equal(distances.argmin(-1), out.values[:, part, 0])
+
+
+def test_grids_shrink_by_area_and_grow_by_bicubic_interpolation() -> None:
+    """Places of 3 cover 4/3 of 4, and whole pixels of it are averaged. Cubic convolution with a = -.75 (Keys 1981)
+    gives .2265625 a quarter of the way from 0 to 1, where linear interpolation gives .25."""
+    columns = torch.tensor([0.0, 1.0, 4.0, 9.0]).expand(1, 1, 4, 4)
+    torch.testing.assert_close(shrink(columns, (1, 3))[0, 0, 0], torch.tensor([0.5, 2.5, 6.5]))
+    torch.testing.assert_close(shrink(columns.mT, (2, 1))[0, 0, :, 0], torch.tensor([0.5, 6.5]))
+    step = enlarge(torch.tensor([0.0, 1.0]).expand(1, 1, 2, 2), (4, 4))[0, 0]
+    torch.testing.assert_close(step, torch.tensor([-0.10546875, 0.2265625, 0.7734375, 1.10546875]).expand(4, 4))
+
+
+def test_of_equally_near_codes_the_first_is_taken() -> None:
+    table = torch.tensor([[5.0, 5.0], [1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    assert find_nearest(torch.tensor([[0.0, 0.0], [2.0, 0.0]]), table).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("grid", [(7,), (4, 6), (2, 3, 4)])
@@ -285,6 +301,22 @@ def test_standardised_residuals_have_one_size_at_every_scale() -> None:
         torch.testing.assert_close(looked_up.std(0), torch.ones(4), atol=0.35, rtol=0)
         torch.testing.assert_close(quantizer.standardisation.restore(scale, looked_up), left)
     assert left.std() < 0.3  # and yet they were small
+
+
+def test_standardisation_follows_with_its_decay() -> None:
+    """mean <- .7 mean + .3 mean of the step, and the same of the squares about the new mean, whatever the parts."""
+    quantizer = built(standardise=True, decay=0.7, dead_code_threshold=0).train()
+    assert quantizer.standardisation is not None
+    given = latents() + 2
+    for part in given.split(2):
+        quantizer(part)
+    assert not quantizer.standardisation.mean.any()  # not before the step's end
+    quantizer.settle()
+    coarse = given.mean((2, 3))
+    mean = 0.3 * coarse.mean(0)
+    variance = 0.7 + 0.3 * (coarse - mean).square().mean(0)
+    torch.testing.assert_close(quantizer.standardisation.mean[0], mean, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(quantizer.standardisation.variance[0], variance, atol=1e-6, rtol=1e-5)
 
 
 def test_an_undecided_place_adds_nothing_though_a_scale_has_a_mean() -> None:
