@@ -56,8 +56,8 @@ class Batch:
         return from_uint8(pixels) if pixels.dtype == torch.uint8 else pixels
 
     def pin(self) -> Batch:
-        """The batch in memory that a GPU reads by itself, where there is a GPU."""
-        return replace(self, pixels=self.pixels.pin_memory()) if torch.cuda.is_available() else self
+        """The batch in memory that a GPU reads by itself, where a GPU is in use."""
+        return replace(self, pixels=self.pixels.pin_memory()) if torch.cuda.is_initialized() else self
 
     def split(self, parts: int) -> list[Batch]:
         """Equal parts, in order."""
