@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,16 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def from_uint8(images: Tensor) -> Tensor:
-    """0..255 to float32 in [-1, 1]; `to_uint8` inverts it exactly."""
-    return images.to(torch.float32) / 127.5 - 1
+    """0..255 to float32 in [-1, 1], the same to the bit on every device; `to_uint8` inverts it exactly."""
+    if images.device.type == "cpu":
+        return images.to(torch.float32) / 127.5 - 1
+    # A GPU divides by a number by multiplying with its inverse, which rounds otherwise, so the values are looked up.
+    return _levels(images.device).index_select(0, images.flatten().int()).view(images.shape)
+
+
+@cache
+def _levels(device: torch.device) -> Tensor:
+    return from_uint8(torch.arange(256, dtype=torch.uint8)).to(device)
 
 
 def to_pil(image: Tensor) -> Image.Image:

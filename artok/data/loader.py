@@ -13,7 +13,7 @@ import queue
 import signal
 import threading
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,8 +23,9 @@ from typing_extensions import Self
 
 from artok.data.base import Augment, DataConfig, Split, note_skipped
 from artok.data.order import Order, check_shares, choose_rows, rank_positions
-from artok.data.transforms import augment
+from artok.data.transforms import augment_stored
 from artok.errors import ArtokError
+from artok.images import from_uint8
 from artok.noise import Noise, fold
 
 AHEAD = 2  # batches prefetched while a step runs
@@ -32,17 +33,36 @@ AHEAD = 2  # batches prefetched while a step runs
 
 @dataclass
 class Batch:
-    """images: (B, C, size, size) float in [-1, 1]. labels: (B,) int64. positions: (B,) int64, images seen before."""
+    """pixels: (B, C, size, size), uint8 where they may be, which moves a quarter of the bytes, or float in [-1, 1].
 
-    images: Tensor
+    labels: (B,) int64. positions: (B,) int64, images seen before.
+    """
+
+    pixels: Tensor
     labels: Tensor
     positions: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to(self, device: torch.device | str) -> Batch:
-        return Batch(self.images.to(device), self.labels.to(device), self.positions.to(device))
+    @property
+    def images(self) -> Tensor:
+        """(B, C, size, size) float in [-1, 1]."""
+        return self.images_on(self.pixels.device)
+
+    def images_on(self, device: torch.device | str) -> Tensor:
+        """The images on a device, moved while it works where `pin` was called."""
+        pixels = self.pixels.to(device, non_blocking=True)
+        return from_uint8(pixels) if pixels.dtype == torch.uint8 else pixels
+
+    def pin(self) -> Batch:
+        """The batch in memory that a GPU reads by itself, where a GPU is in use."""
+        return replace(self, pixels=self.pixels.pin_memory()) if torch.cuda.is_initialized() else self
+
+    def split(self, parts: int) -> list[Batch]:
+        """Equal parts, in order."""
+        columns = (column.chunk(parts) for column in (self.pixels, self.labels, self.positions))
+        return [Batch(*column) for column in zip(*columns, strict=True)]
 
 
 @dataclass
@@ -64,7 +84,8 @@ class _Reader:
             indices = self.order(positions) if self.order is not None else positions % len(self.split)
         examples = self.split.read(indices.tolist())
         noise = Noise(self.seed, positions)
-        return Batch(augment(examples.images, self.changes, self.size, noise), examples.labels, positions)
+        pixels = augment_stored(examples.images, self.changes, self.size, noise)
+        return Batch(pixels.contiguous(), examples.labels, positions)  # a view would carry its whole image along
 
 
 class Loader:
@@ -181,7 +202,7 @@ def _fill(
         for positions in steps:
             if stop.is_set():
                 return
-            hand_over(reader(positions))
+            hand_over(reader(positions).pin())
     except BaseException as error:  # re-raised in the consumer
         hand_over(error)
     else:
@@ -241,7 +262,7 @@ def _from_workers(reader: _Reader, steps: Iterable[Tensor], workers: int) -> Gen
                 note_skipped(reader.split, answer.skipped)
             if isinstance(answer.batch, ArtokError):
                 raise answer.batch
-            yield answer.batch
+            yield answer.batch.pin()
     finally:
         del answers  # torch ends the processes when their iterator is freed
 

@@ -28,8 +28,13 @@ def augment(images: Tensor, changes: Augment, size: int, noise: Noise) -> Tensor
     Shift, rotation, scale and shear are one bicubic resampling, which also does the crop; outside the image its border
     is repeated. Everything switched off is `plain`, exactly, and draws nothing.
     """
+    return _to_float(augment_stored(images, changes, size, noise))
+
+
+def augment_stored(images: Tensor, changes: Augment, size: int, noise: Noise) -> Tensor:
+    """`augment`, with uint8 images left so where nothing is resampled."""
     if changes == Augment():
-        return plain(images, size)
+        return _centre(images, size)
     draws_B8 = noise.uniform(8)  # one draw, so that switching one change off leaves the others unchanged
     offsets_B2 = _crop_offsets(images, changes, size, draws_B8[:, 0:2])
     if changes.shift or changes.rotate or changes.scale or changes.shear:
@@ -39,7 +44,7 @@ def augment(images: Tensor, changes: Augment, size: int, noise: Noise) -> Tensor
         cut = _cut(images, offsets_B2, size) if changes.crop == "random" else _centre(images, size)
     if changes.flip:
         cut = torch.where(draws_B8[:, 7, None, None, None] < 0.5, cut.flip(-1), cut)
-    return _to_float(cut)  # last, since uint8 moves a quarter of the bytes
+    return cut
 
 
 def augmented_copies(images: Tensor, changes: Augment, size: int, indices: Tensor, copies: int, seed: int) -> Tensor:

@@ -125,7 +125,7 @@ def show_tokenizer(run: Run, real: Real, device: str = "cpu") -> TokenizerGaller
     if layout.vocab is not None:
         counts, images = torch.zeros(layout.vocab, dtype=torch.int64), 0
         for batch in evaluation_batches(real.data.open("test"), real.data, BATCH, COUNTED):
-            values = tokenizer.encode(batch.images.to(device)).values.cpu()
+            values = tokenizer.encode(batch.images_on(device)).values.cpu()
             counts += torch.bincount(values.flatten(), minlength=layout.vocab)
             images += len(values)
         codes = codebook_plot(counts, images, run.name)

@@ -170,11 +170,10 @@ class TokenizerTask(Task):
             yield from loader
 
     def split(self, batch: Batch, parts: int) -> list[Batch]:
-        columns = zip(batch.images.chunk(parts), batch.labels.chunk(parts), batch.positions.chunk(parts), strict=True)
-        return [Batch(*column) for column in columns]
+        return batch.split(parts)
 
     def losses(self, modules: Mapping[str, nn.Module], player: str, batch: Batch, seen: int) -> Step:
-        images = batch.images.to(self.device, non_blocking=True)
+        images = batch.images_on(self.device)
         if player == "critic":
             return self._critic_losses(modules["critic"], images, batch.positions, seen)
         self.quantizers.draw_by(Noise(fold("quantizer", self.experiment.seed), batch.positions.to(self.device)))
@@ -209,7 +208,7 @@ class TokenizerTask(Task):
         figures: dict[str, list[Tensor]] = {"psnr": []}
         figures |= {f"psnr, {scale}": [] for scale in layout.scale_names()[:-1]}
         for batch in self._held_out(self.experiment.training.validate_images):
-            tokens = self.tokenizer.encode(batch.images.to(self.device))
+            tokens = self.tokenizer.encode(batch.images_on(self.device))
             parts = [tokens, *(tokens.first_scales(scales) for scales in range(1, len(layout.grids)))]
             for name, part in zip(figures, parts, strict=True):
                 figures[name].append(psnr(to_uint8(batch.images), to_uint8(self.tokenizer.decode(part)).cpu()))
@@ -222,7 +221,7 @@ class TokenizerTask(Task):
         if self.tokenizer.layout.discrete:
             return {}
         batches = evaluation_batches(self.train_split, self.experiment.data, batch=64, limit=MEASURED)
-        return self.tokenizer.measure(batch.images.to(self.device) for batch in batches)
+        return self.tokenizer.measure(batch.images_on(self.device) for batch in batches)
 
     def _held_out(self, limit: int) -> Iterator[Batch]:
         return evaluation_batches(self.test_split, self.experiment.data, batch=64, limit=limit)
@@ -285,7 +284,7 @@ class GeneratorTask(Task):
         with Loader(self.source, self.experiment.data, batch, seed, start, rank, world) as loader:
             for images in loader:
                 with torch.no_grad():
-                    tokens = self.tokenizer.encode(images.images.to(self.device, non_blocking=True))
+                    tokens = self.tokenizer.encode(images.images_on(self.device))
                 yield TokenBatch(tokens, images.labels, images.positions)
 
     def split(self, batch: TokenBatch, parts: int) -> list[TokenBatch]:

@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from artok import images
 from artok.data import digits, folder, hub
 from artok.data.base import Augment, DataConfig
 from artok.data.loader import Batch, Loader, evaluation_batches
 from artok.data.order import Order
+from artok.data.transforms import augment
 from artok.errors import DataError
 from artok.images import from_uint8
+from artok.noise import Noise, fold
 
 CHANGES = Augment(flip=True, rotate=10, shift=0.1)
 
@@ -169,3 +172,30 @@ def test_a_program_that_forgets_to_close_still_ends(workers: int, tmp_path: Path
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_stay_uint8_until_they_are_used(workers: int) -> None:
+    for changes, stored in (
+        (Augment(), torch.uint8),
+        (Augment(flip=True, crop="random"), torch.uint8),
+        (CHANGES, torch.float32),
+    ):
+        settings = digits.Config(size=8, resize=10, augment=changes, workers=workers)
+        split = settings.open("train")
+        with Loader(split, settings, 16, seed=3) as loader:
+            batch = next(loader)
+        assert batch.pixels.dtype == stored and batch.pixels.is_contiguous()
+        assert batch.pixels.untyped_storage().nbytes() == batch.pixels.nbytes
+        examples = split.read(Order(len(split), 3)(batch.positions).tolist())
+        expected = augment(examples.images, changes, 8, Noise(fold("augment", 3), batch.positions))
+        assert torch.equal(batch.images, expected) and torch.equal(batch.images_on("cpu"), expected)
+        joined = torch.cat([part.images for part in batch.split(4)])
+        assert torch.equal(joined, expected) and len(batch.split(4)[0]) == 4
+
+
+def test_a_device_gives_the_same_floats_as_a_processor() -> None:
+    """A meta tensor takes the way of a GPU as far as its shapes; the values are those of a table."""
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(images._levels(torch.device("cpu"))[pixels.long()], from_uint8(pixels))
+    assert from_uint8(pixels.to("meta")).shape == pixels.shape
