@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--files", help="only files whose path matches this pattern, such as 'lpips*'")
     parser.add_argument("--sample", type=int, help="mutants, evenly over the lines; default all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--seconds", type=float, default=120, help="of covering tests per mutant, as measured")
+    parser.add_argument("--seconds", type=float, default=40, help="of covering tests per mutant, as measured")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     parser.add_argument("--keys", action="store_true", help="print survivors as keys of tools/equivalent_mutants.txt")
     parser.add_argument("--again", action="store_true", help="try recorded mutants again")
@@ -122,18 +122,19 @@ def measure(server: Server, tests: Sequence[str], sources: Iterable[str]) -> dic
     reach: dict[str, dict[str, Any]] = {}
     now = {file: digest(ROOT / file) for file in sources}
     files = server.files()
+    digests = {file: test_digest(file) for file in files}  # as collected; they may be edited meanwhile
     left_out = []
     for number, file in enumerate(files, 1):
         kept = KEPT / "lines" / f"{file.replace('/', '-')}.json"
         record = json.loads(kept.read_text()) if kept.is_file() else {}
         same = {name: value for name, value in record.get("sources", {}).items() if name in now}
-        if record.get("digest") != test_digest(file) or same != now:
+        if record.get("digest") != digests[file] or same != now:
             print(f"measuring {file} ({number} of {len(files)})", flush=True)
             found = server.ask("measure", file)
             if not isinstance(found, dict) or "broken" in found:
                 sys.exit(f"{file} cannot be measured: {found}")
             record = {
-                "digest": test_digest(file),
+                "digest": digests[file],
                 "sources": {str(p.relative_to(ROOT)): digest(p) for p in (ROOT / "artok").rglob("*.py")},
                 "tests": found,
             }
