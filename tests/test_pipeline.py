@@ -19,6 +19,7 @@ from torch import nn
 from artok.errors import CheckpointError, ConfigError
 from artok.evaluation.reconstruct import reconstruct
 from artok.evaluation.sample import FRAMES, generation_frames, parse_labels, sample
+from artok.generators import raster
 from artok.layout import TokenLayout, Tokens, last
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Precision, Sampling
@@ -108,6 +109,35 @@ def test_unfinished_tokens_without_places_are_decoded_as_they_are(pipeline: Pipe
 
     first = Tokens(torch.zeros(2, 5, 2), layout, torch.arange(5).expand(2, -1) < 1)
     assert (replace(pipeline, tokenizer=Latents()).decode(first) == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("grid", "image", "spatial"),
+    [((5,), (1, 6, 6), False), ((2, 2, 3), (1, 4, 4, 6), True), ((2, 3), (1, 4, 6), True)],
+    ids=["one axis", "video", "two axes"],
+)
+def test_tokens_of_any_number_of_axes_become_samples(
+    pipeline: Pipeline, grid: tuple[int, ...], image: tuple[int, ...], spatial: bool
+) -> None:
+    layout = TokenLayout((grid,), 2, 16, image)
+
+    class Codes(nn.Module):
+        def decode(self, tokens: Tokens) -> torch.Tensor:
+            codes = tokens.values[..., 0].float() / 8 - 0.9  # in [-.9, .975], never 0
+            if not spatial:
+                return codes.mean(1)[:, None, None, None].expand(-1, *image)
+            size = image[1:]
+            return nn.functional.interpolate(codes.unflatten(1, grid)[:, None], size=size, mode="nearest")
+
+    generator = raster.Config.tiny().build(layout, len(pipeline.classes)).eval()
+    made = replace(pipeline, tokenizer=Codes(), generator=generator)
+    samples = made([1, 2], n=2, seed=3)
+    assert samples.shape == (4, *image)
+    torch.testing.assert_close(made([1, 2], n=2, seed=3, batch=3), samples)
+    first, *_, finished = made.steps(made.condition([1, 1, 2, 2]), Sampling(seed=3))
+    torch.testing.assert_close(made.decode(finished), samples)
+    grey = made.decode(first) == 0
+    assert float(grey.float().mean()) == pytest.approx(1 - 1 / layout.length if spatial else 0)
 
 
 @pytest.mark.parametrize(

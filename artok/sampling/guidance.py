@@ -68,8 +68,8 @@ def scale_at(sampling: Sampling, step: int, steps: int, share: float | None = No
     """
     if share is None:
         share = step / max(steps - 1, 1)
-    low, high = sampling.cfg_interval
-    if not low * steps <= step < high * steps:
+    low, high = (round(end * steps, 6) for end in sampling.cfg_interval)  # .55 of 100 is above 55 before rounding
+    if not low <= step < high:
         return 1.0
     if sampling.cfg_schedule == "linear":
         return 1 + (sampling.cfg_scale - 1) * share

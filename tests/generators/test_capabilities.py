@@ -20,7 +20,7 @@ from helpers.generators import (
 )
 
 from artok.generators.base import AdversarialGenerator, Generator
-from artok.layout import Condition, Tokens
+from artok.layout import Condition
 from artok.nn.gradient_checkpointing import set_gradient_checkpointing
 from artok.noise import Noise
 from artok.sampling.settings import Sampling
@@ -99,7 +99,15 @@ def test_guidance_of_one_runs_no_unconditional_half(case: Case) -> None:
 
 
 def test_samples_in_bfloat16_are_near_those_in_float32(case: Case) -> None:
+    """bfloat16 rounds to 2^-9: vectors differ by a few times that, and fewer codes change than under another seed."""
     _, generator, codec = case
+    greedy = codec.layout.discrete and "temperature" in generator.reads
+    sampling = Sampling(temperature=0.0, choice_temperature=0.0) if greedy else Sampling()
+    plain = generate(generator, codec, condition(8), sampling).values
     with torch.autocast("cpu", torch.bfloat16):
-        made: Tokens = generate(generator, codec, condition(3), Sampling(dtype="bfloat16"))
-    assert made.values.isfinite().all()
+        half = generate(generator, codec, condition(8), sampling.model_copy(update={"dtype": "bfloat16"})).values
+    if plain.is_floating_point():
+        assert float((half - plain).norm() / plain.norm()) < 16 * 2.0**-9
+        return
+    other = generate(generator, codec, condition(8), seed=1).values
+    assert float((half != plain).float().mean()) < 0.5 * float((other != plain).float().mean())

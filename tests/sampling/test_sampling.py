@@ -92,6 +92,17 @@ def test_schedules(settings: dict, expected: list[float]) -> None:
     assert [scale_at(sampling, step, 5) for step in range(5)] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("interval", "guided"), [((0.0, 0.55), 55), ((0.55, 1.0), 45), ((0.29, 0.58), 29)])
+def test_an_interval_holds_its_share_of_the_steps(interval: tuple[float, float], guided: int) -> None:
+    sampling = Sampling(cfg_scale=3, cfg_interval=interval)
+    assert sum(scale_at(sampling, step, 100) == 3 for step in range(100)) == guided
+
+
+def test_the_power_bends_the_cosine() -> None:
+    sampling = Sampling(cfg_scale=3, cfg_schedule="cosine", cfg_power=2.0)
+    assert scale_at(sampling, 1, 3) == pytest.approx(1 + 1 - math.cos(math.pi / 4))
+
+
 def test_linear_guidance_may_follow_the_share_of_tokens() -> None:
     assert scale_at(Sampling(cfg_scale=3, cfg_schedule="linear"), 0, 4, share=0.25) == 1.5
 
