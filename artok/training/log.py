@@ -7,7 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from artok.files import sync
 from artok.saved import write_text
+
+LOG = "log.jsonl"
+NONFINITE = "nonfinite"  # event of a training that stopped since a number was not finite
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -31,6 +35,8 @@ class Log:
         self.events.append({"event": event, "images": images, "time": round(time.time(), 3), **values})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self.events[-1]) + "\n")
+        if event == "checkpoint":
+            sync(self.path)  # before the checkpoint is
 
 
 def duration(seconds: float) -> str:
