@@ -23,7 +23,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 class Log:
     """Appends events to `log.jsonl`. Events after `seen` images, written before an interruption, are removed.
 
-    events: all events of the file.
+    seen: -1 for a new log. events: all events of the file.
     """
 
     def __init__(self, path: Path, seen: int) -> None:

@@ -127,7 +127,7 @@ class Trainer:
             first = next(batches)
             if self.accelerator.is_main_process:
                 begin()
-                self.log = Log(self.folder / LOG, self.seen)
+                self.log = Log(self.folder / LOG, -1 if resumed is None else self.seen)
             self.accelerator.wait_for_everyone()
             if self.training.trackers:
                 self.accelerator.init_trackers("artok")
