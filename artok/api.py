@@ -11,6 +11,7 @@ from artok import saved
 from artok.config import load
 from artok.device import resolve_device
 from artok.evaluation import evaluate as evaluation
+from artok.files import read_place
 from artok.metrics.results import Results
 from artok.tokenizers.base import Tokenizer
 from artok.training import run
@@ -32,16 +33,18 @@ def train(
     out: str | Path | None = None,
     device: str | torch.device | None = None,
     fresh: bool = False,
+    extend: bool = False,
 ) -> Path:
     """Train a tokenizer or a generator, or resume a stopped training. Returns the run directory.
 
     config: a YAML file, a shipped name such as "digits/vq", or an experiment. overrides: `key.sub=value` on top.
-    out: the run directory, runs/<name> unless given. fresh: discard what it holds.
+    out: the run directory, runs/<name> unless given. fresh: discard the run that it holds. extend: resume with another
+    `training.images` where the learning rate depends on it.
     ArtokError: the input is wrong, or training failed. KeyboardInterrupt: it was stopped after saving a checkpoint.
     """
     experiment = load(Experiment, config, overrides) if isinstance(config, str) else config
-    folder = Path(out) if out is not None else default_folder(experiment)
-    if not run.train(experiment, folder, fresh, resolve_device(device)):
+    folder = read_place(str(out)) if out is not None else default_folder(experiment)
+    if not run.train(experiment, folder, fresh, resolve_device(device), extend):
         raise KeyboardInterrupt
     return folder
 

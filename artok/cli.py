@@ -13,6 +13,7 @@ from artok import __version__
 from artok.allocator import keep_freed_memory
 from artok.commands.plan import plan
 from artok.errors import ArtokError, ConfigError, RunError, describe_failure
+from artok.files import read_place
 
 # Heavy imports stay inside the commands, so that --help and a mistyped argument answer at once.
 
@@ -30,9 +31,10 @@ Settings = Annotated[
     list[str] | None, typer.Argument(help="settings on top: sampling as key=value, data as data.key=value")
 ]
 SamplingSettings = Annotated[list[str] | None, typer.Argument(help="sampling settings on top, as key=value")]
-Out = Annotated[Path | None, typer.Option(help="folder to write to")]
+OUT = typer.Option(parser=read_place, metavar="PATH", help="folder to write to")
+Out = Annotated[Path | None, OUT]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU if there is one unless given")]
-Fresh = Annotated[bool, typer.Option(help="discard what the folder holds")]
+Fresh = Annotated[bool, typer.Option(help="discard the run or study that the folder holds")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="print the resolved YAML and do nothing else")]
 
 
@@ -76,6 +78,9 @@ def train(
     out: Out = None,
     device: Device = None,
     fresh: Fresh = False,
+    extend: Annotated[
+        bool, typer.Option(help="resume with another training.images where the learning rate depends on it")
+    ] = False,
     print_config: PrintConfig = False,
 ) -> None:
     """Train a tokenizer or a generator, or resume a stopped training."""
@@ -88,7 +93,7 @@ def train(
         typer.echo(dump(experiment).rstrip())
         return
     folder = out or default_folder(experiment)
-    if not run(experiment, folder, fresh, device):
+    if not run(experiment, folder, fresh, device, extend):
         typer.echo(f"stopped and saved; run the same command again to resume {folder}", err=True)
         raise typer.Exit(130)
 
@@ -187,9 +192,14 @@ def evaluate(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="run directories, evaluated")],
-    out: Annotated[Path | None, typer.Option(help="page to write; default report.html in the run or here")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=read_place, metavar="PATH", help="page to write; default report.html in the run or here"),
+    ] = None,
     title: Annotated[str, typer.Option(help="default the names of the runs")] = "",
-    plots: Annotated[Path | None, typer.Option(help="folder for the plots of the page as PNG")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(parser=read_place, metavar="PATH", help="folder for the plots of the page as PNG")
+    ] = None,
     device: Device = None,
 ) -> None:
     """Write one HTML page about runs: samples, reconstructions, table of metrics, learning curves, how to reproduce."""
@@ -261,7 +271,7 @@ def export(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/demo"),
+    out: Annotated[Path, OUT] = Path("runs/demo"),
     families: Annotated[
         str, typer.Option(help="raster, var, maskgit, mar, dit, gan, separated by commas; all unless given")
     ] = "",

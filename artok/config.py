@@ -134,6 +134,7 @@ def of_kind(room: str) -> BeforeValidator:
 
 
 OPEN = SerializeAsAny()  # written out with the keys of its own kind, not only with those of the declared base class
+FREE = "free"  # marks a field that does not change what a training computes: `workers: Annotated[int, FREE] = 0`
 
 
 # ---------------------------------------------------------------------------------------------- error messages
@@ -376,6 +377,16 @@ def load(cls: type[ConfigType], name: str, overrides: Sequence[str] = ()) -> Con
     """The config of a file or shipped name with its layers, overrides and interpolations, validated as `cls`."""
     path = locate(name)
     return validate(cls, resolve(override(read_yaml(path), overrides)), str(path))
+
+
+def dump_fixed(value: object) -> Any:
+    """A config without its FREE fields, as plain values: the settings that change what a training computes."""
+    if isinstance(value, Config):
+        fields = type(value).model_fields.items()
+        return {name: dump_fixed(getattr(value, name)) for name, field in fields if FREE not in field.metadata}
+    if isinstance(value, list | tuple):
+        return [dump_fixed(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def dump(config: Config) -> str:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from artok.config import OPEN, Config, dump, of_kind, read_yaml, validate
 from artok.errors import CheckpointError, ConfigError, LayoutError, RunError
+from artok.files import move
 from artok.generators.base import Generator, GeneratorConfig
 from artok.layout import TokenLayout
 from artok.renamed import earlier_name
@@ -148,13 +149,13 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def write_aside(path: Path, write: Any) -> None:
-    """Call write(temporary path), then rename, so that a reader never sees a partial file."""
+    """Call write(temporary path), then rename, so that readers and power cuts never meet a partial file."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(aside)
         aside.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes files that only the owner can read
-        os.replace(aside, path)
+        move(aside, path)
     except (OSError, SafetensorError, RuntimeError) as error:
         with suppress(OSError):
             aside.unlink()

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from artok.config import dump, validate
+from artok.discard import discard
 from artok.errors import ConfigError, RunError
-from artok.evaluation.run_directory import LOG, diverged, is_trained
-from artok.locks import discard, hold_lock
+from artok.evaluation.run_directory import diverged, is_trained
+from artok.locks import hold_lock
 from artok.metrics.features import parse
 from artok.saved import write_json, write_text
 from artok.studies.budget import SPEEDS, make_probe, match, read_speeds, speed
@@ -32,7 +33,7 @@ from artok.studies.timing import list_untimed, time_all
 from artok.studies.tradeoffs import tradeoffs_json
 from artok.training.experiment import Experiment
 from artok.training.extractor import build_extractor
-from artok.training.log import duration, read_log
+from artok.training.log import LOG, duration, read_log
 from artok.training.progress import Progress
 
 STUDY = "study.yaml"

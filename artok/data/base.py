@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from artok.config import Config, Part
+from artok.config import FREE, Config, Part
 from artok.errors import DataError
 
 SplitName = Literal["train", "test"]
@@ -97,7 +97,9 @@ class DataConfig(Part, ABC):
     resize: int | None = Field(None, gt=0)
     channels: Literal[1, 3] = 3
     augment: Augment = Augment()
-    workers: int = Field(0, ge=0, description="processes that decode images; 0 decodes in the training process")
+    workers: Annotated[int, FREE] = Field(
+        0, ge=0, description="processes that decode images; 0 decodes in the training process"
+    )
 
     @model_validator(mode="after")
     def _check_resize(self) -> Self:

@@ -7,12 +7,13 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from PIL import Image
 from pydantic import Field
 
+from artok.config import FREE
 from artok.data.base import DataConfig, SplitName
 from artok.data.fingerprints import digest_files, digest_parts, find_originals
 from artok.data.holdout import hold_out
@@ -35,10 +36,10 @@ class Config(DataConfig):
     """
 
     kind: Literal["folder"] = "folder"
-    root: Path
+    root: Annotated[Path, FREE]
     holdout: float = Field(0.1, ge=0, lt=1)
     seed: int = 0
-    in_memory: bool | None = None
+    in_memory: Annotated[bool | None, FREE] = None
 
     def open(self, split: SplitName) -> DecodedSplit:
         try:

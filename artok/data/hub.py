@@ -8,7 +8,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from PIL import Image
@@ -16,6 +16,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
+from artok.config import FREE
 from artok.data.base import DataConfig, Split, SplitName
 from artok.data.columns import Classes, find_image_column, find_label_column, read_classes
 from artok.data.fingerprints import digest_files, digest_parts, digest_tensor
@@ -52,11 +53,11 @@ class Config(DataConfig):
     """
 
     kind: Literal["hub"] = "hub"
-    path: str | None = None
-    name: str | None = None
-    revision: str | None = None
-    files: str | list[str] | dict[str, str | list[str]] | None = None
-    local: str | None = None
+    path: Annotated[str | None, FREE] = None
+    name: Annotated[str | None, FREE] = None
+    revision: Annotated[str | None, FREE] = None
+    files: Annotated[str | list[str] | dict[str, str | list[str]] | None, FREE] = None
+    local: Annotated[str | None, FREE] = None
     train_split: str = "train"
     test_split: str | None = None
     image_column: str | None = None
@@ -67,7 +68,7 @@ class Config(DataConfig):
     streaming: bool = False
     shuffle_buffer: int = Field(1000, ge=1)
     lengths: dict[str, PositiveInt] = Field({})
-    in_memory: bool | None = None
+    in_memory: Annotated[bool | None, FREE] = None
 
     @model_validator(mode="before")
     @classmethod

@@ -23,6 +23,7 @@ from torch import Tensor
 from artok.data.fingerprints import digest_parts
 from artok.data.tokens import INDEX, Shard, TokenIndex, holds, is_shard
 from artok.errors import DataError, RunError
+from artok.files import move
 from artok.locks import hold_lock, try_lock
 
 SHARD_BYTES, SHARD_IMAGES = 64 * 2**20, 8192  # at most
@@ -125,8 +126,7 @@ def _write_shard(path: Path, values: Tensor, labels: Tensor, skipped: Mapping[in
     aside = path.with_name(f"{path.name}.{os.getpid()}.new")
     met = {str(number): reason for number, reason in skipped.items()}
     save_file({"values": values.contiguous(), "labels": labels}, aside, metadata={"skipped": json.dumps(met)})
-    _sync(aside)
-    os.replace(aside, path)
+    move(aside, path)
 
 
 def _finish(
@@ -149,23 +149,11 @@ def _finish(
     shards = [Shard(path.name, count, path.stat().st_size) for path, count in zip(paths, rows, strict=True)]
     text = json.dumps({**index.to_dict(), "shards": [asdict(shard) for shard in shards]}, indent=1)
     (aside / INDEX).write_text(text)
-    _sync(aside / INDEX)
     for left in (*aside.glob("*.new"), *aside.glob("*.lock")):
         left.unlink(missing_ok=True)
-    _sync(aside)
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
-    os.replace(aside, folder)
-    _sync(folder.parent)
+    move(aside, folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Have a file or folder written to the disk, so that a power cut after the rename leaves it whole."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -18,9 +18,7 @@ from artok.training import checkpoints
 from artok.training.encode import DataOnly
 from artok.training.experiment import Experiment
 from artok.training.health import Finding, diagnose
-from artok.training.log import read_log
-
-LOG = "log.jsonl"
+from artok.training.log import LOG, NONFINITE, read_log
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,9 @@ def is_trained(experiment: Experiment, folder: Path) -> bool:
 
 
 def diverged(log: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether training ended because a loss was not finite."""
+    """Whether training ended because a loss, a gradient or a weight was not finite."""
+    if any(event["event"] == NONFINITE for event in log):
+        return True
     reports = [event for event in log if event["event"] == "train"]
     last = reports[-1] if reports else {}
     losses = [value for name, value in last.items() if name.endswith("_loss")]

@@ -7,10 +7,7 @@ under artok's names.
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -21,7 +18,8 @@ from torch import Tensor, nn
 
 from artok import __version__
 from artok.config import OPEN, Config, Part, of_kind, override, read_yaml, validate
-from artok.errors import CheckpointError, ConfigError, RunError
+from artok.errors import CheckpointError, ConfigError
+from artok.files import new_folder
 from artok.interop.families import Description, Family, Hints, Source, compute, find_family, shape_of
 from artok.interop.matching import assemble, compare, find_half_precision
 from artok.interop.reading import Checkpoint, read
@@ -149,7 +147,7 @@ def import_file(
         "licence": report.licence,
         "from": chosen.source,
     }
-    with new_folder(out) as aside:
+    with new_folder(out, CONFIG) as aside:
         write_run(aside, _run_name(out), config, module, checkpoint.tensors, sources, own)
     return report
 
@@ -284,31 +282,6 @@ def check_free(out: Path) -> None:
         raise ConfigError(f"{out} holds a run already; choose another folder with --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} holds other files already; choose another folder with --out")
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder whose files are moved to `out` at the end; after a failure nothing is left."""
-    missing = [path for path in (out, *out.parents) if not path.exists()]
-    aside = out.resolve().parent / f".{out.resolve().name}.importing"
-    try:
-        shutil.rmtree(aside, ignore_errors=True)  # left by a killed import
-        aside.mkdir(parents=True)
-        yield aside
-        out.mkdir(parents=True, exist_ok=True)
-        for path in sorted(
-            aside.iterdir(), key=lambda path: path.name == CONFIG
-        ):  # last, since it marks the folder as a run
-            os.replace(path, out / path.name)
-        aside.rmdir()
-    except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
-        if isinstance(error, OSError):
-            raise RunError(f"could not write {out}: {error.strerror or error}") from None
-        raise
 
 
 def write_run(

@@ -19,7 +19,7 @@ from artok.config import read_yaml, validate
 from artok.errors import ArtokError
 from artok.evaluation.code_usage import examine
 from artok.evaluation.evaluator import Evaluator
-from artok.evaluation.run_directory import LOG, diverged
+from artok.evaluation.run_directory import diverged
 from artok.generators.base import Generator, GeneratorConfig
 from artok.metrics.results import Results
 from artok.noise import fold
@@ -29,7 +29,7 @@ from artok.saved import CONFIG, TOKENIZER, WEIGHTS, digest_file, load_tokenizer,
 from artok.studies.resolve import Entry, StudyPlan
 from artok.tokenizers.base import TokenizerConfig
 from artok.training.checkpoints import list_snapshots
-from artok.training.log import read_log
+from artok.training.log import LOG, read_log
 from artok.training.progress import Progress
 from artok.weights import read_weights
 

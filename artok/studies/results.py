@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from artok import __version__
 from artok.errors import ConfigError
-from artok.evaluation.run_directory import LOG, Run, open_run
+from artok.evaluation.run_directory import Run, open_run
 from artok.evaluation.statistics import Value
 from artok.metrics.catalogue import describe
 from artok.metrics.results import Results, side_by_side
@@ -29,7 +29,7 @@ from artok.studies.measure import (
 from artok.studies.resolve import Entry, StudyPlan
 from artok.studies.timing import SamplingTimes, read_times
 from artok.training.health import Finding, diagnose
-from artok.training.log import read_log
+from artok.training.log import LOG, read_log
 from artok.training.merged_log import log_interval, merge_resumed_log
 
 FORMAT = 2  # of results.json

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from artok import __version__
-from artok.config import OPEN, Config, of_kind
+from artok.config import FREE, OPEN, Config, of_kind
 from artok.data.base import DataConfig, Split
 from artok.errors import ConfigError
 from artok.generators.base import GeneratorConfig
@@ -35,13 +35,13 @@ class CachedTokens(Config):
 
     copies: int = Field(1, ge=1)
     online: bool = False
-    cache: str | None = None
+    cache: Annotated[str | None, FREE] = None
 
 
 class Experiment(Config):
     """A config file. With a `generator` section it trains a generator on a trained tokenizer, else a tokenizer."""
 
-    name: str = Field(pattern=r"^\w[\w.-]*$", description="names the run directory, runs/<name>")
+    name: Annotated[str, FREE] = Field(pattern=r"^\w[\w.-]*$", description="names the run directory, runs/<name>")
     data: Annotated[DataConfig, of_kind("data"), OPEN]
     tokenizer: Annotated[TokenizerConfig | str, of_kind("tokenizers"), OPEN] = Field(
         description="a section, or the run directory or hub name of a trained one"
@@ -49,9 +49,9 @@ class Experiment(Config):
     generator: Annotated[GeneratorConfig | None, of_kind("generators"), OPEN] = None
     losses: tuple[Annotated[LossConfig, of_kind("losses"), OPEN], ...] = (PixelLossConfig(),)
     tokens: CachedTokens = CachedTokens()
-    sampling: Sampling = Sampling()
+    sampling: Annotated[Sampling, FREE] = Sampling()
     training: Training
-    evaluation: MetricChoice = MetricChoice()
+    evaluation: Annotated[MetricChoice, FREE] = MetricChoice()
     seed: int = Field(0, ge=0, lt=SEEDS)
 
     @model_validator(mode="before")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any, TypeAlias
 
+from artok.training.log import NONFINITE
+
 Event: TypeAlias = Mapping[str, Any]
 Rule: TypeAlias = Callable[[Sequence[Event]], Iterator["Finding"]]
 
@@ -93,6 +95,9 @@ def _lone_loss(events: Sequence[Event]) -> list[tuple[int, float]]:
 
 
 def _diverged(events: Sequence[Event]) -> Iterator[Finding]:
+    for each in _of(events, NONFINITE):
+        yield Finding(DIVERGED, each["images"], f"{each['what']} is no finite number")
+        return
     for each in _of(events, "train")[-1:]:
         bad = [key for key, value in each.items() if key.endswith("_loss") and not math.isfinite(value)]
         if bad:

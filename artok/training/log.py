@@ -7,7 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from artok.files import sync
 from artok.saved import write_text
+
+LOG = "log.jsonl"
+NONFINITE = "nonfinite"  # event of a training that stopped since a number was not finite
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -19,7 +23,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 class Log:
     """Appends events to `log.jsonl`. Events after `seen` images, written before an interruption, are removed.
 
-    events: all events of the file.
+    seen: -1 for a new log. events: all events of the file.
     """
 
     def __init__(self, path: Path, seen: int) -> None:
@@ -31,6 +35,8 @@ class Log:
         self.events.append({"event": event, "images": images, "time": round(time.time(), 3), **values})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self.events[-1]) + "\n")
+        if event == "checkpoint":
+            sync(self.path)  # before the checkpoint is
 
 
 def duration(seconds: float) -> str:

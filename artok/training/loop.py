@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +25,7 @@ from artok.training import checkpoints
 from artok.training.ema import Ema
 from artok.training.health import diagnose, verdict
 from artok.training.interrupt import Interrupt, catch_signals
-from artok.training.log import Log
+from artok.training.log import LOG, NONFINITE, Log
 from artok.training.progress import Progress
 from artok.training.settings import Optimizer, Training
 from artok.training.tasks import Step, Task
@@ -89,9 +89,8 @@ class Trainer:
             optimizer = make_optimizer(module, self.settings(player))
             self.modules[player], self.optimizers[player] = accelerator.prepare(module, optimizer)
         self.ema = Ema(self.modules["model"], self.training.ema) if self.training.ema else None
-        if self.ema:
-            accelerator.register_for_checkpointing(self.ema)
         checkpoints.keep_windows(accelerator, task.windows)
+        self.trained = checkpoints.Trained(accelerator, self.modules, self.ema)
         self.seen, self.skipped, self.began = 0, 0, 0.0
 
     def settings(self, player: str) -> Optimizer:
@@ -99,35 +98,52 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------- the loop
 
-    def run(self) -> bool:
-        """Train from the newest checkpoint to the end. Returns False when a signal stopped it first."""
-        newest = checkpoints.find_latest(self.folder / "checkpoints")
-        if newest:
-            self.seen = checkpoints.restore(self.accelerator, newest)
-            done = self.seen >= self.training.images
+    def run(self, begin: Callable[[], None], fresh: bool) -> bool:
+        """Train from the newest checkpoint, if not `fresh`, to the end. Returns False when a signal stopped it first.
+
+        begin: called by the main process before the first step, once data could be read; it begins the folder.
+        """
+        saved = self.folder / "checkpoints"
+        resumed = None if fresh else checkpoints.restore(self.trained, saved, self.progress.say)
+        self.seen = resumed or 0
+        done = self.seen >= self.training.images
+        if resumed is not None:
             what = "is finished:" if done else "resumes at"
             self.progress.say(f"{self.folder} {what} {self.seen:,} of {self.training.images:,} images")
-            if done:
-                return True
-        else:
+        if done:
+            self.end_log()
+            return True
+        if resumed is None:
             replaced = self.task.begin()
             if self.ema:
                 self.ema.restart(replaced)
-        if self.accelerator.is_main_process:
-            self.log = Log(self.folder / "log.jsonl", self.seen)
         self.began = time.process_time()
-        machine = {"device": str(self.accelerator.device), "threads": torch.get_num_threads()}
-        scope = {"processes": self.accelerator.num_processes, "wanted": self.training.images}
-        self.record("resume" if newest else "start", scope | machine)
         world = self.accelerator.process_index, self.accelerator.num_processes
         with (
             closing(self.task.batches(self.seen, *world)) as batches,
             catch_signals() as interrupt,
             self.progress.over(self.seen, self.training.images),
         ):
-            finished = self.loop(batches, interrupt)
+            first = next(batches)
+            if self.accelerator.is_main_process:
+                begin()
+                self.log = Log(self.folder / LOG, -1 if resumed is None else self.seen)
+            self.accelerator.wait_for_everyone()
+            if self.training.trackers:
+                self.accelerator.init_trackers("artok")
+            machine = {"device": str(self.accelerator.device), "threads": torch.get_num_threads()}
+            scope = {"processes": self.accelerator.num_processes, "wanted": self.training.images}
+            self.record("start" if resumed is None else "resume", scope | machine)
+            finished = self.loop(chain([first], batches), interrupt)
         self.check_health(finished)
         return finished
+
+    def end_log(self) -> None:
+        """Write the last line of a finished run's log, if a kill prevented it."""
+        if self.accelerator.is_main_process and (self.folder / LOG).exists():
+            self.log = Log(self.folder / LOG, self.seen)
+            if not any(event["event"] == "end" for event in self.log.events):
+                self.check_health(True)
 
     def loop(self, batches: Iterator[Any], interrupt: Interrupt) -> bool:
         training, meter = self.training, Meter()
@@ -219,7 +235,8 @@ class Trainer:
 
     def report(self, meter: Meter) -> None:
         values = meter.read(self.accelerator) | self.task.figures()
-        bad = [name for name, value in values.items() if name.endswith("_loss") and not math.isfinite(value)]
+        watched = ("_loss",) if self.accelerator.scaler else ("_loss", "_gradient_norm")  # fp16 skips such steps
+        bad = [name for name, value in values.items() if name.endswith(watched) and not math.isfinite(value)]
         rate = self.training.optimizer.rate_at(self.seen, self.training.images)
         skipped = self.count_skipped()
         spent = round(time.process_time() - self.began, 2)  # of this process, since it started or resumed
@@ -228,13 +245,7 @@ class Trainer:
             self.progress.skipped(skipped[self.skipped :])
             self.skipped = len(skipped)
         if bad:
-            self.check_health()
-            newest = checkpoints.find_latest(self.folder / "checkpoints")
-            kept = f"the last good checkpoint is {newest}" if newest else "there was no checkpoint yet"
-            raise RunError(
-                f"{bad[0]} is no finite number after {self.seen} images, so training stopped; {kept}. "
-                "Lower training.optimizer.lr, or train with precision fp32"
-            )
+            self.stop_nonfinite(bad[0])
         self.progress.show(self.seen, values)
 
     def count_skipped(self) -> list[str]:
@@ -246,6 +257,22 @@ class Trainer:
             for met in gather_object([split.skipped]):
                 note_skipped(split, met)
         return list(split.skipped.values())
+
+    def require_finite(self) -> None:
+        """Raise a RunError when a weight, a buffer or an average is not finite."""
+        if wrong := self.trained.find_nonfinite():
+            self.stop_nonfinite(wrong)
+
+    def stop_nonfinite(self, name: str) -> NoReturn:
+        """Raise the RunError of a number that is not finite."""
+        self.record(NONFINITE, {"what": name})
+        self.check_health()
+        newest = checkpoints.find_latest(self.folder / "checkpoints")
+        kept = f"the last good checkpoint is {newest}" if newest else "there was no checkpoint yet"
+        raise RunError(
+            f"{name} is no finite number after {self.seen} images, so training stopped; {kept}. "
+            "Start anew with --fresh and a lower training.optimizer.lr, or with precision fp32"
+        )
 
     @contextmanager
     def shared_weights(self) -> Iterator[None]:
@@ -297,14 +324,21 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint to resume from, and the weights to use and share."""
+        self.require_finite()
         with self.shared_weights():
             measured = self.task.measure()
         self.write_weights(self.folder / WEIGHTS)  # first, since a run with its last checkpoint counts as finished
-        checkpoints.save(self.accelerator, self.folder / "checkpoints", self.seen, self.training.keep_last)
-        self.record("checkpoint", measured)
+        checkpoints.save(
+            self.trained,
+            self.folder / "checkpoints",
+            self.seen,
+            self.training.keep_last,
+            lambda: self.record("checkpoint", measured),
+        )
 
     def write_weights(self, path: Path) -> None:
-        """Write the weights to use and share."""
+        """Write the weights to use and share. RunError: they are not finite."""
+        self.require_finite()
         with self.shared_weights():
             if self.accelerator.distributed_type.value == "FSDP":
                 state = self.accelerator.get_state_dict(self.modules["model"])

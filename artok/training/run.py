@@ -13,12 +13,14 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
-from artok.config import read_yaml, validate
+from artok.adversarial.critic import CriticConfig
+from artok.config import dump_fixed, read_yaml, validate
 from artok.data.base import Split
 from artok.data.tokens import TokenCache
 from artok.device import resolve_device
-from artok.errors import ArtokError, CheckpointError, ConfigError
-from artok.locks import discard, hold_lock
+from artok.discard import check_discardable, discard
+from artok.errors import ArtokError, CheckpointError, ConfigError, RunError
+from artok.locks import hold_lock
 from artok.saved import (
     CONFIG,
     TOKENIZER,
@@ -44,26 +46,40 @@ from artok.training.progress import Progress
 from artok.training.settings import settle_precision
 from artok.training.tasks import GeneratorTask, Task, TokenizerTask
 
-# Settings that do not change what is computed: they may differ between a run and its resumption.
-FREE = {f"{what}_every" for what in ("log", "validate", "preview", "monitor", "checkpoint", "snapshot")}
-FREE |= {"validate_images", "monitor_images", "monitor_extractor", "keep_last", "trackers"}
-
-
 LOCK = ".training"  # lock file of a training
 PATIENCE = timedelta(hours=4)  # of processes that wait while one of them samples or encodes
 
 
-def train(experiment: Experiment, folder: Path, fresh: bool = False, device: torch.device | str | None = None) -> bool:
+def train(
+    experiment: Experiment,
+    folder: Path,
+    fresh: bool = False,
+    device: torch.device | str | None = None,
+    extend: bool = False,
+) -> bool:
     """Train an experiment into a run directory, or resume a stopped training.
 
-    fresh: discard what the directory holds. device: as in `resolve_device`. Returns whether training finished; False
-    after Ctrl-C or SIGTERM, after saving. ConfigError, DataError, LayoutError: raised before anything is written.
-    RunError: training failed.
+    fresh: discard what the directory holds. device: as in `resolve_device`. extend: resume with another
+    `training.images` also where the learning rate depends on it. Returns whether training finished; False after Ctrl-C
+    or SIGTERM, after saving. ConfigError, DataError, LayoutError: raised before anything is written. RunError: training
+    failed.
     """
     accelerator = make_accelerator(experiment, folder, device)
     progress = Progress(experiment.name, quiet=not accelerator.is_main_process)
-    if not fresh:
-        check_same_run(experiment, folder)
+
+    def check() -> None:
+        if fresh:
+            check_discardable(folder)
+        else:
+            check_same_run(experiment, folder, extend)
+
+    def wait() -> None:
+        if fresh:
+            raise RunError(f"another process trains in {folder}, which --fresh would discard; wait for its end")
+        check()
+        progress.say(f"another process trains in {folder}; waiting for its end to resume from there")
+
+    check()
     task = build_task(experiment, folder, accelerator, progress)
     trainer = Trainer(task, folder, accelerator, progress)
     progress.say(
@@ -73,13 +89,12 @@ def train(experiment: Experiment, folder: Path, fresh: bool = False, device: tor
     )
     with ExitStack() as held:
         if accelerator.is_main_process:
-            busy = f"another process trains in {folder}; waiting for its end to resume from there"
-            held.enter_context(hold_lock(folder / LOCK, lambda: progress.say(busy)))
-            start_folder(folder, experiment, task, fresh)
+            held.enter_context(hold_lock(folder / LOCK, wait))
+            check()  # again, since another process may have begun the folder meanwhile
+            if not fresh:
+                check_same_facts(task.facts, folder)
         accelerator.wait_for_everyone()
-        if experiment.training.trackers:
-            accelerator.init_trackers("artok")
-        finished = trainer.run()
+        finished = trainer.run(lambda: begin_folder(folder, experiment, task, fresh), fresh)
         accelerator.end_training()
     return finished
 
@@ -199,21 +214,36 @@ def load_frozen_tokenizer(experiment: Experiment) -> tuple[Tokenizer, Saved]:
 # ---------------------------------------------------------------------------------------------- the folder
 
 
-def check_same_run(experiment: Experiment, folder: Path) -> None:
-    """Raise a CheckpointError when a run would be resumed with other settings than it was started with."""
+def check_same_run(experiment: Experiment, folder: Path, extend: bool = False) -> None:
+    """Raise a CheckpointError when a run would be resumed with other settings than it was started with.
+
+    A folder without checkpoints and weights holds no run yet. extend: see `train`.
+    """
+    saved = checkpoints.list_checkpoints(folder / "checkpoints")
     if not (folder / CONFIG).exists():
-        if checkpoints.find_latest(folder / "checkpoints"):
+        if saved:
             raise CheckpointError(f"{folder} has checkpoints but no {CONFIG}; start anew with --fresh")
         return
-    written, now = read_yaml(folder / CONFIG), experiment.model_dump(mode="json")
+    written = read_yaml(folder / CONFIG)
     if "source" in written:
         raise CheckpointError(f"{folder} holds imported weights, which cannot be resumed; choose another folder")
+    if not saved and not (folder / WEIGHTS).exists():
+        return
     # Validated, so that a config of an earlier version gets the new key names and defaults.
-    before = validate(Experiment, written, str(folder / CONFIG)).model_dump(mode="json")
-    if names_same_tokenizer(written, now):
-        before["tokenizer"] = now["tokenizer"]
-    free = {f"training.{key}" for key in FREE}
-    changed = [line for line in list_differences(before, now) if line.split(":")[0] not in free]
+    before = validate(Experiment, written, str(folder / CONFIG))
+    old, new = dump_fixed(before), dump_fixed(experiment)
+    if names_same_tokenizer(written, experiment.tokenizer):
+        old["tokenizer"] = new["tokenizer"]
+    changed = list_differences(old, new)
+    longer = next((line for line in changed if line.startswith("training.images: ")), None)
+    if longer and saved and int(saved[0].name) <= experiment.training.images:
+        if not extend and follows_length(experiment):
+            raise CheckpointError(
+                f"the run {folder} was started with another length ({longer}), which its schedules depend on: a run of "
+                "the new length from its start would have had other rates; resume with the old length, add --extend to "
+                "go on with the rates of the new one, or start anew with --fresh"
+            )
+        changed.remove(longer)
     if changed:
         raise CheckpointError(
             f"the run {folder} was started with other settings ({'; '.join(changed[:5])}); "
@@ -221,9 +251,19 @@ def check_same_run(experiment: Experiment, folder: Path) -> None:
         )
 
 
-def names_same_tokenizer(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether two generators' configs name the same tokenizer, possibly under different paths."""
-    old, new = before.get("tokenizer"), now.get("tokenizer")
+def follows_length(experiment: Experiment) -> bool:
+    """Whether what a step does depends on the length of the training."""
+    training = experiment.training
+    parts = experiment.losses if experiment.generator is None else [experiment.generator]
+    critics = [critic for part in parts if isinstance(critic := getattr(part, "critic", None), CriticConfig)]
+    optimizers = [training.optimizer, *([training.critic] if critics else [])]
+    changes = [optimizer.schedule != "constant" for optimizer in optimizers]
+    return any(changes) or any(critic.penalty_final != 1 for critic in critics)
+
+
+def names_same_tokenizer(before: Mapping[str, Any], new: object) -> bool:
+    """Whether a run's config.yaml names the tokenizer `new` of a generator, possibly under another path."""
+    old = before.get("tokenizer")
     if not isinstance(old, str) or not isinstance(new, str):
         return False
     if Path(old).resolve() == Path(new).resolve():
@@ -237,7 +277,7 @@ def names_same_tokenizer(before: Mapping[str, Any], now: Mapping[str, Any]) -> b
 def list_differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
     """Lines such as "training.global_batch: 64, now 128" for the differences of two nested mappings."""
     lines = []
-    for key in [*now, *(key for key in before if key not in now and not (key == "facts" and not place))]:
+    for key in [*now, *(key for key in before if key not in now)]:
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             lines += list_differences(old, new, f"{place}{key}.")
@@ -246,18 +286,23 @@ def list_differences(before: Mapping[str, Any], now: Mapping[str, Any], place: s
     return lines
 
 
-def start_folder(folder: Path, experiment: Experiment, task: Task, fresh: bool) -> None:
+def check_same_facts(facts: Facts, folder: Path) -> None:
+    """Raise a CheckpointError when a run would be resumed on other data or with another tokenizer."""
+    if not checkpoints.list_checkpoints(folder / "checkpoints") and not (folder / WEIGHTS).exists():
+        return
+    before = read_yaml(folder / CONFIG).get("facts", {})
+    for name in ("data", "tokenizer"):
+        if before.get(name) != getattr(facts, name):
+            raise CheckpointError(
+                f"the {name} changed since the run {folder} was started; bring it back, choose another folder "
+                "with --out, or start anew with --fresh"
+            )
+
+
+def begin_folder(folder: Path, experiment: Experiment, task: Task, fresh: bool) -> None:
     """Write the resolved config, and a generator's tokenizer, before the first step."""
     if fresh:
         discard(folder)
-    if (folder / CONFIG).exists():
-        facts = read_yaml(folder / CONFIG).get("facts", {})
-        for name, what in (("data", "data"), ("tokenizer", "tokenizer")):
-            if facts.get(name) != getattr(task.facts, name):
-                raise CheckpointError(
-                    f"the {what} changed since the run {folder} was started; bring it back, choose another folder "
-                    "with --out, or start anew with --fresh"
-                )
     if isinstance(task, GeneratorTask):
         if isinstance(experiment.tokenizer, str):
             source = find_saved(experiment.tokenizer)

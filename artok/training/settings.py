@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from artok.config import Config
+from artok.config import FREE, Config
 from artok.errors import ConfigError
 from artok.metrics.features import ExtractorName
 
@@ -59,7 +59,9 @@ class Training(Config):
 
     images: int = Field(gt=0, le=MOST_IMAGES)
     global_batch: int = Field(64, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1, description="parts of each process's share of a batch")
+    gradient_accumulation_steps: Annotated[int, FREE] = Field(
+        1, ge=1, description="parts of each process's share of a batch"
+    )
     optimizer: Optimizer = Optimizer()
     critic: Optimizer = Field(
         Optimizer(),
@@ -68,21 +70,27 @@ class Training(Config):
     )
     precision: Precision = "auto"
     ema: float | None = Field(None, gt=0, lt=1)
-    compile: bool = False
-    gradient_checkpointing: bool = Field(False, description="less memory, more time")
-    log_every: int = Field(1_000, ge=1)
-    validate_every: int = Field(10_000, ge=1)
-    validate_images: int = Field(1_000, ge=1, description="held-out images of a validation")
-    preview_every: int = Field(20_000, ge=1)
-    monitor_images: int = Field(200, ge=0, description="samples that monitor a generator's diversity; 0 for none")
-    monitor_every: int | None = Field(None, ge=1, description="validate_every unless given")
-    monitor_extractor: ExtractorName = Field(
+    compile: Annotated[bool, FREE] = False
+    gradient_checkpointing: Annotated[bool, FREE] = Field(False, description="less memory, more time")
+    log_every: Annotated[int, FREE] = Field(1_000, ge=1)
+    validate_every: Annotated[int, FREE] = Field(10_000, ge=1)
+    validate_images: Annotated[int, FREE] = Field(1_000, ge=1, description="held-out images of a validation")
+    preview_every: Annotated[int, FREE] = Field(20_000, ge=1)
+    monitor_images: Annotated[int, FREE] = Field(
+        200, ge=0, description="samples that monitor a generator's diversity; 0 for none"
+    )
+    monitor_every: Annotated[int | None, FREE] = Field(None, ge=1, description="validate_every unless given")
+    monitor_extractor: Annotated[ExtractorName, FREE] = Field(
         "pixels", description="feature extractor of the comparison, such as classifier"
     )
-    checkpoint_every: int = Field(20_000, ge=1)
-    keep_last: int = Field(2, ge=1, description="checkpoints kept")
-    snapshot_every: int | None = Field(None, ge=1, description="keep weights in snapshots/, to be measured later")
-    trackers: tuple[str, ...] = Field((), description="tensorboard, wandb, ...: any tracker of accelerate")
+    checkpoint_every: Annotated[int, FREE] = Field(20_000, ge=1)
+    keep_last: Annotated[int, FREE] = Field(2, ge=1, description="checkpoints kept")
+    snapshot_every: Annotated[int | None, FREE] = Field(
+        None, ge=1, description="keep weights in snapshots/, to be measured later"
+    )
+    trackers: Annotated[tuple[str, ...], FREE] = Field(
+        (), description="tensorboard, wandb, ...: any tracker of accelerate"
+    )
 
     @field_validator("critic")
     @classmethod

@@ -1,0 +1,66 @@
+"""Files and folders that are whole or absent, also after a kill or a power cut."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+from artok.errors import ConfigError, RunError
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to the disk."""
+    with suppress(OSError) if path.is_dir() else nullcontext():  # some systems cannot sync folders
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def move(aside: Path, final: Path) -> None:
+    """Rename a written file or folder, once all its content is on the disk. A file in its place is replaced."""
+    for path in sorted(aside.rglob("*")) if aside.is_dir() else ():
+        sync(path)
+    sync(aside)
+    os.replace(aside, final)
+    sync(final.parent)
+
+
+@contextmanager
+def new_folder(out: Path, last: str) -> Iterator[Path]:
+    """A temporary folder whose files are moved to `out` at the end; after a failure nothing of them is left.
+
+    Files of the same names are replaced, other files stay. last: the file that is moved last, since it says that the
+    folder is whole.
+    """
+    missing = [path for path in (out, *out.parents) if not path.exists()]
+    aside = out.resolve().parent / f".{out.resolve().name}.writing"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)  # left by a kill
+        aside.mkdir(parents=True)
+        yield aside
+        out.mkdir(parents=True, exist_ok=True)
+        files = [path.relative_to(aside) for path in sorted(aside.rglob("*")) if path.is_file()]
+        for name in sorted(files, key=lambda name: str(name) == last):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            move(aside / name, out / name)
+        shutil.rmtree(aside)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        if isinstance(error, OSError):
+            raise RunError(f"could not write {out}: {error.strerror or error}") from None
+        raise
+
+
+def read_place(text: str) -> Path:
+    """The file or folder that a user names. ConfigError: the name is empty, as an unset variable of a shell is."""
+    if not str(text).strip():
+        raise ConfigError("the name of a file or folder to write to is empty; name one, or leave --out out")
+    return Path(text)
