@@ -18,6 +18,7 @@ LEAVES = {
     "config",
     "images",
     "locks",
+    "mistakes",
     "weights",
     "renamed",
 }

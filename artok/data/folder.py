@@ -19,6 +19,7 @@ from artok.data.holdout import hold_out
 from artok.data.pictures import ENDINGS, Encoded
 from artok.data.splits import DecodedSplit, keep_in_memory
 from artok.errors import DataError
+from artok.noise import Seed
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
@@ -37,7 +38,7 @@ class Config(DataConfig):
     kind: Literal["folder"] = "folder"
     root: Path
     holdout: float = Field(0.1, ge=0, lt=1)
-    seed: int = 0
+    seed: Seed = 0
     in_memory: bool | None = None
 
     def open(self, split: SplitName) -> DecodedSplit:
