@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -12,7 +13,7 @@ import typer
 from artok import __version__
 from artok.allocator import keep_freed_memory
 from artok.commands.plan import plan
-from artok.errors import ArtokError, ConfigError, RunError, describe_failure
+from artok.errors import ArtokError, ConfigError, RunError, describe_failure, shorten
 from artok.files import read_place
 
 # Heavy imports stay inside the commands, so that --help and a mistyped argument answer at once.
@@ -331,6 +332,7 @@ def main() -> None:
     """Entry point. A user's mistake gives one sentence and exit code 2, a failure while running exit code 1."""
     keep_freed_memory()
     try:
+        require_unicode(sys.argv)
         app()
     except ArtokError as error:
         fail(str(error), error.exit_code)
@@ -339,13 +341,20 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (MemoryError, OSError, RuntimeError) as error:
+    except (MemoryError, OSError, OverflowError, RuntimeError, TypeError) as error:
         reason = describe_failure(error)
         if reason is None:
             raise
         fail(reason, RunError.exit_code)
 
 
+def require_unicode(arguments: Sequence[str]) -> None:
+    """Raise a ConfigError for an argument that is not UTF-8, which no config or page could hold."""
+    for argument in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):  # what stands for a byte that is not UTF-8
+            raise ConfigError(f"the argument {shorten(ascii(argument))} is not UTF-8; rename the file")
+
+
 def fail(text: str, code: int) -> NoReturn:
-    print(f"artok: {text}", file=sys.stderr)
+    print(f"artok: {' '.join(text.split())}", file=sys.stderr)
     sys.exit(code)

@@ -5,36 +5,53 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
+import math
+import os
 import pkgutil
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, cast
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
-from yaml import YAMLError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
-from artok.errors import ConfigError
+from artok.errors import ConfigError, shorten
+from artok.mistakes import UNREADABLE, is_tag, nearest, reason, sentence
 from artok.renamed import RENAMED, RENAMED_VALUES, SPLIT_KINDS, SYNONYMS, say_renamed, say_together
 
+MOST_MISTAKES = 8  # named in one message
 SHIPPED = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")  # in a wheel, in a checkout
 
 
+MOST_WHOLE = 2**53  # up to which every whole number is a float64
+LEAST, MOST = 1e-37, 1e37  # sizes of a number that float32 holds with full precision
+Depth = Annotated[int, Field(ge=1, le=256)]  # of a stack of layers; published models have up to 64
+
+
 class Config(BaseModel):
-    """A typed section: frozen, and unknown keys are refused."""
+    """A typed section: frozen, and unknown keys are refused, as are numbers that no model can compute with."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_numbers(cls, section: object) -> object:
+        for key, value in section.items() if isinstance(section, Mapping) else ():
+            for number in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(number, int) and abs(number) > MOST_WHOLE:
+                    raise ValueError(f"'{key}' holds {shorten(str(number))}, and whole numbers go up to 2^53")
+                if isinstance(number, float) and number and not LEAST <= abs(number) <= MOST and math.isfinite(number):
+                    raise ValueError(f"'{key}' holds {number}, and numbers go from {LEAST} to {MOST} in size")
+        return section
 
     @model_validator(mode="before")
     @classmethod
@@ -82,7 +99,7 @@ def find(room: str, kind: object) -> type[Part]:
     """The `Config` class of `artok/<room>/<kind>.py`, or a ConfigError that names the nearest kind."""
     found = _config_class(room, kind) if isinstance(kind, str) and kind.isidentifier() else None
     if found is None:
-        raise ConfigError(f"there is no {room} kind {kind!r}{_nearest(str(kind), kinds(room))}")
+        raise ConfigError(f"there is no {room} kind {kind!r}{nearest(str(kind), kinds(room))}")
     return found
 
 
@@ -139,19 +156,6 @@ FREE = "free"  # marks a field that does not change what a training computes: `w
 
 # ---------------------------------------------------------------------------------------------- error messages
 
-EXPECTED = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "string": "a text",
-    "list": "a list",
-    "tuple": "a list",
-    "dict": "a section of keys",
-    "mapping": "a section of keys",
-    "model": "a section of keys",
-    "finite": "a finite number",
-}
-
 
 def validate(cls: type[ConfigType], data: object, source: str) -> ConfigType:
     """`data` as a `cls`, or a ConfigError with one line for each mistake: its place, what is wrong, the nearest key."""
@@ -159,7 +163,10 @@ def validate(cls: type[ConfigType], data: object, source: str) -> ConfigType:
         with say_together(source):
             return cls.model_validate(data)
     except ValidationError as error:
-        mistakes = _explain(cls, error, (), lambda: sorted(_places(cls, data), key=lambda key: key.count(".")))
+        by_depth = partial(sorted, key=lambda key: key.count("."))
+        mistakes = list(_explain(cls, error, (), lambda: by_depth(_places(cls, data))))
+        if len(mistakes) > MOST_MISTAKES:
+            mistakes[MOST_MISTAKES:] = [f"and {len(mistakes) - MOST_MISTAKES} more mistakes"]
         raise ConfigError(f"{source}: " + "; ".join(mistakes)) from None
 
 
@@ -174,23 +181,23 @@ def _explain(
             for other in mistakes
         ):
             continue  # pydantic does not count invalid entries of a list
-        inside = place + tuple(part for part in detail["loc"] if not _is_tag(part))
+        inside = place + tuple(part for part in detail["loc"] if not is_tag(part))
         if detail["type"] == "nested":
             yield from _explain(detail["ctx"]["part"], detail["ctx"]["error"], inside, places)
         elif detail["type"] == "extra_forbidden":
             section = _section(cls, detail["loc"][:-1])
             yield _unknown_key(inside, list(section.model_fields) if section else [], places())
         else:
-            yield _sentence(detail, inside)
+            yield sentence(detail, inside)
 
 
 def _unknown_key(place: tuple[int | str, ...], keys: Sequence[str], places: Sequence[str]) -> str:
     """The sentence on an unknown key: the place where there is such a key, else the nearest of its section's `keys`."""
-    path, word = ".".join(map(str, place)), str(place[-1])
+    path, word = shorten(".".join(map(str, place))), str(place[-1])
     name, above = SYNONYMS.get(word, word), path.removesuffix(word)
     same = sorted((key for key in places if key.rpartition(".")[2] == name), key=lambda key: not key.startswith(above))
     found = [name] if name in keys else same
-    return f"unknown key '{path}'" + (f"; did you mean '{found[0]}'?" if found else _nearest(word, keys))
+    return f"unknown key '{path}'" + (f"; did you mean '{found[0]}'?" if found else nearest(word, keys))
 
 
 def _places(cls: type[BaseModel], data: object, above: str = "") -> Iterator[str]:
@@ -204,34 +211,6 @@ def _places(cls: type[BaseModel], data: object, above: str = "") -> Iterator[str
             section = _config_class(room, str(inside.get("kind")))
         if section is not None:
             yield from _places(section, inside, f"{above}{name}.")
-
-
-def _is_tag(part: int | str) -> bool:
-    """Whether a part of a location is a union's type, which pydantic adds, and not a key."""
-    return isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "bool", "none"))
-
-
-def _sentence(detail: ErrorDetails, place: tuple[int | str, ...]) -> str:
-    path, kind, given = ".".join(map(str, place)), detail["type"], detail.get("input")
-    if kind == "missing":
-        return f"key '{path}' is missing"
-    if kind == "literal_error":
-        choices = [choice.strip().strip("'") for choice in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"'{path}' is {given!r}, but must be one of {', '.join(choices)}{_nearest(str(given), choices, '')}"
-    if kind == "unknown_kind":
-        return f"'{path}': {detail['msg']}"
-    expected = EXPECTED.get(kind.split("_")[0])
-    if expected and kind.endswith(("_type", "_parsing", "_from_float", "_number")):
-        return f"'{path}' must be {expected}, got {given!r}"
-    if kind == "string_pattern_mismatch":
-        return f"'{path}' must be of letters, digits, '_', '-' and '.', a letter or digit first, got {given!r}"
-    if kind == "too_short":
-        least = detail["ctx"]["min_length"]
-        return f"'{path}' needs at least {least} entr{'y' if least == 1 else 'ies'}, got {given!r}"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if kind == "value_error":  # from a validator of artok, whose message names the values
-        return f"'{path}': {message}" if path else message
-    return f"'{path}' {message}, got {given!r}"
 
 
 def _section(cls: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel] | None:
@@ -252,16 +231,6 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
     return None
 
 
-def _nearest(word: str, choices: Sequence[str], otherwise: str | None = None) -> str:
-    """The end of a sentence on an unknown word. otherwise: when none is near; all the choices unless given."""
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean '{near[0]}'?"
-    if otherwise is not None:
-        return otherwise
-    return f"; there are: {', '.join(choices)}" if choices else ""
-
-
 # ---------------------------------------------------------------------------------------------- files and layers
 
 
@@ -276,8 +245,8 @@ def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         loaded = deepcopy(_parse(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ConfigError(f"there is no config file {path}") from None
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from None
+    except UNREADABLE as error:
+        raise ConfigError(f"{path} is not a readable YAML file: {reason(error)}") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} must hold keys and values")
     data = cast(dict[str, Any], loaded)
@@ -292,7 +261,7 @@ def _parent(path: Path, name: object) -> Path:
     if isinstance(name, str):
         shipped = (root / f"{name.removesuffix('.yaml')}.yaml" for root in SHIPPED)
         for place in (path.parent / name, *shipped):
-            if place.is_file():
+            if os.path.isfile(place):
                 return place
     raise ConfigError(f"{path} extends {name}, which is neither a file beside it nor a shipped config")
 
@@ -343,11 +312,11 @@ def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
     """Apply `key.sub=value` assignments to `data` as one layer; values are parsed as YAML."""
     for assignment in assignments:
         if "=" not in assignment or assignment.startswith("="):
-            raise ConfigError(f"override {assignment!r} must look like key.sub=value")
+            raise ConfigError(f"override {shorten(repr(assignment))} must look like key.sub=value")
     try:
         layer = OmegaConf.to_container(OmegaConf.from_dotlist(list(assignments)), resolve=False)
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"override {' '.join(assignments)!r} cannot be read: {error}") from None
+    except UNREADABLE as error:
+        raise ConfigError(f"override {shorten(repr(' '.join(assignments)))} cannot be read: {reason(error)}") from None
     return merge(data, cast(dict[str, Any], layer))
 
 
@@ -355,22 +324,22 @@ def resolve(data: Mapping[str, Any]) -> dict[str, Any]:
     """`data` with its `${key.sub}` interpolations replaced."""
     try:
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(dict(data)), resolve=True))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"interpolation failed: {' '.join(str(error).split())}") from None
+    except UNREADABLE as error:
+        raise ConfigError(f"interpolation failed: {reason(error)}") from None
 
 
 def locate(name: str) -> Path:
     """The YAML file behind a path or a shipped name such as "digits/vq"."""
     given = Path(name)
-    if given.suffix in (".yaml", ".yml") and given.exists():
+    if given.suffix in (".yaml", ".yml") and os.path.exists(given):
         return given
     for root in SHIPPED:
         inside = root / (name.removeprefix("configs/").removesuffix(".yaml") + ".yaml")
-        if inside.exists():
+        if os.path.exists(inside):  # unlike `Path.exists`, it takes names that no file can have
             return inside
     shipped = sorted(str(path.relative_to(root).with_suffix("")) for root in SHIPPED for path in root.rglob("*.yaml"))
     otherwise = "; give a YAML file, or one of those that 'artok configs' lists"
-    raise ConfigError(f"there is no config {name!r}{_nearest(name, shipped, otherwise)}")
+    raise ConfigError(f"there is no config {shorten(repr(name))}{nearest(name, shipped, otherwise)}")
 
 
 def load(cls: type[ConfigType], name: str, overrides: Sequence[str] = ()) -> ConfigType:

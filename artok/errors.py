@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class ArtokError(Exception):
     """The user's input is wrong. The message says what and how to fix it."""
@@ -31,17 +34,33 @@ class RunError(ArtokError):
     exit_code = 1
 
 
+MOST_SHOWN = 100  # characters of a value in a message
+
+# Errors of the system that say that a file or folder cannot be used.
+PLACES = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS}
+PLACES |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ETXTBSY, errno.ENXIO}
+
+
+def shorten(text: str) -> str:
+    """A text for a message, cut after `MOST_SHOWN` characters."""
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+# How torch and Python say that a size is more than 64 bits hold.
+TOO_LARGE = ("overflow", "infinity to integer", "int too large", "int too big")
+
+
 def describe_failure(error: BaseException) -> str | None:
     """A message for failures of the machine, such as lack of memory; None for any other error."""
     text = str(error)
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
         return "out of memory; use a smaller batch, a smaller model, or training.gradient_accumulation_steps"
-    if "storage size calculation overflowed" in text.lower():
-        return "tensors of such a size cannot exist; ask for something smaller"
+    if isinstance(error, OverflowError | TypeError | RuntimeError) and any(word in text.lower() for word in TOO_LARGE):
+        return f"a number is too large to compute with; ask for something smaller ({shorten(text.splitlines()[0])})"
     if isinstance(error, OSError) and error.errno in (28, 122):
         return "no space left on the disk; free some and run the same command again"
-    if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
-        return f"{error.filename}: {str(error.strerror).lower()}; choose another place with --out"
-    if isinstance(error, PermissionError):
-        return f"no permission to use {error.filename}; choose another folder with --out"
+    if isinstance(error, OSError) and error.errno in PLACES and error.filename is not None:
+        return f"{shorten(os.fsdecode(error.filename))}: {str(error.strerror).lower()}; choose another place with --out"
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"{shorten(os.fsdecode(error.filename))}: no such file or folder, and it cannot be made"
     return None

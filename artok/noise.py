@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
+
+SEEDS = 2**32  # NumPy takes seeds below this
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]  # of a config
 
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the increment of SplitMix64; constants are signed 64-bit integers
 MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)

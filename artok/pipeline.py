@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from artok.config import merge, validate
-from artok.errors import ArtokError, CheckpointError, ConfigError
+from artok.errors import ArtokError, CheckpointError, ConfigError, shorten
 from artok.generators.base import Generator
 from artok.layout import Condition, Tokens, last
 from artok.nn.packed import CastLinear, PackedLinear, can_pack, with_linears
@@ -95,7 +95,7 @@ class Pipeline:
     ) -> Tensor:
         """Generate `n` images per label: (n * labels, C, H, W) float in [-1, 1] on the CPU, label after label.
 
-        Image i depends on the seed and on i, not on `batch`. ConfigError: a label outside the classes.
+        Image i depends on the seed and on i, not on `batch`. ConfigError: a label is no whole number of a class.
         """
         given = {"cfg_scale": cfg_scale, "seed": seed}
         settings = self.settings({name: value for name, value in given.items() if value is not None}, sampling)
@@ -126,13 +126,19 @@ class Pipeline:
         return settings
 
     def condition(self, labels: Sequence[int] | Tensor | int, n: int = 1) -> Condition:
-        asked = torch.as_tensor([labels] if isinstance(labels, int) else labels, dtype=torch.int64).reshape(-1)
+        wanted = f"labels must be whole numbers from 0 to {len(self.classes) - 1}"
+        try:
+            asked = torch.as_tensor(labels).reshape(-1)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise ConfigError(f"{wanted}, got {shorten(repr(labels))}") from None
+        if not isinstance(n, int) or n < 1 or not len(asked):
+            raise ConfigError("ask for at least one label and one image")
+        if asked.dtype.is_floating_point or asked.dtype.is_complex or asked.dtype == torch.bool:
+            raise ConfigError(f"{wanted}, got {shorten(repr(labels))}")
         outside = [int(label) for label in asked if not 0 <= label < len(self.classes)]
         if outside:
             raise ConfigError(f"label {outside[0]} is outside the classes 0 to {len(self.classes) - 1}")
-        if n < 1 or not len(asked):
-            raise ConfigError("ask for at least one label and one image")
-        return Condition(asked.repeat_interleave(n).to(self.device))
+        return Condition(asked.to(self.device, torch.int64).repeat_interleave(n))
 
     @torch.inference_mode()
     def steps(

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from artok.config import OPEN, Config, dump, of_kind, read_yaml, validate
-from artok.errors import CheckpointError, ConfigError, LayoutError, RunError
+from artok.errors import CheckpointError, ConfigError, LayoutError, RunError, shorten
 from artok.files import move
 from artok.generators.base import Generator, GeneratorConfig
 from artok.layout import TokenLayout
@@ -69,25 +69,26 @@ def find_saved(name: str | Path) -> Path:
     CheckpointError: there is none; the message says what to do. RunError: it could not be fetched.
     """
     folder = Path(name)
-    if (folder / CONFIG).exists():
+    if os.path.exists(folder / CONFIG):  # unlike `Path.exists`, it takes names that no file can have
         if not (folder / WEIGHTS).exists():
             raise CheckpointError(f"the run {folder} has no {WEIGHTS} yet: its training has not finished; run it again")
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise CheckpointError(f"{folder} is no run directory: it has no {CONFIG}")
     # Imported by name, since artok.interop imports this file.
     imported: Path | None = resolve_name("artok.interop.hub:imported_run")(str(name))
     if imported is not None:
         return imported
     if str(name).count("/") != 1 or str(name).startswith((".", "/", "runs/")):
-        raise CheckpointError(f"there is no run {folder}; train it first with 'artok train'")
+        raise CheckpointError(f"there is no run {shorten(str(folder))}; train it first with 'artok train'")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(str(name), allow_patterns=["*.yaml", "*.safetensors"]))
     except Exception as error:  # the hub client raises many kinds of errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{name} is neither a run directory here nor a model on the hub ({reason})") from None
+        said = f"{shorten(str(name))} is neither a run directory here nor a model on the hub"
+        raise CheckpointError(f"{said} ({reason})") from None
 
 
 def read_saved(folder: Path) -> Saved:

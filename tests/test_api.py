@@ -5,15 +5,27 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers.models import generator_experiment, tokenizer_experiment
+from helpers.models import GENERATOR, generator_experiment, tokenizer_experiment
 
 import artok
-from artok.errors import CheckpointError, RunError
+from artok.config import validate
+from artok.errors import ArtokError, CheckpointError, ConfigError, RunError
 from artok.interop import hub
-from artok.saved import CONFIG
+from artok.saved import CONFIG, Saved
+
+FACTS = {"image": [1, 16, 16], "classes": [str(digit) for digit in range(10)], "data": "", "version": ""}
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> artok.Pipeline:
+    config = validate(Saved, {**GENERATOR, "facts": FACTS}, "test")
+    tokenizer = config.tokenizer.build(config.facts.image)
+    generator = config.generator.build(tokenizer.layout, len(config.facts.classes))
+    return artok.Pipeline(tokenizer, generator, config.facts.classes, config.sampling, config, config)
 
 
 def test_importing_artok_imports_no_torch_and_names_what_it_gives() -> None:
@@ -31,6 +43,26 @@ def test_train_load_generate_and_evaluate(tmp_path: Path) -> None:
     assert artok.Pipeline.from_pretrained(tmp_path / "raster")([3, 4], n=2).shape == (4, 1, 16, 16)
     results = artok.evaluate(folder, n=120, extractor="pixels", device="cpu")
     assert results.measurements and (folder / "results.json").exists()
+
+
+@pytest.mark.parametrize("labels", [2.0, [1.5], "cat", {"a": 1}, [True], 10**30, -1, 10, [], None, torch.ones(2)])
+def test_labels_that_are_none_are_refused(pipeline: artok.Pipeline, labels: Any) -> None:
+    with pytest.raises(ConfigError, match="label"):
+        pipeline(labels)
+
+
+@pytest.mark.parametrize("given", [{"n": 0}, {"n": 1.5}, {"seed": -1}, {"seed": 2**32}, {"cfg_scale": 1e-300}])
+def test_impossible_numbers_are_refused(pipeline: artok.Pipeline, given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        pipeline(0, **given)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "", ".", "/dev/null", "no/such/run"])
+def test_names_of_no_run_are_refused(name: str) -> None:
+    with pytest.raises(CheckpointError):
+        artok.load_tokenizer(name)
+    with pytest.raises(ArtokError):
+        artok.train(name)
 
 
 def test_a_run_of_an_earlier_version_goes_on_under_todays_keys(tmp_path: Path) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers.models import generator_experiment, tokenizer_experiment
+from helpers.models import GENERATOR, generator_experiment, tokenizer_experiment
 from omegaconf import OmegaConf
 from PIL import Image
 
 from artok import __version__, cli, renamed
-from artok.config import dump, validate
-from artok.errors import DataError
+from artok.config import dump, merge, validate
+from artok.errors import DataError, describe_failure
 from artok.interop.hub import CATALOGUE
 from artok.training.experiment import Experiment
 from artok.training.run import train
@@ -27,6 +29,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert train(generator_experiment(str(folder / "vq")), folder / "raster")
     (folder / "vq.yaml").write_text(dump(tokenizer_experiment()))
     return folder
+
+
+GAN = {
+    "kind": "gan",
+    "network": {"kind": "dcgan", "channels": [8, 4], "embedding_dim": 4},
+    "critic": {"discriminator": {"kind": "dcgan", "base_channels": 4, "norm": "none"}, "gan_loss": "relativistic"},
+}
 
 
 def artok(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -87,6 +96,22 @@ MISTAKES = {
     "an entry that the list lacks": ("train {runs}/vq.yaml losses.4.l1=1", "there is no 'losses.4'"),
     "an import of nothing": ("import", "artok import --list"),
     "unknown data key": ("encode {runs}/vq sizes=3", "'data.sizes'"),
+    "labels of commas": ("sample {runs}/raster --labels ,,,", "name no class"),
+    "a label that only looks like a number": ("sample {runs}/raster --labels ²", "label ² is none of the 10 classes"),
+    "a label of many digits": (f"sample {{runs}}/raster --labels {'9' * 5000}", "is none of the 10 classes"),
+    "a negative seed": ("sample {runs}/raster --seed -1", "'seed' should be greater than or equal to 0"),
+    "a seed of 33 bits": ("sample {runs}/raster --seed 4294967296", "'seed' should be less than 4294967296"),
+    "a negative seed of the data": ("train {runs}/vq.yaml data.kind=shapes data.size=16 data.seed=-1", "'data.seed'"),
+    "a class named twice": ("train {runs}/vq.yaml data.kind=hub data.size=16 data.classes=[a,a]", "named twice"),
+    "a number that float32 lacks": ("sample {runs}/raster --temperature 1e-320", "numbers go from 1e-37"),
+    "a number of 64 bits": ("train {runs}/vq.yaml tokenizer.z_channels=99999999999999999999", "go up to 2^53"),
+    "a stack too deep": ("train {runs}/vq.yaml tokenizer.num_res_blocks=257", "less than or equal to 256"),
+    "a name longer than files have": (f"sample {'x' * 300}/y", "is neither a run directory here nor"),
+    "a config of such a name": (f"train {'x' * 300}/y", "there is no config"),
+    "an argument that is not UTF-8": ("sample {runs}/\udcff", "not UTF-8"),
+    "a value that YAML cannot read": ("train {runs}/vq.yaml training.images=[", "cannot be read"),
+    "an override of two kinds": ("encode {runs}/vq augment.shear=0 augment=[1]", "cannot be read"),
+    "a page that is a folder": ("report {runs}/vq --out {runs}", "is a folder; name the page to write"),
 }
 
 
@@ -105,6 +130,43 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert "Traceback" not in err
     assert err.strip().splitlines()[-1].startswith("artok: ")
     assert not (runs / "x").exists()
+
+
+def test_plan_refuses_a_depth_that_would_take_hours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = artok(monkeypatch, capsys, "plan", "--depth", "100000")
+    assert code == 2 and "256" in err
+
+
+def test_pictures_are_reconstructed_without_a_trained_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = merge(GENERATOR | {"tokenizer": {"kind": "pixels"}, "generator": GAN}, {"training": {"monitor_images": 0}})
+    assert train(validate(Experiment, data, "test"), tmp_path / "gan")
+    Image.new("L", (16, 16), 200).save(tmp_path / "grey.png")
+    words = ("reconstruct", str(tmp_path / "gan"), str(tmp_path / "grey.png"), "--out", str(tmp_path / "r"))
+    assert artok(monkeypatch, capsys, *words)[0] == 0
+    assert (tmp_path / "r" / "grey.png").exists()
+
+
+def test_a_message_stays_on_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, err = artok(monkeypatch, capsys, "sample", "no\nrun")
+    assert err == "artok: there is no run no run; train it first with 'artok train'\n"
+
+
+def test_failures_of_the_machine_are_told_and_bugs_are_not() -> None:
+    def said(code: int, name: str | None) -> str | None:
+        return describe_failure(OSError(code, os.strerror(code), name))
+
+    for code in (errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP):
+        assert "choose another place" in (said(code, "there/x") or "") and "there/x" in (said(code, "there/x") or "")
+    assert "cannot be made" in (said(errno.ENOENT, "/proc/x") or "")
+    assert "no space" in (said(errno.ENOSPC, None) or "")
+    for text in ("numel: integer multiplication overflow", "value cannot be converted to type int64 without overflow"):
+        assert "too large" in (describe_failure(RuntimeError(text)) or "")
+    for bug in (said(errno.EIO, "x"), *map(describe_failure, (KeyError("x"), RuntimeError("x"), TypeError("x")))):
+        assert bug is None
 
 
 def test_damaged_weights_are_refused(

@@ -43,6 +43,9 @@ def test_a_section_becomes_the_config_of_its_kind() -> None:
         ({"tokenizer": {"quantizer": {"kind": "vqq"}}}, ["'tokenizer.quantizer'", "'vq'"]),
         ({"tokenizer": {"kind": "comv"}}, ["'tokenizer'", "'conv'"]),
         ({"training": {"images": "many"}}, ["'training.images'", "a whole number", "'many'"]),
+        ({"training": {"optimizer": {"lr": 1e-320}}}, ["'training.optimizer'", "'lr' holds"]),
+        ({"tokenizer": {"channel_multipliers": [2**53 + 1]}}, ["'channel_multipliers' holds", "2^53"]),
+        ({"seed": -1}, ["'seed'", "greater than or equal to 0"]),
         ({"training": {"images": -5}}, ["'training.images'", "greater than 0"]),
         ({"training": {"precision": "bf61"}}, ["'training.precision'", "bf16"]),
         ({"tokenizer": {"downsample": 6}}, ["'tokenizer'", "power of two"]),
@@ -81,12 +84,24 @@ def test_a_section_whose_kind_changes_starts_afresh() -> None:
     }
 
 
-@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2", "a: ${nothing}\nb: 1"])
+NESTED = "[" * 500 + "]" * 500
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: [1", "- 1\n- 2", "a: ${nothing}\nb: 1", f"a: {NESTED}", f"a: {'9' * 5000}", "a: \udcff", "a: !!python/name:x"],
+)
 def test_a_broken_file_is_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
-    (tmp_path / "broken.yaml").write_text(text)
+    (tmp_path / "broken.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ConfigError) as error:
         config.load(Experiment, str(tmp_path / "broken.yaml"))
     assert "\n" not in str(error.value)
+
+
+def test_long_values_and_many_mistakes_are_cut_short() -> None:
+    with pytest.raises(ConfigError, match="and 22 more mistakes") as error:
+        built(training={"images": list(range(9999)), **{f"{index}" * 9000: 1 for index in range(29)}})
+    assert len(str(error.value)) < 4_000
 
 
 def test_a_missing_file_and_a_bad_override_are_refused() -> None:

@@ -20,6 +20,7 @@ LEAVES = {
     "config",
     "images",
     "locks",
+    "mistakes",
     "weights",
     "renamed",
 }

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json as to_json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
+from threading import Timer
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -45,7 +48,7 @@ def plan(
     scales: Annotated[
         str, typer.Option(help="sides of VAR's grids, as 1,2,4; default published or doubling", rich_help_panel=DESIGN)
     ] = "",
-    depth: Annotated[int, typer.Option(min=1, help="layers of the transformer", rich_help_panel=DESIGN)] = 12,
+    depth: Annotated[int, typer.Option(min=1, max=256, help="layers of the transformer", rich_help_panel=DESIGN)] = 12,
     width: Annotated[int | None, typer.Option(min=1, help="default 64 per layer", rich_help_panel=DESIGN)] = None,
     batch: Annotated[int, typer.Option(min=1, help="training batch", rich_help_panel=DESIGN)] = 256,
     frames: Annotated[int, typer.Option(min=1, help="frames; 1 is an image", rich_help_panel=VIDEO)] = 1,
@@ -77,11 +80,28 @@ def plan(
     if spec.scales and spec.family != "var" and not all_families:
         raise ConfigError(f"scales are for the family var, and {spec.family} has none")
     if all_families:
-        plans = plan_families_of_config(config, overrides or [], options) if config else plan_families(spec, options)
+        with say_when_slow():
+            plans = (
+                plan_families_of_config(config, overrides or [], options) if config else plan_families(spec, options)
+            )
         typer.echo(to_json.dumps([asdict(each) for each in plans], indent=2) if json else families_text(plans))
         return
-    found = plan_config(config, overrides or [], options) if config else plan_spec(spec, options)
+    with say_when_slow():
+        found = plan_config(config, overrides or [], options) if config else plan_spec(spec, options)
     typer.echo(to_json.dumps(asdict(found), indent=2) if json else plan_text(found))
+
+
+@contextmanager
+def say_when_slow(seconds: float = 5.0) -> Iterator[None]:
+    """Print a line on stderr when what is inside takes longer."""
+    words = "still counting: deep models, many tokens and many sampling steps take minutes"
+    timer = Timer(seconds, print, (words,), {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def refuse_numbers(config: str, given: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from artok.data.holdout import hold_out
 from artok.data.pictures import ENDINGS, Encoded
 from artok.data.splits import DecodedSplit, keep_in_memory
 from artok.errors import DataError
+from artok.noise import Seed
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
@@ -38,7 +39,7 @@ class Config(DataConfig):
     kind: Literal["folder"] = "folder"
     root: Annotated[Path, FREE]
     holdout: float = Field(0.1, ge=0, lt=1)
-    seed: int = 0
+    seed: Seed = 0
     in_memory: Annotated[bool | None, FREE] = None
 
     def open(self, split: SplitName) -> DecodedSplit:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from PIL import Image
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
@@ -26,6 +26,7 @@ from artok.data.places import Places
 from artok.data.splits import DecodedSplit, keep_in_memory
 from artok.data.streaming import Item, Row, StreamSplit
 from artok.errors import DataError
+from artok.noise import Seed
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -64,11 +65,19 @@ class Config(DataConfig):
     label_column: str | None = None
     classes: list[str] | None = Field(None, min_length=1)
     holdout: float = Field(0.1, ge=0, lt=1)
-    seed: int = 0
+    seed: Seed = 0
     streaming: bool = False
     shuffle_buffer: int = Field(1000, ge=1)
     lengths: dict[str, PositiveInt] = Field({})
     in_memory: Annotated[bool | None, FREE] = None
+
+    @field_validator("classes")
+    @classmethod
+    def _check_classes(cls, classes: list[str] | None) -> list[str] | None:
+        twice = [name for name in classes or () if (classes or ()).count(name) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]!r} is named twice; each class needs a name of its own")
+        return classes
 
     @model_validator(mode="before")
     @classmethod

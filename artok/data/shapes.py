@@ -20,7 +20,7 @@ from artok.data.base import DataConfig, Examples, Split, SplitName
 from artok.data.drawing import SHAPES, area, centroid, coverage
 from artok.data.fingerprints import digest_parts
 from artok.images import from_uint8
-from artok.noise import Noise, fold
+from artok.noise import Noise, Seed, fold
 
 COLOURS = {
     "red": (225, 45, 45),
@@ -54,7 +54,7 @@ class Config(DataConfig):
     classes: Literal["shape", "shape_colour"] = "shape"
     train: int = Field(10_000, gt=0)
     test: int = Field(1_000, gt=0)
-    seed: int = 0
+    seed: Seed = 0
 
     @field_validator("channels")
     @classmethod

@@ -21,7 +21,7 @@ from artok.data import digits
 from artok.data.base import DataConfig, Examples, Split, SplitName
 from artok.data.fingerprints import digest_parts
 from artok.errors import ConfigError, DataError
-from artok.noise import Noise, fold
+from artok.noise import Noise, Seed, fold
 
 
 class Config(DataConfig):
@@ -39,7 +39,7 @@ class Config(DataConfig):
     source: Annotated[DataConfig, of_kind("data"), OPEN] = digits.Config()
     train: int = Field(20_000, gt=0)
     test: int = Field(2_000, gt=0)
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _check_channels(self) -> Self:

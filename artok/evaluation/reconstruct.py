@@ -50,7 +50,7 @@ def reconstruct(tokenizer: Tokenizer, paths: Sequence[Path], folder: Path) -> li
             raise DataError(f"{path} cannot be read as a picture ({picture.reason})")
         pixels.append(picture.pixels)
     originals = torch.stack(pixels)
-    device = next(tokenizer.parameters()).device
+    device = next(tokenizer.parameters(), originals).device  # pixels have no parameters
     tokens = tokenizer.encode(from_uint8(originals).to(device))
     decoded = to_uint8(tokenizer.decode(tokens)).cpu()
     bits = layout.bits if layout.discrete else None

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from artok.errors import ConfigError, RunError
+from artok.errors import ConfigError, RunError, shorten
 from artok.images import grid, save_gif, to_pil
 from artok.layout import Tokens
 from artok.pipeline import Pipeline
@@ -20,16 +20,21 @@ FRAMES = 64  # at most so many pictures of unfinished images: a GIF of 4,096 tok
 
 
 def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
-    """Labels from "0,3" or "cat,dog"; all of them from an empty text. ConfigError: one is no class."""
+    """Labels from "0,3" or "cat,dog"; all of them from an empty text.
+
+    ConfigError: a word is no class, or there are only commas.
+    """
     labels = []
     for word in filter(None, (part.strip() for part in text.split(","))):
         if word in classes:
             labels.append(classes.index(word))
-        elif word.isdigit() and int(word) < len(classes):
+        elif word.isdecimal() and len(word) < 10 and int(word) < len(classes):
             labels.append(int(word))
         else:
             known = ", ".join(classes[:12]) + (" ..." if len(classes) > 12 else "")
-            raise ConfigError(f"label {word} is none of the {len(classes)} classes: {known}")
+            raise ConfigError(f"label {shorten(word)} is none of the {len(classes)} classes: {known}")
+    if text and not labels:
+        raise ConfigError(f"labels {shorten(repr(text))} name no class; leave --labels out for all classes")
     return labels or list(range(len(classes)))
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from artok.conditioning.base import Conditioners
+from artok.config import Depth
 from artok.errors import LayoutError
 from artok.generators.masked import (
     MaskedTransformer,
@@ -43,7 +44,7 @@ class Config(PatchedConfig):
     """
 
     kind: Literal["mar"] = "mar"
-    decoder_depth: int | None = Field(None, ge=1)
+    decoder_depth: Depth | None = None
     decoder_width: int | None = Field(None, ge=2)
     decoder_heads: int | None = Field(None, ge=1)
     mask_ratio_min: float = Field(0.7, ge=0, lt=1)

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners, Context
+from artok.config import Depth
 from artok.generators.base import Generator, GeneratorConfig
 from artok.generators.masked import (
     MaskedTransformer,
@@ -48,7 +49,7 @@ class Config(GeneratorConfig):
 
     kind: Literal["maskgit"] = "maskgit"
     size: Literal["base"] | None = None
-    depth: int | None = Field(None, ge=1)
+    depth: Depth | None = None
     width: int | None = Field(None, ge=2)
     heads: int | None = Field(None, ge=1)
     mlp_ratio: float = Field(4.0, gt=0)

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from artok.config import Depth
 from artok.generators.base import Generator, GeneratorConfig
 from artok.generators.diffusion_head import DiffusionHead
 from artok.layout import TokenLayout, Tokens
@@ -38,10 +39,10 @@ class PatchedConfig(GeneratorConfig, ABC):
     """
 
     size: Literal["base", "large", "huge"] | None = None
-    depth: int | None = Field(None, ge=1)
+    depth: Depth | None = None
     width: int | None = Field(None, ge=2)
     heads: int | None = Field(None, ge=1)
-    head_depth: int | None = Field(None, ge=1)
+    head_depth: Depth | None = None
     head_width: int | None = Field(None, ge=1)
     mlp_ratio: float = Field(4.0, gt=0)
     buffer_size: int = Field(64, ge=1)

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from artok.conditioning.base import Context
+from artok.config import Depth
 from artok.generators.base import Generator, GeneratorConfig
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, causal_mask
@@ -46,7 +47,7 @@ class Config(GeneratorConfig):
 
     kind: Literal["raster"] = "raster"
     size: Literal["B", "L", "XL", "XXL", "3B"] | None = None
-    depth: int | None = Field(None, ge=1)
+    depth: Depth | None = None
     width: int | None = Field(None, ge=4)
     heads: int | None = Field(None, ge=1)
     hidden: int | None = Field(None, ge=1)

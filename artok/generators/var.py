@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from artok.conditioning.base import Context
+from artok.config import Depth
 from artok.generators.base import Generator, GeneratorConfig
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, attend
@@ -48,7 +49,7 @@ class Config(GeneratorConfig):
     """
 
     kind: Literal["var"] = "var"
-    depth: int = Field(16, ge=1)
+    depth: Depth = 16
     width: int | None = Field(None, ge=1)
     heads: int | None = Field(None, ge=1)
     mlp_ratio: float = Field(4.0, gt=0)

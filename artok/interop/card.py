@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,18 +35,24 @@ def model_card(folder: Path, name: str, layout: TokenLayout, parameters: int, li
     unfinished = describe_unfinished(folder)
     parts = [
         "\n".join(head),
-        f"# {name}",
+        f"# {escape(name)}",
         *([f"**Note:** {unfinished}."] if unfinished else []),
         _what(saved, layout, parameters),
         _use(name, saved),
         "## Data\n\n" + _data(config, saved),
         "## Measured\n\n" + _metrics(folder),
-        "## Licence\n\n" + (licence or f"{UNSAID}; ask its makers before using it"),
+        "## Licence\n\n" + (escape(licence) if licence else f"{UNSAID}; ask its makers before using it"),
     ]
     if source:
-        origin = f"{source['from']}, file {source['file']}, sha256 `{source['sha256']}`"
+        origin = f"{escape(source['from'])}, file {escape(source['file'])}, sha256 `{escape(source['sha256'])}`"
         parts.insert(-3, f"## Origin\n\nImported by artok from the published weights of {origin}.")
     return "\n\n".join(parts) + "\n"
+
+
+def escape(value: object) -> str:
+    """Text of a run for the page, on one line and without HTML or Markdown of its own."""
+    text = html.escape(" ".join(str(value).replace("`", "'").split()), quote=False)
+    return re.sub(r"([\\*|#~]|(?<=\])\()", r"\\\1", text)
 
 
 def _identifier(licence: str | None) -> str:
@@ -56,7 +64,7 @@ def _identifier(licence: str | None) -> str:
 
 def _hub_dataset(config: Mapping[str, Any]) -> str | None:
     path = (config.get("data") or {}).get("path")
-    return path if isinstance(path, str) and path.count("/") <= 1 and not path.startswith((".", "/")) else None
+    return path if isinstance(path, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) else None
 
 
 def _what(saved: Saved, layout: TokenLayout, parameters: int) -> str:
@@ -72,12 +80,12 @@ def _what(saved: Saved, layout: TokenLayout, parameters: int) -> str:
 def _use(name: str, saved: Saved) -> str:
     if saved.generator:
         code = (
-            f'from artok import Pipeline\n\nimages = Pipeline.from_pretrained("{name}")([0, 1], n=4)  '
+            f"from artok import Pipeline\n\nimages = Pipeline.from_pretrained({json.dumps(name)})([0, 1], n=4)  "
             "# (8, C, H, W) in [-1, 1]"
         )
     else:
         code = (
-            f'from artok import load_tokenizer\n\ntokenizer = load_tokenizer("{name}")\n'
+            f"from artok import load_tokenizer\n\ntokenizer = load_tokenizer({json.dumps(name)})\n"
             "tokens = tokenizer.encode(images)  # (B, C, H, W) in [-1, 1]"
         )
     return f"```python\n{code}\n```"
@@ -87,13 +95,13 @@ def _data(config: Mapping[str, Any], saved: Saved) -> str:
     """The training data. The config of an imported model names only the data that it is measured on here."""
     section = config.get("data") or {}
     named = ", ".join(
-        f"{key} {section[key]}" for key in ("kind", "path", "root", "size") if section.get(key) is not None
+        f"{key} {escape(section[key])}" for key in ("kind", "path", "root", "size") if section.get(key) is not None
     )
     classes = saved.facts.classes
     said = f"{len(classes)} classes" if classes else "no classes"
     if config.get("source"):
         return f"Trained by its authors (see Origin); {said}. Measured here on {named or UNSAID}."
-    return f"{named or UNSAID}; {said}; fingerprint `{saved.facts.data}`."
+    return f"{named or UNSAID}; {said}; fingerprint `{escape(saved.facts.data)}`."
 
 
 def read_results(folder: Path) -> tuple[Results | None, str]:
@@ -111,7 +119,8 @@ def _metrics(folder: Path) -> str:
     if results is None:
         return missing[0].upper() + missing[1:] + "."
     rows = [
-        f"| {entry.head} | {entry.text} | {entry.n:,} | {entry.extractor or ''} | {entry.reference} | "
+        f"| {escape(entry.head)} | {entry.text} | {entry.n:,} | {escape(entry.extractor or '')} | "
+        f"{escape(entry.reference)} | "
         f"{entry.floor_text} | {entry.seed} |"
         for entry in results.measurements
     ]

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from artok.errors import ArtokError, CheckpointError, RunError
 from artok.metrics.catalogue import describe, head, title
 
@@ -130,12 +132,8 @@ class Results:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Results:
-        """The inverse of `to_dict`; raises KeyError or TypeError when keys are missing or unknown."""
-        measurements = tuple(Measurement(**entry) for entry in data["metrics"])
-        later = {key: data[key] for key in ("weights", "images_seen", "images_wanted") if key in data}
-        return cls(
-            data["name"], measurements, data["cost"], data["sampling"], notes=tuple(data.get("notes", ())), **later
-        )
+        """The inverse of `to_dict`; raises KeyError or ValueError when keys are missing or values of a wrong type."""
+        return _CHECKED.validate_python({**data, "measurements": data["metrics"]})
 
     def save(self, path: Path) -> None:
         """Writes results.json aside and renames it; a RunError when the disk refuses."""
@@ -161,6 +159,9 @@ class Results:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} holds no results of artok: {error!r}") from None
+
+
+_CHECKED = TypeAdapter(Results)
 
 
 # ---------------------------------------------------------------------------------------------- tables

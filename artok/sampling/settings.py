@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from artok.config import Config
+from artok.noise import Seed
 from artok.sampling.solvers import SolverName
 
 GUIDANCE = frozenset({"cfg_scale", "cfg_schedule", "cfg_power", "cfg_interval"})  # what every guided family reads
@@ -41,7 +42,7 @@ class Sampling(Config):
     eta: float = Field(0.0, ge=0, le=1)
     choice_temperature: float = Field(4.5, ge=0)
     dtype: Precision | None = Field(None, description="default bfloat16 on a GPU that has it, else float32")
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def activations(self) -> torch.dtype:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from artok.config import OPEN, of_kind
+from artok.config import OPEN, Depth, of_kind
 from artok.errors import ConfigError
 from artok.layout import TokenLayout, Tokens
 from artok.nn.conv2d import Decoder, Encoder, arrange
@@ -35,10 +35,8 @@ class Config(TokenizerConfig):
     decoder_channel_multipliers: tuple[int, ...] | None = Field(
         None, description="the same for the decoder; as in the encoder unless given (LlamaGen tells them apart)"
     )
-    num_res_blocks: int = Field(2, ge=1, description="residual blocks per level of the encoder")
-    decoder_num_res_blocks: int | None = Field(
-        None, ge=1, description="the same for the decoder; one more unless given"
-    )
+    num_res_blocks: Depth = Field(2, description="residual blocks per level of the encoder")
+    decoder_num_res_blocks: Depth | None = Field(None, description="the same for the decoder; one more unless given")
     attention_resolutions: tuple[int, ...] | Literal["coarsest"] = "coarsest"
     decoder_attention_resolutions: tuple[int, ...] | Literal["coarsest"] | None = Field(
         None, description="the same for the decoder; as in the encoder unless given"

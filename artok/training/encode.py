@@ -10,7 +10,7 @@ from typing import Annotated, cast
 import torch
 from torch import Tensor
 
-from artok.cache import cache_directory
+from artok.cache import cache_directory, writing_cache
 from artok.config import OPEN, dump, of_kind, override, read_yaml, validate
 from artok.config import Config as Section
 from artok.data.base import DataConfig, Split, SplitName, note_skipped
@@ -48,7 +48,8 @@ def open_or_encode(
         key = f"{fold(mark, split.fingerprint, data.size, copies, augment):016x}"
         folder = cache_directory() / "tokens" / f"{mark}-{key}"
         if not holds(folder, wanted):
-            write_cache(tokenizer, wanted, data, split, folder, device, progress)
+            with writing_cache():
+                write_cache(tokenizer, wanted, data, split, folder, device, progress)
     return TokenCache.open(folder, wanted)
 
 

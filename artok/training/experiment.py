@@ -16,12 +16,12 @@ from artok.layout import TokenLayout
 from artok.losses.base import LossConfig
 from artok.losses.reconstruction import Config as PixelLossConfig
 from artok.metrics.selection import MetricChoice
+from artok.noise import Seed
 from artok.sampling.settings import Sampling
 from artok.saved import Facts
 from artok.tokenizers.base import TokenizerConfig
 from artok.training.settings import Training
 
-SEEDS = 2**32  # NumPy takes seeds below this
 WRITTEN = ("facts", "source")  # sections that artok adds to a run's config.yaml
 
 
@@ -52,7 +52,7 @@ class Experiment(Config):
     sampling: Annotated[Sampling, FREE] = Sampling()
     training: Training
     evaluation: Annotated[MetricChoice, FREE] = MetricChoice()
-    seed: int = Field(0, ge=0, lt=SEEDS)
+    seed: Seed = 0
 
     @model_validator(mode="before")
     @classmethod

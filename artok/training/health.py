@@ -32,6 +32,10 @@ RECALL = 0.25  # recall is below this share of what real images reach,
 CROWDED = 0.6  # while samples lie so much closer to one another than real images: a few shapes, made over and over
 PRECISION = 0.25  # below this share of what real images reach, samples are not few of the data's kinds but none of them
 GROWN = 0.5  # share of the training before which little coverage, few classes or no likeness is just a beginning
+# What the rules read of a monitor; one that lacks any of it, as of an earlier version, is passed over.
+MONITORED = {"samples", "distinct", "neighbour_ratio"} | {
+    f"{name}{of}" for name in ("coverage", "recall", "precision") for of in ("", "_floor")
+}
 
 # Collapse of a codebook, by its use over a window of training. Either threshold means that a codebook of half or of a
 # quarter of the size, so with tokens of one or two bits less, would hold as much.
@@ -130,7 +134,8 @@ def _wanted(events: Sequence[Event]) -> int:
 
 
 def _collapse(events: Sequence[Event]) -> Iterator[Finding]:
-    monitors, wanted = _of(events, "monitor"), _wanted(events)
+    monitors = [each for each in _of(events, "monitor") if each.keys() >= MONITORED]
+    wanted = _wanted(events)
     found = [_at(monitors[: index + 1], wanted) for index in range(len(monitors))]
     since = _streak([each is not None for each in found])
     if since and found[-1] is not None:
@@ -173,7 +178,7 @@ def _at(monitors: Sequence[Event], wanted: int) -> tuple[str, str] | None:
             f"and under {CROWDED:g} times)"
         )
     classes = last.get("classes_covered", 1.0)
-    if grown and classes < CLASSES and last["classes_covered_floor"] >= TOLD_APART:
+    if grown and classes < CLASSES and last.get("classes_covered_floor", 0.0) >= TOLD_APART:
         return COLLAPSED, (
             f"{classes:.0%} of the classes are recognised in what is made for them (rule: under {CLASSES:.0%}, where "
             f"real images show {TOLD_APART:.0%} or more)"

@@ -7,17 +7,37 @@ import time
 from pathlib import Path
 from typing import Any
 
+from artok.errors import CheckpointError
 from artok.files import sync
 from artok.saved import write_text
 
 LOG = "log.jsonl"
 NONFINITE = "nonfinite"  # event of a training that stopped since a number was not finite
+TEXTS = frozenset({"event", "device", "health", "kind", "text"})  # values that are texts; all others are numbers
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The events of a log, without an incomplete last line."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The events of a log, without an incomplete last line. CheckpointError: another line is damaged."""
+    try:
+        lines = path.read_bytes().splitlines() if path.exists() else []
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    events = [_read_event(line) for line in lines]
+    if None in events[:-1]:
+        raise CheckpointError(f"line {events.index(None) + 1} of {path} is damaged; repair the line or delete it")
+    return [event for event in events if event is not None]
+
+
+def _read_event(line: bytes) -> dict[str, Any] | None:
+    """The event of a line; None when the line is damaged."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not {"event", "images", "time"} <= set(event):
+        return None
+    right = all(isinstance(value, str if key in TEXTS else int | float) for key, value in event.items())
+    return event if right else None
 
 
 class Log:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 
 from artok.adversarial.critic import CriticConfig
 from artok.config import dump_fixed, read_yaml, validate
@@ -79,6 +80,8 @@ def train(
         check()
         progress.say(f"another process trains in {folder}; waiting for its end to resume from there")
 
+    if note := describe_launch(accelerator.distributed_type):
+        progress.say(note)
     check()
     task = build_task(experiment, folder, accelerator, progress)
     trainer = Trainer(task, folder, accelerator, progress)
@@ -126,6 +129,15 @@ def make_accelerator(experiment: Experiment, folder: Path, name: torch.device | 
         )
     except ValueError as error:  # an unknown or missing tracker
         raise ConfigError(f"training.trackers {trackers}: {error}") from None
+
+
+def describe_launch(used: DistributedType) -> str | None:
+    """A sentence when `accelerate launch` was asked to shard the model and does not, as on a CPU."""
+    for name, wanted in (("FSDP", DistributedType.FSDP), ("DEEPSPEED", DistributedType.DEEPSPEED)):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1") and used != wanted:
+            alone = "which accelerate does on GPUs only; here every process holds the whole model"
+            return f"note: the launch asks for {wanted.value}, {alone}"
+    return None
 
 
 def describe_length(experiment: Experiment) -> str:

@@ -223,6 +223,27 @@ def test_a_folder_to_share_holds_the_model_and_its_card(tmp_path: Path) -> None:
     assert (other / WEIGHTS).read_bytes() == before
 
 
+PLANTED = "x<script>alert(1)</script> [y](http://z) `|` \n# *h*"
+
+
+def test_nothing_in_a_run_becomes_markup_of_its_card(tmp_path: Path) -> None:
+    run = tokenizer_run(tmp_path / "run", VQ)
+    source = {"from": PLANTED, "file": PLANTED, "sha256": PLANTED, "licence": PLANTED}
+    data = {"kind": "folder", "root": PLANTED, "path": PLANTED}
+    text = f"data: {json.dumps(data)}\nsource: {json.dumps(source)}\n"
+    (run / CONFIG).write_text((run / CONFIG).read_text() + text)
+    measured = Measurement(PLANTED, 12.5, n=500, seed=4, extractor=PLANTED, reference=PLANTED)
+    Results("run", (measured,)).save(run / "results.json")
+    to_folder(run, tmp_path / "out", PLANTED)
+    card = (tmp_path / "out" / "README.md").read_text()
+    head, text = card.split("\n---\n", 1)
+    before, code, after = text.split("```")
+    assert head.count("\n") == 6 and json.loads(code[code.index("(") + 1 : code.rindex(")\ntokens")]) == PLANTED
+    for markup in ("<script", "](http", "`|`", "\n# *h*"):
+        assert markup not in before + after
+    assert before.startswith("\n# x&lt;script&gt;")
+
+
 def test_the_card_of_an_import_says_where_it_comes_from(tmp_path: Path) -> None:
     run = tokenizer_run(tmp_path / "run", VQ)
     source = {"from": "elsewhere", "file": "last.ckpt", "sha256": "ab", "licence": "CC-BY-NC-4.0"}

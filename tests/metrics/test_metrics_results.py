@@ -177,6 +177,16 @@ def test_files_that_are_no_results_are_refused_in_one_sentence(tmp_path):
         path.write_text(text)
         with pytest.raises(CheckpointError, match="holds no results"):
             Results.load(path)
+    for key, value in (("cost", []), ("cost", {"parameters": {}}), ("name", 1), ("metrics", [1]), ("sampling", None)):
+        path.write_text(json.dumps(result().to_dict() | {key: value}))
+        with pytest.raises(CheckpointError, match="holds no results"):
+            Results.load(path)
+    for key, value in (("value", "a"), ("n", []), ("floor", {}), ("name", None)):
+        damaged = result().to_dict()
+        damaged["metrics"][0][key] = value
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(CheckpointError, match="holds no results"):
+            Results.load(path)
     for version in (1, 99):
         path.write_text(json.dumps({"format": version}))
         with pytest.raises(CheckpointError, match=f"format {version}"):

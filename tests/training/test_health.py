@@ -21,7 +21,7 @@ from artok.config import validate
 from artok.data import digits, hub
 from artok.data.base import Split
 from artok.data.splits import MemorySplit
-from artok.errors import ConfigError, RunError
+from artok.errors import CheckpointError, ConfigError, RunError
 from artok.generators.base import Generator
 from artok.generators.raster import Raster
 from artok.layout import Codec, Condition, TokenLayout, Tokens
@@ -474,6 +474,37 @@ def test_too_few_images_are_not_watched(tokenizer_run: Path, tmp_path: Path, cap
 def test_features_that_do_not_exist_are_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"'monitor_extractor': there is no .* 'pixel'; did you mean 'pixels'"):
         validate(Training, {"images": 1, "monitor_extractor": "pixel"}, "test")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\x8b\x00",
+        b'{"event": "train"',
+        b"[1]",
+        b"null",
+        b'{"event": "train"}',
+        b'{"event": 1, "images": 1, "time": 1}',
+    ],
+)
+def test_a_damaged_line_of_a_log_is_named_and_an_incomplete_end_left_out(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "log.jsonl"
+    Log(path, 0).write("train", 10, {"model_loss": 1.0})
+    whole = path.read_bytes()
+    path.write_bytes(whole + line)
+    assert len(read_log(path)) == 1
+    path.write_bytes(whole + line + b"\n" + whole)
+    with pytest.raises(CheckpointError, match=r"line 2 of .*log\.jsonl is damaged"):
+        read_log(path)
+    assert path.read_bytes() == whole + line + b"\n" + whole
+
+
+def test_a_monitor_that_lacks_a_value_is_passed_over() -> None:
+    events = monitored({"distinct": 0.01}, {"distinct": 0.01})
+    assert found(events)
+    for event in events:
+        event.pop("recall", None)
+    assert not found(events)
 
 
 def test_a_log_keeps_in_memory_what_it_has_on_disk(tmp_path: Path) -> None:

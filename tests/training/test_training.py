@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from helpers.models import TOKENIZER, generator_experiment, tokenizer_experiment
 from helpers.training import assert_same_run, stop_at, weights
 from PIL import Image
@@ -28,7 +29,7 @@ from artok.pipeline import Pipeline
 from artok.training.experiment import Experiment
 from artok.training.log import read_log
 from artok.training.loop import Trainer, make_optimizer
-from artok.training.run import LOCK, check_same_run, train
+from artok.training.run import LOCK, check_same_run, describe_launch, train
 from artok.training.settings import Optimizer
 
 
@@ -504,3 +505,30 @@ def test_a_critic_that_waits_and_turns_that_are_skipped(tmp_path: Path) -> None:
     assert train(gan_experiment(generator={"critic": {"n_critic": 100}}), tmp_path / "never")
     assert any(figures(tmp_path / "turns", "adversarial")[0])
     assert not any(figures(tmp_path / "never", "adversarial")[0])
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_launch_that_asks_for_shards_and_makes_none_is_told(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert describe_launch(DistributedType.MULTI_CPU) is None
+    monkeypatch.setenv(variable, "true")
+    assert "on GPUs only" in (describe_launch(DistributedType.MULTI_CPU) or "")
+    assert describe_launch(DistributedType(variable.rpartition("_")[2])) is None
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(tokenizer_experiment(), tmp_path / "vq")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ARTOK_CACHE", str(tmp_path / "file"))
+    with pytest.raises(RunError, match="set ARTOK_CACHE to a folder that can be written"):
+        train(generator_experiment(str(tmp_path / "vq")), tmp_path / "raster")
+    assert not (tmp_path / "raster").exists()
+    monkeypatch.delenv("ARTOK_CACHE")
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(ConfigError, match="set ARTOK_CACHE"):
+        train(generator_experiment(str(tmp_path / "vq")), tmp_path / "raster")
+
+
+def homeless() -> Path:
+    raise RuntimeError("Could not determine home directory.")

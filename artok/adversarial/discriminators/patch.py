@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from artok.adversarial.discriminators.base import Discriminator, DiscriminatorConfig
+from artok.config import Depth
 from artok.errors import ConfigError
 
 KERNEL = 4
@@ -24,7 +25,7 @@ class Config(DiscriminatorConfig):
 
     kind: Literal["patch"] = "patch"
     base_channels: int = Field(64, ge=1)
-    layers: int = Field(3, ge=1, description="convolutions of stride 2")
+    layers: Depth = Field(3, description="convolutions of stride 2")
     norm: Literal["batch", "group", "none"] = "batch"
 
     def build(self, image: tuple[int, ...], classes: int) -> PatchDiscriminator:

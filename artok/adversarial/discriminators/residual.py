@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from artok.adversarial.discriminators.base import Discriminator, DiscriminatorConfig
+from artok.config import Depth
 from artok.nn.blur2d import halve
 from artok.nn.r3 import GroupedBlock, base_grid, scaled_, widen
 
@@ -23,7 +24,7 @@ class Config(DiscriminatorConfig):
 
     kind: Literal["residual"] = "residual"
     channels: tuple[int, ...] = Field(min_length=1)
-    blocks: int = Field(2, ge=1, description="residual blocks per resolution")
+    blocks: Depth = Field(2, description="residual blocks per resolution")
     groups: int = Field(1, ge=1)
     embedding_dim: int = Field(64, ge=1, description="width of the space in which images meet labels")
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners, Context
+from artok.config import Depth
 from artok.generators.gan_networks.base import GanNetwork, GanNetworkConfig, refuse_halving
 from artok.nn.blur2d import double
 from artok.nn.r3 import GroupedBlock, base_grid, scaled_, widen
@@ -24,7 +25,7 @@ class Config(GanNetworkConfig):
 
     kind: Literal["residual"] = "residual"
     channels: tuple[int, ...] = Field(min_length=1)
-    blocks: int = Field(2, ge=1, description="residual blocks per resolution")
+    blocks: Depth = Field(2, description="residual blocks per resolution")
     groups: int = Field(1, ge=1)
     embedding_dim: int = Field(64, ge=1, description="numbers that a label adds to the latent")
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners, Context
+from artok.config import Depth
 from artok.generators.networks.base import DiffusionNetwork, NetworkConfig
 from artok.nn.gradient_checkpointing import run
 from artok.nn.patches import divides, merge_patches, patch_grid, split_patches
@@ -35,7 +36,7 @@ class Config(NetworkConfig):
 
     kind: Literal["dit"] = "dit"
     size: Literal["S", "B", "L", "XL"] | None = None
-    depth: int | None = Field(None, ge=1)
+    depth: Depth | None = None
     width: int | None = Field(None, ge=4)
     heads: int | None = Field(None, ge=1)
     mlp_ratio: float = Field(4.0, gt=0)

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners, Context
+from artok.config import Depth
 from artok.generators.networks.base import DiffusionNetwork, NetworkConfig
 from artok.nn.conv2d import Downsample, PixelAttention, Upsample, arrange, group_norm
 from artok.nn.gradient_checkpointing import run
@@ -30,7 +31,7 @@ class Config(NetworkConfig):
     kind: Literal["unet"] = "unet"
     base_channels: int = Field(128, ge=1)
     channel_multipliers: tuple[int, ...] = (1, 2, 2)
-    num_res_blocks: int = Field(2, ge=1)
+    num_res_blocks: Depth = 2
     attention_resolutions: tuple[int, ...] = ()
     groups: int = Field(32, ge=1)
 
