@@ -38,7 +38,8 @@ class Split(ABC):
     notes: sentences about what the source holds and the split leaves out, to be shown once.
     enlarged: indices of images seen so far whose shorter side is below R, which were enlarged.
     decodes: reading decodes files, so reading ahead saves time.
-    sequential: indices are positions in an endless stream, read in ascending order; each pass has its own order.
+    sequential: indices are positions in an endless stream, read in ascending order; each pass has its own order. One
+    thread of a process reads it and decodes in threads, whatever the number of workers.
     labels: (N,) int64 of all images, where they are known without reading these.
     single: for images whose channels are separate images, the labelled images that the channels are drawn from.
     """

@@ -252,6 +252,8 @@ def _expand(files: _Paths) -> _Paths:
             matches = [path] if "://" in path else sorted(glob.glob(path))
             if not matches:
                 raise DataError(f"there is no file {path} (data.files, split '{split}')")
+            if other := [match for match in matches if "://" not in match and not os.path.isfile(match)]:
+                raise DataError(f"{other[0]} is no file (data.files, split '{split}')")
             found[split].extend(matches)
         if not found[split]:
             raise DataError(f"data.files lists no file for the split '{split}'")

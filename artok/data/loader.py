@@ -157,7 +157,7 @@ def read_rows(split: Split, config: DataConfig, rows: Tensor, batch: int) -> Ite
 
 
 def _batches(reader: _Reader, steps: Iterable[Tensor], workers: int) -> Generator[Batch, None, None]:
-    if workers > 0:
+    if workers > 0 and not reader.split.sequential:  # each worker would read the whole stream
         return _from_workers(reader, steps, workers)
     if reader.split.decodes:
         return _from_thread(reader, steps)

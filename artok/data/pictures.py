@@ -106,7 +106,7 @@ def _may_pass(error: Exception) -> bool:
 
 def decode_all(encoded: Sequence[Encoded], channels: int, side: int) -> list[Picture | Unreadable]:
     """`decode` for each picture, in threads if the files are large."""
-    threads = min(4, os.cpu_count() or 1)
+    threads = min(8, os.cpu_count() or 1)
     in_worker = torch.utils.data.get_worker_info() is not None
     if threads < 2 or in_worker or len(encoded) < 8 or not _large(encoded):
         return [decode(each, channels, side) for each in encoded]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from artok.data.base import Examples, Split, note_skipped
 from artok.data.columns import Classes
-from artok.data.pictures import Encoded, Unreadable, decode
+from artok.data.pictures import Encoded, Unreadable, decode, decode_all
 from artok.errors import DataError
 from artok.noise import Noise, fold
 
@@ -74,42 +74,41 @@ class StreamSplit(Split):
             raise DataError(f"none of the {count} rows of {where} fall into this split")
         self._next = 0
         self._items: Iterator[Item] | None = None
-        self._ahead: dict[int, Item] = {}  # rows already read to replace an unreadable one
+        self._ahead: dict[int, Item] = {}  # rows of the last batch, and those read to replace unreadable ones
 
     def __len__(self) -> int:
         return self._length
 
     def read(self, indices: Sequence[int]) -> Examples:
-        images, labels = [], []
-        for index in indices:
-            pixels, label = self._readable(int(index))
-            images.append(pixels)
-            labels.append(label)
-        return Examples(torch.stack(images), torch.cat(labels))
-
-    def _readable(self, position: int) -> tuple[Tensor, Tensor]:
-        self._ahead = {place: item for place, item in self._ahead.items() if place >= position}
+        positions = [int(index) for index in indices]
+        self._ahead = {place: item for place, item in self._ahead.items() if place >= positions[0]}
+        items = [self._at(position) for position in positions]
         channels, side = self.shape[:2]
-        while True:
-            item = self._at(position)
-            picture = decode(item.encoded, channels, side)
-            if not isinstance(picture, Unreadable):
-                if picture.enlarged:
-                    self.enlarged.add(item.row)
-                return picture.pixels, self._table.labels([item.label], self._where, item.row)
-            note_skipped(self, {item.row: f"row {item.row} ({picture.reason})"})
-            position += 1
+        images, labels = [], []
+        pictures = decode_all([item.encoded for item in items], channels, side)
+        for position, item, picture in zip(positions, items, pictures, strict=True):
+            while isinstance(picture, Unreadable):
+                note_skipped(self, {item.row: f"row {item.row} ({picture.reason})"})
+                position, item = position + 1, self._at(position + 1)
+                picture = decode(item.encoded, channels, side)
+            if picture.enlarged:
+                self.enlarged.add(item.row)
+            images.append(picture.pixels)
+            labels.append(self._table.labels([item.label], self._where, item.row))
+        return Examples(torch.stack(images), torch.cat(labels))
 
     def _at(self, position: int) -> Item:
         if position in self._ahead:
             return self._ahead[position]
         epoch = position // self._length
         if self._items is None or position < self._next or epoch > self._next // self._length:
-            self._items, self._next, self._ahead = self._mixed(epoch), epoch * self._length, {}
-        for item in self._items:
+            self._items, self._next = self._mixed(epoch), epoch * self._length
+        items = self._items
+        for item in items:
             self._next += 1
-            if self._next % self._length == 0:
-                self._items = None  # the next position begins another pass
+            if self._next % self._length == 0:  # the next position begins another pass
+                next(items, None)  # so that rows beyond the last one are noticed
+                self._items = None
             if self._next > position:
                 self._ahead[position] = item
                 return item
@@ -129,6 +128,10 @@ class StreamSplit(Split):
         chosen: list[bool] = []
         for index, row in enumerate(self._rows()):
             if index == self._count:
+                note = (
+                    f"{self._where} has more than the {self._count} rows that data.lengths says; the rest is not read"
+                )
+                self.notes = tuple(dict.fromkeys((*self.notes, note)))
                 return
             if index % BLOCK == 0:
                 chosen = self._chosen(index).tolist()

@@ -253,8 +253,9 @@ class Trainer:
         split = self.task.images
         if split is None:
             return []
+        self.progress.notes(split)
         if self.accelerator.num_processes > 1:
-            for met in gather_object([split.skipped]):
+            for met in gather_object([dict(split.skipped)]):
                 note_skipped(split, met)
         return list(split.skipped.values())
 

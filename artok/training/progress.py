@@ -25,13 +25,15 @@ class Progress:
         self.bar: RichProgress | None = None
         self.job: TaskID | None = None
         self.told = time.perf_counter()
+        self.noted: set[str] = set()
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
     def notes(self, *splits: Split) -> None:
         """Show what the splits leave out, each sentence once."""
-        for note in dict.fromkeys(note for split in splits for note in split.notes):
+        for note in dict.fromkeys(note for split in splits for note in split.notes if note not in self.noted):
+            self.noted.add(note)
             self.say(note)
 
     def skipped(self, reasons: Sequence[str]) -> None:

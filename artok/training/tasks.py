@@ -220,7 +220,10 @@ class TokenizerTask(Task):
     def measure(self) -> dict[str, float]:
         if self.tokenizer.layout.discrete:
             return {}
-        batches = evaluation_batches(self.train_split, self.experiment.data, batch=64, limit=MEASURED)
+        data, split = self.experiment.data, self.train_split
+        if split.sequential:  # the loader's thread reads it at this time
+            split = data.open("train")
+        batches = evaluation_batches(split, data, batch=64, limit=MEASURED)
         return self.tokenizer.measure(batch.images_on(self.device) for batch in batches)
 
     def _held_out(self, limit: int) -> Iterator[Batch]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -10,13 +12,16 @@ from typing import Any
 
 import pyarrow
 import pytest
+import torch
 from helpers.images import encoded, paint, values
 from PIL import Image
 from pyarrow import parquet
 
 from artok.data import hub
+from artok.data.loader import AHEAD, Loader
 from artok.data.pictures import Unreadable
 from artok.data.places import Places
+from artok.data.streaming import Row, StreamSplit
 from artok.errors import DataError
 
 
@@ -142,3 +147,74 @@ def test_addresses_of_the_data_set_itself_are_its_own() -> None:
     assert isinstance(remote.stored("https://example.org/other/1.png"), Unreadable)
     assert isinstance(remote.stored("https://example.org.evil/data/1.png"), Unreadable)
     assert remote.stored({"bytes": b"x", "path": "/etc/passwd"}) == b"x" and remote.stored(None) is None
+
+
+# ---------------------------------------------------------------------------------------------- streams
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_process_reads_a_stream_once_whatever_its_workers(tmp_path: Path, workers: int) -> None:
+    table = write(tmp_path / "a.parquet", grey(120), [0] * 120)
+    settings = hub.Config(
+        files=table, size=8, holdout=0, streaming=True, classes=["a"], shuffle_buffer=10, workers=workers
+    )
+    split = settings.open("train")
+    assert isinstance(split, StreamSplit)
+    rows, count = split._rows, itertools.count()
+
+    def counted() -> Iterator[Row]:
+        for row in rows():
+            next(count)
+            yield row
+
+    split._rows = counted
+    with Loader(split, settings, 8, seed=0) as loader:
+        shown = torch.cat([next(loader).pixels[:, 0, 0, 0] for _ in range(10)])
+    assert len(shown.unique()) == 80
+    assert next(count) <= 80 + 10 + 8 * (AHEAD + 2)  # what was shown, the buffer, and what was read ahead
+
+
+def test_rows_beyond_the_given_length_are_said(tmp_path: Path) -> None:
+    table = write(tmp_path / "a.parquet", grey(30), [0] * 30)
+    settings = hub.Config(
+        files=table, size=8, holdout=0, streaming=True, classes=["a"], shuffle_buffer=1, lengths={"train": 20}
+    )
+    split = settings.open("train")
+    split.read(range(19))
+    assert split.notes == ()
+    assert split.read([19]).images[0, 0, 0, 0] == 19
+    assert len(split.notes) == 1 and "more than the 20 rows that data.lengths says" in split.notes[0]
+    whole = settings.model_copy(update={"lengths": {"train": 30}}).open("train")
+    whole.read(range(61))
+    assert whole.notes == ()
+
+
+def test_a_pipe_in_place_of_a_table_is_a_sentence(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet is no file \(data.files, split 'train'\)"):
+        hub.Config(files=str(tmp_path / "*.parquet"), size=8).open("train")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_pipe_in_a_folder_of_pictures_is_no_picture(tmp_path: Path, streaming: bool) -> None:
+    paint(tmp_path / "train" / "a" / "0.png", 0)
+    os.mkfifo(tmp_path / "train" / "a" / "1.png")
+    settings = hub.Config(
+        path=str(tmp_path), size=8, holdout=0, streaming=streaming, classes=["a"], lengths={"train": 2}
+    )
+    with pytest.raises(DataError):
+        settings.open("train").read([0, 1])
+
+
+def test_a_batch_over_the_end_of_a_pass_replaces_unreadable_images_without_going_back(tmp_path: Path) -> None:
+    images = grey(120)
+    images[118] = {"bytes": b"broken", "path": None}
+    table = write(tmp_path / "a.parquet", images, [0] * 120)
+    settings = hub.Config(files=table, size=8, holdout=0, streaming=True, classes=["a"], shuffle_buffer=1)
+    split = settings.open("train")
+    assert isinstance(split, StreamSplit)
+    opened, rows = itertools.count(), split._rows
+    split._rows = lambda: (next(opened), rows())[1]
+    assert split.read(range(116, 124)).images[:, 0, 0, 0].tolist() == [116, 117, 119, 119, 0, 1, 2, 3]
+    assert split.read(range(124, 128)).images[:, 0, 0, 0].tolist() == [4, 5, 6, 7]
+    assert next(opened) == 2

@@ -14,7 +14,8 @@ from helpers.models import TOKENIZER, generator_experiment, tokenizer_experiment
 from PIL import Image
 from torch import Tensor
 
-from artok.data import folder
+from artok.data import folder, hub
+from artok.data.base import Split
 from artok.data.loader import evaluation_batches
 from artok.data.order import choose_rows
 from artok.data.tokens import TokenCache, evaluation_tokens
@@ -166,3 +167,20 @@ def test_monitor_of_images_without_known_labels(data: folder.Config) -> None:
     monitor = Monitor("pixels", PART, data.open("train"), data.open("test"), None, None, 16, CPU)
     assert_mixed(monitor.train_labels)
     assert_mixed(monitor.real_labels)
+
+
+def test_measuring_leaves_the_stream_that_is_trained_on_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    section = hub.Config.tiny(tmp_path).model_dump() | {"streaming": True, "classes": ["a", "b", "c"], "size": 16}
+    tokenizer = {**TOKENIZER["tokenizer"], "quantizer": {"kind": "gaussian"}}
+    data = hub.Config(**section)
+    experiment = tokenizer_experiment(data={**data.model_dump(mode="json"), "kind": "hub"}, tokenizer=tokenizer)
+    task = TokenizerTask(experiment, data.open("train"), data.open("test"), CPU)
+    read: list[Split] = []
+    monkeypatch.setattr(tasks, "evaluation_batches", lambda split, *rest, **named: read.append(split) or [])
+    monkeypatch.setattr(task.tokenizer, "measure", lambda batches: {})
+    task.measure()
+    assert read[0].sequential and read[0] is not task.train_split
+    assert read[0].fingerprint == task.train_split.fingerprint
