@@ -13,7 +13,7 @@ from PIL import Image
 from artok.data import folder
 from artok.data.base import Augment
 from artok.data.pictures import Picture, Unreadable, decode, square
-from artok.data.transforms import augment, augmented_copies, plain
+from artok.data.transforms import REVISION, augment, augmented_copies, plain
 from artok.errors import DataError
 from artok.images import from_uint8
 from artok.noise import Noise
@@ -268,3 +268,29 @@ def test_copies_differ_and_depend_on_index_alone() -> None:
     assert torch.equal(copies[:, 0], plain(images, 8)) and not torch.equal(copies[:, 1], copies[:, 2])
     later = augmented_copies(images[4:], changes, 8, POSITIONS[4:], 3, seed=0)
     assert torch.allclose(copies[4:], later, atol=GREY)
+
+
+# ---------------------------------------------------------------------------------------------- cached tokens
+
+DECODED = [
+    [[31, 82, 135]] * 3,
+    [[7, 7, 7], [87, 87, 87], [167, 167, 167]],
+    [[2, 3, 4], [13, 33, 54], [24, 64, 104]],
+]
+AUGMENTED = [
+    [-0.5529, -0.0431, -0.5529, -0.0431, -0.6314, -0.6314, 0.1529, 0.1529, -0.898, -0.7882, -0.6941, -0.349],
+    [-0.6243, -0.0916, -0.669, -0.1249, -0.8372, -0.7392, -0.0004, 0.0764, -0.9654, -0.8591, -0.799, -0.4411],
+    [0.1102, -0.4334, 0.1361, -0.4087, -0.9153, -0.9266, -0.0696, -0.0807, -0.9449, -0.9772, -0.3723, -0.6803],
+]
+
+
+def test_pixels_are_those_of_their_revision() -> None:
+    """Cached tokens are used as long as REVISION is the same: whoever changes these pixels raises it."""
+    rows, columns = np.mgrid[0:40, 0:52]
+    array = np.stack([columns * 4, rows * 6, (columns * rows) // 9], -1).astype(np.uint8)
+    decoded = pixels(encoded(Image.fromarray(array)), side=12)
+    changes = Augment(flip=True, shift=0.1, rotate=20, scale=0.1, shear=0.1, crop="random")
+    copies = augmented_copies(decoded[None], changes, 8, torch.tensor([5]), 3, seed=0)
+    assert REVISION == 1
+    assert (decoded[:, ::4, ::4].int() - torch.tensor(DECODED)).abs().max() <= 1  # resizing rounds once an axis
+    assert torch.allclose(copies[0, :, :, ::5, ::5].flatten(1), torch.tensor(AUGMENTED), atol=2 / 127.5)
