@@ -73,16 +73,15 @@ class Config(DataConfig):
                     "on, and copies of a picture stay together), or data.holdout"
                 )
             if copies := int((originals != torch.arange(len(paths))).sum()):
-                notes.append(
-                    f"{copies} of {len(paths)} images of {self.root} repeat others; copies are not held out apart"
-                )
+                repeated = f"images of {self.root} that repeat others: {copies} of {len(paths)}"
+                notes.append(f"{repeated}; copies come to the same side of the split")
             rows = train if split == "train" else test
             paths, labels = [paths[row] for row in rows.tolist()], labels[rows]
         elif split == "test":
             known = training.paths()
             shared = sum(original < len(known) for original in find_originals(known + paths)[len(known) :])
             if shared:
-                notes.append(f"{shared} of {len(paths)} images of {test_root} are also in {train_root}")
+                notes.append(f"images of {test_root} that are also in {train_root}: {shared} of {len(paths)}")
         shape = (self.channels, self.side, self.side)
         start = len(os.path.join(found.root, ""))
         names = [path[start:] for path in paths]
@@ -143,15 +142,15 @@ class _Found:
         if self.other:
             most = sorted(self.other.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
             shown = ", ".join(f"{ending} {count}" for ending, count in most)
-            parts.append(f"{self.other.total()} files that end in no image format ({shown})")
+            parts.append(f"files that end in no image format ({self.other.total()}: {shown})")
         for names, what in (
             (self.empty, "class folders without images"),
-            (self.broken, "broken links and what else is no file"),
+            (self.broken, "images that are broken links or no files"),
             (self.again, "linked folders that are read already or hold this one"),
         ):
             if names:
                 shown = ", ".join(map(_shown, sorted(names)[:3]))
-                parts.append(f"{len(names)} {what} ({shown}{', ...' if len(names) > 3 else ''})")
+                parts.append(f"{what} ({len(names)}: {shown}{', ...' if len(names) > 3 else ''})")
         return [f"left out of {self.root}: {'; '.join(parts)}"] if parts else []
 
     def takes(self, entry: os.DirEntry[str]) -> bool:
@@ -160,7 +159,7 @@ class _Found:
             return False
         ending = os.path.splitext(entry.name)[1].lower()
         if ending not in ENDINGS:
-            self.other[ending or "none"] += 1
+            self.other[_shown(ending) or "none"] += 1
         elif not _is(entry, folder=False):
             self.broken.append(os.path.relpath(entry.path, self.root))
         else:

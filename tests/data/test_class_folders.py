@@ -41,7 +41,10 @@ def test_a_loop_of_links_multiplies_nothing(tmp_path: Path) -> None:
     split = whole(tmp_path / "data").open("train")
     assert values(split) == list(range(10)) and split.labels.tolist() == [0] * 5 + [1] * 5
     assert split.fingerprint == expected
-    assert len(split.notes) == 1 and "4 linked folders that are read already" in split.notes[0]
+    assert (
+        len(split.notes) == 1
+        and "linked folders that are read already or hold this one (4: a/loop, b/beside, b/self, ...)" in split.notes[0]
+    )
     assert "a/loop" in split.notes[0]
 
 
@@ -70,11 +73,11 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     split = whole(tmp_path).open("train")
     assert split.classes == ("a",)
     assert split.notes == (
-        f"left out of {tmp_path}: 5 files that end in no image format (.heic 3, .csv 1, none 1); "
-        "2 class folders without images (empty, only_heic)",
+        f"left out of {tmp_path}: files that end in no image format (5: .heic 3, .csv 1, none 1); "
+        "class folders without images (2: empty, only_heic)",
     )
     assert whole(tmp_path / "a").open("train").notes == (
-        f"left out of {tmp_path / 'a'}: 3 files that end in no image format (.heic 2, none 1)",
+        f"left out of {tmp_path / 'a'}: files that end in no image format (3: .heic 2, none 1)",
     )
 
 
@@ -92,16 +95,18 @@ def test_pipes_and_broken_links_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "a" / "gone.png").symlink_to("nowhere.png")
     split = whole(tmp_path).open("train")
     assert values(split) == [0, 1, 2]
-    assert "3 broken links and what else is no file (a/gone.png, a/pipe.png, a/self.png)" in split.notes[0]
+    assert "images that are broken links or no files (3: a/gone.png, a/pipe.png, a/self.png)" in split.notes[0]
 
 
 def test_names_of_any_bytes(tmp_path: Path) -> None:
     fill(tmp_path, {"a": 200})
     strange = os.fsdecode(os.fsencode(tmp_path / "a") + b"/\xff\xfe.png")
     Path(strange).write_bytes(b"broken")
+    Path(os.fsdecode(os.fsencode(tmp_path / "a") + b"/1.\xff")).write_bytes(b"")
     split = whole(tmp_path).open("train")
     assert len(split.read([200]).labels) == 1
     assert split.skipped[200].startswith("a/\ufffd\ufffd.png (it is no picture")
+    assert split.notes[0].endswith("files that end in no image format (1: .\ufffd 1)")
     paint(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9/1.png")), 1)
     with pytest.raises(DataError, match=r"class folder 'caf.' of .* is not in UTF-8; rename it"):
         whole(tmp_path).open("train")
@@ -146,7 +151,7 @@ def test_copies_stay_on_one_side(tmp_path: Path, seed: int) -> None:
     assert not set(values(train)) & set(values(test))
     assert sorted(set(values(train)) | set(values(test))) == list(range(30))
     assert len(set(values(test))) == 15  # half of the pictures, however often each comes
-    assert train.notes == test.notes and train.notes[0].startswith(f"5 of 35 images of {tmp_path} repeat others")
+    assert train.notes == test.notes and train.notes[0].startswith(f"images of {tmp_path} that repeat others: 5 of 35;")
 
 
 def test_what_a_test_folder_shares_with_training_is_said(tmp_path: Path) -> None:
@@ -156,4 +161,4 @@ def test_what_a_test_folder_shares_with_training_is_said(tmp_path: Path) -> None
     shutil.copy(tmp_path / "train" / "a" / "003.png", tmp_path / "val" / "a" / "2.png")
     split = whole(tmp_path).open("test")
     assert values(split) == [100, 3]
-    assert split.notes == (f"1 of 2 images of {tmp_path / 'val'} are also in {tmp_path / 'train'}",)
+    assert split.notes == (f"images of {tmp_path / 'val'} that are also in {tmp_path / 'train'}: 1 of 2",)

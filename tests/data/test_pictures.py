@@ -56,12 +56,23 @@ def write_table(path: Path, stored: list[dict[str, object]]) -> str:
     return str(path)
 
 
-def test_postscript_is_never_run(mark: Path, tmp_path: Path) -> None:
+def test_postscript_is_never_run(mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     (tmp_path / "pictures" / "a").mkdir(parents=True)
     for name in ("1.png", "2.jpg"):
         (tmp_path / "pictures" / "a" / name).write_bytes(POSTSCRIPT)
     table = write_table(tmp_path / "a.parquet", [{"bytes": POSTSCRIPT, "path": "1.png"}] * 2)
+    typed = datasets.Features({"image": datasets.Image()})  # a type that the library would decode by itself
+    stored = [{"bytes": POSTSCRIPT, "path": None}] * 2
+    datasets.Dataset.from_dict({"image": stored}, typed).to_parquet(tmp_path / "typed.parquet")
     sources: list[DataConfig] = [
+        hub.Config(files=str(tmp_path / "typed.parquet"), size=8, holdout=0),
+        hub.Config(files=str(tmp_path / "typed.parquet"), size=8, holdout=0, streaming=True),
+        hub.Config(
+            path=str(tmp_path / "pictures"), size=8, holdout=0, streaming=True, classes=["a"], lengths={"train": 2}
+        ),
         folder.Config(root=tmp_path / "pictures", size=8, holdout=0),
         hub.Config(files=table, size=8, holdout=0),
         hub.Config(path=str(tmp_path / "pictures"), size=8, holdout=0),
