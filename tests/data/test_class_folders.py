@@ -33,6 +33,7 @@ def whole(root: Path) -> folder.Config:
 
 def test_a_loop_of_links_multiplies_nothing(tmp_path: Path) -> None:
     fill(tmp_path / "data", {"a": 5, "b": 5})
+    paint(tmp_path / "beside.png", 200)
     expected = whole(tmp_path / "data").open("train").fingerprint
     (tmp_path / "data" / "a" / "loop").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "b" / "self").symlink_to(".")
