@@ -28,16 +28,10 @@ class Candidates(nn.Module):
         self.register_buffer("keys", torch.full((rows, count), NONE), persistent=False)
 
     @torch.no_grad()
-    def collect(self, row: int, points: Tensor, noise: Noise | None) -> None:
-        """Add the points (B, N, D) of a part of a step. noise: of its images; without it, torch's own."""
-        batch, length = points.shape[:2]
-        if noise is None:
-            keys = torch.randint(LARGEST, (batch, length), device=points.device)
-        else:
-            keys = noise.integers(LARGEST, length)
-        self._keep(
-            row, torch.cat([self.keys[row], keys.flatten()]), torch.cat([self.points[row], points.flatten(0, 1)])
-        )
+    def collect(self, row: int, points: Tensor, noise: Noise) -> None:
+        """Add the points (B, N, D) of a part of a step. noise: of its images."""
+        keys = noise.integers(LARGEST, points.shape[1]).flatten()
+        self._keep(row, torch.cat([self.keys[row], keys]), torch.cat([self.points[row], points.flatten(0, 1)]))
 
     def _keep(self, row: int, keys: Tensor, points: Tensor) -> None:
         smallest, places = keys.topk(self.count, largest=False)

@@ -191,9 +191,10 @@ def keep_windows(accelerator: Accelerator, windows: Callable[[], dict[str, Tenso
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(folder) / WINDOWS)
 
     def read(models: list[Any], folder: str) -> None:
+        tensors = windows()  # in all processes, whatever each of them finds
         if (Path(folder) / WINDOWS).exists():
             kept = load_file(Path(folder) / WINDOWS)
-            for name, tensor in windows().items():
+            for name, tensor in tensors.items():
                 tensor.copy_(kept[name])
 
     accelerator.register_save_state_pre_hook(write)

@@ -37,10 +37,10 @@ class Ema:
     @torch.no_grad()
     def restart(self, replaced: list[Replacement]) -> None:
         """Copy replaced rows of tables as they are: an average with what stood there before would be no code at all."""
-        places = {id(weight): index for index, weight in enumerate(self.weights)}
+        shadows = {id(weight): shadow for weight, shadow in zip(self.weights, self.shadow, strict=True)}
         for each in replaced:
-            weight, shadow = each.table.detach(), self.shadow[places[id(each.table)]]
-            shadow.copy_(torch.where(each.rows[:, None], weight, shadow))
+            if (shadow := shadows.get(id(each.table))) is not None:  # a frozen table has no average
+                shadow.copy_(torch.where(each.rows[:, None], each.table.detach(), shadow))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

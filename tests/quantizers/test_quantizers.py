@@ -92,6 +92,7 @@ def test_gumbel_gradients_are_those_of_the_soft_draw() -> None:
     noisy = quantizer.scores(to_sequence(given)) - (-uniform.log()).log()
     soft = to_grid((noisy / 0.7).softmax(-1) @ quantizer.table.weight, (4, 4))
     assert torch.equal(out.values[..., 0], noisy.argmax(-1))
+    torch.testing.assert_close(out.vectors, quantizer.lookup(out.values), atol=1e-5, rtol=0)
     upstream = torch.randn_like(soft)
     (gradient,) = torch.autograd.grad(out.vectors, given, upstream)
     (wanted,) = torch.autograd.grad(soft, given, upstream)

@@ -104,8 +104,7 @@ def test_usage_goes_on_after_a_stop(kind: str, tmp_path: Path, monkeypatch: pyte
     for checkpoint in (tmp_path / "stopped" / "checkpoints").glob("0*"):
         (checkpoint / "windows.safetensors").unlink()  # as an earlier version leaves it
     longer = experiment.model_copy(update={"training": experiment.training.model_copy(update={"images": 144})})
-    monkeypatch.setattr("artok.training.run.check_same_run", lambda *_: None)
-    assert train(longer, tmp_path / "stopped")
+    assert train(longer, tmp_path / "stopped", extend=True)
 
 
 def test_what_starts_from_data_sees_the_first_images_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
