@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from PIL import Image
 
 from artok.config import load, validate
 from artok.data import hub
+from artok.losses import adversarial
+from artok.planning.training_cost import parameters
 from artok.training.experiment import Experiment
 
 ROOT = REPOSITORY / "configs"
@@ -56,6 +61,152 @@ def test_a_shipped_generator_builds_on_its_tokenizers_tokens(name: str) -> None:
         layout = section.build(image).layout
         assert experiment.generator.refuse(layout) is None
         experiment.generator.build(layout, 10)
+
+
+PASS = {"imagenet": 1_281_167, "cifar10": 50_000}  # training images
+
+
+def claims(name: str) -> list[tuple[str, str, float]]:
+    """(words, the number in them, what is loaded) of what the header of a shipped config claims in known words."""
+    lines = (ROOT / f"{name}.yaml").read_text().splitlines()
+    header = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+    experiment = load(Experiment, name)
+    training, size = experiment.training, parameters(experiment)
+    rate = training.optimizer.lr / training.global_batch
+    loaded: dict[str, float] = {
+        r"(\d+) px": experiment.data.size,
+        r"at batch ([\d,]*\d)": training.global_batch,
+        r"rate ([\d.e-]+) for each image": rate,
+        r"rate ([\d.e-]+) for each 256 images": rate * 256,
+        r"and rate ([\d.e-]*\d)\.? ": training.optimizer.lr,
+        r"([\d,]+) passes over the data": training.images / PASS.get(name.split("/")[0], 1),
+        r"([\d.]+)M steps": training.steps() / 1e6,
+        r"([\d.]+)M parameters": size / 1e6,
+        r"([\d.]+)B parameters": size / 1e9,
+    }
+    for loss in experiment.losses:
+        if isinstance(loss, adversarial.Config):
+            loaded[r"from step ([\d,]+) on"] = loss.start / training.global_batch
+            loaded[rf"at the {'adaptive' if loss.adaptive else 'fixed'} weight ([\d.]*\d)"] = loss.weight
+            assert f"{'fixed' if loss.adaptive else 'adaptive'} weight" not in header
+    if not isinstance(experiment.tokenizer, str):
+        with torch.device("meta"):
+            layout = experiment.tokenizer.build(experiment.image).layout
+        tokens = {r"to ([\d,]+) tokens": layout.length, r"tokens of (\d+) channels": layout.width}
+        loaded |= tokens | {r"of ([\d,]+) codes": layout.vocab or 0}
+    return [
+        (match[0], match[1].replace(",", ""), value)
+        for pattern, value in loaded.items()
+        for match in re.finditer(pattern, header)
+    ]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_a_header_claims_is_what_is_loaded(name: str) -> None:
+    found = claims(name)
+    assert len(found) >= 2 or not name.startswith("imagenet/")
+    for words, said, loaded in found:
+        if "parameters" in words:  # rounded to what is said
+            assert f"{loaded:.{len(said.partition('.')[2])}f}" == said, words
+        else:  # 40 passes are 51.2M images
+            rel = 0.01 if "passes" in words or "steps" in words else 1e-6
+            assert loaded == pytest.approx(float(said), rel=rel), words
+
+
+ADAM = {"optimizer.weight_decay": 0.0, "critic.weight_decay": 0.0}
+LDM = ADAM | {"optimizer.betas": (0.5, 0.9), "critic.betas": (0.5, 0.9), "optimizer.grad_clip": None, "ema": None}
+LDM |= {"optimizer.schedule": "constant", "critic.schedule": "constant", "critic.grad_clip": None}
+LLAMAGEN = ADAM | {"optimizer.betas": (0.9, 0.95), "optimizer.lr": 1e-4, "optimizer.grad_clip": 1.0}
+LLAMAGEN |= {"optimizer.schedule": "constant", "optimizer.warmup": 0, "global_batch": 128}
+PATCH = {"discriminator.kind": "patch", "discriminator.base_channels": 64, "discriminator.norm": "batch"}
+PATCH |= {"gan_loss": "hinge", "augment": (), "lecam": 0.0, "r1": 0.0}
+PIXELS = {"l1": {"l1": 1.0, "l2": 0.0}, "l2": {"l1": 0.0, "l2": 1.0}}
+PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
+    # taming-transformers: the released config of 16,384 codes, main.py, vqgan.py, quantize.py, vqperceptual.py
+    "vqgan-f16": {
+        "training": LDM | {"optimizer.lr": 96 * 4.5e-6, "critic.lr": 96 * 4.5e-6},
+        "quantizer": {
+            "codebook_size": 16_384,
+            "code_dim": 256,
+            "similarity": "euclidean",
+            "update": "gradient",
+            "dead_code_threshold": 0.0,
+            "commitment_weight": 1.0,
+        },
+        "tokenizer": {"base_channels": 128, "channel_multipliers": (1, 1, 2, 2, 4), "attention_resolutions": (16,)},
+        "reconstruction": PIXELS["l1"],
+        "adversarial": {"weight": 0.75, "adaptive": True, "start": 0, "warmup": 0, "ramp": 0},
+        "critic": PATCH | {"discriminator.layers": 2},
+    },
+    # LlamaGen: tokenizer/tokenizer_image, vq_train.py, vq_loss.py, vq_model.py
+    "vq-f16": {
+        "training": LLAMAGEN,
+        "quantizer": {
+            "codebook_size": 16_384,
+            "code_dim": 8,
+            "similarity": "cosine",
+            "update": "gradient",
+            "dead_code_threshold": 0.0,
+            "commitment_weight": 0.25,
+        },
+        "tokenizer": {"base_channels": 128, "channel_multipliers": (1, 1, 2, 2, 4), "z_channels": 256},
+        "reconstruction": PIXELS["l2"],
+    },
+    "vqgan-f8": {
+        "training": LLAMAGEN | {"critic.lr": 1e-4, "critic.betas": (0.9, 0.95), "critic.grad_clip": 1.0, "ema": None},
+        "quantizer": {"codebook_size": 16_384, "code_dim": 8, "commitment_weight": 0.25, "dead_code_threshold": 0.0},
+        "tokenizer": {"base_channels": 128, "channel_multipliers": (1, 2, 2, 4)},
+        "reconstruction": PIXELS["l2"],
+        "adversarial": {"weight": 0.5, "adaptive": False, "start": 20_000 * 128, "warmup": 0, "ramp": 0},
+        "critic": PATCH | {"discriminator.layers": 3},
+    },
+    # latent-diffusion: configs of kl-f16 and kl-f8, contperceptual.py; MAR's changes by its author in its issue 3
+    "klgan-f16": {
+        "training": LDM | {"optimizer.lr": 1e-4, "critic.lr": 1e-4, "global_batch": 256},
+        "quantizer": {"latent_channels": 16, "kl_weight": 1e-6},
+        "tokenizer": {"channel_multipliers": (1, 1, 2, 2, 4), "decoder_attention_resolutions": ()},
+        "reconstruction": PIXELS["l1"],
+        "adversarial": {"weight": 0.5, "adaptive": True, "start": 50_001 * 256},
+        "critic": PATCH | {"discriminator.layers": 3},
+    },
+    "klgan-f8": {
+        "training": LDM | {"optimizer.lr": 96 * 4.5e-6, "critic.lr": 96 * 4.5e-6, "global_batch": 96},
+        "quantizer": {"latent_channels": 4, "kl_weight": 1e-6},
+        "tokenizer": {"channel_multipliers": (1, 2, 4, 4), "attention_resolutions": ()},
+        "reconstruction": PIXELS["l1"],
+        "adversarial": {"weight": 0.5, "adaptive": True, "start": 50_001 * 96},
+        "critic": PATCH | {"discriminator.layers": 3},
+    },
+    # VAR: its paper, equation 5 and appendix; the discriminator is that of StyleGAN-T on DINO
+    "msvqgan-f16": {
+        "quantizer": {"codebook_size": 4096, "code_dim": 32, "scales": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)},
+        "tokenizer": {"base_channels": 160, "z_channels": 32, "quantizer_kernel": 3},
+        "reconstruction": PIXELS["l2"],
+        "critic": {
+            "discriminator.kind": "backbone",
+            "discriminator.model": "vit_small_patch16_224.dino",
+            "discriminator.layers": (2, 5, 8, 11),
+            "discriminator.kernel": 9,
+            "gan_loss": "hinge",
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_is_shipped_as_published(name: str) -> None:
+    experiment = load(Experiment, f"imagenet/{name}")
+    losses = {loss.kind: loss for loss in experiment.losses}
+    assert len(losses) == len(experiment.losses)
+    places = losses | {"training": experiment.training, "tokenizer": experiment.tokenizer}
+    places["quantizer"] = experiment.tokenizer.quantizer  # type: ignore[union-attr]
+    if "adversarial" in losses:
+        assert losses["perceptual"].features == "lpips" and losses["perceptual"].weight == 1.0  # type: ignore[attr-defined]
+        places["critic"] = losses["adversarial"].critic  # type: ignore[attr-defined]
+    for place, settings in PUBLISHED[name].items():
+        for key, value in settings.items():
+            found = reduce(getattr, key.split("."), places[place])
+            assert found == (pytest.approx(value) if isinstance(value, float) else value), (place, key)
 
 
 @needs_cifar10

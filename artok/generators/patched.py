@@ -87,6 +87,7 @@ class PatchedGenerator(Generator):
     """length N and dimension D are those of the patches."""
 
     reads: ClassVar = GUIDANCE | {"steps", "head_steps", "solver", "eta", "temperature"}
+    undecayed = ("head",)  # as published
 
     def __init__(self, config: PatchedConfig, layout: TokenLayout, classes: int, head_input: int) -> None:
         """head_input: width of the head's conditions z."""

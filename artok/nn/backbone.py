@@ -80,7 +80,8 @@ def open_backbone(
     """A timm model such as "resnet18.a1_in1k" with weights from a file, or timm's own, downloaded.
 
     size: height and width of the images, where they are not those it was trained at. random: leave the weights as they
-    start. ArtokError: timm has no such model. CheckpointError: the weights cannot be had, or are not this model's.
+    start, as always on the meta device. ArtokError: timm has no such model. CheckpointError: the weights cannot be had,
+    or are not this model's.
     """
     architecture = model.split(".")[0]  # what follows the dot names the weights
     if not timm.is_model(architecture):
@@ -90,9 +91,10 @@ def open_backbone(
     options: dict[str, Any] = {"num_classes": 0}
     if size and "vit" in architecture:
         options["img_size"] = size  # position embeddings are fitted to it
-    if weights is not None or random:
+    shapes = torch.get_default_device().type == "meta"
+    if weights is not None or random or shapes:
         network = timm.create_model(model, pretrained=False, **options)
-        if weights is not None:
+        if weights is not None and not shapes:
             _fill(network, weights)
         return Backbone(network, size)
     try:

@@ -64,10 +64,19 @@ class AutocastOnMeta(TorchFunctionMode):
         return self._copies[id(value)]
 
     def _attention(
-        self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, scale: float | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
     ) -> Tensor:
         """The kernel that `artok.nn.attention.attend` leads to: on a CPU plain products or the fused kernel, on a GPU
         FlashAttention, or the memory-efficient kernel with a mask or in float32."""
+        assert not dropout_p and not is_causal, "neither artok's models nor the frozen backbones use them"
         if self.chip == "cpu" and k.shape[2] <= PLAIN_LENGTH:
             return plain_attention(q, k, v, attn_mask, scale)
         bias = None if attn_mask is None else torch.where(attn_mask, 0.0, -torch.inf).to(q.dtype)

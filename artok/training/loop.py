@@ -355,9 +355,13 @@ def crosses(before: int, after: int, every: int) -> bool:
 
 
 def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """AdamW with weight decay on matrices and convolutions only, except those that a module lists as `undecayed`."""
+    """AdamW with weight decay on matrices and convolutions only, except those that a module lists as `undecayed`.
+
+    `undecayed` names parameters, or parts whose parameters are all spared.
+    """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    spared = {id(getattr(part, name)) for part in module.modules() for name in getattr(part, "undecayed", ())}
+    named = [getattr(part, name) for part in module.modules() for name in getattr(part, "undecayed", ())]
+    spared = {id(p) for each in named for p in (each.parameters() if isinstance(each, nn.Module) else (each,))}
     decays = [p.ndim >= 2 and id(p) not in spared for p in trained]
     groups = [
         {"params": list(compress(trained, decays)), "weight_decay": settings.weight_decay},

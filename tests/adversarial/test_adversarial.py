@@ -17,6 +17,7 @@ from artok.adversarial.gan_losses import GAN_LOSSES, square_gradients
 from artok.config import find, kinds, validate
 from artok.errors import ConfigError
 from artok.nn.blur2d import double, halve
+from artok.nn.r3 import GroupedBlock
 from artok.noise import Noise
 
 KINDS = kinds("adversarial.discriminators")
@@ -263,3 +264,98 @@ def test_halving_is_the_binomial_filter() -> None:
     torch.testing.assert_close(halve(x), expected)
     inner = halve(double(torch.full((1, 1, 8, 8), 0.7)))[..., 1:-1, 1:-1]
     torch.testing.assert_close(inner, torch.full_like(inner, 0.7))
+
+
+# ---------------------------------------------------------------------------------------------- what a critic sees
+
+
+class Recorder(Discriminator):
+    """Keeps what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        self.seen.append(images.detach().clone())
+        return self.weight * images.flatten(1).sum(1)
+
+
+EVERY = ("color", "translation", "cutout")
+
+
+def test_a_critic_and_its_opponent_see_images_that_are_augmented() -> None:
+    built = Critic(critic(augment=EVERY, gan_loss="relativistic").config, Recorder())
+    recorder = built.discriminator
+    assert isinstance(recorder, Recorder)
+    real, fake = images(4), images(4, 1)
+    built(real, fake, None, noise(4), 0, 0.0)
+    built.generator_loss(real, fake, None, noise(4))
+    draws = noise(4)  # of which each pass takes its own
+    expected = [augment(x, EVERY, draws) for x in (real, fake)]
+    draws = noise(4)
+    expected += [augment(x, EVERY, draws) for x in (fake, real)]
+    assert len(recorder.seen) == 4
+    for seen, image in zip(recorder.seen, expected, strict=True):
+        assert torch.equal(seen, image)
+
+
+def test_the_opponent_of_a_relativistic_critic_is_compared_with_the_real_images() -> None:
+    built = critic(gan_loss="relativistic")
+    real, fake = images(4), images(4, 1)
+    scores = [built.scores(x, None, noise(4)).detach() for x in (real, fake)]
+    expected = nn.functional.softplus(scores[0] - scores[1]).mean()
+    torch.testing.assert_close(built.generator_loss(real, fake, None, noise(4)).detach(), expected)
+    hinge = critic(gan_loss="hinge")
+    expected = -hinge.scores(fake, None, noise(4)).detach().mean()
+    torch.testing.assert_close(hinge.generator_loss(real, fake, None, noise(4)).detach(), expected)
+
+
+def test_colours_change_in_brightness_saturation_and_contrast() -> None:
+    x = images(1)
+    grey, mean = x.mean(1, keepdim=True), x.mean((1, 2, 3), keepdim=True)
+    by_hand = {
+        (0.9, 0.5, 0.5): x + 0.4,
+        (0.5, 0.0, 0.5): grey.expand_as(x),
+        (0.5, 0.9, 0.5): grey + 1.8 * (x - grey),
+        (0.5, 0.5, 0.0): mean + 0.5 * (x - mean),
+        (0.5, 0.5, 0.9): mean + 1.4 * (x - mean),
+    }
+    for draws, expected in by_hand.items():
+        torch.testing.assert_close(change_color(x, torch.tensor([draws])), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_each_augmentation_has_draws_of_its_own() -> None:
+    """Seven numbers an image: three, two and two, whichever are on."""
+    draws = noise(4).uniform(7)
+    assert torch.equal(augment(images(4), ("color",), noise(4)), change_color(images(4), draws[:, :3]))
+    assert torch.equal(augment(images(4), ("translation",), noise(4)), translate(images(4), draws[:, 3:5]))
+    assert torch.equal(augment(images(4), ("cutout",), noise(4)), cut_out(images(4), draws[:, 5:]))
+
+
+# ---------------------------------------------------------------------------------------------- how weights start
+
+
+def test_the_patch_discriminator_starts_as_published() -> None:
+    """N(0, .02), and norms N(1, .02). A deviation of n draws is known to 1 / sqrt(2 n)."""
+    torch.manual_seed(0)
+    built = find("adversarial.discriminators", "patch")().build((3, 64, 64), 0)  # type: ignore[attr-defined]
+    convolutions = torch.cat([m.weight.flatten() for m in built.modules() if isinstance(m, nn.Conv2d)])
+    norms = torch.cat([m.weight.flatten() for m in built.modules() if isinstance(m, nn.BatchNorm2d)])
+    for weights, mean in ((convolutions, 0.0), (norms, 1.0)):
+        error = 5 * 0.02 / math.sqrt(len(weights))
+        assert float(weights.detach().mean()) == pytest.approx(mean, abs=error)
+        assert float(weights.detach().std()) == pytest.approx(0.02, abs=error)
+
+
+def test_r3gans_blocks_start_at_the_scale_of_fixup() -> None:
+    """The identity, whose first two convolutions have the gain of the leaky ReLU over the fourth root of the blocks."""
+    torch.manual_seed(0)
+    block = GroupedBlock(64, 4, blocks_in_all=16)
+    x = torch.randn(2, 64, 4, 4)
+    assert torch.equal(block(x), x)
+    gain = math.sqrt(2 / (1 + 0.2**2)) / 2
+    for layer, fan in ((block.expand, 64), (block.mix, 128 // 4 * 9)):
+        found = float(layer.weight.detach().std())
+        assert found == pytest.approx(gain / math.sqrt(fan), rel=5 / math.sqrt(layer.weight.numel()))

@@ -154,6 +154,22 @@ def test_layers_are_chosen_and_unknown_ones_refused() -> None:
         config("perceptual", layers=[9]).build(SETTING).distance(x, y)
 
 
+def test_the_network_of_a_perceptual_loss_does_not_drop_out() -> None:
+    """LPIPS has dropout, which must not be on while the tokenizer trains."""
+
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.dropout((x - y).square()).flatten(1).mean(1)
+
+    loss = perceptual.Perceptual(perceptual.Config(weight=2.0), Dropping())
+    x, y = images(4), images(4, 1)
+    torch.testing.assert_close(loss(x, y)["perceptual"], 2 * (x - y).square().mean())
+
+
 def test_a_distance_is_that_of_directions() -> None:
     """Feature vectors (1, 0) and (0, 5) are at right angles: their unit vectors differ by 2, whatever their lengths."""
 

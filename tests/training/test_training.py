@@ -271,17 +271,19 @@ def test_the_rate_warms_up_and_falls() -> None:
 
 def test_weights_decay_but_for_vectors_and_what_a_module_spares() -> None:
     class Module(torch.nn.Linear):
-        undecayed = ("position",)
+        undecayed = ("position", "head")
 
         def __init__(self) -> None:
             super().__init__(2, 2)
             self.position = torch.nn.Parameter(torch.zeros(2, 2))
+            self.head = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False))
 
     module = torch.nn.Sequential(Module(), torch.nn.Linear(2, 2))
     decayed, spared = make_optimizer(module, Optimizer(weight_decay=0.5)).param_groups
     assert [len(decayed["params"]), decayed["weight_decay"]] == [2, 0.5]
-    assert [len(spared["params"]), spared["weight_decay"]] == [3, 0.0]
-    assert any(parameter is module[0].position for parameter in spared["params"])
+    assert [len(spared["params"]), spared["weight_decay"]] == [4, 0.0]
+    for matrix in (module[0].position, module[0].head[0].weight):
+        assert any(parameter is matrix for parameter in spared["params"])
 
 
 # ---------------------------------------------------------------------------------------------- refusals and failures
