@@ -74,6 +74,7 @@ def test_the_variational_bound_is_that_of_the_chain(target: Any) -> None:
     model, levels = Diffusion(config), config.training_levels()
     index = torch.tensor([0, 1, 7, 19])
     clean, noise = normal(4, 3, 2, seed=1).tanh(), normal(4, 3, 2, seed=2)
+    clean[0, 0] = torch.tensor([-1.0, 1.0])  # the open bins
     output = (0.3 * normal(4, 3, 4, seed=3)).requires_grad_()
     seen: list[Tensor] = []
 
@@ -216,6 +217,9 @@ def test_training_times_of_the_straight_path_are_uniform_and_logit_normal_is_cla
     chain = Diffusion(DiffusionConfig(times="logit_normal", timesteps=100)).times(torch.tensor([0.0, 0.5, 1.0]))
     assert chain.index is not None
     assert chain.index.tolist() == [0, 50, 99]
+    last = Diffusion(DiffusionConfig()).times(torch.tensor([1.0])).index
+    assert last is not None
+    assert last.tolist() == [999]
 
 
 # ------------------------------------------------------------------------------------------------- defaults
