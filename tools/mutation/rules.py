@@ -56,7 +56,19 @@ DROPPED_FUNCTIONS = {
     *("silu", "gelu", "relu", "softplus", "sqrt", "exp", "log", "sigmoid", "tanh", "normalize", "dropout"),
 }
 NO_GRADIENTS = {"no_grad", "inference_mode"}
-BOUNDS = {"ge", "gt", "le", "lt", "min_length", "max_length", "description", "pattern", "multiple_of"}
+BOUNDS = {
+    "ge",
+    "gt",
+    "le",
+    "lt",
+    "min_length",
+    "max_length",
+    "description",
+    "pattern",
+    "multiple_of",
+    "frozen",
+    "maxsize",
+}
 
 
 @dataclass(frozen=True)
