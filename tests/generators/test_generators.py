@@ -209,6 +209,17 @@ def learned_against_a_critic(generator: AdversarialGenerator, codec: Tokenizer, 
 
 
 @torch.no_grad()
+def test_the_loss_of_a_batch_is_the_mean_of_its_images(pair: Pair) -> None:
+    generator, codec = pair
+    if isinstance(generator, AdversarialGenerator):
+        pytest.skip("has its critic's loss")
+    tokens, given, random = real_tokens(codec, 3), condition(3), noise(3)
+    parts = [slice(0, 3), *(slice(row, row + 1) for row in range(3))]
+    whole, *alone = (sum(generator(tokens[part], given[part], random[part], codec).values()) for part in parts)
+    torch.testing.assert_close(whole, torch.stack(alone).mean(), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
 def test_the_likelihood_is_that_of_the_loss(pair: Pair) -> None:
     generator, codec = pair
     tokens = real_tokens(codec, 5)

@@ -133,8 +133,8 @@ def test_the_masked_transformer_encodes_what_is_known_and_decodes_all() -> None:
     config = mar.Config(depth=1, width=32, heads=2, decoder_width=24, decoder_heads=3, buffer_size=2, dropout=0.0)
     body = generic(config.build(LATENTS, CLASSES)).body
     torch.manual_seed(1)
-    embedded, sequence, order = torch.randn(3, 16, 32), torch.randn(3, 1, 32), noise(3).permutation(16)
-    counts = (5, 16, 12)
+    embedded, sequence, order = torch.randn(4, 16, 32), torch.randn(4, 1, 32), noise(4).permutation(16)
+    counts = (5, 16, 12, 0)
     for row, count in enumerate(counts):
         known = order[row, count:]
         first = sequence[row].repeat(2, 1) + body.encoder_positions[0, :2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -92,10 +93,10 @@ def test_the_rate_of_stochastic_depth_rises_to_the_published_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "defaults"),
+    ("build", "defaults"),
     [
         (
-            raster.Config(depth=1),
+            lambda: raster.Config(depth=1),
             {
                 "dropout": 0.0,
                 "rope_base": 10000.0,
@@ -106,11 +107,11 @@ def test_the_rate_of_stochastic_depth_rises_to_the_published_one() -> None:
             },
         ),
         (
-            var.Config(),
+            var.Config,
             {"depth": 16, "mlp_ratio": 4.0, "gate_init": 1e-3, "shared_adaln": False, "attention": "masked"},
         ),
         (
-            mar.Config(depth=2),
+            lambda: mar.Config(depth=2),
             {
                 "mlp_ratio": 4.0,
                 "buffer_size": 64,
@@ -124,7 +125,7 @@ def test_the_rate_of_stochastic_depth_rises_to_the_published_one() -> None:
             },
         ),
         (
-            maskgit.Config(depth=2),
+            lambda: maskgit.Config(depth=2),
             {
                 "mlp_ratio": 4.0,
                 "buffer_size": 1,
@@ -134,9 +135,9 @@ def test_the_rate_of_stochastic_depth_rises_to_the_published_one() -> None:
                 "steps": 8,
             },
         ),
-        (dit.Config(depth=2), {"mlp_ratio": 4.0, "patch_size": 2, "condition_init": 0.02}),
+        (lambda: dit.Config(depth=2), {"mlp_ratio": 4.0, "patch_size": 2, "condition_init": 0.02}),
         (
-            unet.Config(),
+            unet.Config,
             {
                 "base_channels": 128,
                 "channel_multipliers": (1, 2, 2),
@@ -145,14 +146,15 @@ def test_the_rate_of_stochastic_depth_rises_to_the_published_one() -> None:
                 "attention_resolutions": (),
             },
         ),
-        (diffusion.Config.tiny(), {"guided_channels": None}),
-        (gan.Config.tiny(), {"class_dropout": 0.0}),
-        (residual.Config(channels=(8,)), {"blocks": 2, "groups": 1, "embedding_dim": 64}),
-        (dcgan.Config(channels=(8,)), {"embedding_dim": 32}),
+        (diffusion.Config.tiny, {"guided_channels": None}),
+        (gan.Config.tiny, {"class_dropout": 0.0}),
+        (lambda: residual.Config(channels=(8,)), {"blocks": 2, "groups": 1, "embedding_dim": 64}),
+        (lambda: dcgan.Config(channels=(8,)), {"embedding_dim": 32}),
     ],
     ids=["raster", "var", "mar", "maskgit", "dit", "unet", "diffusion", "gan", "residual", "dcgan"],
 )
-def test_defaults_are_the_published_settings(config: Any, defaults: dict[str, object]) -> None:
+def test_defaults_are_the_published_settings(build: Callable[[], Any], defaults: dict[str, object]) -> None:
+    config = build()
     assert {name: getattr(config, name) for name in defaults} == defaults
 
 
