@@ -291,6 +291,7 @@ def test_the_unet_takes_its_states_back_in_reverse() -> None:
     wanted = rearrange(unet_plainly(network, grid, network.time(times) + context.pooled), "b d h w -> b (h w) d")
     torch.testing.assert_close(network(x, times, context), wanted, rtol=1e-3, atol=1e-3)
     assert network.time.layers[2].out_features == 32  # four times the channels
+    assert network.down[2].block.modulation[1].out_features == 2 * 16  # a scale and a shift for each channel
     deep = unet.Config(base_channels=8, channel_multipliers=(1, 2, 2), groups=4)
     assert "multiples of 4" in str(deep.refuse((6, 8)))
     assert deep.refuse((4, 8)) is None and "two axes" in str(deep.refuse((4, 4, 4)))
