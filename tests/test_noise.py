@@ -24,6 +24,14 @@ def test_samples_draws_and_seeds_are_independent() -> None:
         assert abs(float(torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1])) < 0.02
 
 
+def test_no_two_streams_share_a_number() -> None:
+    """Seeds of all uses, samples, draws and places: 64-bit numbers, so chance repeats none of 192,000."""
+    uses = [0, 1, -1, *(fold(use, 0) for use in ("training", "critic", "adversary", "quantizer")), fold("validation")]
+    drawn = [noise.integers(2**62, 12) for noise in (Noise(seed, ROWS[:100]) for seed in uses) for _ in range(20)]
+    numbers = torch.stack(drawn).flatten()
+    assert len(numbers.unique()) == len(numbers) == 192_000
+
+
 def test_a_sample_has_the_same_numbers_in_any_batch() -> None:
     whole = Noise(3, ROWS)
     part = Noise(3, ROWS[50:60])

@@ -42,7 +42,8 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     KEPT.mkdir(parents=True, exist_ok=True)
-    chosen = choose(options)
+    results = Results(options.json or KEPT / f"{options.room.name}.json")
+    chosen = choose(options, results)
     if options.list:
         for mutant in chosen:
             print(mutant)
@@ -51,7 +52,6 @@ def main() -> None:
     tests = [os.path.relpath(path) for path in options.tests or default_tests(options.room)]
     server = Server(tests)
     reach = measure(server, tests, {mutant.file for mutant in chosen})
-    results = Results(options.json or KEPT / f"{options.room.name}.json")
     try:
         run_all(chosen, server, reach, results, options)
     except KeyboardInterrupt:
@@ -66,6 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--files", help="only files whose path matches this pattern, such as 'lpips*'")
     parser.add_argument("--sample", type=int, help="mutants, evenly over the lines; default all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--recorded", action="store_true", help="the mutants of earlier runs instead of a sample")
     parser.add_argument("--seconds", type=float, default=40, help="of covering tests per mutant, as measured")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     parser.add_argument("--keys", action="store_true", help="print survivors as keys of tools/equivalent_mutants.txt")
@@ -82,8 +83,8 @@ def default_tests(room: Path) -> list[Path]:
     return [found]
 
 
-def choose(options: argparse.Namespace) -> list[Mutant]:
-    """The sample of a room's mutants, evenly spread over its lines, without the equivalent ones."""
+def choose(options: argparse.Namespace, results: Results) -> list[Mutant]:
+    """The sample of a room's mutants, evenly spread over its lines, or those of earlier runs."""
     room = (ROOT / options.room).resolve()
     if ROOT / "artok" not in (room, *room.parents) or not room.exists():
         sys.exit(f"{options.room} is no file or folder of artok")
@@ -92,6 +93,8 @@ def choose(options: argparse.Namespace) -> list[Mutant]:
     found = [mutant for path in files for mutant in mutants(str(path.relative_to(ROOT)), path.read_text())]
     if not found:
         sys.exit(f"nothing to change in {options.room}")
+    if options.recorded:
+        return [mutant for mutant in found if mutant.key in results.found]
     if options.sample and options.sample < len(found):
         step = len(found) / options.sample
         start = random.Random(options.seed).random() * step

@@ -139,7 +139,6 @@ class OwnModulation(nn.Module):
 class SharedModulation(nn.Module):
     """The modulation (B, 6, D) that all blocks share, with this block's offset."""
 
-    keeps_known = True
     undecayed = ("offset",)
 
     def __init__(self, width: int, gate_init: float) -> None:

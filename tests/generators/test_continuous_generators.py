@@ -132,18 +132,6 @@ def test_images_that_keep_different_numbers_do_not_see_each_other() -> None:
     torch.testing.assert_close(body(changed, sequence, order, counts, room=5), together)
 
 
-def test_the_loss_of_a_batch_is_the_mean_of_its_images() -> None:
-    model = built(mar.Config.tiny(), LATENTS)
-    tokens, given = latents(4), condition(4)
-
-    def total(rows: slice) -> Tensor:
-        losses = model(tokens[rows], given[rows], noise(4)[rows], None)
-        return torch.stack(list(losses.values())).sum()
-
-    parts = torch.stack([total(slice(row, row + 1)) for row in range(4)])
-    torch.testing.assert_close(total(slice(0, 4)), parts.mean(), rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("kind", [mar, causal_mar])
 def test_patches_are_decided_as_squares(kind: Any) -> None:
     config = kind.Config.tiny().model_copy(update={"patch_size": 2})

@@ -8,6 +8,7 @@ from helpers.generators import (
     CLASSES,
     ONE_EACH,
     PAIRS,
+    assert_same,
     build,
     condition,
     generate,
@@ -27,18 +28,7 @@ from artok.sampling.settings import Sampling
 from artok.tokenizers.base import Tokenizer
 
 LATENTS = TokenLayout(((4, 4),), 4, None, IMAGE)
-FLOAT32 = 2.0**-24  # relative error of one rounding
-ROUNDINGS = 2000  # of a sample: about as many products, sums and steps follow one another in a tiny model
 Case = tuple[Generator, Tokenizer]
-
-
-def assert_same(made: Tensor, wanted: Tensor) -> None:
-    """Equal codes, or vectors that differ by roundings relative to the largest number."""
-    if not made.is_floating_point():
-        assert torch.equal(made, wanted)
-        return
-    atol = ROUNDINGS * FLOAT32 * max(1.0, float(wanted.abs().max()))
-    torch.testing.assert_close(made, wanted, rtol=0, atol=atol)
 
 
 @pytest.fixture(params=PAIRS, ids="-on-".join)

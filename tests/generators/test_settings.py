@@ -75,18 +75,6 @@ def test_the_share_of_masked_codes_is_the_cosine_of_a_uniform_number() -> None:
     assert model.expected == pytest.approx(2 / math.pi, abs=1e-3)
 
 
-def test_each_image_weighs_the_same_however_many_of_its_codes_are_masked() -> None:
-    model = masked_codes()
-    codes = torch.randint(0, 16, (6, 16, 1), generator=torch.Generator().manual_seed(1))
-    given, random = condition(6), noise(6)
-
-    def loss(rows: slice) -> Tensor:
-        return model(Tokens(codes, CODES)[rows], given[rows], random[rows], None)["masked_nll"]
-
-    parts = torch.stack([loss(slice(row, row + 1)) for row in range(6)])
-    torch.testing.assert_close(loss(slice(0, 6)), parts.mean(), rtol=1e-4, atol=1e-5)
-
-
 # ------------------------------------------------------------------------------------------------- diffusion
 
 

@@ -6,7 +6,7 @@ import itertools
 from functools import cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from artok.config import find, kinds
 from artok.generators.base import AdversarialGenerator, Generator, GeneratorConfig
@@ -17,6 +17,7 @@ from artok.tokenizers.base import Tokenizer, TokenizerConfig
 from helpers.models import IMAGE, TOKENIZERS
 
 CLASSES = 4
+ROUNDINGS = 2000  # of float32 that follow one another in a tiny model's sample
 
 
 @cache
@@ -77,6 +78,15 @@ def generate(
 ) -> Tokens:
     """The finished tokens of samples 0, 1, ..."""
     return last(generator.steps(given, sampling or Sampling(), noise(len(given), seed), codec))
+
+
+def assert_same(made: Tensor, wanted: Tensor) -> None:
+    """Equal codes, or vectors that differ by roundings relative to the largest number."""
+    if not made.is_floating_point():
+        assert torch.equal(made, wanted)
+        return
+    atol = ROUNDINGS * 2.0**-24 * max(1.0, float(wanted.abs().max()))
+    torch.testing.assert_close(made, wanted, rtol=0, atol=atol)
 
 
 def total_loss(generator: Generator, codec: Tokenizer, tokens: Tokens, seed: int = 0) -> torch.Tensor:

@@ -108,6 +108,7 @@ def test_min_snr_weights_give_every_target_the_same_loss(target: Target, levels:
 def test_which_steps_a_shortened_chain_keeps() -> None:
     assert choose_steps(1000, 10, "linspace") == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
     assert choose_steps(1000, 10, "leading") == list(range(0, 1000, 100))
+    assert choose_steps(10, 1, "leading") == [0]
     assert choose_steps(1000, 1000, "linspace") == list(range(1000))
     assert choose_steps(1000, 1, "linspace") == [999]
     with pytest.raises(ConfigError, match="1001 sampling steps are more than the 1000"):

@@ -74,6 +74,7 @@ def test_the_variational_bound_is_that_of_the_chain(target: Any) -> None:
     model, levels = Diffusion(config), config.training_levels()
     index = torch.tensor([0, 1, 7, 19])
     clean, noise = normal(4, 3, 2, seed=1).tanh(), normal(4, 3, 2, seed=2)
+    clean[0, 0] = torch.tensor([-1.0, 1.0])  # the open bins
     output = (0.3 * normal(4, 3, 4, seed=3)).requires_grad_()
     seen: list[Tensor] = []
 
@@ -210,9 +211,15 @@ def test_training_times_of_the_straight_path_are_uniform_and_logit_normal_is_cla
     wide = DiffusionConfig(schedule="straight", prediction_type="v", times="logit_normal", logit_std=2.0)
     spread = torch.logit(Diffusion(wide).times((torch.arange(1000) + 0.5) / 1000).sigma.double())
     assert float(spread.std()) == pytest.approx(2.0, rel=0.01)
+    ends = torch.logit(Diffusion(wide).times(torch.tensor([0.0, 1.0])).sigma.double())
+    most = 2 * float(torch.special.ndtri(torch.tensor(1 - 1e-7, dtype=torch.float64)))  # finite at both ends
+    assert ends.tolist() == pytest.approx([-most, most], rel=1e-3)
     chain = Diffusion(DiffusionConfig(times="logit_normal", timesteps=100)).times(torch.tensor([0.0, 0.5, 1.0]))
     assert chain.index is not None
     assert chain.index.tolist() == [0, 50, 99]
+    last = Diffusion(DiffusionConfig()).times(torch.tensor([1.0])).index
+    assert last is not None
+    assert last.tolist() == [999]
 
 
 # ------------------------------------------------------------------------------------------------- defaults

@@ -58,6 +58,12 @@ def test_a_cut_off_first_token_is_never_drawn() -> None:
     assert int(draw(torch.tensor([[-math.inf, 0.0, 0.0]]), torch.tensor([0.0]), 1.0, None, None)) == 1
 
 
+def test_the_largest_uniform_number_draws_a_token_whatever_the_rounding_of_the_sum() -> None:
+    logits = torch.randn(2000, 50, generator=torch.Generator().manual_seed(0))
+    drawn = draw(logits, torch.full((2000,), 1 - 2.0**-24), 1.0, None, None)
+    assert int(drawn.max()) < 50
+
+
 def test_guidance_is_artoks_one_formula() -> None:
     both = torch.tensor([[3.0, 5.0], [1.0, 2.0]])  # the conditional half, then the other
     assert [guide(both, scale).tolist() for scale in (0.0, 1.0, 2.5)] == [[[1, 2]], [[3, 5]], [[6, 9.5]]]

@@ -1,6 +1,7 @@
 """One-point mutants of a Python source file: what `tools/mutate.py` tries.
 
-Left out: docstrings, messages, annotations, strings, assertions, bounds and descriptions of config fields, and `tiny`.
+Left out: docstrings, messages, annotations, strings, assertions, bounds and descriptions of config fields, `frozen`
+of data classes, sizes of caches, and `tiny`.
 """
 
 from __future__ import annotations

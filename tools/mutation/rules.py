@@ -55,8 +55,21 @@ DROPPED_METHODS = {  # x.name(...) becomes x
 DROPPED_FUNCTIONS = {
     *("silu", "gelu", "relu", "softplus", "sqrt", "exp", "log", "sigmoid", "tanh", "normalize", "dropout"),
 }
+SYMMETRIC = {"isinstance", "getattr", "setattr", "min", "max", "minimum", "maximum"}  # or their order is plain
 NO_GRADIENTS = {"no_grad", "inference_mode"}
-BOUNDS = {"ge", "gt", "le", "lt", "min_length", "max_length", "description", "pattern", "multiple_of"}
+BOUNDS = {
+    "ge",
+    "gt",
+    "le",
+    "lt",
+    "min_length",
+    "max_length",
+    "description",
+    "pattern",
+    "multiple_of",
+    "frozen",
+    "maxsize",
+}
 
 
 @dataclass(frozen=True)
@@ -182,7 +195,7 @@ def _call(node: ast.Call, site: Site) -> list[ast.AST]:
         if keyword.arg not in BOUNDS and keyword.arg not in (None, "device"):
             found.append(_with(node, keywords=node.keywords[:index] + node.keywords[index + 1 :]))
     plain = [isinstance(each, ast.Name | ast.Attribute) for each in node.args[:2]]
-    if plain == [True, True] and name not in ("isinstance", "getattr", "setattr", "super"):
+    if plain == [True, True] and name not in SYMMETRIC:
         found.append(_with(node, args=[node.args[1], node.args[0], *node.args[2:]]))
     return found
 
