@@ -49,10 +49,10 @@ def test_each_image_passes_the_extractor_once_for_all_metrics():
     extractor = Means()
     configs = [Frechet(), Kid(), Prdc(), Consistency(), Memorisation()]
     evaluation = Evaluation([config.build(SUBJECT) for config in configs], extractor, batch=3)
-    evaluation.update(EvalBatch(train_images=pictures(0, 9)))
     for seed in (1, 2):
         evaluation.update(EvalBatch(images=pictures(seed, 8), labels=torch.zeros(8, dtype=torch.int64)))
         evaluation.update(EvalBatch(samples=pictures(seed + 5, 7), conditions=torch.ones(7, dtype=torch.int64)))
+    evaluation.update(EvalBatch(train_images=pictures(0, 9)))
     results = evaluation.results("raster", seed=4, floor={"fd": 0.5})
     assert extractor.images == 2 * 8 + 2 * 7
     distance = results["fd"]

@@ -29,6 +29,7 @@ from artok.report.plots.learning_curves import HELD_OUT, PLAIN, SAMPLES, read_se
 from artok.report.provenance import from_shipped
 from artok.report.run import write_report
 from artok.report.tables import figures
+from artok.saved import digest_weights
 from artok.training.experiment import Experiment
 from artok.training.run import train
 
@@ -56,9 +57,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, depth in (("raster", 1), ("deeper", 2)):
         sections = {"data": data, "training": brief, "generator": {"depth": depth}}
         train(generator_experiment(str(root / "vq"), name=name, **sections), root / name)
-        generator_results(name).save(root / name / "results.json")
-    tokenizer_results().save(root / "vq" / "results.json")
+        keep(generator_results(name), root / name)
+    keep(tokenizer_results(), root / "vq")
     return root
+
+
+def keep(results: Results, folder: Path) -> None:
+    """Results in the folder of the run that they are of."""
+    replace(results, weights=digest_weights(folder)).save(folder / "results.json")
 
 
 def entry(name: str, value: float, floor: float | None = None, featured: bool = False) -> Measurement:
@@ -221,6 +227,21 @@ def test_the_command_writes_a_page_or_one_sentence(
     capsys.readouterr()
     assert artok(str(runs / "nowhere"), "--out", str(page)) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_results_of_other_weights_are_not_shown(runs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(runs / "raster", other)
+    keep(generator_results("other"), other)
+    assert open_runs([other])[0].results["fd"].value == 1.4
+    shutil.copy(runs / "deeper" / "model.safetensors", other)
+    with pytest.raises(
+        CheckpointError, match=r"are of other weights than it has now; measure it again with 'artok eval"
+    ):
+        open_runs([other])
+    generator_results("other").save(other / "results.json")
+    with pytest.raises(CheckpointError, match="are of an older artok, which noted no weights; measure it again"):
+        open_runs([other])
 
 
 def test_results_of_different_extractors_are_refused(runs: Path, tmp_path: Path) -> None:
