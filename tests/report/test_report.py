@@ -79,13 +79,13 @@ def tokenizer_results() -> Results:
 
 
 def generator_results(name: str, **values: float) -> Results:
-    known = {"distance": 1.4, "nearest": 2.9, "copied": 0.0, "held_out": 2.7, "train": 2.6} | values
+    known = {"distance": 1.4, "nearest": 2.9, "copied": 0.0, "chance": 0.0, "held_out": 2.7, "train": 2.6} | values
     entries = (
         entry("fd", known["distance"], 0.7, True),
         entry("kid", 0.5, -0.1, True),
         entry("coverage", 0.91, 0.97, True),
         entry("nearest_train_distance", known["nearest"], 2.97),
-        entry("memorised_share", known["copied"], 0.0),
+        entry("memorised_share", known["copied"], known["chance"]),
         entry("class_consistency", 0.96, 0.99),
         entry("nats_per_token", known["held_out"]),
         entry("nats_per_token_train", known["train"]),
@@ -295,6 +295,7 @@ def test_a_run_that_broke_is_named_beside_its_figures(runs: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("values", "label", "verdict"),
     [
+        ({"copied": 0.6, "chance": 0.9}, "Memorisation check", "nothing can be told"),
         ({"copied": 0.62}, "Memorisation check", "memorises"),
         ({"copied": 0.24}, "Memorisation check", "leans"),
         ({"nearest": 1.5, "copied": 0.1}, "Memorisation check", "passed"),  # near all images, as blurred ones are
