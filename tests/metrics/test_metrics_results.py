@@ -61,7 +61,7 @@ def test_each_image_passes_the_extractor_once_for_all_metrics():
     assert results["nearest_train_distance"].extractor is None
     assert results["nearest_train_distance"].floor is not None
     assert 0 <= results["class_consistency"].floor <= 1
-    assert not any("held-out" in measurement.name for measurement in results.measurements)
+    assert not any("held_out" in measurement.name for measurement in results.measurements)
 
 
 def test_reconstructions_count_as_generated_where_there_are_no_samples():
