@@ -11,7 +11,7 @@ from artok.metrics.catalogue import catalogue, describe, head
 from artok.metrics.classes import Config as Classes
 from artok.metrics.diversity import classes_covered, distinct, measure_diversity, nearest
 from artok.metrics.evaluate import Evaluation
-from artok.metrics.floor import class_counts, largest
+from artok.metrics.floor import class_counts, largest, stratified
 from artok.metrics.frechet import Config as Frechet
 from artok.metrics.kid import Config as Kid
 from artok.metrics.prdc import Config as Prdc
@@ -122,6 +122,9 @@ def test_floors_share_out_by_largest_remainder() -> None:
     assert class_counts(like, 5).tolist() == [2, 1, 2]
     assert largest(torch.tensor([0] * 9 + [1] * 2 + [2] * 4), like) == 13  # 7 of the first, 2, and 4
     assert largest(torch.tensor([0, 0]), like) == 1
+    for n, labels in ((0, like), (1, like[:0])):
+        with pytest.raises(ArtokError, match="needs images on both sides"):
+            stratified(like, labels, n)
 
 
 def test_a_count_that_is_too_low_is_named() -> None:
