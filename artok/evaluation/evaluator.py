@@ -79,9 +79,9 @@ class Evaluator:
         self._floor: dict[str, float] | None = None
         self._others: dict[int, Evaluator] = {}
 
-    def read(self, split: Split, rows: Tensor, batch: int = READ) -> Iterator[tuple[Tensor, Tensor]]:
+    def read(self, split: Split, rows: Tensor, batch: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, C, H, W) uint8 and labels (B,) of a split, in the order of rows."""
-        for part in read_rows(split, self.data, rows, batch):
+        for part in read_rows(split, self.data, rows, batch or READ):
             yield to_uint8(part.images), part.labels
 
     @cached_property

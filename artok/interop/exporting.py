@@ -45,6 +45,8 @@ def to_folder(run: str | Path, out: Path, name: str | None = None, licence: str 
     results, _ = read_results(folder)
     if results is not None:
         copy_file(folder / RESULTS, out / RESULTS)
+    else:
+        (out / RESULTS).unlink(missing_ok=True)  # of an earlier export
     own = load_tokenizer(folder)[0]
     model = own if read_saved(folder).generator is None else load_generator(folder, own.layout)[0]
     parameters = sum(parameter.numel() for parameter in model.parameters())

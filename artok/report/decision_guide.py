@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from artok.evaluation.statistics import Comparison, Value, format_mean
@@ -63,11 +63,15 @@ DISTANCE = describe("fd")
 
 @dataclass(frozen=True)
 class Choice:
-    """What to take. winners: several where they cannot be told apart. text: by how much, and what it costs."""
+    """What to take. winners: several where they cannot be told apart. text: by how much, and what it costs.
+
+    sure: False where single seeds leave the noise unknown, so that the winner has the best value and no more is known.
+    """
 
     question: str
     winners: tuple[str, ...]
     text: str
+    sure: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,14 @@ def guide(candidates: Sequence[Candidate], same_budget: str | None, distance: st
     text = _sentence(quality, best, distance, DISTANCE)
     if lost:
         text += f" Left out of this guide: {joined(lost)}."
-    choices = [Choice("Nothing but quality", best.best, text)]
+    choices = [Choice("Nothing but quality", best.best, text, best.sure)]
     for constraint in CONSTRAINTS:
         values = {each.name: each.values[constraint.name] for each in candidates if constraint.name in each.values}
         if len(values) > 1 or (lost and values):
             choices.append(_choice(constraint, values, quality, best, same_budget, distance))
     options = _ladder(candidates, distance)
     return [
-        Choice(choice.question, choice.winners, f"{choice.text} {options}")
+        replace(choice, text=f"{choice.text} {options}")
         if options and choice.question == CONSTRAINTS[0].question
         else choice
         for choice in choices
@@ -131,19 +135,19 @@ def _choice(
     if constraint.name == "train_flops" and same_budget in ("flops", "seconds"):
         what = "operations" if same_budget == "flops" else "seconds of training"
         text = f"All were given the same {what}, so quality decides: {_sentence(quality, best, distance, DISTANCE)}"
-        return Choice(constraint.question, best.best, text)
+        return Choice(constraint.question, best.best, text, best.sure)
     if constraint.name == "memorised_share":
         return _data_size(constraint, values, quality, distance)
     ranking = rank(values, constraint.better)
     text = _sentence(values, ranking, constraint.quantity.label, constraint.quantity)
-    winners = ranking.best
+    winners, sure = ranking.best, ranking.sure
     if len(winners) > 1 and ranking.sure:
         among = {name: quality[name] for name in winners}
         finest = rank(among, "lower")
         if len(finest.best) < len(winners):
-            winners = finest.best
+            winners, sure = finest.best, finest.sure
             text += f" Among these, quality decides: {_sentence(among, finest, distance, DISTANCE)}"
-    return Choice(constraint.question, winners, text + _price(winners, quality, best, distance))
+    return Choice(constraint.question, winners, text + _price(winners, quality, best, distance), sure)
 
 
 def _data_size(
@@ -156,16 +160,16 @@ def _data_size(
     text = f"Share of memorised samples, as far as their nearest images tell: {shares}. "
     if not free:
         least = rank(values, constraint.better)
-        return Choice(
-            constraint.question, least.best, text + "All of them lean towards the training images, with so few of them."
-        )
+        text += "All of them lean towards the training images, with so few of them."
+        return Choice(constraint.question, least.best, text, least.sure)
     finest = rank(free, "lower")
     verdict = (
         f"{joined(copying)} lean{'s' if len(copying) == 1 else ''} towards the training images. "
         if copying
         else ("None shows signs of memorised images, so quality decides: ")
     )
-    return Choice(constraint.question, finest.best, text + verdict + _sentence(free, finest, distance, DISTANCE))
+    text += verdict + _sentence(free, finest, distance, DISTANCE)
+    return Choice(constraint.question, finest.best, text, finest.sure)
 
 
 def _sentence(values: Mapping[str, Value], ranking: Ranking, measure: str, quantity: Quantity) -> str:
@@ -228,7 +232,7 @@ def _ladder(candidates: Sequence[Candidate], distance: str) -> str:
         return ""
     shown = describe("latency_s").format
     steps = [f"from {shown(time, digits=2, unit=True)} {name} ({quality:.3g})" for time, quality, name in rungs]
-    return f"With more time {distance} falls: {', '.join(steps)}."
+    return f"{distance} by time, as measured: {', '.join(steps)}."
 
 
 def _front(points: Sequence[tuple[float, float, str]]) -> Iterator[tuple[float, float, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from artok.evaluation.run_directory import Run
@@ -36,11 +36,13 @@ def findings(run: Run) -> list[Line]:
     return [*_training(run), *_memorisation(run), *_overfitting(run)]
 
 
-def notes(runs: Iterable[Run]) -> list[str]:
+def notes(runs: Sequence[Run]) -> list[str]:
     """What a reader should know before trusting the figures."""
     entries = [entry for run in runs for entry in run.results.measurements]
     first = "Every figure comes from one seed: differences of a few percent may be chance."
-    return [first, *dict.fromkeys(f"{entry.title}: {entry.note}." for entry in entries if entry.note)]
+    cautions = [f"{entry.title}: {entry.note}." for entry in entries if entry.note]
+    of_runs = [f"{run.name}: {note}." for run in runs for note in run.results.notes]
+    return list(dict.fromkeys([first, *cautions, *of_runs]))
 
 
 def _training(run: Run) -> Iterator[Line]:
@@ -61,7 +63,12 @@ def _memorisation(run: Run) -> Iterator[Line]:
     if copied is None:
         return
     verdict = f"as many samples are nearest to a training image as if {copied.value:.0%} of them were copies"
-    if copied.value < max(LEANING, copied.floor or 0):
+    if (copied.floor or 0) >= COPIED:
+        searched = run.results.find("train_searched_share")
+        part = f", of which {searched.value:.2g} were searched" if searched else ""
+        text = f"nothing can be told from {copied.n:,} samples and these training images{part}"
+        yield Line("Memorisation check", f"{text}: chance alone shows {copied.floor:.0%}.")
+    elif copied.value < max(LEANING, copied.floor or 0):
         yield Line("Memorisation check", f"passed: {verdict} (rule: under {LEANING:.0%}).")
     elif copied.value <= COPIED:
         yield Line("Memorisation check", f"leans towards the training images: {verdict} (rule: over {LEANING:.0%}).")

@@ -17,6 +17,7 @@ from artok.evaluation.run_directory import step_seconds
 from artok.metrics import cost
 from artok.metrics.quantity import number
 from artok.planning.training_cost import training_flops
+from artok.saved import describe_unfinished
 from artok.studies.config import Budget
 from artok.studies.model_scaling import describe_size, resize_to
 from artok.studies.resolve import Entry, StudyPlan, tokenizer_section
@@ -51,7 +52,8 @@ def match(plan: StudyPlan, speeds: Mapping[str, float]) -> None:
     budget = plan.study.budget
     for entry in plan.entries:
         if entry.given:
-            entry.adjustment = "a finished run, used unchanged"
+            unfinished = filter(None, map(describe_unfinished, dict.fromkeys(entry.runs.values())))
+            entry.adjustment = "; ".join(unfinished) or "a finished run, used unchanged"
             continue
         if not entry.trainings:
             continue

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from artok.errors import CheckpointError, RunError, describe_failure
 from artok.files import move
-from artok.saved import write_weights
+from artok.saved import STATE, write_weights
 from artok.training.ema import Ema
 
-STATE, WINDOWS = "state.json", "windows.safetensors"
+WINDOWS = "windows.safetensors"
 AVERAGES, EARLIER_AVERAGES = "ema.safetensors", "custom_checkpoint_0.pkl"  # the second before 0.3
 SNAPSHOTS, BEFORE = "snapshots", "moments"  # a run's folder of snapshots; its name before 0.2
 

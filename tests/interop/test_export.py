@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.published import DIT, KL, RASTER, VQ, generator_run, tokenizer_run
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from artok.errors import ConfigError, RunError
@@ -23,7 +24,7 @@ from artok.interop.to_onnx import to_onnx
 from artok.layout import Condition
 from artok.metrics.results import Measurement, Results
 from artok.pipeline import Pipeline
-from artok.saved import CONFIG, WEIGHTS, load_generator, load_tokenizer, write_weights
+from artok.saved import CONFIG, WEIGHTS, digest_weights, load_generator, load_tokenizer, write_weights
 from artok.tokenizers.conv import ConvTokenizer
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -193,7 +194,7 @@ def test_samples_for_adms_evaluator(tmp_path: Path) -> None:
 
 def with_results(run: Path) -> Path:
     measured = Measurement("fd", 12.5, n=500, seed=4, extractor="classifier", floor=1.25)
-    Results("run", (measured,)).save(run / "results.json")
+    Results("run", (measured,), weights=digest_weights(run), notes=("a note",)).save(run / "results.json")
     return run
 
 
@@ -244,6 +245,28 @@ def test_nothing_in_a_run_becomes_markup_of_its_card(tmp_path: Path) -> None:
     assert before.startswith("\n# x&lt;script&gt;")
 
 
+def test_results_of_other_weights_are_not_exported(tmp_path: Path) -> None:
+    run = with_results(generator_run(tmp_path / "run", RASTER, VQ))
+    to_folder(run, tmp_path / "first")
+    assert "Note: a note." in (tmp_path / "first" / "README.md").read_text()
+    assert (tmp_path / "first" / "results.json").exists()
+    weights = load_file(run / WEIGHTS)
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, run / WEIGHTS)
+    to_folder(run, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "12.5" not in card and f"The results of {run} are of other weights than it has now" in card
+    assert not (tmp_path / "out" / "results.json").exists()
+    to_folder(run, tmp_path / "first")  # over an export that had results
+    assert not (tmp_path / "first" / "results.json").exists()
+    assert "unfinished" not in card
+    (run / "checkpoints" / "000000000064").mkdir(parents=True)
+    (run / "checkpoints" / "000000000064" / "state.json").write_text("{}")
+    (run / CONFIG).write_text((run / CONFIG).read_text() + "training: {images: 1000}\n")
+    to_folder(run, tmp_path / "out")
+    words = "is unfinished: its weights have seen 64 of 1,000 training images"
+    assert words in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_the_card_of_an_import_says_where_it_comes_from(tmp_path: Path) -> None:
     run = tokenizer_run(tmp_path / "run", VQ)
     source = {"from": "elsewhere", "file": "last.ckpt", "sha256": "ab", "licence": "CC-BY-NC-4.0"}
@@ -251,7 +274,7 @@ def test_the_card_of_an_import_says_where_it_comes_from(tmp_path: Path) -> None:
     (run / CONFIG).write_text((run / CONFIG).read_text() + text)
     to_folder(run, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    for words in ("license: cc-by-nc-4.0", "last.ckpt, sha256 `ab`", "Not measured yet"):
+    for words in ("license: cc-by-nc-4.0", "last.ckpt, sha256 `ab`", "is not measured yet"):
         assert words in card
     assert "- ILSVRC/imagenet-1k" not in card  # what it is measured on here is not what its makers trained it on
     assert "Measured here on kind hub, path ILSVRC/imagenet-1k" in card

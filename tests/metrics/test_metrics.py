@@ -28,12 +28,13 @@ from artok.metrics.frechet import Moments, frechet_distance
 from artok.metrics.kid import Config as Kid
 from artok.metrics.kid import polynomial_mmd
 from artok.metrics.likelihood import Config as Likelihood
-from artok.metrics.memorisation import nearest_distances
+from artok.metrics.memorisation import Memorisation, Search, nearest, reduce
 from artok.metrics.prdc import precision_recall
 from artok.metrics.reconstruction import PSNR_CAP, l1, psnr, ssim
 
 LAYOUT = TokenLayout(((1, 1), (2, 2)), width=4, vocab=8, image=(3, 12, 12), codes=2)
-SUBJECT = MetricContext(layout=LAYOUT, extractor="classifier")
+SUBJECT = MetricContext(layout=LAYOUT, extractor="classifier", train_images=24)
+LATE = ("train_images",)  # fields that come after all others
 
 
 def normal(seed, *shape):
@@ -109,8 +110,11 @@ class TestContract:
     def test_batches_of_any_size_give_what_one_batch_gives(self, kind):
         whole, parts, seen = tiny(kind), tiny(kind), everything()
         whole.update(seen)
-        for part in (slice(0, 1), slice(1, 6), slice(6, 12)):
-            parts.update(rows(seen, part))
+        batches = [rows(seen, part) for part in (slice(0, 1), slice(1, 6), slice(6, 12))]
+        for batch in batches:
+            parts.update(replace(batch, **dict.fromkeys(LATE)))
+        for batch in batches:
+            parts.update(EvalBatch(**{field: getattr(batch, field) for field in LATE}))
         assert parts.compute() == pytest.approx(whole.compute(), rel=1e-9, abs=1e-12)
 
     def test_the_order_of_images_does_not_matter(self, kind):
@@ -247,7 +251,8 @@ def test_labels_carry_the_extractor_and_only_inception_makes_an_fid():
     assert title("fd", "timm:vit") == "FD[timm:vit]"
     assert title("fd", "inception") == "FID"
     assert title("kid", "inception") == "KID[inception]"
-    assert title("recall", "inception") == "recall"
+    assert title("recall", "inception", 3) == "recall[inception, k=3]"
+    assert title("class_consistency", "classifier") == "class consistency"
 
 
 def test_kid_agrees_with_torch_fidelity_subset_by_subset():
@@ -266,6 +271,21 @@ def test_kid_in_closed_form_and_without_bias():
     assert polynomial_mmd(zero, one) == pytest.approx(1 + 8 - 2)
     values = [polynomial_mmd(normal(2 * i, 30, 4), normal(2 * i + 1, 30, 4)) for i in range(400)]
     assert abs(np.mean(values)) < 4 * np.std(values) / 20
+
+
+def test_kid_of_subsets_hardly_depends_on_their_order_and_follows_its_seed():
+    real, fake = normal(0, 300, 8).float(), normal(1, 300, 8).float() + 0.5
+
+    def value(seed, order=slice(None)):
+        metric = Kid(subsets=40, subset_size=100).build(MetricContext(seed=seed))
+        metric.update(EvalBatch(real_features=real[order], fake_features=fake))
+        return metric.compute()["kid"]
+
+    whole = polynomial_mmd(real, fake)
+    values = [value(0), value(1), value(0, torch.arange(299, -1, -1))]
+    assert value(0) == values[0] and len(set(values)) == 3  # another order draws other subsets, of the same mean
+    one = [polynomial_mmd(real[i : i + 100], fake[i : i + 100]) for i in range(0, 300, 100)]
+    assert values == pytest.approx([whole] * 3, abs=4 * float(np.std(one)) / 40**0.5 + 0.02)
 
 
 def test_kid_of_whole_sets_ignores_their_order():
@@ -315,16 +335,16 @@ def test_nearest_training_image_in_closed_form(monkeypatch):
     samples = torch.stack([train[3], torch.full((1, 2, 2), 51, dtype=torch.uint8)])
     for block in (1, 2, 2048):
         monkeypatch.setattr(memorisation, "ROWS", block)
-        assert nearest_distances(samples, train).tolist() == pytest.approx([0, 0.8])  # 4 pixels, each 0.4 of [-1, 1]
+        assert nearest(samples, train).distance.tolist() == pytest.approx([0, 0.8])  # 4 pixels, each 0.4 of [-1, 1]
     with pytest.raises(ArtokError, match="cannot be compared"):
-        nearest_distances(pictures(0), train)
+        nearest(pictures(0), train)
 
 
 def test_nearest_training_image_is_that_of_brute_force():
     samples, train = pictures(0, 20), pictures(1, 30)
     expected = torch.cdist(samples.flatten(1).double() / 127.5, train.flatten(1).double() / 127.5).min(1).values
-    assert nearest_distances(samples, train).numpy() == pytest.approx(expected.numpy(), rel=1e-9)
-    metric = tiny("memorisation")
+    assert nearest(samples, train).distance.numpy() == pytest.approx(expected.numpy(), rel=1e-9)
+    metric = Memorisation(None, "cpu")
     metric.update(EvalBatch(samples=samples, images=train, train_images=train))
     values = metric.compute()
     assert values["nearest_train_distance"] == pytest.approx(float(expected.quantile(0.5)))
@@ -337,7 +357,7 @@ def test_copies_are_told_from_images_that_are_near_all_others():
     flat = (new.float() * 0.4 + 76).to(torch.uint8)  # nearer to every image than these are to one another
 
     def values(samples):
-        metric = tiny("memorisation")
+        metric = Memorisation(None, "cpu")
         metric.update(EvalBatch(samples=samples, images=held_out, train_images=train))
         found = metric.compute()
         return found["nearest_train_distance"], found["memorised_share"], found["memorised_share" + HELD_OUT]
@@ -351,14 +371,58 @@ def test_copies_are_told_from_images_that_are_near_all_others():
     assert share == pytest.approx(0.5, abs=chance)
 
 
+def found(distances, which, seen):
+    search = Search(torch.zeros(len(which), 1, 1, 1, dtype=torch.uint8))
+    search.distance, search.which, search.seen = torch.as_tensor(distances).double(), torch.as_tensor(which), seen
+    return search
+
+
 def test_copies_in_closed_form():
-    images = torch.tensor([0, 1, 2, 2])
-    near, far = (torch.ones(4), images), (torch.tensor([2.0, 2.0, 2.0, 0.5]), images)
-    share, chance = memorisation.copies(near, far, train=12, held_out=6)
+    near, far = found([1, 1, 1, 1], [0, 1, 2, 2], 12), found([2, 2, 2, 0.5], [0, 1, 2, 2], 6)
+    share, chance = memorisation.copies(near, far)
     assert share == pytest.approx(1 - 0.25 * 3)  # one of four has a held-out image nearest, where a third should
     assert chance == 1
-    share, chance = memorisation.copies((torch.ones(50), torch.arange(50)), (torch.zeros(50), torch.arange(50)), 60, 60)
+    share, chance = memorisation.copies(found([1] * 50, range(50), 60), found([0] * 50, range(50), 60))
     assert (share, chance) == (0, pytest.approx(2 / 50**0.5))
+
+
+def test_the_search_for_copies_is_streamed_and_corrected_for_what_was_not_searched():
+    train, held_out = pictures(0, 600), pictures(1, 150)
+    metric = Memorisation(600, "cpu")
+    metric.update(EvalBatch(samples=train[torch.randperm(600, generator=torch.Generator().manual_seed(0))[:300]]))
+    metric.update(EvalBatch(images=held_out))
+    for part in train.split(7):
+        metric.update(EvalBatch(train_images=part))
+    assert metric.compute()["memorised_share"] == 1 and metric.compute()["nearest_train_distance"] == 0
+    with pytest.raises(ArtokError, match="once all samples are there"):
+        metric.update(EvalBatch(samples=train[:2]))
+    with pytest.raises(ArtokError, match="has 0 samples"):
+        Memorisation(600, "cpu").update(EvalBatch(train_images=train))
+    half = Memorisation(600, "cpu")  # of which the half that is shown holds half of the copied images
+    half.update(EvalBatch(samples=train[150:450], images=held_out, train_images=train[:300]))
+    values, fresh = (
+        half.compute(),
+        nearest(train[300:450], held_out).distance < nearest(train[300:450], train[:300]).distance,
+    )
+    assert values["train_searched_share"] == 0.5
+    expected = 2 * (1 - float(fresh.double().mean()) / 2 * 450 / 150)
+    assert values["memorised_share"] == pytest.approx(min(1, expected))
+    assert values["memorised_share"] > 0.75  # without the correction 0.5 at most, but for chance
+    whole = Memorisation(300, "cpu")
+    whole.update(EvalBatch(samples=train[150:450], images=held_out, train_images=train[:300]))
+    assert values["memorised_share" + HELD_OUT] == pytest.approx(2 * whole.compute()["memorised_share" + HELD_OUT])
+
+
+def test_large_images_are_searched_by_their_means():
+    large = pictures(0, 6, (3, 64, 96))
+    small = reduce(large)
+    assert small.shape == (6, 3, 21, 32) and small.dtype == torch.uint8
+    assert reduce(small) is small
+    blocks = reduce(pictures(0, 2, (1, 64, 64)))
+    assert blocks[0, 0, 0, 0] == pictures(0, 2, (1, 64, 64))[0, 0, :2, :2].float().mean().round()
+    metric = Memorisation(None, "cpu")
+    metric.update(EvalBatch(samples=large[:4], images=pictures(1, 6, (3, 64, 96)), train_images=large))
+    assert metric.compute()["memorised_share"] == 1
 
 
 def usage(values, **layout):

@@ -49,10 +49,10 @@ def test_each_image_passes_the_extractor_once_for_all_metrics():
     extractor = Means()
     configs = [Frechet(), Kid(), Prdc(), Consistency(), Memorisation()]
     evaluation = Evaluation([config.build(SUBJECT) for config in configs], extractor, batch=3)
-    evaluation.update(EvalBatch(train_images=pictures(0, 9)))
     for seed in (1, 2):
         evaluation.update(EvalBatch(images=pictures(seed, 8), labels=torch.zeros(8, dtype=torch.int64)))
         evaluation.update(EvalBatch(samples=pictures(seed + 5, 7), conditions=torch.ones(7, dtype=torch.int64)))
+    evaluation.update(EvalBatch(train_images=pictures(0, 9)))
     results = evaluation.results("raster", seed=4, floor={"fd": 0.5})
     assert extractor.images == 2 * 8 + 2 * 7
     distance = results["fd"]
@@ -61,7 +61,7 @@ def test_each_image_passes_the_extractor_once_for_all_metrics():
     assert results["nearest_train_distance"].extractor is None
     assert results["nearest_train_distance"].floor is not None
     assert 0 <= results["class_consistency"].floor <= 1
-    assert not any("held-out" in measurement.name for measurement in results.measurements)
+    assert not any("held_out" in measurement.name for measurement in results.measurements)
 
 
 def test_reconstructions_count_as_generated_where_there_are_no_samples():

@@ -49,8 +49,12 @@ def test_a_difference_within_the_noise_is_called_so() -> None:
 
 def test_single_seeds_leave_the_noise_unknown() -> None:
     found = choice([candidate("a", [1.0]), candidate("b", [1.1]), candidate("c", [2.0])], "Nothing")
-    assert found.winners == ("a",)
+    assert found.winners == ("a",) and not found.sure
     assert not rank({"a": Value(1.0), "b": Value(1.1)}, "lower").sure
+    quick = [candidate("a", [1.0], recall=[0.5]), candidate("b", [1.1], recall=[0.6])]
+    assert [each.sure for each in guide(quick, "flops", NAME)] == [False, False]
+    several = [candidate("a", [1.0, 1.1, 0.9], recall=[0.5] * 3), candidate("b", [3.0, 3.1, 2.9], recall=[0.6] * 3)]
+    assert all(each.sure for each in guide(several, "flops", NAME))
 
 
 def test_what_is_broken_is_no_choice() -> None:

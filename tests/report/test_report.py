@@ -29,6 +29,7 @@ from artok.report.plots.learning_curves import HELD_OUT, PLAIN, SAMPLES, read_se
 from artok.report.provenance import from_shipped
 from artok.report.run import write_report
 from artok.report.tables import figures
+from artok.saved import digest_weights
 from artok.training.experiment import Experiment
 from artok.training.run import train
 
@@ -56,9 +57,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, depth in (("raster", 1), ("deeper", 2)):
         sections = {"data": data, "training": brief, "generator": {"depth": depth}}
         train(generator_experiment(str(root / "vq"), name=name, **sections), root / name)
-        generator_results(name).save(root / name / "results.json")
-    tokenizer_results().save(root / "vq" / "results.json")
+        keep(generator_results(name), root / name)
+    keep(tokenizer_results(), root / "vq")
     return root
+
+
+def keep(results: Results, folder: Path) -> None:
+    """Results in the folder of the run that they are of."""
+    replace(results, weights=digest_weights(folder)).save(folder / "results.json")
 
 
 def entry(name: str, value: float, floor: float | None = None, featured: bool = False) -> Measurement:
@@ -73,13 +79,13 @@ def tokenizer_results() -> Results:
 
 
 def generator_results(name: str, **values: float) -> Results:
-    known = {"distance": 1.4, "nearest": 2.9, "copied": 0.0, "held_out": 2.7, "train": 2.6} | values
+    known = {"distance": 1.4, "nearest": 2.9, "copied": 0.0, "chance": 0.0, "held_out": 2.7, "train": 2.6} | values
     entries = (
         entry("fd", known["distance"], 0.7, True),
         entry("kid", 0.5, -0.1, True),
         entry("coverage", 0.91, 0.97, True),
         entry("nearest_train_distance", known["nearest"], 2.97),
-        entry("memorised_share", known["copied"], 0.0),
+        entry("memorised_share", known["copied"], known["chance"]),
         entry("class_consistency", 0.96, 0.99),
         entry("nats_per_token", known["held_out"]),
         entry("nats_per_token_train", known["train"]),
@@ -223,6 +229,21 @@ def test_the_command_writes_a_page_or_one_sentence(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_results_of_other_weights_are_not_shown(runs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(runs / "raster", other)
+    keep(generator_results("other"), other)
+    assert open_runs([other])[0].results["fd"].value == 1.4
+    shutil.copy(runs / "deeper" / "model.safetensors", other)
+    with pytest.raises(
+        CheckpointError, match=r"are of other weights than it has now; measure it again with 'artok eval"
+    ):
+        open_runs([other])
+    generator_results("other").save(other / "results.json")
+    with pytest.raises(CheckpointError, match="are of an older artok, which noted no weights; measure it again"):
+        open_runs([other])
+
+
 def test_results_of_different_extractors_are_refused(runs: Path, tmp_path: Path) -> None:
     other = copied(runs, "deeper", tmp_path / "other")
     data = json.loads((other / "results.json").read_text())
@@ -274,6 +295,7 @@ def test_a_run_that_broke_is_named_beside_its_figures(runs: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("values", "label", "verdict"),
     [
+        ({"copied": 0.6, "chance": 0.9}, "Memorisation check", "nothing can be told"),
         ({"copied": 0.62}, "Memorisation check", "memorises"),
         ({"copied": 0.24}, "Memorisation check", "leans"),
         ({"nearest": 1.5, "copied": 0.1}, "Memorisation check", "passed"),  # near all images, as blurred ones are

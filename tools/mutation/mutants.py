@@ -156,7 +156,7 @@ def _texts(site: Site, new: ast.AST) -> tuple[str, str]:
 def _text(node: ast.AST) -> str:
     text = ast.unparse(ast.fix_missing_locations(copy.deepcopy(node)))
     if isinstance(node, ast.If | ast.While | ast.With | ast.FunctionDef):
-        text = text[: text.index(ast.unparse(node.body[0]).splitlines()[0])]
+        text = text.partition(ast.unparse(node.body[0]).splitlines()[0])[0]
     return " ".join(text.split())
 
 
