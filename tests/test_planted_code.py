@@ -48,7 +48,7 @@ class Planted:
 
 def payloads(mark: Path) -> dict[str, bytes]:
     """The planted object as a bare pickle, and as the pickle in a file of torch."""
-    bare = pickle.dumps(Planted(mark))
+    bare = pickle.dumps(Planted(mark), protocol=2)
     stream = BytesIO()
     torch.save({"0": torch.zeros(1)}, stream)
     changed = BytesIO()
@@ -78,8 +78,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def use_run(folder: Path, runs: Path, out: Path) -> None:
-    """Everything that reads a run."""
+def use_run(folder: Path, runs: Path, out: Path, only_resumed: bool) -> None:
+    """Everything that reads a run; of these only training reads its checkpoints."""
     quiet, own = Progress("test", quiet=True), tokenizer_experiment(training=SHORT)
     if folder.name != "vq":
         own = generator_experiment(str(runs / "vq"), training=SHORT)
@@ -96,7 +96,7 @@ def use_run(folder: Path, runs: Path, out: Path) -> None:
         ),
         lambda: import_file(folder / "model.safetensors", out / "imported", ImportOptions(), lambda _: None),
     ]
-    for use in uses:
+    for use in uses[:1] if only_resumed else uses:
         with suppress(ArtokError):
             use()
 
@@ -118,7 +118,7 @@ def test_no_file_of_a_run_is_executed(runs: Path, tmp_path: Path, name: str, kin
             (folder / last / "ema.safetensors").unlink()
         if file.name == EXTRA[1]:
             (folder / last / "model.safetensors").unlink()
-        use_run(folder, runs, tmp_path / str(number))
+        use_run(folder, runs, tmp_path / str(number), only_resumed="checkpoints" in file.parts)
         assert not (tmp_path / "mark").exists(), file
         shutil.rmtree(tmp_path / str(number))
 
