@@ -261,3 +261,17 @@ def test_evaluation_measures_and_keeps_its_results(
             assert name in out
         assert not re.search(r"\bFID\b", out)
         assert (runs / run / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train digits/vq", "encode x", "sample x", "reconstruct x y.png", "report x", "import x", "export x", "demo",
+     "compare digits-quick", "sweep digits-quick"],
+)  # fmt: skip
+def test_an_empty_place_to_write_to_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = artok(monkeypatch, capsys, *command.split(), "--out", "")
+    assert code == 2 and "is empty" in err and len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

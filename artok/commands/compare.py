@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from artok.config import dump, validate
-from artok.discard import discard
+from artok.discard import check_discardable, discard
 from artok.errors import ConfigError, RunError
 from artok.evaluation.run_directory import diverged, is_trained
 from artok.locks import hold_lock
@@ -53,9 +53,13 @@ def compare(study: Study, folder: Path, device: str, fresh: bool = False) -> Pat
     if os.environ.get("RANK", "0") != "0":
         return None
     launcher = find_launcher(study)
+    if fresh:
+        check_discardable(folder)
     plans = [prepare(study, folder, fresh)]  # raises errors before the folder is made
     if study.beside:
         plans.append(prepare(load_study(study.beside, []), folder / BESIDE, fresh))
+    for plan in plans:
+        require_extractor(plan.study.evaluation)
     with hold_lock(folder / LOCK, partial(refuse_two, folder)):
         return _conduct_studies(plans, device, launcher, fresh)
 
@@ -67,7 +71,6 @@ def _conduct_studies(plans: list[StudyPlan], device: str, launcher: tuple[str, .
     if fresh:
         discard(folder)
     for plan in plans:
-        require_extractor(plan.study.evaluation)
         write_text(plan.folder / STUDY, dump(plan.study))
     plans = [measure_speeds(plan, launcher, device, progress) for plan in plans]
     for plan in plans:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from artok.errors import ConfigError, RunError
+from artok.files import new_folder
 from artok.interop.card import model_card, read_results
 from artok.interop.to_diffusers import to_diffusers
 from artok.interop.to_onnx import to_onnx
@@ -39,18 +40,19 @@ def to_folder(run: str | Path, out: Path, name: str | None = None, licence: str 
         raise ConfigError(f"{out} is the run itself; choose another folder with --out")
     if (out / CONFIG).exists() and not (out / CARD).exists():
         raise ConfigError(f"{out} holds another run, not an earlier export; choose another folder with --out")
-    copy_model(folder, out)
-    if (folder / TOKENIZER / CONFIG).exists():
-        copy_model(folder / TOKENIZER, out / TOKENIZER)
-    results, _ = read_results(folder)
-    if results is not None:
-        copy_file(folder / RESULTS, out / RESULTS)
-    else:
-        (out / RESULTS).unlink(missing_ok=True)  # of an earlier export
     own = load_tokenizer(folder)[0]
     model = own if read_saved(folder).generator is None else load_generator(folder, own.layout)[0]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    write_text(out / CARD, model_card(folder, name or folder.resolve().name, own.layout, parameters, licence))
+    results, _ = read_results(folder)
+    with new_folder(out, CONFIG) as aside:
+        copy_model(folder, aside)
+        if (folder / TOKENIZER / CONFIG).exists():
+            copy_model(folder / TOKENIZER, aside / TOKENIZER)
+        if results is not None:
+            copy_file(folder / RESULTS, aside / RESULTS)
+        write_text(aside / CARD, model_card(folder, name or folder.resolve().name, own.layout, parameters, licence))
+    if results is None:
+        (out / RESULTS).unlink(missing_ok=True)  # of an earlier export
     return sorted(path for path in out.rglob("*") if path.is_file())
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from artok.errors import ArtokError, ConfigError
+from artok.files import new_folder
 from artok.generators.diffusion import LatentDiffusion
 from artok.generators.networks.dit import DiffusionTransformer
 from artok.interop.conv_layout import conv_sources
@@ -25,6 +26,7 @@ from artok.tokenizers.base import Tokenizer
 from artok.tokenizers.conv import Config as ConvConfig
 from artok.tokenizers.conv import ConvTokenizer
 
+INDEX = "model_index.json"
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
 
@@ -40,22 +42,22 @@ def to_diffusers(run: str | Path, out: Path, say: Callable[[str], None] = lambda
     folder = find_saved(run)
     saved = read_saved(folder)
     own, settings = load_tokenizer(folder)
-    if saved.generator is None:
-        autoencoder(own, settings.tokenizer).save_pretrained(out)
-        return [out]
-    generator, _ = load_generator(folder, own.layout)
-    transformer(generator).save_pretrained(out / "transformer")
-    written = [out / "transformer"]
-    assert isinstance(generator, LatentDiffusion)
-    try:
-        model, steps = autoencoder(own, settings.tokenizer), scheduler(generator)
-    except ConfigError as error:
-        say(f"the transformer alone: {error}")
-        return written
-    model.save_pretrained(out / "vae")
-    steps.save_pretrained(out / "scheduler")
-    write_json(out / "model_index.json", index(saved.facts.classes))
-    return [*written, out / "vae", out / "scheduler", out / "model_index.json"]
+    with new_folder(out, INDEX) as aside:
+        if saved.generator is None:
+            autoencoder(own, settings.tokenizer).save_pretrained(aside)
+            return [out]
+        generator, _ = load_generator(folder, own.layout)
+        transformer(generator).save_pretrained(aside / "transformer")
+        assert isinstance(generator, LatentDiffusion)
+        try:
+            model, steps = autoencoder(own, settings.tokenizer), scheduler(generator)
+        except ConfigError as error:
+            say(f"the transformer alone: {error}")
+            return [out / "transformer"]
+        model.save_pretrained(aside / "vae")
+        steps.save_pretrained(aside / "scheduler")
+        write_json(aside / INDEX, index(saved.facts.classes))
+        return [out / name for name in ("transformer", "vae", "scheduler", INDEX)]
 
 
 def _library() -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from artok.errors import ConfigError
+from artok.files import move
 from artok.images import to_uint8
 from artok.layout import Condition, last
 from artok.pipeline import Pipeline
@@ -37,7 +38,7 @@ def to_npz(
     if channels not in (1, 3) or len(size) != 2:
         raise ConfigError(f"the evaluator reads colour images, and these are of {channels} channels and size {size}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.stem}.images.npy")
+    aside, archived = out.with_name(f".{out.stem}.images.npy"), out.with_name(f".{out.name}.tmp")
     try:
         images = np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=(n, *size, 3))
         labels = torch.arange(n) % len(pipeline.classes)
@@ -48,10 +49,12 @@ def to_npz(
             images[start : start + len(pixels)] = pixels.permute(0, 2, 3, 1).numpy()
             advance(start + len(pixels))
         images.flush()
-        with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with zipfile.ZipFile(archived, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             archive.write(aside, "arr_0.npy")
             with archive.open("arr_1.npy", "w") as file:
                 np.lib.format.write_array(file, labels.numpy())
+        move(archived, out)
     finally:
         aside.unlink(missing_ok=True)
+        archived.unlink(missing_ok=True)
     return out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from artok.errors import ArtokError
+from artok.files import new_folder
 from artok.layout import Tokens
 from artok.saved import load_tokenizer
 from artok.tokenizers.base import Tokenizer
@@ -47,17 +47,16 @@ def to_onnx(run: str | Path, out: Path) -> list[Path]:
     """
     tokenizer, _ = load_tokenizer(run)
     layout = tokenizer.layout
-    out.mkdir(parents=True, exist_ok=True)
     images = torch.zeros(2, *layout.image)
     values = torch.zeros(2, *layout.value_shape(), dtype=torch.int64 if layout.discrete else torch.float32)
-    write(Encode(tokenizer), images, "images", "tokens", out / "encode.onnx")
-    write(Decode(tokenizer), values, "tokens", "images", out / "decode.onnx")
+    with new_folder(out, "decode.onnx") as aside:
+        write(Encode(tokenizer), images, "images", "tokens", aside / "encode.onnx")
+        write(Decode(tokenizer), values, "tokens", "images", aside / "decode.onnx")
     return [out / "encode.onnx", out / "decode.onnx"]
 
 
 def write(module: nn.Module, example: Tensor, given: str, found: str, path: Path) -> None:
-    """Write one graph with a dynamic first axis, atomically."""
-    aside = path.with_name(f".{path.name}")
+    """Write one graph with a dynamic first axis."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -65,7 +64,7 @@ def write(module: nn.Module, example: Tensor, given: str, found: str, path: Path
             torch.onnx.export(
                 module.eval(),
                 (example,),
-                str(aside),
+                str(path),
                 input_names=[given],
                 output_names=[found],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -76,7 +75,3 @@ def write(module: nn.Module, example: Tensor, given: str, found: str, path: Path
             )
         except ModuleNotFoundError as error:
             raise ArtokError(f"exporting to ONNX needs {error.name} installed: pip install onnx onnxscript") from None
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
-    os.replace(aside, path)

@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from artok.errors import CheckpointError, RunError, describe_failure
+from artok.errors import CheckpointError, RunError
 from artok.files import move
 from artok.saved import STATE, write_weights
 from artok.training.ema import Ema
@@ -147,8 +147,8 @@ def _load(trained: Trained, checkpoint: Path) -> str | None:
         if trained.ema:
             _load_averages(trained.ema, checkpoint)
     except Exception as error:  # torch, safetensors and the system raise different errors on a damaged file
-        if describe_failure(error):  # of the machine
-            raise
+        if isinstance(error, MemoryError | PermissionError) or "memory" in str(error).lower():
+            raise  # no fault of the checkpoint
         problem = _reason(error)
     problems: list[str | None] = gather_object([problem])
     if problems[0] is None and any(problems):

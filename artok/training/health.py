@@ -100,7 +100,7 @@ def _lone_loss(events: Sequence[Event]) -> list[tuple[int, float]]:
 
 def _diverged(events: Sequence[Event]) -> Iterator[Finding]:
     for each in _of(events, NONFINITE):
-        yield Finding(DIVERGED, each["images"], f"{each['what']} is no finite number")
+        yield Finding(DIVERGED, each["images"], each["text"])
         return
     for each in _of(events, "train")[-1:]:
         bad = [key for key, value in each.items() if key.endswith("_loss") and not math.isfinite(value)]

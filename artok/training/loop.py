@@ -266,7 +266,7 @@ class Trainer:
 
     def stop_nonfinite(self, name: str) -> NoReturn:
         """Raise the RunError of a number that is not finite."""
-        self.record(NONFINITE, {"what": name})
+        self.record(NONFINITE, {"text": f"{name} is no finite number"})
         self.check_health()
         newest = checkpoints.find_latest(self.folder / "checkpoints")
         kept = f"the last good checkpoint is {newest}" if newest else "there was no checkpoint yet"

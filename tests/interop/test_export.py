@@ -14,7 +14,7 @@ from helpers.published import DIT, KL, RASTER, VQ, generator_run, tokenizer_run
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from artok.errors import ConfigError, RunError
+from artok.errors import ArtokError, ConfigError, RunError
 from artok.images import to_uint8
 from artok.interop.exporting import export, to_folder, to_hub
 from artok.interop.importing import ImportOptions, import_file
@@ -322,3 +322,34 @@ def test_mistakes(tmp_path: Path) -> None:
         export(run, "gguf", tmp_path / "out")
     with pytest.raises(ConfigError, match="--repo user/name"):
         export(run, "hub", tmp_path / "out")
+
+
+# ---------------------------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize("form", ["safetensors", "diffusers", "onnx"])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_failed_export_leaves_what_was_there(tmp_path: Path, form: str, before: bool) -> None:
+    run = generator_run(tmp_path / "run", RASTER, VQ)
+    weights = run / ("tokenizer/model.safetensors" if form == "onnx" else WEIGHTS)
+    weights.write_bytes(weights.read_bytes()[:2000])
+    if before:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "README.md").write_text("an earlier export")
+    with pytest.raises(ArtokError):
+        export(str(run), form, tmp_path / "out" if before else tmp_path / "new" / "out")
+    assert {path.name for path in tmp_path.iterdir()} == ({"run", "out"} if before else {"run"})
+    assert not before or [path.name for path in (tmp_path / "out").iterdir()] == ["README.md"]
+
+
+def test_samples_that_fail_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = Pipeline.from_pretrained(generator_run(tmp_path / "run", RASTER, VQ))
+    (tmp_path / "samples.npz").write_bytes(b"earlier samples")
+
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_npz(pipeline, tmp_path / "samples.npz", 4, pipeline.sampling, 2, stop)
+    assert (tmp_path / "samples.npz").read_bytes() == b"earlier samples"
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "samples.npz"}

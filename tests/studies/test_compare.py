@@ -612,3 +612,21 @@ def test_the_weights_of_the_course_do_not_change_training(finished: Path) -> Non
     assert not (finished / "trained" / "raster" / "seed1" / "snapshots").exists()
     assert (finished / "trained" / "raster" / "seed1" / WEIGHTS).exists()
     assert read_saved(finished / "trained" / "raster" / "seed1").generator is not None
+
+
+@pytest.mark.parametrize("changes", [{"beside": "nope"}, {"evaluation": {"extractor": "timm:nope"}}])
+def test_a_study_that_is_refused_leaves_nothing(root: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ArtokError):
+        compare(study(root, **changes), tmp_path / "study", "cpu")
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_study_that_is_refused_discards_nothing(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(CheckpointError, match=r"photo.jpg"):
+        compare(study(root), tmp_path, "cpu", fresh=True)
+    (tmp_path / "photo.jpg").rename(tmp_path / "results.csv")
+    (tmp_path / "study.yaml").write_text("entries: {}")
+    with pytest.raises(ArtokError):
+        compare(study(root, evaluation={"extractor": "timm:nope"}), tmp_path, "cpu", fresh=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"study.yaml", "results.csv"}

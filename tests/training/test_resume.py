@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 from artok import files
 from artok.config import merge, validate
 from artok.errors import ArtokError, CheckpointError, DataError, RunError
+from artok.evaluation.run_directory import diverged
 from artok.training import checkpoints, run
 from artok.training.experiment import Experiment
+from artok.training.health import diagnose
 from artok.training.log import read_log
 from artok.training.loop import Trainer
 from artok.training.run import train
@@ -322,6 +324,8 @@ def test_a_gradient_that_is_not_finite_at_the_step_before_a_checkpoint_is_not_sa
         train(constant(), tmp_path)
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "checkpoints")] == [f"{64:012d}"]
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+    log = read_log(tmp_path / "log.jsonl")
+    assert diverged(log) and [finding.kind for finding in diagnose(log)] == ["diverged"]
     monkeypatch.setattr(Trainer, "step", step)
     assert train(constant(), tmp_path)
 
