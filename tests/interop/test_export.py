@@ -23,7 +23,7 @@ from artok.interop.to_onnx import to_onnx
 from artok.layout import Condition
 from artok.metrics.results import Measurement, Results
 from artok.pipeline import Pipeline
-from artok.saved import CONFIG, WEIGHTS, load_generator, load_tokenizer, write_weights
+from artok.saved import CONFIG, WEIGHTS, digest_weights, load_generator, load_tokenizer, write_weights
 from artok.tokenizers.conv import ConvTokenizer
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -193,7 +193,7 @@ def test_samples_for_adms_evaluator(tmp_path: Path) -> None:
 
 def with_results(run: Path) -> Path:
     measured = Measurement("fd", 12.5, n=500, seed=4, extractor="classifier", floor=1.25)
-    Results("run", (measured,)).save(run / "results.json")
+    Results("run", (measured,), weights=digest_weights(run)).save(run / "results.json")
     return run
 
 
@@ -233,7 +233,7 @@ def test_nothing_in_a_run_becomes_markup_of_its_card(tmp_path: Path) -> None:
     text = f"data: {json.dumps(data)}\nsource: {json.dumps(source)}\n"
     (run / CONFIG).write_text((run / CONFIG).read_text() + text)
     measured = Measurement(PLANTED, 12.5, n=500, seed=4, extractor=PLANTED, reference=PLANTED)
-    Results("run", (measured,)).save(run / "results.json")
+    Results("run", (measured,), weights=digest_weights(run)).save(run / "results.json")
     to_folder(run, tmp_path / "out", PLANTED)
     card = (tmp_path / "out" / "README.md").read_text()
     head, text = card.split("\n---\n", 1)
@@ -251,7 +251,7 @@ def test_the_card_of_an_import_says_where_it_comes_from(tmp_path: Path) -> None:
     (run / CONFIG).write_text((run / CONFIG).read_text() + text)
     to_folder(run, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    for words in ("license: cc-by-nc-4.0", "last.ckpt, sha256 `ab`", "Not measured yet"):
+    for words in ("license: cc-by-nc-4.0", "last.ckpt, sha256 `ab`", "is not measured yet"):
         assert words in card
     assert "- ILSVRC/imagenet-1k" not in card  # what it is measured on here is not what its makers trained it on
     assert "Measured here on kind hub, path ILSVRC/imagenet-1k" in card
