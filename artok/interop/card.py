@@ -36,7 +36,7 @@ def model_card(folder: Path, name: str, layout: TokenLayout, parameters: int, li
     parts = [
         "\n".join(head),
         f"# {escape(name)}",
-        *([f"**Note:** {unfinished}."] if unfinished else []),
+        *([f"**Note:** {escape(unfinished)}."] if unfinished else []),
         _what(saved, layout, parameters),
         _use(name, saved),
         "## Data\n\n" + _data(config, saved),
@@ -117,7 +117,7 @@ def _metrics(folder: Path) -> str:
     """The table of `results.json`, each value with its N, extractor, seed and floor."""
     results, missing = read_results(folder)
     if results is None:
-        return missing[0].upper() + missing[1:] + "."
+        return escape(missing[0].upper() + missing[1:] + ".")
     rows = [
         f"| {escape(entry.head)} | {entry.text} | {entry.n:,} | {escape(entry.extractor or '')} | "
         f"{escape(entry.reference)} | "
@@ -129,4 +129,4 @@ def _metrics(folder: Path) -> str:
         "The floor is the distance between two disjoint sets of real images of that size. Values with different N "
         "or extractor cannot be compared."
     )
-    return "\n".join([head, *rows]) + "\n\n" + " ".join([note, *(f"Note: {each}." for each in results.notes)])
+    return "\n".join([head, *rows]) + "\n\n" + " ".join([note, *(f"Note: {escape(each)}." for each in results.notes)])

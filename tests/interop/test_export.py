@@ -234,7 +234,7 @@ def test_nothing_in_a_run_becomes_markup_of_its_card(tmp_path: Path) -> None:
     text = f"data: {json.dumps(data)}\nsource: {json.dumps(source)}\n"
     (run / CONFIG).write_text((run / CONFIG).read_text() + text)
     measured = Measurement(PLANTED, 12.5, n=500, seed=4, extractor=PLANTED, reference=PLANTED)
-    Results("run", (measured,)).save(run / "results.json")
+    Results("run", (measured,), weights=digest_weights(run)).save(run / "results.json")
     to_folder(run, tmp_path / "out", PLANTED)
     card = (tmp_path / "out" / "README.md").read_text()
     head, text = card.split("\n---\n", 1)
