@@ -8,7 +8,7 @@ INSTALLED = $(VENV)/.installed
 # One thread a process: the tests and the demo's jobs run side by side, and on few cores threads only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test lint docs check-house format bench clean
+.PHONY: help install demo test lint docs check-house format bench fuzz clean
 
 help:
 	@echo "make demo    train, generate and measure on real digits; writes runs/demo/report.html"
@@ -52,6 +52,9 @@ bench: $(INSTALLED)
 	$(RUN)python tools/bench_training.py
 	$(RUN)python tools/bench_decoding.py
 	$(RUN)python tools/bench_generators.py
+
+fuzz: $(INSTALLED)
+	$(RUN)python tools/fuzz.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist site docs/reference .pytest_cache .mypy_cache .ruff_cache
