@@ -25,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+MOST_FOLDERS = 200  # of a path in an argument
+
 ConfigFile = Annotated[str, typer.Argument(help="a YAML file, or a shipped config such as digits/vq (see 'configs')")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings on top, as key.sub=value")]
 Run = Annotated[str, typer.Argument(help="a run directory, a published checkpoint such as var-d16, or a hub name")]
@@ -332,7 +334,7 @@ def main() -> None:
     """Entry point. A user's mistake gives one sentence and exit code 2, a failure while running exit code 1."""
     keep_freed_memory()
     try:
-        require_unicode(sys.argv)
+        check_arguments(sys.argv)
         app()
     except ArtokError as error:
         fail(str(error), error.exit_code)
@@ -341,18 +343,20 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (MemoryError, OSError, OverflowError, RuntimeError, TypeError) as error:
+    except (MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         reason = describe_failure(error)
         if reason is None:
             raise
         fail(reason, RunError.exit_code)
 
 
-def require_unicode(arguments: Sequence[str]) -> None:
-    """Raise a ConfigError for an argument that is not UTF-8, which no config or page could hold."""
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise a ConfigError for an argument that is not UTF-8, which no config or page could hold, or far too deep."""
     for argument in arguments:
         if any("\ud800" <= letter <= "\udfff" for letter in argument):  # what stands for a byte that is not UTF-8
             raise ConfigError(f"the argument {shorten(ascii(argument))} is not UTF-8; rename the file")
+        if argument.count("/") > MOST_FOLDERS:
+            raise ConfigError(f"the path {shorten(argument)} has more than {MOST_FOLDERS} folders")
 
 
 def fail(text: str, code: int) -> NoReturn:

@@ -55,7 +55,9 @@ def describe_failure(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
         return "out of memory; use a smaller batch, a smaller model, or training.gradient_accumulation_steps"
-    if isinstance(error, OverflowError | TypeError | RuntimeError) and any(word in text.lower() for word in TOO_LARGE):
+    if isinstance(error, OverflowError | RuntimeError | TypeError | ValueError) and any(
+        word in text.lower() for word in TOO_LARGE
+    ):
         return f"a number is too large to compute with; ask for something smaller ({shorten(text.splitlines()[0])})"
     if isinstance(error, OSError) and error.errno in (28, 122):
         return "no space left on the disk; free some and run the same command again"

@@ -109,6 +109,7 @@ MISTAKES = {
     "a name longer than files have": (f"sample {'x' * 300}/y", "is neither a run directory here nor"),
     "a config of such a name": (f"train {'x' * 300}/y", "there is no config"),
     "an argument that is not UTF-8": ("sample {runs}/\udcff", "not UTF-8"),
+    "a path too deep": (f"sample {{runs}}/raster --out {'d/' * 2000}", "more than 200 folders"),
     "a value that YAML cannot read": ("train {runs}/vq.yaml training.images=[", "cannot be read"),
     "an override of two kinds": ("encode {runs}/vq augment.shear=0 augment=[1]", "cannot be read"),
     "a page that is a folder": ("report {runs}/vq --out {runs}", "is a folder; name the page to write"),

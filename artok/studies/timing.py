@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 
 from artok.config import validate
 from artok.evaluation.evaluator import make
@@ -39,6 +40,9 @@ class SamplingTimes:
     def best(self) -> tuple[int, float]:
         """The batch with the highest throughput, and the throughput."""
         return max(self.throughput.items(), key=lambda pair: pair[1])
+
+
+_CHECKED = TypeAdapter(SamplingTimes)
 
 
 def time_all(plan: StudyPlan, device: str, progress: Progress) -> None:
@@ -86,11 +90,7 @@ def _read(plan: StudyPlan, entry: Entry, key: str) -> SamplingTimes | None:
     try:
         content = json.loads(_place(plan, entry).read_text(encoding="utf-8"))
         if (content["format"], content["cache_key"]) == (FORMAT, key):
-            known = content["times"]
-            by_number = {
-                part: {int(number): value for number, value in known[part].items()} for part in ("throughput", "steps")
-            }
-            return SamplingTimes(known["latency"], by_number["throughput"], by_number["steps"])
+            return _CHECKED.validate_python(content["times"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
