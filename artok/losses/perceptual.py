@@ -17,7 +17,7 @@ from artok.errors import CheckpointError, ConfigError
 from artok.losses.base import Loss, LossConfig, Setting
 from artok.metrics.features import Maps, parse
 from artok.metrics.per_channel import maps_of_channels
-from artok.noise import Seed
+from artok.noise import SEEDS
 
 LPIPS = "lpips"
 
@@ -37,7 +37,7 @@ class Config(LossConfig):
     weight: float = Field(1.0, gt=0)
     layers: tuple[int, ...] | None = Field(None, min_length=1)
     weights: Path | None = None
-    seed: Seed = Field(1, ge=1)
+    seed: int = Field(1, ge=1, lt=SEEDS)
 
     @model_validator(mode="after")
     def _options_belong_to_their_features(self) -> Config:
