@@ -40,7 +40,9 @@ def test_classes_are_covered_from_a_tenth_of_their_share_on() -> None:
 def test_an_unknown_value_has_its_name_as_its_label() -> None:
     assert describe("new_thing/part") == Quantity("new_thing", "new thing", "", "", "Other", "")
     assert head("latency_s") == "latency at batch 1 (ms)" and describe("latency_s").scale(0.5) == 500
-    assert catalogue()["recall"].names_extractor and catalogue()["kid"].better == "lower"
+    assert head("psnr_db") == "PSNR (dB)" and head("ssim") == "SSIM"
+    assert all(catalogue()[name].names_extractor for name in ("precision", "recall", "density", "coverage", "fd"))
+    assert catalogue()["kid"].better == "lower"
 
 
 def test_numbers_are_rounded_for_people() -> None:
@@ -51,6 +53,7 @@ def test_numbers_are_rounded_for_people() -> None:
         "1e+04",
         "12,346",
     ]
+    assert (number(10000.5), number(-10000.5), number(9998.5)) == ("10,000", "-10,000", "9998")
     quantity = catalogue()["latency_s"]
     assert quantity.format(0.0123456, 0.001, digits=3, unit=True) == "12.3 ± 1 ms"
     assert quantity.format(0.0123456) == "12.35"

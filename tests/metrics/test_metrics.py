@@ -382,6 +382,8 @@ def test_copies_in_closed_form():
     share, chance = memorisation.copies(near, far)
     assert share == pytest.approx(1 - 0.25 * 3)  # one of four has a held-out image nearest, where a third should
     assert chance == 1
+    _, chance = memorisation.copies(near, found([2, 2, 2, 0.5], [0, 1, 2, 2], 60))
+    assert chance == pytest.approx(2 * (12 / 60 / 4) ** 0.5)  # image 2 of training and image 2 held out are two images
     share, chance = memorisation.copies(found([1] * 50, range(50), 60), found([0] * 50, range(50), 60))
     assert (share, chance) == (0, pytest.approx(2 / 50**0.5))
 

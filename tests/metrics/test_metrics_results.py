@@ -58,7 +58,8 @@ def test_each_image_passes_the_extractor_once_for_all_metrics():
     distance = results["fd"]
     assert (distance.n, distance.reference_n, distance.seed, distance.floor) == (14, 16, 4, 0.5)
     assert (distance.extractor, distance.fingerprint, distance.dim) == ("means", "abc", 4)
-    assert results["nearest_train_distance"].extractor is None
+    nearest = results["nearest_train_distance"]
+    assert (nearest.extractor, nearest.fingerprint, nearest.dim) == (None, None, None)
     assert results["nearest_train_distance"].floor is not None
     assert 0 <= results["class_consistency"].floor <= 1
     assert not any("held_out" in measurement.name for measurement in results.measurements)
