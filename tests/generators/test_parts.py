@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from artok.errors import ConfigError
-from artok.generators import diffusion, mar
+from artok.generators import diffusion, mar, var
 from artok.generators.diffusion import code_vectors, moments
 from artok.generators.gan import truncated_normal
 from artok.generators.mar import put, take_positions
@@ -84,6 +84,11 @@ def test_truncated_latents_have_the_truncated_distribution(limit: float) -> None
     assert float(numbers.abs().max()) <= limit
     assert stats.kstest(numbers.flatten().numpy(), stats.truncnorm(-limit, limit).cdf).pvalue > 1e-3
     assert torch.equal(truncated_normal(noise(3), 4, None), noise(3).normal(4))
+
+
+def test_lengths_of_vectors_are_never_zero() -> None:
+    x = torch.tensor([[[[3.0, 4.0], [0.0, 0.0]]]])
+    assert var.norm(x)[0, 0, :, 0].tolist() == pytest.approx([5.0, 1e-12])
 
 
 class Table:

@@ -11,6 +11,7 @@ import torch
 from helpers.generators import CLASSES, condition, config_of
 from helpers.models import IMAGE
 from pydantic import ValidationError
+from torch import nn
 
 from artok.config import kinds
 from artok.errors import ConfigError, LayoutError
@@ -283,7 +284,23 @@ def test_a_gan_is_trained_against_a_critic_only() -> None:
     assert not any("critic" in name for name in model.state_dict())
     assert raster.Config(depth=1).build_critic(CODES, CLASSES) is None
     assert model.log_likelihood(Tokens(torch.zeros(1, 256, 3), model.layout), condition(1), None) is None
-    assert "known" not in model.hears and "known" in mar.Config.tiny().build(LATENTS, 3).hears
+    assert "known" not in model.hears
+
+
+@pytest.mark.parametrize(("family", "layout"), [(mar, LATENTS), (maskgit, CODES), (var, SCALES)])
+def test_families_that_keep_known_tokens_hear_them(family: Any, layout: TokenLayout) -> None:
+    assert family.Config.tiny().build(layout, CLASSES).hears == {"labels", "known"}
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"), [(raster, CODES), (mar, LATENTS), (causal_mar, LATENTS), (maskgit, CODES)]
+)
+def test_dropout_is_as_the_config_says(family: Any, layout: TokenLayout) -> None:
+    tiny = family.Config.tiny()
+    for share in (0.0, 0.3):
+        model = tiny.model_copy(update={"dropout": share}).build(layout, CLASSES)
+        found = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+        assert found == ([share] * (3 if family is raster else 2) if share else [])  # of two blocks, and raster's codes
 
 
 def test_a_family_that_counts_no_passes_says_so() -> None:

@@ -178,6 +178,12 @@ def test_a_learned_variance_reaches_the_sample() -> None:
         torch.testing.assert_close(sampled(share), torch.full_like(start, math.sqrt(variance)))
 
 
+def test_its_tables_are_not_saved() -> None:
+    """A checkpoint of one schedule can be sampled under another."""
+    model = Diffusion(DiffusionConfig())
+    assert len(list(model.buffers())) == 7 and not model.state_dict()
+
+
 def test_the_settings_of_sampling_reach_the_solver() -> None:
     sampling = Sampling(eta=0.3, temperature=0.7)
     assert Diffusion(DiffusionConfig(variance="beta")).options(sampling) == Options(0.3, 0.7, "beta")
