@@ -55,7 +55,8 @@ def new_folder(out: Path, last: str) -> Iterator[Path]:
             with suppress(OSError):
                 path.rmdir()
         if isinstance(error, OSError):
-            raise RunError(f"could not write {out}: {error.strerror or error}") from None
+            reason = str(error.strerror or error).lower()
+            raise RunError(f"could not write {out}: {reason}; choose another place with --out") from None
         raise
 
 

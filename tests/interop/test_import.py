@@ -340,12 +340,12 @@ def test_a_failed_import_leaves_nothing_and_touches_nothing(
 
 
 def test_a_killed_import_can_be_run_again(file: Path, tmp_path: Path) -> None:
-    (tmp_path / ".run.importing").mkdir()
-    (tmp_path / ".run.importing" / "model.safetensors").write_text("half of it")
+    (tmp_path / ".run.writing").mkdir()
+    (tmp_path / ".run.writing" / "model.safetensors").write_text("half of it")
     (tmp_path / "run").mkdir()
     import_file(file, tmp_path / "run", SMALL)
     assert load_tokenizer(tmp_path / "run")
-    assert not (tmp_path / ".run.importing").exists()
+    assert not (tmp_path / ".run.writing").exists()
 
 
 def test_a_run_is_measured_on_images_of_its_own_size(file: Path, tmp_path: Path) -> None:
