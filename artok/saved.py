@@ -217,9 +217,15 @@ def digest_weights(folder: Path) -> str:
     return "-".join(digest_file(path) for path in files if path.exists())
 
 
+def read_training(folder: Path) -> dict[str, Any]:
+    """The `training` section of a run's config as it stands there; empty where there is none."""
+    section = read_yaml(folder / CONFIG).get("training")
+    return section if isinstance(section, dict) else {}
+
+
 def count_training_images(folder: Path) -> tuple[int, int] | None:
     """Images that a run's weights have seen, and those that its training is to see; None without checkpoints."""
-    wanted = (read_yaml(folder / CONFIG).get("training") or {}).get("images")
+    wanted = read_training(folder).get("images")
     seen = [int(path.parent.name) for path in (folder / CHECKPOINTS).glob(f"[0-9]*/{STATE}")]
     return (max(seen), wanted) if seen and isinstance(wanted, int) else None
 

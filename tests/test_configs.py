@@ -15,6 +15,7 @@ from PIL import Image
 from artok.config import load, validate
 from artok.data import hub
 from artok.losses import adversarial
+from artok.planning.meta_model import count_classes
 from artok.planning.training_cost import parameters
 from artok.training.experiment import Experiment
 
@@ -217,6 +218,7 @@ def test_the_cifar_configs_read_local_copies(monkeypatch: pytest.MonkeyPatch) ->
     assert (len(train), len(test)) == (50_000, 10_000)
     assert train.classes[3] == "cat"
     assert test.read([0]).images.shape == (1, 3, 32, 32)
+    assert count_classes(data) == 10  # as planned for without the local copies
 
 
 def test_local_copies_go_before_the_hub_and_their_absence_does_not(tmp_path: Path) -> None:

@@ -181,7 +181,12 @@ class TokenCache:
             raise DataError(f"the tokens in {folder} {reason}")
         if broken := find_damage(folder, index, shards):
             raise DataError(f"the token cache {folder} is damaged ({broken}); encode the data again")
-        return cls(index, *_load(folder, shards))
+        values, labels = _load(folder, shards)
+        vocab = index.layout.vocab
+        inside = vocab is None or all(0 <= int(part.min()) <= int(part.max()) < vocab for part in values)
+        if not inside or not 0 <= int(labels.min()) <= int(labels.max()) < len(index.classes):
+            raise DataError(f"the token cache {folder} is damaged (a code or label is out of range); encode again")
+        return cls(index, values, labels)
 
     def __len__(self) -> int:
         return self.index.images

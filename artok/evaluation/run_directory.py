@@ -13,7 +13,7 @@ from artok.config import read_yaml, validate
 from artok.data.base import DataConfig
 from artok.errors import CheckpointError, ConfigError
 from artok.metrics.results import Results
-from artok.saved import CONFIG, RESULTS, WEIGHTS, Saved, digest_weights, find_saved, read_saved
+from artok.saved import CONFIG, RESULTS, WEIGHTS, Saved, digest_weights, find_saved, read_saved, read_training
 from artok.training import checkpoints
 from artok.training.encode import DataOnly
 from artok.training.experiment import Experiment
@@ -70,7 +70,7 @@ class Run:
         ends = [*(index - 1 for index in starts[1:]), len(self.log) - 1]
         seconds = sum(self.log[end]["time"] - self.log[start]["time"] for start, end in zip(starts, ends, strict=True))
         images = self.log[-1]["images"]
-        wanted = self.config.get("training", {}).get("images", images)
+        wanted = read_training(self.folder).get("images", images)
         begun = self.log[starts[-1]]
         processes = begun.get("processes", 1)
         cores = processes * sum(self.log[end].get("core_seconds", 0.0) for end in self._last_reports(starts))

@@ -119,7 +119,7 @@ def tokenizer_section(experiment: Experiment) -> TokenizerConfig:
 
 def count_classes(data: DataConfig) -> int:
     """The number of classes of the data, without downloading them; 1,000 where it is not known."""
-    if isinstance(data, HubConfig):
+    if isinstance(data, HubConfig) and (data.classes or data.files is None):
         known = PUBLISHED.get((data.path or "").lower(), UNKNOWN)
         return len(data.classes) if data.classes else known
     return len(data.open("train").classes)

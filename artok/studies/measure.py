@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from artok.config import read_yaml, validate
+from artok.config import validate
 from artok.errors import ArtokError
 from artok.evaluation.code_usage import examine
 from artok.evaluation.evaluator import Evaluator
@@ -25,7 +25,7 @@ from artok.metrics.results import Results
 from artok.noise import fold
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
-from artok.saved import CONFIG, TOKENIZER, WEIGHTS, digest_file, load_tokenizer, read_saved, write_json
+from artok.saved import TOKENIZER, WEIGHTS, digest_file, load_tokenizer, read_saved, read_training, write_json
 from artok.studies.resolve import Entry, StudyPlan
 from artok.tokenizers.base import TokenizerConfig
 from artok.training.checkpoints import list_snapshots
@@ -167,7 +167,7 @@ def _snapshots(plan: StudyPlan, entry: Entry, seed: int, sampling: Sampling) -> 
     for path in list_snapshots(folder):
         yield Record("images", entry.name, seed, folder, path, sampling, curve.n, int(path.stem))
     if curve.n not in (None, plan.study.evaluation.n):
-        last = read_yaml(folder / CONFIG).get("training", {}).get("images", 0)
+        last = read_training(folder).get("images", 0)
         yield Record("images", entry.name, seed, folder, folder / WEIGHTS, sampling, curve.n, last)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from artok.config import read_yaml
-from artok.saved import CONFIG
+from artok.saved import read_training
 from artok.training.health import Event
 
 
@@ -47,4 +46,5 @@ def _merge_intervals(one: Event, many: int, other: Event, more: int) -> Event:
 
 def log_interval(folder: Path) -> int:
     """Images between the reports of a run's training; 1 where its config does not say."""
-    return int(read_yaml(folder / CONFIG).get("training", {}).get("log_every", 1))
+    interval = read_training(folder).get("log_every")
+    return interval if isinstance(interval, int) else 1

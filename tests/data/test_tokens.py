@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from artok.data import token_writing, tokens
@@ -265,6 +266,14 @@ def test_wrong_caches_are_refused(tmp_path: Path) -> None:
     shard.write_bytes(b"\xff" * len(whole))
     with pytest.raises(DataError, match=r"tokens-00001.safetensors is damaged or does not fit"):
         TokenCache.open(path)
+    stored = load(whole)
+    shard.write_bytes(whole)
+    with safe_open(shard, "pt") as file:
+        kept = file.metadata()
+    for name, number in (("values", 300), ("labels", len(CLASSES))):
+        save_file({**stored, name: torch.full_like(stored[name], number)}, shard, kept)
+        with pytest.raises(DataError, match="a code or label is out of range"):
+            TokenCache.open(path)
     shard.unlink()
     with pytest.raises(DataError, match=r"damaged \(tokens-00001.safetensors is missing\)"):
         TokenCache.open(path)

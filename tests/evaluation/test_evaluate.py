@@ -15,6 +15,7 @@ from artok.config import read_yaml
 from artok.evaluation.evaluate import compare_classes
 from artok.metrics.results import Results
 from artok.saved import CONFIG, count_training_images, describe_unfinished, digest_weights, read_saved
+from artok.training.merged_log import log_interval
 from artok.training.run import train
 
 
@@ -56,6 +57,15 @@ def test_more_images_than_a_tokenizer_can_be_measured_on(
     assert artok(monkeypatch, "evaluate", runs / "vq", "-n", 541, "--extractor", "pixels") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("artok: vq is a tokenizer") and "-n 540 or fewer, not 541" in error
+
+
+@pytest.mark.parametrize("section", ["", "training: []\n", "training: {images: many}\n"])
+def test_a_run_whose_config_says_nothing_of_training_is_not_called_unfinished(tmp_path: Path, section: str) -> None:
+    (tmp_path / CONFIG).write_text(f"name: a\n{section}")
+    (tmp_path / "checkpoints" / "000000000008").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "000000000008" / "state.json").write_text("{}")
+    assert describe_unfinished(tmp_path) is None
+    assert log_interval(tmp_path) == 1
 
 
 def test_an_unfinished_run_says_so(
