@@ -20,7 +20,9 @@ def attend(
 
     mask: bool, broadcastable to (B, H, N, M), True where a query sees a key. scale: D ** -0.5 unless given.
     """
-    many = not torch.is_grad_enabled() and q_BHND.shape[:3].numel() * k_BHMD.shape[2] > PLAIN_SCORES
+    # not asked in export, which would fix the batch size to answer
+    counts = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    many = counts and math.prod(q_BHND.shape[:3]) * k_BHMD.shape[2] > PLAIN_SCORES
     if q_BHND.device.type != "cpu" or k_BHMD.shape[2] > PLAIN_LENGTH or many:
         return F.scaled_dot_product_attention(q_BHND, k_BHMD, v_BHMD, attn_mask=mask, scale=scale)
     return plain_attention(q_BHND, k_BHMD, v_BHMD, mask, scale)
