@@ -17,7 +17,8 @@ from pydantic import TypeAdapter
 
 from artok.errors import ArtokError, DataError
 from artok.layout import TokenLayout
-from artok.metrics.base import EvalBatch, MetricContext, Rows, enough
+from artok.metrics import prdc
+from artok.metrics.base import HELD_OUT, EvalBatch, MetricContext, Rows, enough
 from artok.metrics.catalogue import catalogue, describe, head
 from artok.metrics.classes import Config as Classes
 from artok.metrics.codebook import Config as Codebook
@@ -34,11 +35,12 @@ from artok.metrics.features import (
 )
 from artok.metrics.floor import class_counts, largest, stratified
 from artok.metrics.frechet import Config as Frechet
+from artok.metrics.frechet import Moments
 from artok.metrics.kid import Config as Kid
-from artok.metrics.memorisation import Search, reduce
+from artok.metrics.memorisation import Memorisation, Search, reduce
 from artok.metrics.per_channel import PerChannel, maps_of_channels
 from artok.metrics.prdc import Config as Prdc
-from artok.metrics.prdc import precision_recall
+from artok.metrics.prdc import distance_blocks, precision_recall
 from artok.metrics.quantity import Quantity, number
 from artok.metrics.reference import Reference
 
@@ -418,3 +420,63 @@ def test_images_of_a_reference_come_in_batches_and_a_cut_file_is_named(tmp_path:
     assert torch.equal(torch.cat(parts), torch.from_numpy(pixels).permute(0, 3, 1, 2))
     with pytest.raises(DataError, match="end after 256 of 300"):
         list(Reference.open(tmp_path / "cut.npz").images())
+
+
+def test_what_is_held_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prdc.BLOCK * 8 == 128 * 2**20  # bytes of distances
+    monkeypatch.setattr(prdc, "BLOCK", 20)
+    x, y = torch.arange(16.0).reshape(8, 2), torch.arange(12.0).reshape(6, 2)
+    blocks = list(distance_blocks(x, y))
+    assert [start for start, _ in blocks] == [0, 3, 6]
+    assert torch.cat([block for _, block in blocks]).numpy() == pytest.approx(torch.cdist(x, y).numpy(), abs=1e-5)
+    assert [len(block) for _, block in distance_blocks(x, y.repeat(9, 1))] == [1] * 8
+    merged = list[int]()
+    moments = Moments()
+    monkeypatch.setattr(moments, "_merge", lambda part: merged.append(len(part)))
+    moments.update(torch.zeros(5_000, 1))
+    assert merged == [4_096, 904]
+
+
+def test_an_empty_batch_changes_no_moments() -> None:
+    moments = Moments()
+    for part in (torch.zeros(0, 2), torch.tensor([[1.0, 2.0]]), torch.zeros(0, 2), torch.tensor([[3.0, 8.0]])):
+        moments.update(part)
+    assert moments.count == 2 and moments.mean.tolist() == [2, 5] and moments.covariance.tolist() == [[2, 6], [6, 18]]
+
+
+def ones(values: list[int]) -> torch.Tensor:
+    """Images of one pixel each."""
+    return torch.tensor(values, dtype=torch.uint8).reshape(-1, 1, 1, 1)
+
+
+def test_as_many_held_out_images_are_compared_as_samples_evenly_over_all() -> None:
+    metric = Memorisation(None, "cpu")
+    metric.update(EvalBatch(samples=ones([10, 30]), images=ones([0, 50, 50, 50, 100])))
+    metric.update(EvalBatch(train_images=ones([10])))
+    values = metric.compute()
+    assert values["nearest_train_distance"] * 127.5 == pytest.approx(10)
+    assert values["nearest_train_distance" + HELD_OUT] * 127.5 == pytest.approx((10 + 90) / 2)  # of 0 and of 100
+    assert "train_searched_share" not in values
+    alone = Memorisation(1, "cpu")
+    alone.update(EvalBatch(samples=ones([10]), train_images=ones([12])))
+    assert alone.compute() == {"nearest_train_distance": pytest.approx(2 / 127.5)}
+
+
+def test_a_share_that_was_found_in_a_part_is_no_more_than_all() -> None:
+    metric = Memorisation(8, "cpu")
+    metric.update(EvalBatch(samples=ones([1, 2]), images=ones([200, 210]), train_images=ones([1, 2])))
+    values = metric.compute()
+    assert values["train_searched_share"] == 0.25
+    assert values["memorised_share"] == values["memorised_share" + HELD_OUT] == 1
+    metric = Memorisation(4, "cpu")  # a half of the samples are copies of the half that was searched
+    metric.update(EvalBatch(samples=ones([1, 200] * 50), images=ones([200] * 50), train_images=ones([1, 2])))
+    values = metric.compute()
+    share = 1 - 0.5 * 52 / 50
+    assert values["memorised_share"] == pytest.approx(2 * share)
+    assert values["memorised_share" + HELD_OUT] == pytest.approx(2 * 2 * (2 / 50 * 0.5) ** 0.5)
+
+
+def test_a_sample_as_near_to_either_kind_is_taken_for_a_copy() -> None:
+    metric = Memorisation(None, "cpu")
+    metric.update(EvalBatch(samples=ones([9]), images=ones([9, 9]), train_images=ones([9])))
+    assert metric.compute()["memorised_share"] == 1
