@@ -76,7 +76,7 @@ def test_numbers_are_rounded_for_people() -> None:
         "3",
         "12,345",
         "0.1235",
-        "1e+04",
+        "10,000",
         "12,346",
     ]
     assert (number(10000.5), number(-10000.5), number(9998.5)) == ("10,000", "-10,000", "9998")
@@ -133,6 +133,8 @@ def test_metrics_of_sets_share_one_collection() -> None:
         "fd", "kid", "precision", "recall", "density", "coverage", "classes_covered",
     ]  # fmt: skip
     assert (results["recall"].k, results["fd"].k, results["recall"].floor, results["kid"].floor) == (1, None, 0.5, None)
+    assert [entry.title for entry in results.measurements[:3]] == ["FD[two]", "KID[two]", "precision[two, k=1]"]
+    assert all(entry.title.endswith("[two, k=1]") for entry in results.measurements[2:6])
     covering = results["classes_covered"]
     assert (covering.extractor, covering.fingerprint, covering.dim, covering.reference_n) == ("two", "ab", None, None)
 
