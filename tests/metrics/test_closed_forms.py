@@ -108,6 +108,10 @@ def test_a_class_is_covered_when_half_of_it_is_recognised() -> None:
     two = torch.arange(12) % 6
     assert "classes_covered" in measure_diversity(several, several, several, two, two, two)  # two samples a class
     assert "classes_covered" not in measure_diversity(several, several, several[:11], two, two, two[:11])
+    one = torch.zeros(12, dtype=torch.int64)
+    assert "classes_covered" not in measure_diversity(
+        several, several, several, one, one, one
+    )  # one class is no choice
 
 
 def test_rows_are_joined_once_and_counted() -> None:
