@@ -46,8 +46,7 @@ class Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean = torch.zeros(0, dtype=torch.float64)
-        self._scatter = torch.zeros(0, 0, dtype=torch.float64)
+        self.mean = self._scatter = torch.zeros((), dtype=torch.float64)
 
     def update(self, vectors: Tensor) -> None:
         """vectors: (B, D); taken in parts, since in float64 they are twice as large."""
@@ -60,13 +59,10 @@ class Moments:
         mean = vectors.mean(0)
         centred = vectors - mean
         scatter = centred.T @ centred
-        if self.count:
-            gap = mean - self.mean
-            share = len(vectors) / (self.count + len(vectors))
-            self._scatter = self._scatter + scatter + torch.outer(gap, gap) * (self.count * share)
-            self.mean = self.mean + gap * share
-        else:
-            self.mean, self._scatter = mean, scatter
+        gap = mean - self.mean
+        share = len(vectors) / (self.count + len(vectors))
+        self._scatter = self._scatter + scatter + torch.outer(gap, gap) * (self.count * share)
+        self.mean = self.mean + gap * share
         self.count += len(vectors)
 
     @property

@@ -72,6 +72,4 @@ class Quantity:
 
 def number(value: float) -> str:
     """Four significant digits; whole numbers in full, with commas from 10,000 on."""
-    if value == round(value) and abs(value) < 1e15:
-        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.0f}"
-    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) < 9_999.5 else f"{value:,.0f}"

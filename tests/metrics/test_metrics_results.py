@@ -239,6 +239,37 @@ def test_too_few_images_for_the_dimensions_are_flagged():
     assert side_by_side([result(n=9)]).notes[0].startswith("FD[classifier]: only 9 images")
 
 
+def test_results_know_whether_training_had_ended_and_whose_weights_they_are_of(tmp_path):
+    for seen, wanted, finished in ((8, 8, True), (9, 8, True), (7, 8, False), (None, 8, None), (8, None, None)):
+        assert replace(result(), images_seen=seen, images_wanted=wanted).finished is finished
+    known = replace(result(), weights="ab")
+    assert known.describe_stale(tmp_path, "ab") is None
+    assert "of other weights than it has now; measure it again" in known.describe_stale(tmp_path, "cd")
+    assert "of an older artok, which noted no weights" in result().describe_stale(tmp_path, "cd")
+    assert Results("a", ()).cost == {} and Results("a", ()).sampling == {}
+
+
+def test_a_table_takes_the_first_floor_and_costs_of_either_and_says_what_a_reader_should_know():
+    first = replace(result("a", floor=None), cost={"latency_s": 0.5}, notes=("half trained",))
+    table = side_by_side([first, result("b", floor=0.6), replace(result("c", floor=0.9), cost={})])
+    rows = {name: row[1:] for name, row in zip(table.names, table.rows, strict=True)}
+    assert rows["fd"] == ("1.25", "1.25", "1.25", "0.6", "540 / 540")
+    assert rows["latency_s"] == ("500", "", "", "", "") and rows["parameters"] == ("", "1,060,000", "", "", "")
+    assert table.notes == ("a: half trained",)
+    few = [replace(result(n=9)["fd"], name="fd/against_x"), replace(result(n=9)["fd"], reference_n=None)]
+    assert all(measurement.note.startswith("only 9 images for 64 dimensions") for measurement in few)
+    assert "only 8 images" in result(reference_n=8)["fd"].note and result()["psnr_db"].note == ""
+    assert (few[0].title, few[0].text, few[0].floor_text) == ("FD[classifier], against x", "1.25", "0.7")
+    assert result()["psnr_db"].head == "PSNR (dB)" and result()["psnr_db"].floor_text == ""
+    with pytest.raises(ArtokError, match="depend on different neighbours"):
+        side_by_side([result("a", k=3), result("b", k=5)])
+
+
+def test_a_value_that_is_no_number_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        result(value=float("nan")).save(tmp_path / "results.json")
+
+
 def test_numbers_are_short():
     assert [number(value) for value in (0.123456, 12.3456, 540, 1057792.0, 123456.7, 0)] == [
         "0.1235",

@@ -60,6 +60,14 @@ def test_expectations_are_those_of_all_draws(count: int) -> None:
     assert expected_divergence(given, count) == pytest.approx(total, rel=1e-10)
 
 
+def test_the_divergence_of_many_draws_follows_its_expansion() -> None:
+    """(M - 1) / 2 n + (sum of 1 / p - 1) / 12 n^2, and terms of n^-3 that are left out (Harris 1975)."""
+    for shares in ((0.5, 0.5), (0.7, 0.2, 0.1)):
+        expected = (len(shares) - 1) / 4_000 + (sum(1 / share for share in shares) - 1) / (12 * 2_000**2)
+        assert expected_divergence(torch.tensor(shares), 2_000) == pytest.approx(expected, rel=1e-5)
+    assert expected_divergence(torch.tensor([1.0, 0.0]), 9) == 0, "one mode is all there is"
+
+
 @pytest.mark.parametrize("count", [540, 25_600])
 def test_a_perfect_sampler_reaches_the_floor(count: int) -> None:
     random = torch.Generator().manual_seed(0)
@@ -87,10 +95,19 @@ def test_a_collapsed_sampler_is_far_from_it() -> None:
 def test_what_has_no_modes_is_refused() -> None:
     with pytest.raises(ArtokError, match="needs data whose modes are known"):
         Config().build(MetricContext())
-    with pytest.raises(ArtokError, match="mode 3 is outside the 2 modes"):
-        Config(count=2).build(MetricContext()).update(EvalBatch(fake_predicted=torch.tensor([3])))
+    metric = Config(count=2).build(MetricContext())
+    for mode in (2, 3):
+        with pytest.raises(ArtokError, match=f"mode {mode} is outside the 2 modes"):
+            metric.update(EvalBatch(fake_predicted=torch.tensor([0, mode])))
+    metric.update(EvalBatch(fake_predicted=torch.tensor([], dtype=torch.int64)))
+    assert metric.count == 0
+    metric = Config(count=3).build(MetricContext())
+    metric.update(EvalBatch(fake_predicted=torch.tensor([1])))
+    alone = {COVERED: 1, COVERED + HELD_OUT: 1, DIVERGENCE: math.log(3), DIVERGENCE + HELD_OUT: math.log(3)}
+    assert metric.compute() == pytest.approx(alone, rel=1e-12)
     with pytest.raises(ArtokError, match="modes that the data do not have"):
         divergence(torch.tensor([1, 1]), torch.tensor([1.0, 0.0]))
+    assert divergence(torch.tensor([3, 0]), torch.tensor([1.0, 0.0])) == 0
 
 
 def test_modes_of_stacks_are_products_of_their_channels() -> None:

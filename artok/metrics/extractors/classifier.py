@@ -18,6 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -148,11 +149,11 @@ class Network(nn.Module):
     def __init__(self, channels: int, side: int, classes: int) -> None:
         super().__init__()
         side, stem_stride = (min(side, LARGEST) // 2, 2) if min(side, LARGEST) > 32 else (side, 1)
-        stages = max(1, round(math.log2(max(side, 4) / 4)) + 1)
-        widths = [min(16 << stage, 2 * DIM) for stage in range(stages - 1)] + [DIM]
+        stages = max(1, round(math.log2(side / 4)) + 1)
+        widths = [*(16 << stage for stage in range(stages - 1)), DIM]
         self.stem = nn.Conv2d(channels, widths[0], 3, stem_stride, 1, bias=False)
         self.norm = nn.BatchNorm2d(widths[0])
-        pairs = zip([widths[0], *widths], widths, strict=False)
+        pairs = pairwise([widths[0], *widths])
         self.blocks = nn.Sequential(*(Block(a, b, stride=1 if i == 0 else 2) for i, (a, b) in enumerate(pairs)))
         self.head = nn.Linear(DIM, classes)
         self.register_buffer("centre", torch.zeros(DIM))
