@@ -167,6 +167,12 @@ def test_penalties_hold_in_bfloat16_too(penalty: str) -> None:
     torch.testing.assert_close(rough.detach(), exact, rtol=0.05, atol=1e-3)
 
 
+def test_a_critic_is_trained_on_the_penalties_that_it_has() -> None:
+    for names in ((), ("r1",), ("r2",), ("gradient_penalty",), ("lecam",)):
+        found = critic(**dict.fromkeys(names, 1.0))(images(4), images(4, 1), None, noise(4), 0, 0.0)
+        assert set(found.losses) == {"critic", *names}
+
+
 def test_the_cosine_of_a_penalty() -> None:
     assert [decay_by_cosine(0.1, p) for p in (0.0, 1.0, 2.0)] == pytest.approx([1.0, 0.1, 0.1])
     assert decay_by_cosine(0.0, 0.5) == pytest.approx(0.5)
@@ -207,6 +213,20 @@ def test_spectral_normalisation_bounds_every_layer() -> None:
     assert len(weights) == 3
     for weight in weights:
         assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(1.0, abs=0.05)
+
+
+def test_spectral_normalisation_is_of_each_trained_weight_once() -> None:
+    """A backbone's own stay as they are, and its heads have theirs already."""
+    torch.manual_seed(0)
+    sections: list[tuple[dict[str, Any], int, int]] = [
+        ({"kind": "backbone", "model": "resnet10t", "layers": [1, 2], "size": 32, "random": True}, 0, 2 * 3),
+        ({"kind": "residual", "channels": [8, 8], "blocks": 1}, 3, 2 * 3 + 1 + 2),  # blocks, start, features, embedding
+    ]
+    for section, classes, expected in sections:
+        built = validate(CriticConfig, {"discriminator": section, "spectral_norm": True}, "c").build(IMAGE, classes)
+        normed = [m for m in built.modules() if nn.utils.parametrize.is_parametrized(m)]
+        assert [len(m.parametrizations.weight) for m in normed] == [1] * expected  # type: ignore[union-attr,arg-type,index]
+        assert all(p.requires_grad for m in normed for p in m.parameters())
 
 
 def test_the_critics_accuracy_says_who_wins() -> None:
