@@ -382,25 +382,6 @@ def test_r3gans_blocks_start_at_the_scale_of_fixup() -> None:
         assert found == pytest.approx(gain / math.sqrt(fan), rel=5 / math.sqrt(layer.weight.numel()))
 
 
-def test_discriminators_have_their_published_shapes() -> None:
-    """StyleGAN and DCGAN halve down to 4 pixels; R3GAN's and Miyato's score is a product with the label's vector."""
-    x, labels = images(4), torch.tensor([0, 1, 2, 0])
-    stylegan = find("adversarial.discriminators", "stylegan")(base_channels=8, largest=16).build(IMAGE, 0)  # type: ignore[attr-defined]
-    assert len(stylegan.blocks) == 2 and stylegan.last.weight.shape == (16, 16, 3, 3)
-    dcgan = find("adversarial.discriminators", "dcgan")(base_channels=8, norm="batch").build(IMAGE, 3)  # type: ignore[attr-defined]
-    assert [type(layer) for layer in dcgan.layers][1::3] == [nn.Identity, nn.BatchNorm2d]  # none in the first
-    features = dcgan.layers(x).flatten(1)
-    expected = dcgan.score.score(features)[:, 0] + (dcgan.score.embedding(labels) * features).sum(1)
-    assert dcgan.score.score.weight.shape == (1, features.shape[1])
-    torch.testing.assert_close(dcgan.score(features, labels), expected)
-    residual = find("adversarial.discriminators", "residual")(channels=(8, 16, 24), blocks=1, embedding_dim=400)  # type: ignore[attr-defined]
-    torch.manual_seed(0)
-    scorer = residual.build(IMAGE, 50)
-    assert scorer.basis.shape == (8, 4, 4) and scorer.features.weight.shape == (400, 8)
-    assert float(scorer.embedding.weight.std()) == pytest.approx(1 / math.sqrt(400), rel=5 / math.sqrt(2 * 50 * 400))
-    assert residual.build(IMAGE, 0).features.weight.shape == (1, 8)
-
-
 def test_holes_and_shifts_at_the_border_are_exact() -> None:
     x = torch.arange(25.0).view(1, 1, 5, 5) + 1
     kept = cut_out(x, torch.tensor([[0.0, 0.0]]))  # 3 wide, centred on the corner: one row and column are outside

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from artok.adversarial.critic import CriticConfig
+from artok.adversarial.discriminators.base import Projection
 from artok.config import find, validate
 from artok.errors import ConfigError
 from artok.nn.blur2d import halve
@@ -109,6 +110,16 @@ def test_scores_of_the_stylegan_discriminator_by_hand() -> None:
         assert x.shape == (2, widths[-1])
         torch.testing.assert_close(built(pictures, None), built.score.score(x)[:, 0])
         assert torch.equal(built.score(x, None), built.score.score(x)[:, 0])
+
+
+def test_a_label_adds_the_product_of_its_vector_and_the_features() -> None:
+    torch.manual_seed(0)
+    built, features, labels = Projection(6, 3), torch.randn(2, 6), torch.tensor([2, 0])
+    assert built.embedding is not None
+    alone = features @ built.score.weight[0] + built.score.bias
+    torch.testing.assert_close(built(features, None), alone)
+    torch.testing.assert_close(built(features, labels), alone + (features * built.embedding.weight[labels]).sum(1))
+    assert Projection(6, 0).embedding is None
 
 
 @pytest.mark.parametrize("classes", [0, 5])
