@@ -256,14 +256,6 @@ def test_a_batch_is_changed_as_its_images_are_alone() -> None:
     torch.testing.assert_close(augment(images(4)[2:], every, noise(4)[2:]), whole[2:])
 
 
-def test_shifts_are_whole_pixels_with_zeros_behind() -> None:
-    x = torch.ones(1, 1, 16, 16)
-    assert torch.equal(translate(x, torch.tensor([[0.5, 0.5]])), x)
-    moved = translate(x, torch.tensor([[0.0, 0.999]]))  # two up, two to the right
-    assert torch.equal(moved[0, 0, :14, 2:], torch.ones(14, 14))
-    assert moved.sum() == 14 * 14
-
-
 def test_holes_are_half_the_side_and_colours_keep_their_mean() -> None:
     x = torch.ones(1, 2, 16, 16)
     kept = cut_out(x, torch.tensor([[0.5, 0.5]]))
@@ -382,13 +374,20 @@ def test_r3gans_blocks_start_at_the_scale_of_fixup() -> None:
         assert found == pytest.approx(gain / math.sqrt(fan), rel=5 / math.sqrt(layer.weight.numel()))
 
 
-def test_holes_and_shifts_at_the_border_are_exact() -> None:
-    x = torch.arange(25.0).view(1, 1, 5, 5) + 1
-    kept = cut_out(x, torch.tensor([[0.0, 0.0]]))  # 3 wide, centred on the corner: one row and column are outside
-    assert (kept[0, 0] == 0).nonzero().tolist() == [[a, b] for a in range(2) for b in range(2)]
-    x = torch.arange(64.0).view(1, 1, 8, 8) + 1
-    moved = translate(x, torch.tensor([[0.999, 0.999]]))  # one down, one to the right
-    assert torch.equal(moved[0, 0, 1:, 1:], x[0, 0, :-1, :-1]) and not moved[0, 0, 0].any()
+def test_every_shift_and_hole_is_exact() -> None:
+    """By up to 2 rows and 3 columns of 16 x 24; of 3 x 5 around any place of 6 x 9 and up to one beyond."""
+    x = torch.arange(16.0 * 24).view(1, 1, 16, 24) + 1
+    padded = nn.functional.pad(x, (3, 3, 2, 2))
+    for down in range(-2, 3):
+        for right in range(-3, 4):
+            moved = translate(x, torch.tensor([[(down + 2.5) / 5, (right + 3.5) / 7]]))
+            assert torch.equal(moved, padded[:, :, 2 - down : 18 - down, 3 - right : 27 - right])
+    rows, columns = torch.arange(6)[:, None], torch.arange(9)
+    for row in range(7):
+        for column in range(10):
+            kept = cut_out(torch.ones(1, 1, 6, 9), torch.tensor([[(row + 0.5) / 7, (column + 0.5) / 10]]))
+            hole = ((rows - row).abs() <= 1) & ((columns - column).abs() <= 2)
+            assert torch.equal(kept[0, 0] == 0, hole)
 
 
 def test_the_gradient_penalty_lies_between_the_two_images() -> None:

@@ -85,6 +85,7 @@ def test_scores_of_the_dcgan_discriminator_by_hand() -> None:
         convolutions = [m for m in built.modules() if isinstance(m, nn.Conv2d)]
         norms = [m for m in built.modules() if isinstance(m, nn.BatchNorm2d)]
         assert [m.out_channels for m in convolutions] == [4, 8, 16][:halvings] and len(norms) == halvings - 1
+        assert all(layer.kernel_size == (4, 4) for layer in convolutions)
         x = pictures = images(2, 3, side, 2 * side)
         for index, layer in enumerate(convolutions):
             x = functional.conv2d(x, layer.weight, layer.bias, stride=2, padding=1)
@@ -103,7 +104,7 @@ def test_scores_of_the_stylegan_discriminator_by_hand() -> None:
         for block in built.blocks:
             deep = leaky(functional.conv2d(x, block.conv1.weight, block.conv1.bias, padding=1))
             deep = leaky(functional.conv2d(halve(deep), block.conv2.weight, block.conv2.bias, padding=1))
-            assert block.skip.bias is None
+            assert block.skip.bias is None and block.conv1.kernel_size == block.conv2.kernel_size == (3, 3)
             x = (deep + functional.conv2d(halve(x), block.skip.weight)) / 2**0.5
         x = leaky(functional.conv2d(x, built.last.weight, built.last.bias, padding=1))
         x = leaky(functional.linear(x.flatten(1), built.features.weight, built.features.bias))
