@@ -319,7 +319,7 @@ def test_lpips_mistakes_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_lpips_is_that_of_its_authors(tmp_path: Path) -> None:
+def test_lpips_is_that_of_its_authors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lpips = pytest.importorskip("lpips")
     import torchvision
 
@@ -327,6 +327,7 @@ def test_lpips_is_that_of_its_authors(tmp_path: Path) -> None:
     vgg = torchvision.models.vgg16(weights=None)
     torch.save(vgg.state_dict(), tmp_path / "vgg16.pth")
     ours = perceptual.open_lpips(tmp_path / "vgg16.pth")
+    assert not capsys.readouterr().out
     theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     for index, layer in enumerate(vgg.features):
         for part in theirs.net.children():
