@@ -167,6 +167,12 @@ def test_penalties_hold_in_bfloat16_too(penalty: str) -> None:
     torch.testing.assert_close(rough.detach(), exact, rtol=0.05, atol=1e-3)
 
 
+def test_a_critic_is_trained_on_the_penalties_that_it_has() -> None:
+    for names in ((), ("r1",), ("r2",), ("gradient_penalty",), ("lecam",)):
+        found = critic(**dict.fromkeys(names, 1.0))(images(4), images(4, 1), None, noise(4), 0, 0.0)
+        assert set(found.losses) == {"critic", *names}
+
+
 def test_the_cosine_of_a_penalty() -> None:
     assert [decay_by_cosine(0.1, p) for p in (0.0, 1.0, 2.0)] == pytest.approx([1.0, 0.1, 0.1])
     assert decay_by_cosine(0.0, 0.5) == pytest.approx(0.5)
@@ -209,6 +215,20 @@ def test_spectral_normalisation_bounds_every_layer() -> None:
         assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(1.0, abs=0.05)
 
 
+def test_spectral_normalisation_is_of_each_trained_weight_once() -> None:
+    """A backbone's own stay as they are, and its heads have theirs already."""
+    torch.manual_seed(0)
+    sections: list[tuple[dict[str, Any], int, int]] = [
+        ({"kind": "backbone", "model": "resnet10t", "layers": [1, 2], "size": 32, "random": True}, 0, 2 * 3),
+        ({"kind": "residual", "channels": [8, 8], "blocks": 1}, 3, 2 * 3 + 1 + 2),  # blocks, start, features, embedding
+    ]
+    for section, classes, expected in sections:
+        built = validate(CriticConfig, {"discriminator": section, "spectral_norm": True}, "c").build(IMAGE, classes)
+        normed = [m for m in built.modules() if nn.utils.parametrize.is_parametrized(m)]
+        assert [len(m.parametrizations.weight) for m in normed] == [1] * expected  # type: ignore[union-attr,arg-type,index]
+        assert all(p.requires_grad for m in normed for p in m.parameters())
+
+
 def test_the_critics_accuracy_says_who_wins() -> None:
     built = Critic(critic().config, Linear())
     bright = torch.ones(4, *IMAGE) * built.discriminator.weight.detach().sign().view(IMAGE)  # type: ignore[union-attr,operator]
@@ -236,17 +256,10 @@ def test_a_batch_is_changed_as_its_images_are_alone() -> None:
     torch.testing.assert_close(augment(images(4)[2:], every, noise(4)[2:]), whole[2:])
 
 
-def test_shifts_are_whole_pixels_with_zeros_behind() -> None:
-    x = torch.ones(1, 1, 16, 16)
-    assert torch.equal(translate(x, torch.tensor([[0.5, 0.5]])), x)
-    moved = translate(x, torch.tensor([[0.0, 0.999]]))  # two up, two to the right
-    assert torch.equal(moved[0, 0, :14, 2:], torch.ones(14, 14))
-    assert moved.sum() == 14 * 14
-
-
 def test_holes_are_half_the_side_and_colours_keep_their_mean() -> None:
     x = torch.ones(1, 2, 16, 16)
-    assert int((cut_out(x, torch.tensor([[0.5, 0.5]])) == 0).sum()) == 2 * 8 * 8
+    kept = cut_out(x, torch.tensor([[0.5, 0.5]]))
+    assert int((kept == 0).sum()) == 2 * 8 * 8 and not kept[:, :, 4:12, 4:12].any()
     still = torch.tensor([[0.5, 0.5, 0.5]])
     torch.testing.assert_close(change_color(images(1), still), images(1), rtol=1e-5, atol=1e-6)
     bright = change_color(images(1), torch.tensor([[1.0, 0.5, 0.5]]))
@@ -361,32 +374,20 @@ def test_r3gans_blocks_start_at_the_scale_of_fixup() -> None:
         assert found == pytest.approx(gain / math.sqrt(fan), rel=5 / math.sqrt(layer.weight.numel()))
 
 
-def test_discriminators_have_their_published_shapes() -> None:
-    """StyleGAN and DCGAN halve down to 4 pixels; R3GAN's and Miyato's score is a product with the label's vector."""
-    x, labels = images(4), torch.tensor([0, 1, 2, 0])
-    stylegan = find("adversarial.discriminators", "stylegan")(base_channels=8, largest=16).build(IMAGE, 0)  # type: ignore[attr-defined]
-    assert len(stylegan.blocks) == 2 and stylegan.last.weight.shape == (16, 16, 3, 3)
-    dcgan = find("adversarial.discriminators", "dcgan")(base_channels=8, norm="batch").build(IMAGE, 3)  # type: ignore[attr-defined]
-    assert [type(layer) for layer in dcgan.layers][1::3] == [nn.Identity, nn.BatchNorm2d]  # none in the first
-    features = dcgan.layers(x).flatten(1)
-    expected = dcgan.score.score(features)[:, 0] + (dcgan.score.embedding(labels) * features).sum(1)
-    assert dcgan.score.score.weight.shape == (1, features.shape[1])
-    torch.testing.assert_close(dcgan.score(features, labels), expected)
-    residual = find("adversarial.discriminators", "residual")(channels=(8, 16, 24), blocks=1, embedding_dim=400)  # type: ignore[attr-defined]
-    torch.manual_seed(0)
-    scorer = residual.build(IMAGE, 50)
-    assert scorer.basis.shape == (8, 4, 4) and scorer.features.weight.shape == (400, 8)
-    assert float(scorer.embedding.weight.std()) == pytest.approx(1 / math.sqrt(400), rel=5 / math.sqrt(2 * 50 * 400))
-    assert residual.build(IMAGE, 0).features.weight.shape == (1, 8)
-
-
-def test_holes_and_shifts_at_the_border_are_exact() -> None:
-    x = torch.arange(25.0).view(1, 1, 5, 5) + 1
-    kept = cut_out(x, torch.tensor([[0.0, 0.0]]))  # 3 wide, centred on the corner: one row and column are outside
-    assert (kept[0, 0] == 0).nonzero().tolist() == [[a, b] for a in range(2) for b in range(2)]
-    x = torch.arange(64.0).view(1, 1, 8, 8) + 1
-    moved = translate(x, torch.tensor([[0.999, 0.999]]))  # one down, one to the right
-    assert torch.equal(moved[0, 0, 1:, 1:], x[0, 0, :-1, :-1]) and not moved[0, 0, 0].any()
+def test_every_shift_and_hole_is_exact() -> None:
+    """By up to 2 rows and 3 columns of 16 x 24; of 3 x 5 around any place of 6 x 9 and up to one beyond."""
+    x = torch.arange(16.0 * 24).view(1, 1, 16, 24) + 1
+    padded = nn.functional.pad(x, (3, 3, 2, 2))
+    for down in range(-2, 3):
+        for right in range(-3, 4):
+            moved = translate(x, torch.tensor([[(down + 2.5) / 5, (right + 3.5) / 7]]))
+            assert torch.equal(moved, padded[:, :, 2 - down : 18 - down, 3 - right : 27 - right])
+    rows, columns = torch.arange(6)[:, None], torch.arange(9)
+    for row in range(7):
+        for column in range(10):
+            kept = cut_out(torch.ones(1, 1, 6, 9), torch.tensor([[(row + 0.5) / 7, (column + 0.5) / 10]]))
+            hole = ((rows - row).abs() <= 1) & ((columns - column).abs() <= 2)
+            assert torch.equal(kept[0, 0] == 0, hole)
 
 
 def test_the_gradient_penalty_lies_between_the_two_images() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from artok.errors import ArtokError, CheckpointError, ConfigError
 from artok.losses import adversarial, perceptual
 from artok.losses.base import AdversarialLoss, BatchContext, Comparisons, Loss, LossConfig, Setting
 from artok.metrics import cost
-from artok.metrics.features import Extractor, ExtractorConfig, TrainingImages, open_extractor
-from artok.metrics.per_channel import PerChannel
+from artok.metrics.features import Extractor, ExtractorConfig, Maps, TrainingImages, open_extractor, parse
+from artok.metrics.per_channel import PerChannel, maps_of_channels
 from artok.noise import Noise
 from artok.planning.meta_model import comparisons
 from artok.planning.training_cost import training_flops
@@ -62,6 +63,9 @@ def moment(seen: int, others: torch.Tensor, layer: nn.Parameter | None = None, c
     return BatchContext(seen, Noise(0, torch.arange(count)), others, layer)
 
 
+CRITIC = {"discriminator": {"kind": "patch", "base_channels": 8, "layers": 1, "norm": "none"}}
+
+
 @pytest.mark.parametrize("kind", kinds("losses"))
 def test_a_loss_trains_the_reconstruction_and_nothing_of_itself(kind: str) -> None:
     torch.manual_seed(0)
@@ -80,6 +84,20 @@ def test_a_loss_trains_the_reconstruction_and_nothing_of_itself(kind: str) -> No
     assert x.grad is not None and x.grad.flatten(1).norm(dim=1).gt(0).all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "section", "expected"),
+    [
+        ("reconstruction", {}, {"l1": 1.0, "l2": 0.0}),
+        ("perceptual", {}, {"features": "classifier", "weight": 1.0, "layers": None, "weights": None, "seed": 1}),
+        ("adversarial", {"critic": CRITIC}, {"weight": 0.5, "adaptive": True, "warmup": 0, "ramp": 0}),
+    ],
+)
+def test_a_setting_that_is_left_out_stays_what_it_was(kind: str, section: dict[str, Any], expected: Any) -> None:
+    """Configs of earlier runs leave settings out."""
+    found = validate(find("losses", kind), {"kind": kind} | section, "loss").model_dump()
+    assert {name: value for name, value in found.items() if name != "critic"} == expected | {"kind": kind, "start": 0}
+
+
 # ---------------------------------------------------------------------------------------------- several losses
 
 
@@ -92,6 +110,11 @@ def test_losses_of_one_kind_add_up_under_names_that_do_not_change() -> None:
     expected = {"l1": l1, "l1_2": 5 * l1, "l2_3": 2 * l2}
     assert {name: float(value) for name, value in compared(x, y, 100).items()} == pytest.approx(expected)
     assert list(compared(x, y, 99)) == ["l1_2", "l2_3"]
+
+
+def test_every_config_needs_its_loss() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        Comparisons([config("reconstruction")] * 2, [config("reconstruction").build(SETTING)])
 
 
 def test_a_tokenizer_is_trained_on_the_sum_of_its_losses() -> None:
@@ -113,9 +136,6 @@ def test_a_plan_counts_every_loss() -> None:
 
     one, two = flops(features) - flops(), flops(features, features) - flops()
     assert two == pytest.approx(2 * one) and one > 0
-
-
-CRITIC = {"discriminator": {"kind": "patch", "base_channels": 8, "layers": 1, "norm": "none"}}
 
 
 @pytest.mark.parametrize(
@@ -145,6 +165,50 @@ def test_the_classifier_that_trains_is_not_the_one_that_judges() -> None:
         config("perceptual", seed=0)
 
 
+def test_a_seed_is_that_of_the_classifier_and_leaves_backbones_as_they_are() -> None:
+    asked: list[ExtractorConfig] = []
+
+    class Opened(Extractor):
+        def __init__(self, config: ExtractorConfig) -> None:
+            asked.append(config)
+
+        def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return images.flatten(1), None
+
+    for features in ("classifier", "timm:resnet10t"):
+        config("perceptual", features=features, seed=3).build(Setting(IMAGE, DEVICE, Opened))
+    assert asked == [parse("classifier").model_copy(update={"seed": 3}), parse("timm:resnet10t")]
+
+
+@pytest.mark.parametrize(("features", "apart"), [("classifier", False), ("classifier", True), ("timm:resnet10t", True)])
+def test_a_plan_counts_the_features_that_are_compared(features: str, apart: bool) -> None:
+    """A classifier sees channels that are images of their own one by one; a backbone sees images of three channels."""
+    image = (3, 64, 16)
+    by_channel = features == "classifier" and apart
+
+    def expected() -> Maps:
+        maps = parse(features).blank_maps((1, *image[1:]) if by_channel else image)
+        return maps_of_channels(maps) if by_channel else maps
+
+    section = config("perceptual", features=features)
+    with torch.device("meta"):
+        x, maps = torch.zeros(2, *image), expected()
+        setting = Setting(image, torch.device("meta"), None)
+        compared = Comparisons([section], [section.build(replace(setting, channels_apart=True) if apart else setting)])
+        assert cost.flops(lambda: compared(x, x, 0)) == 2 * cost.flops(lambda: maps(x, None)) > 0
+
+
+def test_a_plan_of_lpips_reads_no_weights(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lpips")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("weights are read"))
+    with torch.device("meta"):
+        loss = config("perceptual", features="lpips").build(Setting(IMAGE, torch.device("meta"), None)).to("meta")
+        x = torch.zeros(2, *IMAGE)
+        assert cost.flops(lambda: loss(x, x)) > 0  # type: ignore[operator]
+    assert {parameter.device.type for parameter in loss.parameters()} == {"meta"}
+    assert not capsys.readouterr().out
+
+
 def test_layers_are_chosen_and_unknown_ones_refused() -> None:
     x, y = images(2), images(2, 1)
     every = config("perceptual").build(SETTING).distance(x, y)
@@ -171,16 +235,23 @@ def test_the_network_of_a_perceptual_loss_does_not_drop_out() -> None:
 
 
 def test_a_distance_is_that_of_directions() -> None:
-    """Feature vectors (1, 0) and (0, 5) are at right angles: their unit vectors differ by 2, whatever their lengths."""
+    """Feature vectors (1, 0) and (0, 5) are at right angles: their unit vectors differ by 2, whatever their lengths.
+
+    One without a direction is 0, so it differs from a unit vector by 1 and from another such by 0.
+    """
 
     def maps(x: torch.Tensor, layers: Any) -> list[torch.Tensor]:
         return [x]
 
     distance = perceptual.FeatureDistance(maps, None)
-    x, y = torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)
-    x[:, 0], y[:, 1] = 1, 5
-    assert float(distance(x, y)) == pytest.approx(2.0)
-    assert float(distance(x, 7 * x)) == pytest.approx(0.0)
+    first, second = (torch.tensor(v)[:, None, None].expand(2, 3, 3) for v in ([1.0, 0.0], [0.0, 5.0]))
+    none = torch.zeros(2, 3, 3)
+    x = torch.stack([first, second, first, none]).requires_grad_()
+    y = torch.stack([second, 7 * second, none, none])
+    found = distance(x, y)
+    torch.testing.assert_close(found, torch.tensor([2.0, 0.0, 1.0, 0.0]))
+    found.sum().backward()
+    assert x.grad is not None and bool(x.grad.isfinite().all())
 
 
 @pytest.mark.slow
@@ -229,12 +300,16 @@ def test_an_extractor_without_maps_says_so() -> None:
         Pooled().maps(images(1), None)
 
 
-@pytest.mark.slow
-def test_lpips_mistakes_are_named(tmp_path: Path) -> None:
+def test_settings_that_belong_to_other_features_are_refused() -> None:
     with pytest.raises(ConfigError, match="leave layers out"):
         config("perceptual", features="lpips", layers=[1])
     with pytest.raises(ConfigError, match="weights are for features lpips"):
         config("perceptual", weights="x.pth")
+    assert config("perceptual", features="lpips", weights="x.pth").weights == Path("x.pth")  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_lpips_mistakes_are_named(tmp_path: Path) -> None:
     pytest.importorskip("lpips")
     with pytest.raises(CheckpointError, match="there is no file"):
         perceptual.open_lpips(tmp_path / "nothing.pth")
@@ -244,7 +319,7 @@ def test_lpips_mistakes_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_lpips_is_that_of_its_authors(tmp_path: Path) -> None:
+def test_lpips_is_that_of_its_authors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lpips = pytest.importorskip("lpips")
     import torchvision
 
@@ -252,6 +327,7 @@ def test_lpips_is_that_of_its_authors(tmp_path: Path) -> None:
     vgg = torchvision.models.vgg16(weights=None)
     torch.save(vgg.state_dict(), tmp_path / "vgg16.pth")
     ours = perceptual.open_lpips(tmp_path / "vgg16.pth")
+    assert not capsys.readouterr().out
     theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     for index, layer in enumerate(vgg.features):
         for part in theirs.net.children():
@@ -292,6 +368,27 @@ def test_the_adaptive_weight_is_the_published_ratio() -> None:
     torch.testing.assert_close(losses["adversarial"], 0.8 * factor * plain)
 
 
+def test_an_adaptive_weight_is_measured_before_it_is_used_and_a_fixed_one_holds_at_once() -> None:
+    layer, made = layer_and_output()
+    for adaptive in (True, False):
+        loss = built(weight=0.8, adaptive=adaptive, ramp=200)
+        plain = loss.critic.generator_loss(images(4), made, None, Noise(0, torch.arange(4))).detach()
+        losses, told = loss(made, images(4), moment(50, made.square().mean(), layer))
+        torch.testing.assert_close(losses["adversarial"].detach(), 0.8 * 50 / 200 * plain * (not adaptive))
+        torch.testing.assert_close(told["adversarial_unweighted"], plain)
+        assert not any(value.requires_grad for value in told.values())
+        loss.settle(lambda value: value)
+        assert (loss.critic.get_buffer("factor") == 1) == (not adaptive)
+
+
+def test_the_adaptive_weight_is_at_most_ten_thousand_fold() -> None:
+    loss = built()
+    layer, made = layer_and_output()
+    loss(made, images(4), moment(0, 1e9 * made.square().mean(), layer))
+    loss.settle(lambda value: value)
+    assert loss.critic.get_buffer("factor") == 1e4
+
+
 def test_the_adaptive_weight_does_not_depend_on_how_a_batch_is_split() -> None:
     factors = []
     for parts in (1, 2, 4):
@@ -327,6 +424,20 @@ def test_the_adaptive_weight_holds_in_float16_at_any_batch() -> None:
     for share in (1.0, 1 / 64, 1 / 4096):
         # 11 bits at each of about five roundings in a row, for each of two losses
         assert ratio(torch.float16, share) == pytest.approx(ratio(torch.float32, share), rel=10 * 2**-11)
+
+
+def test_the_adaptive_weight_holds_in_float16_where_an_image_has_one_score() -> None:
+    """Its gradient is 1 / B of the loss's, and stays below float16's largest number, 65504, when the loss is scaled."""
+    torch.manual_seed(0)
+    inputs, layer, scorer = torch.randn(256, 3, 4, 4), nn.Conv2d(3, 3, 1), nn.Linear(48, 1)
+
+    def norm(dtype: torch.dtype) -> float:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            made = layer(inputs).float()
+            loss = -scorer(made.flatten(1)).float().mean()
+        return float(adversarial.compute_gradient(loss, made, layer.weight).norm())
+
+    assert norm(torch.float16) == pytest.approx(norm(torch.float32), rel=10 * 2**-11)  # of 11 bits, as above
 
 
 def test_a_gradient_that_overflowed_leaves_the_adaptive_weight_as_it_was() -> None:
