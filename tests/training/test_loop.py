@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,12 @@ from helpers.models import tokenizer_experiment
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from artok import files
+from artok.errors import RunError
+from artok.training import checkpoints, loop
 from artok.training.interrupt import ASK_EVERY, Interrupt, catch_signals
 from artok.training.log import LOG, NONFINITE, Log, read_log
-from artok.training.loop import Trainer
+from artok.training.loop import Meter, Trainer
 from artok.training.progress import Progress
 from artok.training.run import make_accelerator
 from artok.training.tasks import Step, Stream, Task
@@ -197,6 +201,38 @@ def test_a_finding_is_warned_of_once_and_a_verdict_ends_a_run(
     assert "diverged: the loss" in capfd.readouterr().err
     verdicts = [(event["event"], event["health"]) for event in read_log(tmp_path / LOG) if "health" in event]
     assert verdicts == [(event, "diverged: the loss is no finite number") for event in ("stop", "end")]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "checkpoints").write_text("no folder")
+    trainer, _ = trainer_in(tmp_path / "first")
+    with pytest.raises(RunError, match=r"after 80 images \(.*\); there is no earlier checkpoint. Is the disk full"):
+        trainer.run(lambda: None, fresh=False)
+
+    def full(aside: Path, final: Path) -> None:
+        if final.name == f"{96:012d}":
+            raise OSError("No space left on device")
+        files.move(aside, final)
+
+    monkeypatch.setattr(checkpoints, "move", full)
+    trainer, _ = trainer_in(tmp_path)
+    with pytest.raises(RunError, match=r"96 images \(No space left on device\); the last whole checkpoint is .*0080"):
+        trainer.run(lambda: None, fresh=False)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"{80:012d}"]
+
+
+def test_images_per_second_are_of_the_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=10.0)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    accelerator = make_accelerator(tokenizer_experiment(), tmp_path, torch.device("cpu"))
+    meter = Meter()
+    meter.restart_clock()
+    for seconds, images, speed in ((3.0, 100, 33.33), (2.0, 100, 50.0)):
+        clock.now += seconds
+        meter.images += images
+        meter.add({"loss": torch.tensor(1.0)}, 1.0)
+        assert meter.read(accelerator)["images_per_second"] == speed
 
 
 # ---------------------------------------------------------------------------------------------- signals
