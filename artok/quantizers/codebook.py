@@ -88,7 +88,8 @@ class CodebookQuantizer(Quantizer):
         points = self._points(latents)
         residual, total = points, torch.zeros_like(points)
         commitment, codebook = points.new_zeros(()), points.new_zeros(())
-        chosen, residuals = list[Tensor](), list[Tensor]()
+        chosen: list[Tensor] = []  # list[Tensor]() would break the graph of a compiled model
+        residuals: list[Tensor] = []
         for level in self.levels:
             residuals.append(residual.detach())
             values, codes = level(residuals[-1])

@@ -149,7 +149,8 @@ class MultiScaleQuantizer(Quantizer):
         target, table = latents.detach(), self.book.vectors()
         residual, total = target, torch.zeros_like(target)
         commitment, codebook = target.new_zeros(()), target.new_zeros(())
-        chosen, totals = list[Tensor](), list[Tensor]()
+        chosen: list[Tensor] = []  # list[Tensor]() would break the graph of a compiled model
+        totals: list[Tensor] = []
         for scale, grid in enumerate(self.grids):
             residuals = to_sequence(shrink(residual, grid))
             points = residuals if self.standardisation is None else self.standardisation.standardise(scale, residuals)

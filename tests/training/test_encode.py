@@ -16,7 +16,7 @@ from artok.config import validate
 from artok.data import digits
 from artok.data.base import Augment
 from artok.data.tokens import TokenCache
-from artok.errors import DataError, RunError
+from artok.errors import ConfigError, DataError, RunError
 from artok.tokenizers import conv
 from artok.tokenizers.base import Tokenizer
 from artok.training import encode
@@ -103,6 +103,25 @@ def test_a_cache_that_cannot_be_written_is_a_sentence(opened: Open, tmp_path: Pa
     (tmp_path / "cache").write_text("no folder")
     with pytest.raises(RunError, match="the tokens could not be written to"):
         opened()
+
+
+def test_the_command_names_its_folder_after_the_tokenizer_and_the_split(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(encode, "load_tokenizer", lambda name: (tokenizer, None))
+    monkeypatch.setattr(encode, "find_saved", Path)
+    Path("runs/vq").mkdir(parents=True)
+    Path("runs/vq/config.yaml").write_text("data: {kind: digits, size: 16}\n")
+    folder, cache = encode.encode_command("runs/vq", [], "test", 1, None, CPU)
+    assert folder == Path("tokens/vq-test") and (folder / "index.json").exists() and len(cache) == 540
+    with pytest.raises(ConfigError, match="split must be train or test, not 'validation'"):
+        encode.encode_command("runs/vq", [], "validation", 1, None, CPU)
+    with pytest.raises(ConfigError, match=r"trained on images of \(1, 16, 16\) .*, but data gives \(1, 8, 8\)"):
+        encode.encode_command("runs/vq", ["size=8"], "test", 1, None, CPU)
+    Path("runs/vq/config.yaml").write_text("name: a\n")
+    with pytest.raises(ConfigError, match="names no data to measure on; add its 'data' section"):
+        encode.encode_command("runs/vq", [], "test", 1, None, CPU)
 
 
 def _open(opened: Open, path: Path) -> None:

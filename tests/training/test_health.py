@@ -224,6 +224,59 @@ def test_a_verdict_names_the_numbers_and_the_rule() -> None:
     assert diagnose([]) == []
 
 
+# A value at the very bound: the rules say "under" and "over".
+AT_A_BOUND: list[tuple[list[dict[str, Any]], list[tuple[str, int]]]] = [
+    (monitored({"distinct": 0.5}), []),
+    (monitored(FINE, FINE, {"precision": 0.24, "precision_floor": 0.96}), []),
+    (monitored(FINE, FINE, {"precision": 0.23, "precision_floor": 0.96}), [(OFF_DISTRIBUTION, 3_000)]),
+    (monitored(FINE, {"precision": 0.23}), [(OFF_DISTRIBUTION, 2_000)]),  # at half of the training
+    (monitored({"precision": 0.23}), []),
+    (monitored(FINE, {"precision": 0.23, "coverage": 0.4}, wanted=9_000), [(OFF_DISTRIBUTION, 2_000)]),  # fallen
+    (monitored({"coverage": 0.6}, {"coverage": 0.3}), []),
+    (monitored({"coverage": 0.2}, {"coverage": 0.245}), []),
+    (monitored(FINE, {"recall": 0.24, "neighbour_ratio": 0.4}), []),
+    (monitored(FINE, {"recall": 0.23, "neighbour_ratio": 0.6}), []),
+    (monitored(FINE, {"recall": 0.23, "neighbour_ratio": 0.59}), [(COLLAPSED, 2_000)]),
+    (monitored({"recall": 0.23, "neighbour_ratio": 0.59}), []),
+    (monitored(FINE, {"classes_covered": 0.79, "classes_covered_floor": 0.9}), [(COLLAPSED, 2_000)]),
+    (trained(model_loss=[1.0, 3.0, 3.0, 3.0]), []),
+    (trained(model_loss=[0.0, 1.0, 1.0, 1.0]), []),  # nothing is a multiple of nothing
+    (coded([0.5] * 3, [64.0] * 3), []),
+    (coded([0.9] * 3, [32.0] * 3), [(CODEBOOK_COLLAPSED, 100)]),
+    (trained(critic_gradient_norm=[1.0] * 5 + [10.0]), []),
+    (trained(critic_gradient_norm=[0.0] * 5 + [10.0]), []),
+    (trained(model_loss=[1.0] * 5 + [3.0]), []),
+    (trained(critic_accuracy=[0.5] * 9 + [0.99] * 3), []),
+    (trained(critic_accuracy=[0.5] * 9 + [0.36] * 3), []),
+    (trained(critic_accuracy=[1.0] * 8 + [0.0] + [0.5] * 3), []),  # the last quarter begins after it
+    (trained(critic_accuracy=[0.5] * 8 + [1.0, 1.0, float("nan"), 1.0, 1.0]), [(CRITIC_WON, 1_000)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("events", "expected"), AT_A_BOUND)
+def test_rules_say_under_and_over(events: list[dict[str, Any]], expected: list[tuple[str, int]]) -> None:
+    assert found(events) == expected
+
+
+def test_findings_name_the_numbers_they_were_made_of() -> None:
+    fallen = monitored({"coverage": 0.7}, {"coverage": 0.9}, {"coverage": 0.4})
+    few = monitored(FINE, {"recall": 0.1, "neighbour_ratio": 0.4})
+    norms = [1.0, 2.0, 2.0, 2.0, 8.0, 24.0, 2.0, 2.0]
+    leaps = trained(model_gradient_norm=norms, model_loss=[1.0] * 5 + [1.0, 8.0, 1.0])
+    for events, words in (
+        (fallen, "samples cover 40% of real images, and covered 90% after 2,000 images (rule: under 50%"),
+        (
+            few,
+            "10% of real images lie where samples do, 96% where other real ones do, and samples lie 0.40 times",
+        ),
+        (leaps, "model_loss leapt to 8.0 times its usual after 700 images, the highest of 2 such leaps (rule: over 3"),
+        (leaps[:6], "model_gradient_norm leapt to 12.0 times its usual after 600 images (rule: over 10 times"),
+    ):
+        (finding,) = diagnose(events)
+        assert words in finding.text
+    assert [finding.since for finding in diagnose(leaps)] == [600]
+
+
 # ---------------------------------------------------------------------------------------------- closed forms
 
 
