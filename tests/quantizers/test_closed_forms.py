@@ -271,6 +271,7 @@ def test_the_window_of_usage_by_hand() -> None:
     seen.collect(torch.zeros(1, 1, 1, dtype=torch.int64))
     seen.settle()
     torch.testing.assert_close(seen.frequencies[0, 0], torch.tensor([1.0, 0.0, 0.0, 31.0]) / 32)
+    assert seen.monitors().keys() == {"usage", "perplexity"}  # none of a scale, where there is one
 
 
 def test_the_window_moves_by_the_choices_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:

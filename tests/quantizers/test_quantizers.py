@@ -99,6 +99,18 @@ def test_gumbel_gradients_are_those_of_the_soft_draw() -> None:
     torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("score", "drawn"), [(3.21, 1), (3.23, 0)])
+def test_gumbel_takes_a_uniform_zero_for_half_a_step(score: float, drawn: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """-log(-log(2^-25)) is -2.852 and -log(-log(.5)) is .367, so a score that is higher by 3.219 makes up for it."""
+    quantizer = built(gumbel.Config(codebook_size=2, code_dim=4)).train()
+    monkeypatch.setattr(Noise, "uniform", lambda self, *shape: torch.tensor([0.0, 0.5]).expand(len(self), *shape))
+    with torch.no_grad():
+        quantizer.scores.weight.zero_()
+        quantizer.scores.bias.copy_(torch.tensor([score, 0.0]))
+    out = quantizer(latents(quantizer))
+    assert (out.values == drawn).all() and out.vectors.isfinite().all()
+
+
 def test_fsq_numbers_every_code_once() -> None:
     quantizer = built(fsq.Config(levels=[8, 5, 3]))
     table = quantizer.codebook()
