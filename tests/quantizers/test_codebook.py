@@ -200,6 +200,21 @@ def test_nearest_is_brute_force() -> None:
         assert torch.equal(find_nearest(points, table), torch.cdist(points.double(), table.double()).argmin(1))
 
 
+def test_a_table_may_be_larger_than_a_block() -> None:
+    table = torch.zeros(2**22 + 1, 1)
+    table[-2] = 3.0
+    assert find_nearest(torch.tensor([[2.0], [1.0]]), table).tolist() == [2**22 - 1, 0]
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_codes_on_a_line(update: str) -> None:
+    section = {"codebook_size": 16, "code_dim": 1, "similarity": "euclidean", "update": update}
+    quantizer = built(vq.Config.model_validate(section)).train()
+    given = latents(quantizer)
+    nearest = (to_sequence(given) - quantizer.codebook()[:, 0]).abs().argmin(-1)
+    assert torch.equal(quantizer(given).values[..., 0], nearest)
+
+
 # ------------------------------------------------------------------------------------------------- gradient estimators
 
 

@@ -43,7 +43,9 @@ DEFAULTS: dict[str, dict[str, object]] = {
 
 @pytest.mark.parametrize("kind", DEFAULTS)
 def test_what_a_config_leaves_out_keeps_its_meaning(kind: str) -> None:
-    assert find("quantizers", kind)().model_dump() == {"kind": kind} | DEFAULTS[kind]
+    config = find("quantizers", kind)()
+    assert config.model_dump() == {"kind": kind} | DEFAULTS[kind]
+    assert isinstance(config, QuantizerConfig) and config.build((4, 4)).grids[-1] == (4, 4)
 
 
 BOOK = ("started", "counts", "sums", "table")
