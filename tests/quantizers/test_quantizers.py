@@ -61,6 +61,12 @@ def test_simvq_is_the_librarys() -> None:
     torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
 
 
+def test_a_new_table_of_simvq_has_vectors_of_length_1_on_average() -> None:
+    """Their mean square is 1/4 at width 4, within 5 deviations of sqrt(2) / 4 / sqrt(8192)."""
+    table = simvq.Config(codebook_size=2048, code_dim=4).build((4, 4)).frozen
+    assert float(table.square().mean()) == pytest.approx(1 / 4, abs=0.02)
+
+
 def test_gumbel_draws_codes_and_its_gradient_grows_with_a_low_temperature() -> None:
     slopes = []
     for temperature in (0.5, 5.0):
