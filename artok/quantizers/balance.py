@@ -41,7 +41,6 @@ class Standardisation(nn.Module):
     def _deviation(self, scale: int) -> Tensor:
         return self.variance[scale].clamp(min=1e-8).sqrt()  # a channel that never changes is left as it is
 
-    @torch.no_grad()
     def collect(self, scale: int, residuals: Tensor) -> None:
         """Add residuals (M, D) of a scale, not standardised, of a part of a step."""
         count = residuals.new_full((1,), len(residuals))
@@ -53,7 +52,6 @@ class Standardisation(nn.Module):
         self.moments.zero_()
         return moments
 
-    @torch.no_grad()
     def update(self, moments: Tensor) -> None:
         """moments: of a step, over all processes."""
         mean, square = (moments[:, :-1] / moments[:, -1:]).chunk(2, dim=1)
@@ -80,14 +78,12 @@ class UsageBalancing(nn.Module):
         self.register_buffer("bias", torch.zeros(scales, codes))
         self.register_load_state_dict_pre_hook(rename_tensors)
 
-    @torch.no_grad()
     def update(self, counts: Tensor) -> None:
         """counts: (S, V) of the codes in this step, over all processes."""
         least = self.floor * counts.mean(1, keepdim=True)
         excess = torch.minimum(counts - least, 8 * (1 + least))  # one batch of equal images undoes no long ascent
         self.bias.sub_(RATE * excess).clamp_(min=0)
 
-    @torch.no_grad()
     def reset(self, codes: Tensor) -> None:
         """Clear the bias of codes, (V,) bool, that have been replaced: it might draw a whole scale to them."""
         self.bias.masked_fill_(codes, 0)

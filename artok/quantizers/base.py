@@ -96,6 +96,7 @@ class Quantizer(nn.Module, ABC):
             self.noise = Noise(int(torch.randint(2**62, ())), torch.arange(len(latents), device=latents.device))
         return self.noise
 
+    @torch.no_grad()
     def settle(self) -> list[Replacement]:
         """At the end of a training step, bring in what its passes collected, over all processes.
 

@@ -27,7 +27,6 @@ class Candidates(nn.Module):
         self.register_buffer("points", torch.zeros(rows, count, width), persistent=False)
         self.register_buffer("keys", torch.full((rows, count), NONE), persistent=False)
 
-    @torch.no_grad()
     def collect(self, row: int, points: Tensor, noise: Noise) -> None:
         """Add the points (B, N, D) of a part of a step. noise: of its images."""
         keys = noise.integers(LARGEST, points.shape[1]).flatten()
@@ -38,7 +37,6 @@ class Candidates(nn.Module):
         self.keys[row] = smallest
         self.points[row] = points[places]
 
-    @torch.no_grad()
     def take(self) -> tuple[Tensor, Tensor]:
         """The sample of all processes, (S, count, D), and which of it are points at all, (S, count) bool; then empty.
 

@@ -111,7 +111,6 @@ class CodebookQuantizer(Quantizer):
         points = to_sequence(latents)
         return F.normalize(points, dim=-1) if self.cosine else points
 
-    @torch.no_grad()
     def settle_codes(self, counts: Tensor) -> list[Replacement]:
         books = self.books()
         if not books[0].counts_choices:
@@ -156,7 +155,7 @@ class CodebookQuantizer(Quantizer):
 class Codebook(nn.Module):
     """A table of V vectors of length D, and how often and by what each has been chosen.
 
-    All processes keep the same table, which changes at the end of a step only.
+    All processes keep the same table, which changes at the end of a step only, in `settle`, where gradients are off.
 
     table: (1, V, D). counts: (1, V), running number of choices per step. sums: (1, V, D), running sum per step of the
     vectors that chose each code, if the table follows their means. started: whether k-means has been run, if it was
@@ -213,11 +212,10 @@ class Codebook(nn.Module):
             self.collect(flat, values)
         return values.view(points.shape[:2]), F.embedding(values, vectors).view(points.shape)
 
-    @torch.no_grad()
     def collect(self, points: Tensor, values: Tensor) -> None:
         """Add the points (M, D) of a part of a step, whose values are (M,), to the sums of their codes."""
         if self.follows_means:
-            self.step_sums.index_add_(0, values, points.detach())
+            self.step_sums.index_add_(0, values, points)
 
     def take(self) -> Tensor:
         """The sums (V, D) of the step in this process, which then start anew."""
@@ -225,7 +223,6 @@ class Codebook(nn.Module):
         self.step_sums.zero_()
         return sums
 
-    @torch.no_grad()
     def update(self, counts: Tensor, sums: Tensor) -> None:
         """Bring the counts (V,) and sums (V, D) of a step, over all processes, into the running ones.
 
@@ -248,7 +245,6 @@ class Codebook(nn.Module):
             means = F.normalize(means, dim=-1)
         self.table.copy_(torch.where(self.counts[..., None] > FEWEST, means, self.table))
 
-    @torch.no_grad()
     def start_from_kmeans(self, points: Tensor, seed: int, steps: float) -> None:
         """Place the codes by k-means on the points (M, D) of `steps` steps, from codes drawn among these."""
         size, rng = self.config.codebook_size, torch.Generator().manual_seed(seed)
@@ -273,7 +269,6 @@ class Codebook(nn.Module):
         for tensor in (self.counts, self.sums, self.table):
             copy_from_first_process(tensor.detach())
 
-    @torch.no_grad()
     def restart_dead_codes(self, points: Tensor, real: Tensor) -> Tensor:
         """Replace codes that are hardly used by the points (M, D), the least used first. All processes give the same.
 

@@ -178,7 +178,6 @@ class MultiScaleQuantizer(Quantizer):
         if self.standardisation is not None:
             self.standardisation.collect(scale, residuals.flatten(0, 1))
 
-    @torch.no_grad()
     def settle_codes(self, counts: Tensor) -> list[Replacement]:
         """Move the shared table, bring up to date what is kept of each scale, and restart dead codes from residuals
         drawn evenly from the scales."""

@@ -40,12 +40,10 @@ class Usage(nn.Module):
         """How often each code is among the values (B, N, K): (S, K, V)."""
         return torch.stack([count_codes(scale, self.vocab) for scale in values.split(self.lengths, dim=1)])
 
-    @torch.no_grad()
     def collect(self, values: Tensor) -> None:
         """Add the codes (B, N, K) of a part of a step."""
         self.counts.add_(self.count(values))
 
-    @torch.no_grad()
     def settle(self) -> Tensor:
         """At the end of a step, bring its codes into the window. Returns their counts (S, K, V) in this process."""
         counts = self.counts.clone()
@@ -56,7 +54,6 @@ class Usage(nn.Module):
         self.least.copy_(0.3 / everywhere.clamp(min=window))  # a hit is worth 1/e after one window
         return counts
 
-    @torch.no_grad()
     def share(self) -> None:
         """Give each process the frequencies of all; to be called by all of them."""
         sum_over_processes(self.frequencies).div_(count_processes())
@@ -70,7 +67,6 @@ class Usage(nn.Module):
         """`fill` of the codes (B, N, K) of one batch."""
         return self.fill(self.count(values), torch.zeros_like(self.least))
 
-    @torch.no_grad()
     def fill(self, frequencies: Tensor, least: Tensor) -> dict[str, Tensor]:
         """usage: share of the codes that occurred. perplexity: exp of the entropy of their frequencies, in [1, V].
 
@@ -86,7 +82,6 @@ class Usage(nn.Module):
         return values
 
 
-@torch.no_grad()
 def count_codes(values: Tensor, vocab: int) -> Tensor:
     """How often each level K of codes (B, N, K) has each code, (K, vocab)."""
     levels = values.shape[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,12 @@ def test_kmeans_starts_from_the_latents_it_is_given() -> None:
     assert not built(quantizer.config.model_copy(update={"kmeans_init": False})).start(given, 0, 2)
 
 
+def test_kmeans_of_as_many_latents_as_codes_takes_each() -> None:
+    book, points = codebook(codebook_size=16, kmeans_init=True), torch.randn(16, 4)
+    book.start_from_kmeans(points, 0, 1)
+    assert torch.cdist(points, book.vectors()).argmin(1).unique().numel() == 16
+
+
 def test_cosine_gives_the_decoder_unit_vectors() -> None:
     for update in ("ema", "gradient"):
         quantizer = built(vq.Config.model_validate({"codebook_size": 16, "code_dim": 4, "update": update}))
@@ -193,6 +200,21 @@ def test_nearest_is_brute_force() -> None:
         assert torch.equal(find_nearest(points, table), torch.cdist(points.double(), table.double()).argmin(1))
 
 
+def test_a_table_may_be_larger_than_a_block() -> None:
+    table = torch.zeros(2**22 + 1, 1)
+    table[-2] = 3.0
+    assert find_nearest(torch.tensor([[2.0], [1.0]]), table).tolist() == [2**22 - 1, 0]
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_codes_on_a_line(update: str) -> None:
+    section = {"codebook_size": 16, "code_dim": 1, "similarity": "euclidean", "update": update}
+    quantizer = built(vq.Config.model_validate(section)).train()
+    given = latents(quantizer)
+    nearest = (to_sequence(given) - quantizer.codebook()[:, 0]).abs().argmin(-1)
+    assert torch.equal(quantizer(given).values[..., 0], nearest)
+
+
 # ------------------------------------------------------------------------------------------------- gradient estimators
 
 
@@ -216,6 +238,20 @@ def test_rotation_trick_is_a_scaled_rotation() -> None:
     scale = codes.norm(dim=1) / points.detach().norm(dim=1)
     torch.testing.assert_close(gradient.norm(dim=1), scale * upstream.norm(dim=1))
     torch.testing.assert_close(F.cosine_similarity(gradient, points.detach()), F.cosine_similarity(upstream, codes))
+
+
+@pytest.mark.parametrize("estimator", [straight_through, rotation_trick])
+def test_estimators_pass_no_gradient_to_the_codes(estimator: Callable[..., torch.Tensor]) -> None:
+    points, codes = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    gradients = torch.autograd.grad(estimator(points, codes).sum(), (points, codes), allow_unused=True)
+    assert gradients[0] is not None and gradients[1] is None
+
+
+def test_a_latent_of_no_length_counts_as_one_of_a_millionth() -> None:
+    """Without a direction e^ the rotation is a reflection at the code's axis, times |q| / 1e-6."""
+    points = torch.zeros(1, 2, requires_grad=True)
+    (gradient,) = torch.autograd.grad(rotation_trick(points, torch.tensor([[3.0, 0.0]])), points, torch.ones(1, 2))
+    torch.testing.assert_close(gradient, torch.tensor([[-3e6, 3e6]]))
 
 
 # ---------------------------------------------------------------------------------------- fewer points, long idleness

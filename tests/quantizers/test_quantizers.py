@@ -61,6 +61,12 @@ def test_simvq_is_the_librarys() -> None:
     torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
 
 
+def test_a_new_table_of_simvq_has_vectors_of_length_1_on_average() -> None:
+    """Their mean square is 1/4 at width 4, within 5 deviations of sqrt(2) / 4 / sqrt(8192)."""
+    table = simvq.Config(codebook_size=2048, code_dim=4).build((4, 4)).frozen
+    assert float(table.square().mean()) == pytest.approx(1 / 4, abs=0.02)
+
+
 def test_gumbel_draws_codes_and_its_gradient_grows_with_a_low_temperature() -> None:
     slopes = []
     for temperature in (0.5, 5.0):
@@ -97,6 +103,18 @@ def test_gumbel_gradients_are_those_of_the_soft_draw() -> None:
     (gradient,) = torch.autograd.grad(out.vectors, given, upstream)
     (wanted,) = torch.autograd.grad(soft, given, upstream)
     torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("score", "drawn"), [(3.21, 1), (3.23, 0)])
+def test_gumbel_takes_a_uniform_zero_for_half_a_step(score: float, drawn: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """-log(-log(2^-25)) is -2.852 and -log(-log(.5)) is .367, so a score that is higher by 3.219 makes up for it."""
+    quantizer = built(gumbel.Config(codebook_size=2, code_dim=4)).train()
+    monkeypatch.setattr(Noise, "uniform", lambda self, *shape: torch.tensor([0.0, 0.5]).expand(len(self), *shape))
+    with torch.no_grad():
+        quantizer.scores.weight.zero_()
+        quantizer.scores.bias.copy_(torch.tensor([score, 0.0]))
+    out = quantizer(latents(quantizer))
+    assert (out.values == drawn).all() and out.vectors.isfinite().all()
 
 
 def test_fsq_numbers_every_code_once() -> None:
