@@ -16,7 +16,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Protocol, TypeAlias
 
@@ -52,7 +52,7 @@ class TrainingImages:
     images: Tensor
     labels: Tensor
     classes: int
-    watch: Watch | None = field(default=None, compare=False)
+    watch: Watch | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or len(self.images) != len(self.labels):

@@ -43,7 +43,7 @@ class Means(Extractor):
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         features = images.float().unflatten(2, (4, -1)).mean((1, 3, 4)) / 255
-        return features, features
+        return features, 1 - features
 
 
 class Drawn(Split):

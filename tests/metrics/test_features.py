@@ -301,6 +301,10 @@ def test_other_weights_or_none_are_no_inception(published, tmp_path, monkeypatch
         open_extractor("inception", cache=tmp_path)
     with pytest.raises(CheckpointError, match="there is no file"):
         open_extractor("inception@nothing.pth", cache=tmp_path)
+    (tmp_path / "checkpoints").mkdir()  # where torch keeps what it has downloaded
+    (tmp_path / "checkpoints" / inception.FILE).write_text("other weights")
+    with pytest.raises(CheckpointError, match=rf"checkpoints/{inception.FILE} is not the published Inception"):
+        open_extractor("inception", cache=tmp_path)
 
 
 def test_a_pickle_that_runs_code_is_not_loaded(tmp_path, monkeypatch):

@@ -159,6 +159,8 @@ def test_an_image_smaller_than_the_window_has_an_ssim():
     images = pictures(0, 2, (1, 8, 6))
     assert ssim(images, images).tolist() == pytest.approx([1, 1])
     assert float(ssim(images, 255 - images).max()) < 0
+    others = pictures(1, 2, (1, 8, 6))  # its window is symmetric, so that nothing changes when both are turned
+    assert ssim(images.flip(2, 3), others.flip(2, 3)).tolist() == pytest.approx(ssim(images, others).tolist())
 
 
 def test_reconstruction_error_in_closed_form():
@@ -174,7 +176,9 @@ def test_the_mean_is_over_images_not_over_errors():
     reconstructions = images.clone()
     reconstructions[0] += 51
     metric.update(EvalBatch(images=images, reconstructions=reconstructions))
-    assert metric.compute()["psnr_db"] == pytest.approx((20 * math.log10(5) + PSNR_CAP) / 2)
+    similar = float(ssim(images, reconstructions)[0])
+    expected = {"psnr_db": (20 * math.log10(5) + PSNR_CAP) / 2, "ssim": (similar + 1) / 2, "l1": 0.4 / 2}
+    assert metric.compute() == pytest.approx(expected)
 
 
 def test_reconstructions_that_do_not_fit_are_refused():
@@ -249,7 +253,7 @@ def _bias(x):
 def test_labels_carry_the_extractor_and_only_inception_makes_an_fid():
     assert title("fd", "classifier") == "FD[classifier]"
     assert title("fd", "timm:vit") == "FD[timm:vit]"
-    assert title("fd", "inception") == "FID"
+    assert title("fd", "inception") == "FID" and title("fd") == "FD[unnamed]"
     assert title("kid", "inception") == "KID[inception]"
     assert title("recall", "inception", 3) == "recall[inception, k=3]"
     assert title("class_consistency", "classifier") == "class consistency"
