@@ -140,6 +140,7 @@ def test_scores_of_r3gans_discriminator_by_hand(classes: int) -> None:
     expected = x[:, 0] if labels is None else (x * built.embedding.weight[labels]).sum(1)
     torch.testing.assert_close(built(pictures, labels), expected)
     assert built.start.bias is None and built.features.bias is None
+    assert built.features.weight.shape == (6 if classes else 1, 16)
 
 
 def test_r3gans_discriminator_starts_at_unit_scale() -> None:
