@@ -49,7 +49,8 @@ def open_or_encode(
         folder = cache_directory() / "tokens" / f"{mark}-{key}"
         if not holds(folder, wanted):
             with writing_cache():
-                write_cache(tokenizer, wanted, data, split, folder, device, progress)
+                folder.parent.mkdir(parents=True, exist_ok=True)
+            write_cache(tokenizer, wanted, data, split, folder, device, progress)
     return TokenCache.open(folder, wanted)
 
 

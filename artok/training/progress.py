@@ -64,7 +64,7 @@ class Progress:
     def show(self, done: int, values: Mapping[str, float], what: str = "") -> None:
         """Print a line of values, with the time left."""
         speed = (done - self.first) / max(time.perf_counter() - self.began, 1e-9)
-        left = duration((self.total - done) / speed) if speed > 0 else "?"
+        left = duration(max(self.total - done, 0) / speed) if speed > 0 else "?"  # the last step may go beyond
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.told = time.perf_counter()
         text = f"{self.name} {done:>9,}/{self.total:,} images, {left} left  {what + ': ' if what else ''}{numbers}"

@@ -101,7 +101,7 @@ def test_a_new_way_of_decoding_makes_new_tokens(opened: Open, tmp_path: Path, mo
 
 def test_a_cache_that_cannot_be_written_is_a_sentence(opened: Open, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("no folder")
-    with pytest.raises(RunError, match="the tokens could not be written to"):
+    with pytest.raises(RunError, match="set ARTOK_CACHE to a folder that can be written"):
         opened()
 
 

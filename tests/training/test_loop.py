@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from artok import files
-from artok.errors import RunError
+from artok.errors import DataError, RunError
 from artok.training import checkpoints, loop
 from artok.training.interrupt import ASK_EVERY, Interrupt, catch_signals
 from artok.training.log import LOG, NONFINITE, Log, read_log
@@ -33,7 +33,7 @@ LINE = {"images": 96, "ema": 0.3, "optimizer": {"lr": 0.5, "schedule": "linear"}
 class Line(Task):
     """A model of one weight, which says what it is when it is asked for anything."""
 
-    images = None
+    images: Any = None
 
     def __init__(self, experiment: Any) -> None:
         self.experiment = experiment
@@ -233,6 +233,32 @@ def test_images_per_second_are_of_the_interval(tmp_path: Path, monkeypatch: pyte
         meter.images += images
         meter.add({"loss": torch.tensor(1.0)}, 1.0)
         assert meter.read(accelerator)["images_per_second"] == speed
+
+
+@dataclass
+class Images:
+    """A split, and which of its images could not be read."""
+
+    skipped: dict[int, str]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return 200
+
+
+def test_unreadable_images_of_all_processes_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, task = trainer_in(tmp_path)
+    assert trainer.count_skipped() == []
+    task.images = Images({3: "3.png"})
+    assert trainer.count_skipped() == ["3.png"]
+    others = [{3: "3.png"}, {5: "5.png"}, {7: "7.png"}]
+    monkeypatch.setattr(loop, "gather_object", lambda own: [*own, *others[:many]])
+    monkeypatch.setattr(trainer, "accelerator", SimpleNamespace(num_processes=2))
+    many = 2
+    assert trainer.count_skipped() == ["3.png", "5.png"]
+    many = 3
+    with pytest.raises(DataError, match="3 of 200 images cannot be read, more than 1%"):
+        trainer.count_skipped()
 
 
 # ---------------------------------------------------------------------------------------------- signals

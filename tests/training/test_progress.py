@@ -44,10 +44,12 @@ def test_a_line_has_the_time_left_at_the_speed_since_the_start(clock: Clock, cap
         clock.now += 100
         shown.show(2_000, {"loss": 0.123456, "psnr": 20.0})
         shown.show(3_000, {"psnr": 21.5}, "held out")
-    first, second, third = capfd.readouterr().err.splitlines()
+        shown.show(5_008, {})  # the last step goes beyond
+    first, second, third, last = capfd.readouterr().err.splitlines()
     assert first == "vq     1,000/5,000 images, ? left"
     assert second == "vq     2,000/5,000 images, 5m00s left  loss 0.1235  psnr 20"  # 10 images a second
     assert third == "vq     3,000/5,000 images, 1m40s left  held out: psnr 21.5"
+    assert last == "vq     5,008/5,000 images, 0s left"
 
 
 def test_without_a_terminal_a_long_silence_ends_with_a_line(clock: Clock, capfd: pytest.CaptureFixture[str]) -> None:
