@@ -503,7 +503,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[ArtokError], str]] = {
     ),
     "an endless budget": ({"budget": {"kind": "images", "amount": float("inf")}}, ConfigError, "a finite number"),
     "more images than can be counted": (
-        {"budget": {"kind": "flops", "amount": 1e200}},
+        {"budget": {"kind": "flops", "amount": 1e37}},
         ConfigError,
         "raster: the budget is too large",
     ),
@@ -517,7 +517,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[ArtokError], str]] = {
         ConfigError,
         "budget.speeds.raster",
     ),
-    "a seed too large": ({"seeds": [2**40]}, ConfigError, "from 0 to 4,294,967,295"),
+    "a seed too large": ({"seeds": [2**40]}, ConfigError, "should be less than 4294967296"),
     "no seeds": ({"seeds": []}, ConfigError, "'seeds' needs at least 1 entry"),
     "an unknown extractor": ({"evaluation": {"extractor": "clasifier"}}, ConfigError, "did you mean 'classifier'"),
     "steps of nothing": ({"sampling_grid": {"steps": [0, 2]}}, ConfigError, "from 1 on"),

@@ -173,7 +173,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "a share of nothing": ({"robustness": {"shares": [0, 0.5]}}, "robustness.shares"),
     "an endless budget": ({"budget": {"kind": "images", "amount": float("inf")}}, "a finite number"),
     "an unknown extractor": ({"evaluation": {"extractor": "clasifier"}}, "did you mean 'classifier'"),
-    "a seed too large": ({"seeds": [2**40]}, "from 0 to 4,294,967,295"),
+    "a seed too large": ({"seeds": [2**40]}, "should be less than 4294967296"),
     "a key": ({"grids": {}}, "did you mean 'grid'"),
 }
 
