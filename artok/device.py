@@ -31,6 +31,13 @@ def resolve_device(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU or CPU multiplies bfloat16 natively; where torch emulates it, it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
 def study_device(name: str | None) -> str:
     """The device of a study and its jobs. ConfigError: the name is one GPU of several."""
     device = resolve_device(name)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from artok.config import merge, validate
+from artok.device import has_bfloat16
 from artok.errors import ArtokError, CheckpointError, ConfigError, shorten
 from artok.generators.base import Generator
 from artok.layout import Condition, Tokens, last
@@ -198,9 +199,9 @@ def settle_dtype(dtype: Precision | None, device: torch.device) -> Precision:
     """What `sampling.dtype` means on a device. Only a CPU has auto: it chooses layer by layer."""
     if dtype not in (None, "auto"):
         return dtype
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "auto" if dtype == "auto" and device.type == "cpu" else "float32"
+    if device.type == "cpu":
+        return dtype or "float32"
+    return "bfloat16" if has_bfloat16(device) else "float32"
 
 
 def autocast(device: torch.device, dtype: Precision) -> AbstractContextManager[object]:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from artok.device import has_bfloat16
+
 Weights = Literal["float32", "bfloat16", "float16", "auto"]
 
 FEW_ROWS = 4  # up to so many rows, reading the weights takes longer than multiplying by them
@@ -46,7 +48,7 @@ class PackedLinear(nn.Module):
         self.packed: Any = None
         if weights in ("float16", "auto"):
             self.half = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
-        if weights != "float16" and (weights != "auto" or native_bfloat16()):
+        if weights != "float16" and (weights != "auto" or has_bfloat16(weight.device)):
             self.dtype = torch.float32 if weights == "float32" else torch.bfloat16
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype))
         self.rows = FEW_ROWS if self.packed is not None else math.inf
@@ -72,11 +74,6 @@ class CastLinear(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         bias = self.bias if bias is None else bias.to(self.weight.dtype)
         return F.linear(x.to(self.weight.dtype), self.weight, bias)
-
-
-def native_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32."""
-    return torch.cpu._is_avx512_bf16_supported()
 
 
 def can_pack() -> bool:

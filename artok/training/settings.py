@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from artok.config import FREE, Config
+from artok.device import has_bfloat16
 from artok.errors import ConfigError
 from artok.metrics.features import ExtractorName
 
@@ -135,6 +136,6 @@ def settle_precision(precision: Precision, device: torch.device) -> Literal["no"
         raise ConfigError("training.precision fp16 needs a GPU; use bf16, fp32 or auto on a CPU")
     if precision != "auto":
         return "no" if precision == "fp32" else precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "no"
+    if has_bfloat16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "no"
