@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.commands import artok
 from helpers.images import paint
 from helpers.models import generator_experiment, tokenizer_experiment
 
-from artok import cli
 from artok.config import read_yaml
 from artok.evaluation.evaluate import compare_classes
 from artok.metrics.results import Results
@@ -26,13 +25,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert train(tokenizer_experiment(training=brief), folder / "vq")
     assert train(generator_experiment(str(folder / "vq"), training=brief), folder / "raster")
     return folder
-
-
-def artok(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["artok", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
 
 
 def test_results_name_the_weights_they_are_of(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import torch
 from helpers.generators import (
     CLASSES,
     ONE_EACH,
-    PAIRS,
     assert_same,
     build,
     condition,
@@ -29,13 +28,6 @@ from artok.tokenizers.base import Tokenizer
 
 LATENTS = TokenLayout(((4, 4),), 4, None, IMAGE)
 Case = tuple[Generator, Tokenizer]
-
-
-@pytest.fixture(params=PAIRS, ids="-on-".join)
-def pair(request: pytest.FixtureRequest) -> Case:
-    kind, name = request.param
-    codec = tokenizer(name)
-    return build(kind, codec), codec
 
 
 @pytest.fixture(params=ONE_EACH, ids="-on-".join)

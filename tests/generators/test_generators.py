@@ -8,13 +8,11 @@ from helpers.generators import (
     CLASSES,
     PAIRS,
     assert_same,
-    build,
     condition,
     config_of,
     generate,
     noise,
     real_tokens,
-    tokenizer,
 )
 from helpers.models import IMAGE
 
@@ -28,13 +26,6 @@ from artok.saved import check_layout
 from artok.tokenizers.base import Tokenizer
 
 Pair = tuple[Generator, Tokenizer]
-
-
-@pytest.fixture(params=PAIRS, ids="-on-".join)
-def pair(request: pytest.FixtureRequest) -> Pair:
-    kind, name = request.param
-    codec = tokenizer(name)
-    return build(kind, codec), codec
 
 
 def test_every_kind_accepts_some_tokenizer() -> None:

@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from artok.training.experiment import Experiment
 from artok.training.log import read_log
 from artok.training.loop import Trainer
+from artok.training.run import train
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -35,6 +37,14 @@ def assert_same_run(one: Path, other: Path) -> None:
         [event for event in log if event["event"] in ("train", "validation", "monitor", "warning")] for log in logs
     ]
     assert figures[0] == figures[1]
+
+
+def train_in_two(experiment: Experiment, folder: Path, monkeypatch: pytest.MonkeyPatch, stop: int = 96) -> None:
+    """Train an experiment that is stopped by SIGTERM after `stop` images and resumed."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, stop, signal.SIGTERM)
+        assert train(experiment, folder) is False
+    assert train(experiment, folder)
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, images: int, how: type[BaseException] | int) -> None:

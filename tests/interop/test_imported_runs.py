@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import artok
 from helpers.published import RASTER, generator_config, published_state, randomised, vqgan
 from PIL import Image
 
-from artok import cli
 from artok.pipeline import Pipeline
 
 DIGITS = ("data.kind=digits",)  # in colour and of the model's own size
@@ -26,13 +25,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save({"model": published_state("llamagen_gpt", generator)}, folder / "gpt.pt")
     Image.new("RGB", (20, 30), (200, 100, 0)).save(folder / "orange.png")
     return folder
-
-
-def artok(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["artok", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return int(stop.value.code or 0)
 
 
 @pytest.mark.slow

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.models import tokenizer_experiment
-from helpers.training import assert_same_run, stop_at
+from helpers.training import assert_same_run, train_in_two
 from safetensors.torch import load_file
 
 from artok.quantizers.base import Replacement
@@ -96,10 +95,7 @@ def test_averages_of_a_checkpoint_without_tables_start_from_the_tables() -> None
 def test_usage_goes_on_after_a_stop(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = tokenizer_experiment(tokenizer={"quantizer": KINDS[kind] | {"codebook_size": 64}})
     assert train(experiment, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 96, signal.SIGTERM)
-        assert train(experiment, tmp_path / "stopped") is False
-    assert train(experiment, tmp_path / "stopped")
+    train_in_two(experiment, tmp_path / "stopped", monkeypatch)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
     for checkpoint in (tmp_path / "stopped" / "checkpoints").glob("0*"):
         (checkpoint / "windows.safetensors").unlink()  # as an earlier version leaves it
@@ -117,8 +113,5 @@ def test_what_starts_from_data_sees_the_first_images_once(tmp_path: Path, monkey
 
     monkeypatch.setattr(Codebook, "start_from_kmeans", watched)
     experiment = tokenizer_experiment(tokenizer={"quantizer": KINDS["vq"] | {"codebook_size": 64}})
-    with monkeypatch.context() as patch:
-        stop_at(patch, 96, signal.SIGTERM)
-        assert train(experiment, tmp_path) is False
-    assert train(experiment, tmp_path)
+    train_in_two(experiment, tmp_path, monkeypatch)
     assert starts == [(512, 2)]  # 8 latents per code, 16 per image, 16 images per step

@@ -17,7 +17,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from helpers.models import TOKENIZER, generator_experiment, tokenizer_experiment
-from helpers.training import assert_same_run, stop_at, weights
+from helpers.training import assert_same_run, stop_at, train_in_two, weights
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -66,10 +66,7 @@ def test_a_stopped_generator_goes_on_to_the_bit(
     changes = {"generator": {"dropout": 0.1}, "data": {"augment": {"shift": 0.1}}, "tokens": {"copies": 2}}
     experiment = generator_experiment(str(tokenizer_run), **changes)
     assert train(experiment, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 96, signal.SIGTERM)
-        assert train(experiment, tmp_path / "stopped") is False
-    assert train(experiment, tmp_path / "stopped")
+    train_in_two(experiment, tmp_path / "stopped", monkeypatch)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
@@ -482,10 +479,7 @@ def test_two_players_lose_alike_in_parts_and_in_two_processes(tmp_path: Path, fa
 def test_two_players_go_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     experiment = PLAYERS[family]()
     assert train(experiment, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 96, signal.SIGTERM)
-        assert train(experiment, tmp_path / "stopped") is False
-    assert train(experiment, tmp_path / "stopped")
+    train_in_two(experiment, tmp_path / "stopped", monkeypatch)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
