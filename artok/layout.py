@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -209,45 +209,41 @@ class Condition:
     labels: (B,) int64 class indices, or NO_LABEL.
     text: texts or their features.
     known: tokens; those that are `known` are given, the others are generated.
-    control: (B, C, *grid) float, a map aligned with the finest grid.
+    control: (B, C, *size) float in [-1, 1], a map aligned with the sample, such as edges or depth.
+    negative: texts that the unconditional half of guidance is told instead of the empty text.
     """
 
     labels: Tensor | None = None
     text: Text | None = None
     known: Tokens | None = None
     control: Tensor | None = None
+    negative: Text | None = None
 
     def __post_init__(self) -> None:
-        if len({len(part) for part in self._parts().values()}) != 1:
+        if not self.parts or len({len(field) for field in self._fields().values()}) != 1:
             raise LayoutError("a condition needs at least one part, and all parts need as many rows")
 
-    def _parts(self) -> dict[ConditionPart, Tensor | Text | Tokens]:
-        parts: dict[ConditionPart, Tensor | Text | Tokens | None] = {
-            "labels": self.labels,
-            "text": self.text,
-            "known": self.known,
-            "control": self.control,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
+    def _fields(self) -> dict[str, Tensor | Text | Tokens]:
+        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
 
     @property
     def parts(self) -> tuple[ConditionPart, ...]:
         """The names of the parts that are set."""
-        return tuple(self._parts())
+        return tuple(part for part in get_args(ConditionPart) if getattr(self, part) is not None)
 
     @property
     def device(self) -> torch.device:
-        part = next(iter(self._parts().values()))
+        part = next(iter(self._fields().values()))
         return (part if isinstance(part, Tensor) else part.mask if isinstance(part, Text) else part.values).device
 
     def __len__(self) -> int:
-        return len(next(iter(self._parts().values())))
+        return len(next(iter(self._fields().values())))
 
     def __getitem__(self, rows: slice | Tensor) -> Condition:
-        return Condition(**{name: part[rows] for name, part in self._parts().items()})  # type: ignore[arg-type]
+        return Condition(**{name: part[rows] for name, part in self._fields().items()})  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str) -> Condition:
-        return Condition(**{name: part.to(device) for name, part in self._parts().items()})  # type: ignore[arg-type]
+        return Condition(**{name: part.to(device) for name, part in self._fields().items()})  # type: ignore[arg-type]
 
     def dropped(self, part: ConditionPart, rows: Tensor | bool = True) -> Condition:
         """Replace a part by its null in the rows where `rows` (B,) bool is True, or in all rows.

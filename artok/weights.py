@@ -32,6 +32,7 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+EXTRA = "_extra_state"  # the last part of a key that torch gives what a module keeps beside its tensors
 NAMED = {name: dtype for dtype, name in DTYPES.items()}
 
 
@@ -172,6 +173,8 @@ def read_weights(module: nn.Module, path: Path) -> None:
     given = {current_name(name): shape for name, shape in shapes.items()}
     own = module.state_dict(keep_vars=True)
     first = {id(tensor): name for name, tensor in reversed(own.items())}  # shared tensors: the first name only
+    extra = {name for name in own if name.rpartition(".")[2] == EXTRA}  # their shapes follow from what was learned
+    own |= {name: torch.empty(given[name][1], dtype=given[name][0]) for name in extra if name in given}
     problems = {
         "of another shape": [name for name in given if name in own and given[name][1] != tuple(own[name].shape)],
         "not in this model": [name for name in given if name not in own],
@@ -187,6 +190,8 @@ def read_weights(module: nn.Module, path: Path) -> None:
             holder, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(holder), leaf, real[id(tensor)])
     read_into(path, {name: real[id(own[current_name(name)])] for name in shapes})
+    for name in extra:
+        module.get_submodule(name.rpartition(".")[0]).set_extra_state(own[name])
 
 
 def _with_memory(tensor: Tensor) -> Tensor:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from artok.conditioning.encoders.base import TextEncoder
 from artok.config import Part
 from artok.layout import Condition, ConditionPart
+from artok.noise import Noise
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,13 @@ class Context:
 
 
 class Conditioner(nn.Module, ABC):
-    """Turns one part of a condition into a context. part: its name."""
+    """Turns one part of a condition into a context.
+
+    part: its name. length: of its contexts' sequences. One whose part is text has its `TextEncoder` as `encoder`.
+    """
 
     part: ClassVar[ConditionPart]
+    length: int
 
     @abstractmethod
     def forward(self, condition: Condition) -> Context:
@@ -51,6 +58,8 @@ class Conditioner(nn.Module, ABC):
 
 class ConditionerConfig(Part, ABC):
     """An entry of the `conditioning:` list."""
+
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of rows that hide this part alone in training")
 
     @abstractmethod
     def build(self, width: int, classes: int, null: bool) -> Conditioner:
@@ -69,18 +78,41 @@ class Conditioners(nn.ModuleDict):
         built = [config.build(width, classes, null) for config in configs]
         super().__init__({conditioner.part: conditioner for conditioner in built})
 
+        self.dropouts = {conditioner.part: config.dropout for conditioner, config in zip(built, configs, strict=True)}
+
+    def _all(self) -> list[Conditioner]:
+        return cast(list[Conditioner], list(self.values()))
+
     @property
     def parts(self) -> frozenset[str]:
         return frozenset(self.keys())
 
+    @property
+    def length(self) -> int:
+        """Of the contexts' sequences."""
+        return sum(conditioner.length for conditioner in self._all())
+
+    @property
+    def encoder(self) -> TextEncoder | None:
+        """The encoder of texts; None where text is not a part."""
+        found = (getattr(each, "encoder", None) for each in self._all())
+        return next((encoder for encoder in found if isinstance(encoder, TextEncoder)), None)
+
+    def drop(self, condition: Condition, share: float, noise: Noise) -> Condition:
+        """The condition with parts hidden at random: all of them in a share of the rows, and each in its own share."""
+        hidden_B = noise.uniform() < share
+        for part in condition.parts:
+            own = self.dropouts.get(part, 0.0)
+            condition = condition.dropped(part, hidden_B | (noise.uniform() < own) if own else hidden_B)
+        return condition
+
     def initialise(self, fill: Callable[[Tensor], object]) -> None:
-        for conditioner in self.values():
-            assert isinstance(conditioner, Conditioner)
+        for conditioner in self._all():
             conditioner.initialise(fill)
 
     def forward(self, condition: Condition) -> Context:
         """Pooled vectors and maps are summed, sequences follow one another."""
-        contexts: list[Context] = [conditioner(condition) for conditioner in self.values()]
+        contexts: list[Context] = [conditioner(condition) for conditioner in self._all()]
         if len(contexts) == 1:
             return contexts[0]
         masks = [

@@ -30,6 +30,7 @@ class Labels(Conditioner):
     """A label's embedding, pooled and as a sequence of one."""
 
     part: ClassVar[ConditionPart] = "labels"
+    length = 1
 
     def __init__(self, width: int, classes: int, null: bool) -> None:
         super().__init__()

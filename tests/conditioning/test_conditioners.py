@@ -18,7 +18,7 @@ WIDTH, CLASSES = 12, 4
 LAYOUT = TokenLayout(((4, 4),), 3, None, (3, 16, 16))
 CONDITION = Condition(
     labels=torch.tensor([0, 2, 3]),
-    text=Text(torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool)),
+    text=Text(torch.randint(1, 257, (3, 6)), torch.arange(6) < torch.tensor([6, 4, 1])[:, None]),
     known=Tokens(torch.randn(3, 16, 3), LAYOUT),
     control=torch.randn(3, 2, 4, 4),
 )
@@ -29,9 +29,10 @@ def test_a_part_becomes_a_context_and_its_null_another(kind: str) -> None:
     config = find("conditioning", kind).tiny()
     assert isinstance(config, ConditionerConfig)
     conditioner = config.build(WIDTH, CLASSES, null=True)
+    conditioner.initialise(lambda weight: torch.nn.init.normal_(weight))
     context = conditioner(CONDITION)
     assert context.pooled.shape == (3, WIDTH)
-    assert context.sequence.shape[::2] == (3, WIDTH)
+    assert context.sequence.shape == (3, conditioner.length, WIDTH)
     assert context.mask is None or context.mask.shape == context.sequence.shape[:2]
     null = conditioner(CONDITION.dropped(conditioner.part))
     assert not torch.isclose(null.pooled, context.pooled).all(1).any()
@@ -46,6 +47,7 @@ class Edges(Conditioner):
     """A map in register with the grid, as a context of three entries and a map."""
 
     part: ClassVar[ConditionPart] = "control"
+    length = 3
 
     def forward(self, condition: Condition) -> Context:
         assert condition.control is not None

@@ -1,0 +1,65 @@
+"""Texts, such as captions: the vectors of a text encoder as a sequence, and their mean as one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from artok.conditioning.base import Conditioner, ConditionerConfig, Context
+from artok.conditioning.encoders import learned
+from artok.conditioning.encoders.base import TextEncoder, TextEncoderConfig
+from artok.config import OPEN, of_kind
+from artok.errors import LayoutError
+from artok.layout import Condition, ConditionPart
+
+
+class Config(ConditionerConfig):
+    """kind: text. encoder: a file in `artok/conditioning/encoders`."""
+
+    kind: Literal["text"] = "text"
+    encoder: Annotated[TextEncoderConfig, of_kind("conditioning.encoders"), OPEN] = learned.Config()
+
+    def build(self, width: int, classes: int, null: bool) -> Texts:
+        return Texts(self.encoder.build(width), width, null)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(encoder=learned.Config.tiny())
+
+
+class Texts(Conditioner):
+    """The encoder's vectors; those of an empty text are learned (as LlamaGen's and PixArt's null captions are)."""
+
+    part: ClassVar[ConditionPart] = "text"
+    encoder: TextEncoder
+
+    def __init__(self, encoder: TextEncoder, width: int, null: bool) -> None:
+        super().__init__()
+        self.encoder, self.length, self.has_null = encoder, encoder.length, null
+        self.null = nn.Parameter(torch.zeros(encoder.length if null else 0, width))
+        self.pool = nn.Linear(width, width)
+
+    def forward(self, condition: Condition) -> Context:
+        text, rows = condition.text, len(condition)
+        if text is None and not self.has_null:
+            raise LayoutError("this generator makes nothing without a text, and the condition has none")
+        if text is None:
+            return self._context(self.null.expand(rows, -1, -1), torch.ones(rows, self.length, device=condition.device))
+        sequence, mask = self.encoder(text), text.mask
+        if self.has_null:
+            empty_B1 = ~mask.any(1, keepdim=True)
+            sequence = torch.where(empty_B1[..., None], self.null.to(sequence.dtype), sequence)
+            mask = mask | empty_B1
+        return self._context(sequence, mask)
+
+    def _context(self, sequence_BLW: Tensor, mask_BL: Tensor) -> Context:
+        weights = mask_BL.to(sequence_BLW.dtype)[..., None]
+        pooled = (sequence_BLW * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return Context(self.pool(pooled), sequence_BLW, mask_BL.bool())
+
+    def initialise(self, fill: Callable[[Tensor], object]) -> None:
+        self.encoder.initialise(fill)
+        fill(self.null)
