@@ -124,7 +124,10 @@ def sample(
     run: Run,
     overrides: SamplingSettings = None,
     labels: Annotated[str, typer.Option(help="classes by number or name, separated by commas; all unless given")] = "",
-    n: Annotated[int, typer.Option("-n", min=1, help="images per label")] = 8,
+    prompt: Annotated[list[str] | None, typer.Option(help="what an image is to show; may be repeated")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="a file of prompts, one on each line")] = None,
+    negative: Annotated[str | None, typer.Option(help="what guidance leads away from")] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="images per label or prompt")] = 8,
     cfg_scale: Annotated[float | None, typer.Option(min=0, help="classifier-free guidance; 1 is none")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, hidden=True)] = None,
     temperature: Annotated[float | None, typer.Option(min=0)] = None,
@@ -144,7 +147,7 @@ def sample(
     flags = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "cfg_scale": cfg_scale, "seed": seed}
     flags |= {"truncation": truncation, "steps": steps, "guidance": guidance}
     folder = out or Path("samples") / Path(run).name
-    images = run_sample(run, overrides or [], flags, labels, n, batch, folder, device)
+    images = run_sample(run, overrides or [], flags, labels, prompt or [], prompts, negative, n, batch, folder, device)
     typer.echo(f"{len(images)} images, grid.png and generation.gif are in {folder}")
 
 

@@ -1,4 +1,4 @@
-"""A tokenizer and a generator together: labels in, images out."""
+"""A tokenizer and a generator together: labels or prompts in, images out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from artok.config import merge, validate
 from artok.device import has_bfloat16
 from artok.errors import ArtokError, CheckpointError, ConfigError, shorten
 from artok.generators.base import Generator
-from artok.layout import Condition, Tokens, last
+from artok.layout import NO_LABEL, Condition, Tokens, last
 from artok.nn.packed import CastLinear, PackedLinear, can_pack, with_linears
 from artok.noise import Noise
 from artok.sampling.settings import Precision, Sampling
@@ -37,7 +37,7 @@ from artok.tokenizers.base import Tokenizer
 
 @dataclass
 class Pipeline:
-    """images = pipeline(labels, seed=0).
+    """images = pipeline(labels, seed=0), or pipeline("a red circle").
 
     classes: names of the labels. sampling: the default settings. saved, saved_tokenizer: the configs and facts of the
     generator's and the tokenizer's training.
@@ -86,21 +86,27 @@ class Pipeline:
 
     def __call__(
         self,
-        labels: Sequence[int] | Tensor | int,
+        labels: Sequence[int] | Tensor | int | Sequence[str] | str | None = None,
         n: int = 1,
         *,
+        prompts: Sequence[str] | str | None = None,
+        negative: Sequence[str] | str | None = None,
         cfg_scale: float | None = None,
         seed: int | None = None,
         sampling: Sampling | None = None,
         batch: int = 64,
     ) -> Tensor:
-        """Generate `n` images per label: (n * labels, C, H, W) float in [-1, 1] on the CPU, label after label.
+        """Generate `n` images per label or prompt: (n * labels, C, H, W) float in [-1, 1] on the CPU, in order.
 
-        Image i depends on the seed and on i, not on `batch`. ConfigError: a label is no whole number of a class.
+        labels, prompts, negative: as in `condition`; strings in the place of labels are prompts.
+        Image i depends on the seed and on i, not on `batch`. ConfigError: a label is no whole number of a class, or the
+        model does not hear what is given.
         """
+        if isinstance(labels, str) or (isinstance(labels, Sequence) and labels and isinstance(labels[0], str)):
+            labels, prompts = None, cast("Sequence[str] | str", labels)
         given = {"cfg_scale": cfg_scale, "seed": seed}
         settings = self.settings({name: value for name, value in given.items() if value is not None}, sampling)
-        condition = self.condition(labels, n)
+        condition = self.condition(cast("Sequence[int] | None", labels), n, prompts, negative)
         images = []
         for start in range(0, len(condition), batch):
             tokens = last(self.steps(condition[start : start + batch], settings, first=start))
@@ -126,20 +132,79 @@ class Pipeline:
         self.generator.check(settings)
         return settings
 
-    def condition(self, labels: Sequence[int] | Tensor | int, n: int = 1) -> Condition:
+    def condition(
+        self,
+        labels: Sequence[int] | Tensor | int | None = None,
+        n: int = 1,
+        prompts: Sequence[str] | str | None = None,
+        negative: Sequence[str] | str | None = None,
+    ) -> Condition:
+        """The condition of `n` samples for each label, prompt, or pair of them; one of either goes with all others.
+
+        negative: what guidance leads away from, one for all prompts or one for each. ConfigError: the model does not
+        hear what is given, or it cannot be read.
+        """
+        hears = self.generator.hears
+        if not isinstance(n, int) or n < 1:
+            raise ConfigError("ask for at least one label or prompt and one image")
+        if labels is None and prompts is None:
+            raise ConfigError(f"this model is conditioned on {' and '.join(sorted(hears))}: say what it is to generate")
+        asked = None if labels is None else self._read_labels(labels)
+        texts = None if prompts is None else self._read_texts(prompts, "prompts")
+        if texts is None and "labels" not in hears:
+            raise ConfigError("this model is conditioned on text and knows no classes; give it prompts")
+        rows = max(1 if asked is None else len(asked), len(texts or [0]))
+        against = None if negative is None else self._read_texts(negative, "negative prompts", empty=True)
+        for name, given in (("labels", asked), ("prompts", texts), ("negative prompts", against)):
+            if given is not None and len(given) not in (1, rows):
+                raise ConfigError(
+                    f"{len(given)} {name} do not go with {rows} others; give one for all, or one for each"
+                )
+        if asked is None and "labels" in hears:
+            asked = torch.full((rows,), NO_LABEL)
+        spread = None if asked is None else asked.expand(rows).repeat_interleave(n)
+        told, off = (
+            None if each is None else [text for text in each * (rows // len(each)) for _ in range(n)]
+            for each in (texts, against)
+        )
+        return self.generator.condition(spread, told, off)
+
+    def _read_labels(self, labels: Sequence[int] | Tensor | int) -> Tensor:
         wanted = f"labels must be whole numbers from 0 to {len(self.classes) - 1}"
         try:
             asked = torch.as_tensor(labels).reshape(-1)
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise ConfigError(f"{wanted}, got {shorten(repr(labels))}") from None
-        if not isinstance(n, int) or n < 1 or not len(asked):
+        if not len(asked):
             raise ConfigError("ask for at least one label and one image")
         if asked.dtype.is_floating_point or asked.dtype.is_complex or asked.dtype == torch.bool:
             raise ConfigError(f"{wanted}, got {shorten(repr(labels))}")
         outside = [int(label) for label in asked if not 0 <= label < len(self.classes)]
         if outside:
             raise ConfigError(f"label {outside[0]} is outside the classes 0 to {len(self.classes) - 1}")
-        return Condition(asked.to(self.device, torch.int64).repeat_interleave(n))
+        return asked.to(torch.int64)
+
+    def _read_texts(self, texts: Sequence[str] | str, what: str, empty: bool = False) -> list[str]:
+        if "text" not in self.generator.hears:
+            raise ConfigError(f"this model knows classes and no text, so it takes labels and no {what}")
+        read = [texts] if isinstance(texts, str) else list(texts)
+        if not read or not all(isinstance(text, str) for text in read):
+            raise ConfigError(f"{what} must be texts, got {shorten(repr(texts))}")
+        if not empty and not all(text.strip() for text in read):
+            raise ConfigError(f"one of the {what} is empty; say what the image is to show")
+        return read
+
+    def describe_cut(self, texts: Sequence[str]) -> list[str]:
+        """A sentence about each text that is longer than the model reads."""
+        encoder = self.generator.conditioner.encoder
+        if encoder is None:
+            return []
+        pairs = zip(texts, encoder.count(texts), strict=True)
+        return [
+            f"{shorten(repr(text))} has {count} tokens, and the model reads the first {encoder.length}"
+            for text, count in pairs
+            if count > encoder.length
+        ]
 
     @torch.inference_mode()
     def steps(
@@ -149,6 +214,8 @@ class Pipeline:
 
         Each sample's randomness depends on the seed and its number: first, first + 1, ..., or those in `samples` (B,).
         """
+        if condition.negative is not None and not sampling.guides:
+            raise ConfigError("negative prompts act through guidance; give a cfg_scale above 1, or leave them out")
         if samples is None:
             samples = torch.arange(first, first + len(condition), device=self.device)
         generator, dtype = self.prepare(sampling.dtype)

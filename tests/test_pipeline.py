@@ -18,7 +18,7 @@ from torch import nn
 
 from artok.errors import CheckpointError, ConfigError
 from artok.evaluation.reconstruct import reconstruct
-from artok.evaluation.sample import FRAMES, generation_frames, parse_labels, sample
+from artok.evaluation.sample import FRAMES, Asked, generation_frames, parse_labels, sample
 from artok.generators import raster
 from artok.layout import TokenLayout, Tokens, last
 from artok.pipeline import Pipeline
@@ -191,7 +191,7 @@ def test_a_hub_name_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.Monke
 
 
 def test_sampling_writes_images_a_sheet_and_their_making(pipeline: Pipeline, tmp_path: Path) -> None:
-    images = sample(pipeline, [2, 4], 3, Sampling(seed=1), tmp_path)
+    images = sample(pipeline, Asked(("2", "4"), [2, 4]), 3, Sampling(seed=1), tmp_path)
     assert torch.equal(images, pipeline([2, 4], n=3, seed=1))
     names = sorted(path.name for path in tmp_path.glob("0*.png"))
     assert names == [f"{i:05d}-{label}.png" for i, label in enumerate([2, 2, 2, 4, 4, 4])]
@@ -205,7 +205,7 @@ def test_the_last_frame_of_the_making_is_the_image(pipeline: Pipeline, tmp_path:
     from artok.images import grid
 
     images = pipeline([2, 4], n=3, seed=1)
-    frames = generation_frames(pipeline, [2, 4], pipeline.settings({"seed": 1}), stride=3)
+    frames = generation_frames(pipeline, pipeline.condition([2, 4]), pipeline.settings({"seed": 1}), stride=3)
     assert frames[-1].tobytes() == grid(images[[0, 3]]).tobytes()
     assert frames[0].tobytes() != frames[-1].tobytes()
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from artok.config import merge, override
 from artok.device import resolve_device
-from artok.evaluation.sample import parse_labels
+from artok.errors import ConfigError
+from artok.evaluation.sample import Asked, parse_labels, read_prompts
 from artok.evaluation.sample import sample as write_samples
 from artok.pipeline import Pipeline
 from artok.training.progress import Progress
@@ -20,17 +21,34 @@ def sample(
     overrides: Sequence[str],
     flags: Mapping[str, object],
     labels: str,
+    prompts: Sequence[str],
+    prompt_file: Path | None,
+    negative: str | None,
     n: int,
     batch: int,
     folder: Path,
     device: str | None,
 ) -> Tensor:
-    """Write `n` images per label to a folder. Returns the images (n * labels, C, H, W) in [-1, 1].
+    """Write `n` images per label or prompt to a folder. Returns the images (n * labels, C, H, W) in [-1, 1].
 
     overrides: sampling settings as key=value. flags: settings by name, applied after the overrides; None is not given.
     """
     pipeline = Pipeline.from_pretrained(run, resolve_device(device))
     changes = merge(override({}, overrides), {key: value for key, value in flags.items() if value is not None})
     settings = pipeline.settings(changes)
+    progress = Progress("sample")
+    texts = [*prompts, *(read_prompts(prompt_file) if prompt_file is not None else [])]
+    asked = choose(pipeline, labels, texts, negative)
+    for line in pipeline.describe_cut([*texts, *([negative] if negative else [])]):
+        progress.say(line)
+    return write_samples(pipeline, asked, n, settings, folder, batch, progress)
+
+
+def choose(pipeline: Pipeline, labels: str, prompts: Sequence[str], negative: str | None) -> Asked:
+    """Rows for the prompts and labels, where one label goes with all prompts; without prompts, for labels alone."""
+    if not prompts and "labels" not in pipeline.generator.hears:
+        raise ConfigError('this model is conditioned on text; give it one with --prompt "..."')
+    if prompts:
+        return Asked(tuple(prompts), parse_labels(labels, pipeline.classes) if labels else None, prompts, negative)
     wanted = parse_labels(labels, pipeline.classes)
-    return write_samples(pipeline, wanted, n, settings, folder, batch, Progress("sample"))
+    return Asked(tuple(pipeline.classes[label] for label in wanted), wanted, negative=negative)

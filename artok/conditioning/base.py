@@ -52,6 +52,10 @@ class Conditioner(nn.Module, ABC):
         """The context; where the part is missing or null, that of its null."""
 
     @abstractmethod
+    def example(self, rows: int, device: torch.device) -> Condition:
+        """A condition of its part alone, of the largest size; for counting costs."""
+
+    @abstractmethod
     def initialise(self, fill: Callable[[Tensor], object]) -> None:
         """Give the weights that stand for the condition their first values. fill: sets a tensor in place."""
 
@@ -97,6 +101,11 @@ class Conditioners(nn.ModuleDict):
         """The encoder of texts; None where text is not a part."""
         found = (getattr(each, "encoder", None) for each in self._all())
         return next((encoder for encoder in found if isinstance(encoder, TextEncoder)), None)
+
+    def example(self, rows: int, device: torch.device) -> Condition:
+        """A condition with every part, each of the largest size; for counting costs."""
+        each = [conditioner.example(rows, device) for conditioner in self._all()]
+        return Condition(**{part: getattr(one, part) for one in each for part in one.parts})
 
     def drop(self, condition: Condition, share: float, noise: Noise) -> Condition:
         """The condition with parts hidden at random: all of them in a share of the rows, and each in its own share."""

@@ -48,5 +48,8 @@ class Labels(Conditioner):
         pooled = self.embedding(labels)
         return Context(pooled, pooled[:, None])
 
+    def example(self, rows: int, device: torch.device) -> Condition:
+        return Condition(labels=torch.zeros(rows, dtype=torch.int64, device=device))
+
     def initialise(self, fill: Callable[[Tensor], object]) -> None:
         fill(self.embedding.weight)

@@ -60,6 +60,9 @@ class Texts(Conditioner):
         pooled = (sequence_BLW * weights).sum(1) / weights.sum(1).clamp(min=1)
         return Context(self.pool(pooled), sequence_BLW, mask_BL.bool())
 
+    def example(self, rows: int, device: torch.device) -> Condition:
+        return Condition(text=self.encoder.example(rows, device))
+
     def initialise(self, fill: Callable[[Tensor], object]) -> None:
         self.encoder.initialise(fill)
         fill(self.null)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -17,15 +17,21 @@ from artok.errors import DataError
 
 SplitName = Literal["train", "test"]
 
+Captions: TypeAlias = list[tuple[str, ...]]  # of a batch: for each image one caption or several
+
 UNREADABLE = 0.01  # largest share of unreadable images in a split; a run with more stops
 
 
 @dataclass
 class Examples:
-    """images: (B, C, R, R) uint8, where R is the size before a crop. labels: (B,) int64."""
+    """images: (B, C, R, R) uint8, where R is the size before a crop. labels: (B,) int64.
+
+    captions: those of each image, one or several; None where the data have none.
+    """
 
     images: Tensor
     labels: Tensor
+    captions: Captions | None = None
 
 
 class Split(ABC):
@@ -41,6 +47,7 @@ class Split(ABC):
     sequential: indices are positions in an endless stream, read in ascending order; each pass has its own order. One
     thread of a process reads it and decodes in threads, whatever the number of workers.
     labels: (N,) int64 of all images, where they are known without reading these.
+    captioned: `read` gives captions.
     single: for images whose channels are separate images, the labelled images that the channels are drawn from.
     """
 
@@ -53,6 +60,7 @@ class Split(ABC):
     decodes: bool = False
     sequential: bool = False
     labels: Tensor | None = None
+    captioned: bool = False
     single: Split | None = None
 
     @abstractmethod

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self
 
-from artok.data.base import Augment, DataConfig, Split, note_skipped
+from artok.data.base import Augment, Captions, DataConfig, Split, note_skipped
 from artok.data.order import Order, check_shares, choose_rows, rank_positions
 from artok.data.transforms import augment_stored
 from artok.errors import ArtokError
@@ -35,12 +35,13 @@ AHEAD = 2  # batches prefetched while a step runs
 class Batch:
     """pixels: (B, C, size, size), uint8 where they may be, which moves a quarter of the bytes, or float in [-1, 1].
 
-    labels: (B,) int64. positions: (B,) int64, images seen before.
+    labels: (B,) int64. positions: (B,) int64, images seen before. captions: where the data have them.
     """
 
     pixels: Tensor
     labels: Tensor
     positions: Tensor
+    captions: Captions | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,8 +62,12 @@ class Batch:
 
     def split(self, parts: int) -> list[Batch]:
         """Equal parts, in order."""
-        columns = (column.chunk(parts) for column in (self.pixels, self.labels, self.positions))
-        return [Batch(*column) for column in zip(*columns, strict=True)]
+        size = len(self) // parts
+        return [self[first : first + size] for first in range(0, len(self), size)]
+
+    def __getitem__(self, rows: slice) -> Batch:
+        captions = None if self.captions is None else self.captions[rows]
+        return Batch(self.pixels[rows], self.labels[rows], self.positions[rows], captions)
 
 
 @dataclass
@@ -85,7 +90,8 @@ class _Reader:
         examples = self.split.read(indices.tolist())
         noise = Noise(self.seed, positions)
         pixels = augment_stored(examples.images, self.changes, self.size, noise)
-        return Batch(pixels.contiguous(), examples.labels, positions)  # a view would carry its whole image along
+        pixels = pixels.contiguous()  # a view would carry its whole image along
+        return Batch(pixels, examples.labels, positions, examples.captions)
 
 
 class Loader:

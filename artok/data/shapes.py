@@ -94,6 +94,8 @@ class Scene:
 
 
 class ShapesSplit(Split):
+    captioned = True
+
     def __init__(
         self, seed: int, split: SplitName, count: int, side: int, classes: Literal["shape", "shape_colour"]
     ) -> None:
@@ -127,12 +129,9 @@ class ShapesSplit(Split):
             brightness=_between(BRIGHTNESS, draws_8B[7]),
         )
 
-    def captions(self, indices: Sequence[int]) -> list[str]:
-        return self.scene(indices).captions()
-
     def read(self, indices: Sequence[int]) -> Examples:
         scene = self.scene(indices)
-        return Examples(draw(scene, self.shape[1]), self._label(scene))
+        return Examples(draw(scene, self.shape[1]), self._label(scene), [(text,) for text in scene.captions()])
 
     def _label(self, scene: Scene) -> Tensor:
         return scene.shape * len(COLOURS) + scene.colour if self._by_colour else scene.shape

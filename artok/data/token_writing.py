@@ -20,8 +20,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from artok.data.base import Captions
 from artok.data.fingerprints import digest_parts
-from artok.data.tokens import INDEX, Shard, TokenIndex, holds, is_shard
+from artok.data.tokens import (
+    CAPTION_ENDS,
+    CAPTIONS,
+    INDEX,
+    Shard,
+    StoredCaptions,
+    TokenIndex,
+    holds,
+    is_shard,
+)
 from artok.errors import DataError, RunError
 from artok.files import move
 from artok.locks import hold_lock, try_lock
@@ -30,7 +40,7 @@ SHARD_BYTES, SHARD_IMAGES = 64 * 2**20, 8192  # at most
 ALIGNED = 64  # a shard is a multiple of so many images, so that batches of them do not depend on the shards
 POLL = 0.5  # seconds between looks at the shards of other processes
 
-Encode = Callable[[int, int, int], Iterator[tuple[Tensor, Tensor]]]
+Encode = Callable[[int, int, int], Iterator[tuple[Tensor, Tensor, Captions | None]]]
 
 
 def write_tokens(
@@ -43,7 +53,7 @@ def write_tokens(
 ) -> None:
     """Write a cache into `folder`, unless it is there; it replaces another cache once it is complete.
 
-    encode(first, last, done): pairs of values (B, copies, N, K or D) and labels (B,) of these images in order, for any
+    encode(first, last, done): values (B, copies, N, K or D), labels (B,) and captions of these images in order, for any
     B; `done` images are in whole shards. skipped: the unreadable images that this process met. check: called with those
     of all processes before the end; what it raises ends the writing.
     shard_images: images per shard; by default at most 64 MiB and 8,192 images.
@@ -66,9 +76,9 @@ def write_tokens(
                         done = sum(size for path, size in zip(paths, rows, strict=True) if path.exists())
                         known = set(skipped)
                         parts = encode(starts[each], starts[each] + rows[each], done)
-                        values, labels = _gather(index, parts, rows[each])
+                        tensors = _gather(index, parts, rows[each])
                         met = {number: reason for number, reason in skipped.items() if number not in known}
-                        _write_shard(paths[each], values, labels, met)
+                        _write_shard(paths[each], tensors, met)
                         worked = True
             if not missing:
                 with hold_lock(aside / "finish"):
@@ -96,15 +106,21 @@ def _shard_images(index: TokenIndex) -> int:
     return most // ALIGNED * ALIGNED or most
 
 
-def _gather(index: TokenIndex, parts: Iterator[tuple[Tensor, Tensor]], rows: int) -> tuple[Tensor, Tensor]:
-    """The values and labels of a shard, as they are stored. ValueError: wrong shapes or numbers."""
+def _gather(index: TokenIndex, parts: Iterator[tuple[Tensor, Tensor, Captions | None]], rows: int) -> dict[str, Tensor]:
+    """The tensors of a shard, as they are stored. ValueError: wrong shapes or numbers."""
     values, labels = [], []
-    for each, of in parts:
+    captions: Captions = []
+    for each, of, told in parts:
         values.append(_stored(index, each, of))
         labels.append(of.to("cpu", torch.int64))
-    if (given := sum(map(len, labels))) != rows:
-        raise ValueError(f"{given} images were encoded instead of {rows}")
-    return torch.cat(values), torch.cat(labels)
+        captions += told or []
+    if (given := sum(map(len, labels))) != rows or (index.captions and len(captions) != rows):
+        raise ValueError(f"{given} images and {len(captions)} captions were encoded instead of {rows}")
+    tensors = {"values": torch.cat(values), "labels": torch.cat(labels)}
+    if index.captions:
+        stored = StoredCaptions.of(captions)
+        tensors |= {CAPTIONS: stored.text, CAPTION_ENDS: stored.ends}
+    return tensors
 
 
 def _stored(index: TokenIndex, values: Tensor, labels: Tensor) -> Tensor:
@@ -122,10 +138,11 @@ def _stored(index: TokenIndex, values: Tensor, labels: Tensor) -> Tensor:
     return stored
 
 
-def _write_shard(path: Path, values: Tensor, labels: Tensor, skipped: Mapping[int, str]) -> None:
+def _write_shard(path: Path, tensors: Mapping[str, Tensor], skipped: Mapping[int, str]) -> None:
     aside = path.with_name(f"{path.name}.{os.getpid()}.new")
     met = {str(number): reason for number, reason in skipped.items()}
-    save_file({"values": values.contiguous(), "labels": labels}, aside, metadata={"skipped": json.dumps(met)})
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, aside, metadata={"skipped": json.dumps(met)})
     move(aside, path)
 
 

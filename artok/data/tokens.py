@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import Self
 
+from artok.data.base import Captions
 from artok.data.order import Order, check_shares, choose_rows, rank_positions
 from artok.data.transforms import REVISION
 from artok.errors import DataError
@@ -25,6 +26,7 @@ from artok.noise import Noise, fold
 
 INDEX = "index.json"
 VERSION = 2
+CAPTIONS, CAPTION_ENDS = "captions", "caption_ends"  # in a shard, the tensors of `StoredCaptions`
 IN_MEMORY = 2 * 2**30  # bytes of tokens up to which a cache is loaded whole
 
 Precision = Literal["float16", "float32"]
@@ -42,6 +44,7 @@ class TokenIndex:
     """What a cache holds and how it was made, the contents of index.json.
 
     tokenizer, data: fingerprints of the tokenizer and of the encoded split.
+    captions: the captions of the images are stored as well.
     images: their number; each has `copies` rows of tokens, the first without augmentation. augment: of the others, as
     text; empty with one copy. dtype: of the stored values. revision: of the code that decodes and augments images.
     """
@@ -54,6 +57,7 @@ class TokenIndex:
     copies: int
     augment: str
     dtype: str
+    captions: bool = False
     revision: int = REVISION
     version: int = VERSION
 
@@ -68,9 +72,12 @@ class TokenIndex:
         copies: int = 1,
         augment: str = "",
         precision: Precision = "float16",
+        captions: bool = False,
     ) -> Self:
         dtype = str(storage(layout, precision)).removeprefix("torch.")
-        return cls(layout, tokenizer, data, tuple(classes), images, copies, augment if copies > 1 else "", dtype)
+        return cls(
+            layout, tokenizer, data, tuple(classes), images, copies, augment if copies > 1 else "", dtype, captions
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "layout": self.layout.to_dict(), "classes": list(self.classes)}
@@ -92,6 +99,8 @@ class TokenIndex:
             return f"are of other images than data names; {again}"
         if self.classes != wanted.classes:
             return f"have the classes {', '.join(self.classes)}, but the data {', '.join(wanted.classes)}; {again}"
+        if self.captions != wanted.captions:
+            return f"are stored {'with' if self.captions else 'without'} the captions of their images; {again}"
         if self.copies != wanted.copies:
             asked = f"but tokens.copies asks for {wanted.copies}"
             return f"hold {self.copies} of each image, {asked}: set tokens.copies={self.copies}, or {again}"
@@ -147,9 +156,9 @@ def is_shard(path: Path, index: TokenIndex, rows: int) -> bool:
     try:
         with safe_open(path, "pt") as file:
             values, labels = file.get_slice("values"), file.get_slice("labels")
-            return values.get_shape() == [rows, index.copies, *index.layout.value_shape()] and (
-                labels.get_shape() == [rows]
-            )
+            ends = [file.get_slice(CAPTION_ENDS).get_shape()] if index.captions else []
+            shapes = [values.get_shape(), labels.get_shape(), *ends]
+            return shapes == [[rows, index.copies, *index.layout.value_shape()]] + [[rows]] * (len(shapes) - 1)
     except (OSError, SafetensorError):
         return False
 
@@ -158,10 +167,12 @@ def is_shard(path: Path, index: TokenIndex, rows: int) -> bool:
 
 
 class TokenCache:
-    """A complete cache. index: its description. labels: (images,) int64."""
+    """A complete cache. index: its description. labels: (images,) int64. captions: of all images, if it has them."""
 
-    def __init__(self, index: TokenIndex, values: Sequence[Tensor], labels: Tensor) -> None:
-        self.index, self.labels = index, labels
+    def __init__(
+        self, index: TokenIndex, values: Sequence[Tensor], labels: Tensor, captions: StoredCaptions | None = None
+    ) -> None:
+        self.index, self.labels, self.captions = index, labels, captions
         self._values = list(values)
         self._starts = torch.tensor([0, *[len(part) for part in values]]).cumsum(0)[:-1]
 
@@ -181,12 +192,12 @@ class TokenCache:
             raise DataError(f"the tokens in {folder} {reason}")
         if broken := find_damage(folder, index, shards):
             raise DataError(f"the token cache {folder} is damaged ({broken}); encode the data again")
-        values, labels = _load(folder, shards)
+        values, labels, captions = _load(folder, shards, index)
         vocab = index.layout.vocab
         inside = vocab is None or all(0 <= int(part.min()) <= int(part.max()) < vocab for part in values)
         if not inside or not 0 <= int(labels.min()) <= int(labels.max()) < len(index.classes):
             raise DataError(f"the token cache {folder} is damaged (a code or label is out of range); encode again")
-        return cls(index, values, labels)
+        return cls(index, values, labels, captions)
 
     def __len__(self) -> int:
         return self.index.images
@@ -206,31 +217,80 @@ class TokenCache:
         values = stored.to(torch.int64 if layout.discrete else torch.float32)
         return Tokens(values, layout), self.labels[indices]
 
+    def batch(self, indices: Tensor, positions: Tensor, copies: Tensor | int = 0) -> TokenBatch:
+        """What is stored of these images. positions, copies: as in `TokenBatch` and `read`."""
+        captions = None if self.captions is None else self.captions[indices]
+        return TokenBatch(*self.read(indices, copies), positions, captions)
 
-def _load(folder: Path, shards: Sequence[Shard]) -> tuple[list[Tensor], Tensor]:
-    values, labels = [], []
-    for shard in shards:
-        stored = load_file(folder / shard.file)
-        values.append(stored["values"])
-        labels.append(stored["labels"])
+
+def _load(
+    folder: Path, shards: Sequence[Shard], index: TokenIndex
+) -> tuple[list[Tensor], Tensor, StoredCaptions | None]:
+    stored = [load_file(folder / shard.file) for shard in shards]
+    values = [part["values"] for part in stored]
     if sum(shard.bytes for shard in shards) < IN_MEMORY:
         values = [torch.cat(values)]
-    return values, torch.cat(labels)
+    captions = None
+    if index.captions:
+        captions = StoredCaptions.join([StoredCaptions(part[CAPTIONS], part[CAPTION_ENDS]) for part in stored])
+    return values, torch.cat([part["labels"] for part in stored]), captions
+
+
+@dataclass
+class StoredCaptions:
+    """The captions of many images in one tensor.
+
+    text: (bytes,) uint8, for each image a JSON list of its captions. ends: (images,) int64, where each list ends.
+    """
+
+    text: Tensor
+    ends: Tensor
+
+    @classmethod
+    def of(cls, captions: Captions) -> StoredCaptions:
+        lists = [json.dumps(each, ensure_ascii=False).encode() for each in captions]
+        ends = torch.tensor([len(each) for each in lists], dtype=torch.int64).cumsum(0)
+        return cls(torch.frombuffer(bytearray(b"".join(lists)), dtype=torch.uint8), ends)
+
+    @staticmethod
+    def join(parts: Sequence[StoredCaptions]) -> StoredCaptions:
+        starts = torch.tensor([0, *[len(part.text) for part in parts]]).cumsum(0)[:-1].tolist()
+        ends = [part.ends + start for part, start in zip(parts, starts, strict=True)]
+        return StoredCaptions(torch.cat([part.text for part in parts]), torch.cat(ends))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, indices: Tensor) -> Captions:
+        ends = self.ends[indices]
+        starts = torch.where(indices > 0, self.ends[indices - 1], 0)
+        text, places = self.text.numpy(), zip(starts.tolist(), ends.tolist(), strict=True)
+        return [tuple(json.loads(text[start:end].tobytes())) for start, end in places]
 
 
 @dataclass
 class TokenBatch:
-    """tokens: of B images. labels: (B,) int64. positions: (B,) int64, images seen before."""
+    """tokens: of B images. labels: (B,) int64. positions: (B,) int64, images seen before. captions: of the images."""
 
     tokens: Tokens
     labels: Tensor
     positions: Tensor
+    captions: Captions | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def texts(self) -> list[str] | None:
+        """The first caption of each image."""
+        return None if self.captions is None else [captions[0] for captions in self.captions]
+
+    def __getitem__(self, rows: slice) -> TokenBatch:
+        captions = None if self.captions is None else self.captions[rows]
+        return TokenBatch(self.tokens[rows], self.labels[rows], self.positions[rows], captions)
+
     def to(self, device: torch.device | str) -> TokenBatch:
-        return TokenBatch(self.tokens.to(device), self.labels.to(device), self.positions.to(device))
+        return TokenBatch(self.tokens.to(device), self.labels.to(device), self.positions.to(device), self.captions)
 
 
 class TokenLoader:
@@ -253,11 +313,10 @@ class TokenLoader:
         positions = rank_positions(self._step, self._batch, self._start, self._rank, self._world)
         self._step += 1
         copies = Noise(self._seed, positions).integers(self._cache.index.copies)
-        tokens, labels = self._cache.read(self._order(positions), copies)
-        return TokenBatch(tokens, labels, positions)
+        return self._cache.batch(self._order(positions), positions, copies)
 
 
 def evaluation_tokens(cache: TokenCache, batch: int, limit: int | None = None) -> Iterator[TokenBatch]:
     """All images of a cache, or a fixed random subset of `limit`, in order, of the plain copy."""
     for positions in choose_rows(len(cache), limit).split(batch):
-        yield TokenBatch(*cache.read(positions), positions)
+        yield cache.batch(positions, positions)

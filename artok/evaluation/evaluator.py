@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from artok.data.base import DataConfig, Split, SplitName
-from artok.data.loader import choose_of, read_rows
+from artok.data.loader import Batch, choose_of, read_rows
+from artok.data.order import choose_rows
 from artok.data.tokens import evaluation_tokens
 from artok.errors import ConfigError
 from artok.images import from_uint8, to_uint8
-from artok.layout import Condition, TokenLayout, last
+from artok.layout import TokenLayout, last
 from artok.metrics import cost
 from artok.metrics.base import EvalBatch, MetricConfig, MetricContext
 from artok.metrics.evaluate import Evaluation
@@ -81,23 +82,31 @@ class Evaluator:
 
     def read(self, split: Split, rows: Tensor, batch: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, C, H, W) uint8 and labels (B,) of a split, in the order of rows."""
+        for part in self.read_batches(split, rows, batch):
+            yield part.pixels, part.labels
+
+    def read_batches(self, split: Split, rows: Tensor, batch: int | None = None) -> Iterator[Batch]:
+        """Batches of a split with uint8 images, in the order of rows."""
         for part in read_rows(split, self.data, rows, batch or READ):
-            yield to_uint8(part.images), part.labels
+            yield replace(part, pixels=to_uint8(part.images))
 
     @cached_property
     def held_out(self) -> EvalBatch:
-        """Features, predicted classes and labels of the held-out images that samples are compared with."""
-        features, predicted, labels = [], [], []
-        for images, known in self.read(self.test_split, self.rows):
-            found, logits = extract(self.extractor, images)
+        """Features, predicted classes, labels and first captions of the held-out images that samples are compared
+        with."""
+        features, predicted, labels, texts = [], [], [], list[str]()
+        for batch in self.read_batches(self.test_split, self.rows):
+            found, logits = extract(self.extractor, batch.pixels)
             features.append(found)
-            labels.append(known)
+            labels.append(batch.labels)
+            texts += [captions[0] for captions in batch.captions or []]
             if logits is not None:
                 predicted.append(logits.argmax(1))
         return EvalBatch(
             labels=torch.cat(labels),
             real_features=torch.cat(features),
             real_predicted=torch.cat(predicted) if predicted else None,
+            prompts=texts or None,
         )
 
     def of(self, n: int | None) -> Evaluator:
@@ -267,16 +276,29 @@ class Evaluator:
                 self.progress.advance(done)
 
     def samples(self, pipeline: Pipeline, sampling: Sampling) -> Iterator[EvalBatch]:
-        """Generated images, their classes shared out as those of the held-out images."""
-        assert self.held_out.labels is not None
-        counts = class_counts(self.held_out.labels, self.n)
-        labels = torch.arange(len(counts)).repeat_interleave(counts)
+        """Generated images, their classes shared out as those of the held-out images, or for the captions of these."""
+        labels, texts = self.asked(pipeline)
         with self.progress.over(0, self.n):
             for start in range(0, self.n, BATCH):
-                part = labels[start : start + BATCH]
-                tokens = last(pipeline.steps(Condition(part.to(self.device)), sampling, first=start))
-                yield EvalBatch(samples=to_uint8(pipeline.decode(tokens)).cpu(), conditions=part)
-                self.progress.advance(start + len(part))
+                part = slice(start, min(start + BATCH, self.n))
+                prompts = None if texts is None else texts[part]
+                condition = pipeline.generator.condition(labels[part], prompts)
+                tokens = last(pipeline.steps(condition, sampling, first=start))
+                made = to_uint8(pipeline.decode(tokens)).cpu()
+                yield EvalBatch(samples=made, conditions=labels[part], prompts=prompts)
+                self.progress.advance(part.stop)
+
+    def asked(self, pipeline: Pipeline) -> tuple[Tensor, list[str] | None]:
+        """Labels (n,) to sample for, and for a generator that hears text as many captions."""
+        held_out = self.held_out
+        assert held_out.labels is not None
+        if "text" in pipeline.generator.hears and held_out.prompts is not None:
+            rows = torch.arange(self.n) % len(held_out.labels)
+            if self.n < len(held_out.labels):
+                rows = choose_rows(len(held_out.labels), self.n)
+            return held_out.labels[rows], [held_out.prompts[row] for row in rows.tolist()]
+        counts = class_counts(held_out.labels, self.n)
+        return torch.arange(len(counts)).repeat_interleave(counts), None
 
     @torch.no_grad()
     def likelihoods(self, pipeline: Pipeline) -> Iterator[EvalBatch]:
@@ -287,7 +309,9 @@ class Evaluator:
             cache = open_or_encode(pipeline.tokenizer, mark, self.data, name, 1, None, self.device, self.progress)
             for batch in evaluation_tokens(cache, BATCH, self.n):
                 batch = batch.to(self.device)
-                nats = pipeline.generator.log_likelihood(batch.tokens, Condition(batch.labels), pipeline.tokenizer)
+                nats = pipeline.generator.log_likelihood(
+                    batch.tokens, pipeline.generator.condition(batch.labels, batch.texts), pipeline.tokenizer
+                )
                 if nats is None:
                     return
                 yield EvalBatch(log_likelihood=nats.cpu()) if held_out else EvalBatch(train_log_likelihood=nats.cpu())
@@ -300,7 +324,8 @@ def generation_work(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:
     @torch.inference_mode()
     def work(count: int) -> None:  # on the model as it was trained: prepared weights hide what they multiply
         noise = Noise(0, torch.arange(count, device=pipeline.device))
-        steps = pipeline.generator.steps(pipeline.condition([0], count), plain, noise, pipeline.tokenizer)
+        condition = pipeline.generator.conditioner.example(count, pipeline.device)
+        steps = pipeline.generator.steps(condition, plain, noise, pipeline.tokenizer)
         pipeline.decode(last(steps))
 
     with Trace() as trace:
@@ -324,6 +349,7 @@ def generation_times(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]
 
 
 def make(pipeline: Pipeline, sampling: Sampling, count: int) -> Tensor:
-    """So many images of the first class."""
-    tokens = last(pipeline.steps(pipeline.condition([0], count), sampling))
+    """So many images of the first class, or of a text of the largest length."""
+    condition = pipeline.generator.conditioner.example(count, pipeline.device)
+    tokens = last(pipeline.steps(condition, sampling))
     return pipeline.decode(tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from artok.errors import ConfigError, RunError, shorten
 from artok.images import grid, save_gif, to_pil
-from artok.layout import Tokens
+from artok.layout import Condition, Tokens
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
+from artok.saved import write_text
 from artok.training.progress import Progress
 
 FRAMES = 64  # at most so many pictures of unfinished images: a GIF of 4,096 tokens must stay small
@@ -38,20 +40,55 @@ def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
     return labels or list(range(len(classes)))
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What to sample for. names: of each row, for its files. labels, prompts, negative: as in `Pipeline.condition`."""
+
+    names: tuple[str, ...]
+    labels: Sequence[int] | None = None
+    prompts: Sequence[str] | None = None
+    negative: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def condition(self, pipeline: Pipeline, n: int = 1) -> Condition:
+        return pipeline.condition(self.labels, n, self.prompts, self.negative)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts in a text file, one on each line. ConfigError: it cannot be read, or has none."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the prompts in {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    if not any(lines):
+        raise ConfigError(f"{path} has no prompts; write one on each line")
+    return [line for line in lines if line]
+
+
+def file_name(text: str) -> str:
+    """A short name for files from a class or a prompt."""
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in text).split())[:60] or "text"
+
+
 def sample(
     pipeline: Pipeline,
-    labels: Sequence[int],
+    asked: Asked,
     n: int,
     sampling: Sampling,
     folder: Path,
     batch: int = 64,
     progress: Progress | None = None,
 ) -> Tensor:
-    """`n` images for each label into `folder`: one PNG each, `grid.png` with a row a label, `generation.gif`.
+    """`n` images for each row of `asked` into `folder`: one PNG each, `grid.png` with a row each, `generation.gif`;
+    prompts also as `prompts.txt`.
 
-    The GIF shows the first image of every label, up to 64 labels. Returns the images (n * labels, C, H, W) in [-1, 1].
+    The GIF shows the first image of every row, up to 64. Returns the images (n * rows, C, H, W) in [-1, 1].
     """
-    condition = pipeline.condition(labels, n)
+    condition = asked.condition(pipeline, n)
     total = pipeline.generator.passes(sampling)
     images = []
     try:
@@ -65,25 +102,25 @@ def sample(
                 images.append(pipeline.decode(tokens).cpu())
         made = torch.cat(images)
         for index, image in enumerate(made):
-            name = pipeline.classes[labels[index // n]].replace("/", "-")
-            to_pil(image).save(folder / f"{index:05d}-{name}.png")
+            to_pil(image).save(folder / f"{index:05d}-{file_name(asked.names[index // n])}.png")
         scale = max(1, 64 // made.shape[-1])
-        grid(made, columns=n if len(labels) > 1 else None, scale=scale).save(folder / "grid.png")
-        save_gif(generation_frames(pipeline, list(labels)[:64], sampling, n, scale), folder / "generation.gif")
+        grid(made, columns=n if len(asked) > 1 else None, scale=scale).save(folder / "grid.png")
+        save_gif(generation_frames(pipeline, condition[::n][:64], sampling, n, scale), folder / "generation.gif")
+        if asked.prompts is not None:
+            write_text(folder / "prompts.txt", "".join(f"{prompt}\n" for prompt in asked.prompts))
     except OSError as error:
         raise RunError(f"could not write to {folder}: {error.strerror or error}") from None
     return made
 
 
 def generation_frames(
-    pipeline: Pipeline, labels: Sequence[int], sampling: Sampling, stride: int = 1, scale: int = 1
+    pipeline: Pipeline, condition: Condition, sampling: Sampling, stride: int = 1, scale: int = 1
 ) -> list[Image.Image]:
-    """Pictures of one image per label while it is generated.
+    """Pictures of one image per row of a condition while it is generated.
 
-    stride: the number of samples from one label's first to the next's, so that the frames end in those very images.
+    stride: the number of samples from one row's first to the next's, so that the frames end in those very images.
     """
-    condition = pipeline.condition(labels)
-    samples = torch.arange(len(labels), device=pipeline.device) * stride
+    samples = torch.arange(len(condition), device=pipeline.device) * stride
     kept, _ = thinned(pipeline.steps(condition, sampling, samples=samples), FRAMES)
     return [grid(pipeline.decode(tokens).cpu(), scale=scale) for _, tokens in kept]
 

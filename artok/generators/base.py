@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -53,6 +53,28 @@ class Generator(nn.Module, ABC):
             raise LayoutError(f"the known tokens are {condition.known.layout}, and the generator's {self.layout}")
         context: Context = self.conditioner(condition)
         return context
+
+    def condition(
+        self,
+        labels: Tensor | None = None,
+        texts: Sequence[str] | None = None,
+        negative: Sequence[str] | None = None,
+    ) -> Condition:
+        """The condition of labels (B,) int64 and B texts, on the device of the weights, without the parts that the
+        generator does not use. negative: B texts for the unconditional half of guidance.
+
+        LayoutError: nothing is left.
+        """
+        device, encoder = next(self.parameters()).device, self.conditioner.encoder
+        heard = labels if "labels" in self.hears else None
+        told, against = (
+            None if encoder is None or each is None else encoder.encode(each) for each in (texts, negative)
+        )
+        if heard is None and told is None:
+            raise LayoutError(
+                f"this generator is conditioned on {', '.join(sorted(self.hears))}, and none of it is given"
+            )
+        return Condition(labels=heard, text=told, negative=against).to(device)
 
     @abstractmethod
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
@@ -113,7 +135,9 @@ class GeneratorConfig(Part, ABC):
     conditioning: tuple[Annotated[ConditionerConfig, of_kind("conditioning"), OPEN], ...] = Field(
         (labels.Config(),), min_length=1
     )
-    class_dropout: float = Field(0.1, ge=0, le=1, description="share of labels hidden in training, for guidance")
+    class_dropout: float = Field(
+        0.1, ge=0, le=1, description="share of conditions hidden whole in training, for guidance"
+    )
 
     @abstractmethod
     def refuse(self, layout: TokenLayout) -> str | None:

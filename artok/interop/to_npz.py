@@ -15,7 +15,7 @@ import torch
 from artok.errors import ConfigError
 from artok.files import move
 from artok.images import to_uint8
-from artok.layout import Condition, last
+from artok.layout import last
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
 
@@ -43,7 +43,7 @@ def to_npz(
         images = np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=(n, *size, 3))
         labels = torch.arange(n) % len(pipeline.classes)
         for start in range(0, n, batch):
-            condition = Condition(labels[start : start + batch].to(pipeline.device))
+            condition = pipeline.generator.condition(labels[start : start + batch])
             tokens = last(pipeline.steps(condition, sampling, first=start))
             pixels = to_uint8(pipeline.decode(tokens)).cpu().expand(-1, 3, -1, -1)
             images[start : start + len(pixels)] = pixels.permute(0, 2, 3, 1).numpy()

@@ -7,7 +7,7 @@ Whoever evaluates fills a `EvalBatch` per batch; the images' features are comput
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -31,8 +31,8 @@ class EvalBatch:
         log_likelihood (B,) float64, nats of each image's tokens; real_features (B, D) float32;
         real_predicted (B,) int64, the extractor's class of each image.
     What the model made, B rows of their own (reconstructions count when there are no samples):
-        samples (B, C, H, W) uint8; conditions (B,) int64, the class asked for; fake_features (B, D) float32;
-        fake_predicted (B,) int64.
+        samples (B, C, H, W) uint8; conditions (B,) int64, the class asked for; prompts, the B texts asked for;
+        fake_features (B, D) float32; fake_predicted (B,) int64.
     Training images, for comparison:
         train_images (B, C, H, W) uint8, in batches after all samples and held-out images; train_log_likelihood (B,)
         float64.
@@ -47,6 +47,7 @@ class EvalBatch:
     real_predicted: Tensor | None = None
     samples: Tensor | None = None
     conditions: Tensor | None = None
+    prompts: Sequence[str] | None = None
     fake_features: Tensor | None = None
     fake_predicted: Tensor | None = None
     train_images: Tensor | None = None

@@ -130,10 +130,10 @@ class Memorisation(Metric):
         return self._rows.count("samples")
 
     def update(self, seen: EvalBatch) -> None:
-        known = {name: images for name in ("samples", "images") if (images := getattr(seen, name)) is not None}
-        if known and self._searches:
+        known = [None if images is None else reduce(images) for images in (seen.samples, seen.images)]
+        if any(images is not None for images in known) and self._searches:
             raise ArtokError("copies are searched for among training images once all samples are there, not before")
-        self._rows.update(EvalBatch(**{name: reduce(images) for name, images in known.items()}))
+        self._rows.update(EvalBatch(samples=known[0], images=known[1]))
         if seen.train_images is not None:
             enough("the search for copies", {"samples": self.count}, 1)
             self._searches = self._searches or tuple(Search(images, self._device) for images in self._compared())

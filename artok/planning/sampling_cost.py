@@ -10,7 +10,7 @@ import torch
 
 from artok.errors import ConfigError
 from artok.generators.base import Generator
-from artok.layout import Codec, Condition
+from artok.layout import Codec
 from artok.noise import Noise
 from artok.planning.autocast_on_meta import AutocastOnMeta, Chip
 from artok.planning.cost_cache import cache_costs
@@ -92,7 +92,8 @@ def sample_tokens(
     labels = torch.empty(batch, dtype=torch.int64, device=META)
     count, steps = generator.passes(sampling), list[OpCounts]()
     with Trace() as trace, AutocastOnMeta(chip, dtype) as autocast, cache_costs(generator, trace) as cache:
-        for _ in generator.steps(Condition(labels), sampling, Noise(0, labels), codec):
+        condition = generator.conditioner.example(batch, META)
+        for _ in generator.steps(condition, sampling, Noise(0, labels), codec):
             autocast.end_forward()  # `Pipeline.steps` leaves autocast before each yield
             steps.append(trace.take())
             if sampling.cfg_interval == (0.0, 1.0) and grow_evenly(steps):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from artok.adversarial.critic import Critic
 from artok.errors import ConfigError
 from artok.generators.base import AdversarialGenerator
-from artok.layout import Condition, TokenLayout, Tokens
+from artok.layout import TokenLayout, Tokens
 from artok.losses.base import AdversarialLoss, BatchContext, Comparisons
 from artok.metrics import cost
 from artok.nn.gradient_checkpointing import set_gradient_checkpointing
@@ -150,8 +150,9 @@ def generator_losses(design: Design, batch: int, trace: Trace) -> tuple[dict[str
             tokens = design.tokenizer.encode(torch.empty(batch, *design.layout.image, device=META))
         encoding = OpCounts(ops)
     random = noise(batch)
-    drop = random.uniform() < design.experiment.generator.class_dropout  # type: ignore[union-attr]
-    condition = Condition(torch.empty(batch, dtype=torch.int64, device=META)).dropped("labels", drop)
+    conditioner = design.generator.conditioner
+    share = design.experiment.generator.class_dropout  # type: ignore[union-attr]
+    condition = conditioner.drop(conditioner.example(batch, META), share, random)
     return dict(design.generator(tokens, condition, random, design.tokenizer)), encoding
 
 
@@ -179,9 +180,10 @@ def critic_losses(design: Design, critic: Critic, batch: int, due: bool) -> tupl
     labels = None
     real = fake = torch.empty(batch, *design.layout.image, device=META)
     if isinstance(design.generator, AdversarialGenerator):
-        labels = torch.empty(batch, dtype=torch.int64, device=META)
+        condition = design.generator.conditioner.example(batch, META)
+        labels = condition.labels
         with torch.no_grad():
-            fake = design.generator.generate(Condition(labels), noise(batch))
+            fake = design.generator.generate(condition, noise(batch))
         real = design.generator.to_grid(blank_tokens(design.layout, batch))
     verdict = critic(real, fake, labels, noise(batch), 0 if due else 1, 0.0)
     return dict(verdict.losses), NOTHING

@@ -13,7 +13,7 @@ from torch import Tensor
 from artok.cache import cache_directory, writing_cache
 from artok.config import OPEN, dump, of_kind, override, read_yaml, validate
 from artok.config import Config as Section
-from artok.data.base import DataConfig, Split, SplitName, note_skipped
+from artok.data.base import Captions, DataConfig, Split, SplitName, note_skipped
 from artok.data.token_writing import write_tokens
 from artok.data.tokens import TokenCache, TokenIndex, holds
 from artok.data.transforms import augmented_copies
@@ -57,7 +57,9 @@ def open_or_encode(
 def describe_tokens(tokenizer: Tokenizer, mark: str, data: DataConfig, split: Split, copies: int) -> TokenIndex:
     """The index of the cache that a tokenizer, data and a number of copies give."""
     augment = json.dumps(data.augment.model_dump(mode="json"))
-    return TokenIndex.of(tokenizer.layout, mark, split.fingerprint, split.classes, len(split), copies, augment)
+    return TokenIndex.of(
+        tokenizer.layout, mark, split.fingerprint, split.classes, len(split), copies, augment, captions=split.captioned
+    )
 
 
 def write_cache(
@@ -73,14 +75,14 @@ def write_cache(
     tokenizer, copies = tokenizer.to(device).eval(), index.copies
 
     @torch.no_grad()
-    def encode(first: int, last: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def encode(first: int, last: int, done: int) -> Iterator[tuple[Tensor, Tensor, Captions | None]]:
         for start in range(first, last, BATCH):
             indices = torch.arange(start, min(start + BATCH, last))
             examples = split.read(indices.tolist())
             images = augmented_copies(examples.images, data.augment, data.size, indices, copies, seed=0)
             flat = images.flatten(0, 1).split(BATCH)
             values = torch.cat([tokenizer.encode(part.to(device)).values.cpu() for part in flat])
-            yield values.unflatten(0, (len(indices), copies)), examples.labels
+            yield values.unflatten(0, (len(indices), copies)), examples.labels, examples.captions
             progress.advance((done + start - first + len(indices)) * copies)
 
     progress.notes(split)

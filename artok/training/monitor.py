@@ -13,7 +13,7 @@ from artok.data.base import Split
 from artok.data.memory import read_into_memory
 from artok.data.order import choose_rows
 from artok.images import to_uint8
-from artok.layout import Condition, last
+from artok.layout import last
 from artok.metrics.diversity import NEIGHBOURS, measure_diversity
 from artok.metrics.features import extract, parse
 from artok.noise import Noise, fold
@@ -40,13 +40,17 @@ class Monitor:
         test_labels: Tensor | None,
         size: int,
         device: torch.device,
+        told: tuple[Tensor, list[str]] | None = None,
     ) -> None:
         """images: how many to sample, and to compare with of either split; at least `FEWEST`.
 
         *_labels: (N,) of all images of a split where they are known without reading them, so that the real images have
-        as many of each class as the samples do. size: of the images. Errors as from `build_extractor`.
+        as many of each class as the samples do. size: of the images. told: labels and captions of held-out images to
+        sample for, by default as many of each class. Errors as from `build_extractor`.
         """
         self.images, self.classes, self.device = images, len(train.classes), device
+        self.labels = told[0] if told else torch.arange(images) * self.classes // images
+        self.texts = told[1] if told else None
         self.extractor = build_extractor(parse(extractor), train, size, device)
         known = []
         for split, labels in ((train, train_labels), (test, test_labels)):
@@ -61,19 +65,17 @@ class Monitor:
         if labels is None:
             return choose_rows(len(split), self.images)
         order = Noise(fold("monitor"), torch.zeros(1, dtype=torch.int64)).permutation(len(labels))[0]
-        wanted = torch.bincount(self._shared_out(), minlength=self.classes)
+        wanted = torch.bincount(self.labels, minlength=self.classes)
         rows = [order[labels[order] == label][:count] for label, count in enumerate(wanted.tolist()) if count]
         return torch.cat(rows).sort().values
 
-    def _shared_out(self) -> Tensor:
-        """The classes of the samples, (images,) int64: as many of each as can be, ascending."""
-        return torch.arange(self.images) * self.classes // self.images
-
     def __call__(self, pipeline: Pipeline) -> dict[str, float]:
         """The values of `artok.metrics.diversity.measure_diversity` for samples under the pipeline's own settings."""
-        labels, features = self._shared_out(), []
+        labels, features = self.labels, []
         for start in range(0, self.images, BATCH):
-            condition = Condition(labels[start : start + BATCH].to(self.device))
+            part = slice(start, start + BATCH)
+            texts = None if self.texts is None else self.texts[part]
+            condition = pipeline.generator.condition(labels[part], texts)
             tokens = last(pipeline.steps(condition, pipeline.sampling, first=start))
             features.append(extract(self.extractor, to_uint8(pipeline.decode(tokens)))[0])
         fake = torch.cat(features)

@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType
 from artok.adversarial.critic import CriticConfig
 from artok.config import dump_fixed, read_yaml, validate
 from artok.data.base import Split
+from artok.data.order import choose_rows
 from artok.data.tokens import TokenCache
 from artok.device import resolve_device
 from artok.discard import check_discardable, discard
@@ -167,6 +168,7 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
     train_split = experiment.data.open("train")
     progress.notes(train_split)
     mark = fingerprint(tokenizer)
+    check_captions(experiment, train_split)
     held_out = open_or_encode(tokenizer, mark, experiment.data, "test", 1, None, device, progress)
     source: Any = train_split
     if not experiment.tokens.online:
@@ -179,6 +181,16 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
         watch = make_monitor(experiment, train_split, source, held_out, device, progress)
     torch.manual_seed(experiment.seed)
     return GeneratorTask(experiment, tokenizer, saved, facts, source, held_out, device, watch)
+
+
+def check_captions(experiment: Experiment, split: Split) -> None:
+    """Raise a ConfigError when the generator hears text and the data have none."""
+    assert experiment.generator is not None
+    if "text" in {each.kind for each in experiment.generator.conditioning} and not split.captioned:
+        raise ConfigError(
+            f"the generator is conditioned on text, but data kind {experiment.data.kind} has no captions here; name "
+            "data with captions, or take 'text' out of generator.conditioning"
+        )
 
 
 def make_monitor(
@@ -199,7 +211,11 @@ def make_monitor(
         train_split = data.open("train")
     labels = source.labels if isinstance(source, TokenCache) else None
     splits = train_split, data.open("test"), labels, held_out.labels
-    return Monitor(training.monitor_extractor, images, *splits, data.size, device)
+    told = None
+    if held_out.captions is not None:
+        rows = choose_rows(len(held_out), images)
+        told = held_out.labels[rows], [captions[0] for captions in held_out.captions[rows]]
+    return Monitor(training.monitor_extractor, images, *splits, data.size, device, told)
 
 
 def load_frozen_tokenizer(experiment: Experiment) -> tuple[Tokenizer, Saved]:

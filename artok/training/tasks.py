@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from artok.data.base import Split
 from artok.data.loader import Batch, Loader, evaluation_batches
+from artok.data.order import choose_rows
 from artok.data.tokens import TokenBatch, TokenCache, TokenLoader, evaluation_tokens
 from artok.generators.base import AdversarialGenerator, Generator
 from artok.images import grid, to_uint8
@@ -29,7 +30,7 @@ from artok.metrics.reconstruction import psnr
 from artok.noise import Noise, fold
 from artok.pipeline import Pipeline
 from artok.quantizers.base import Replacement
-from artok.saved import Facts, Saved
+from artok.saved import Facts, Saved, write_text
 from artok.tokenizers.base import Tokenizer
 from artok.training.experiment import Experiment
 from artok.training.extractor import build_extractor
@@ -39,7 +40,8 @@ from artok.training.quantizers import Quantizers
 Item = TypeVar("Item")
 Stream: TypeAlias = collections.abc.Generator[Item, None, None]  # endless, to be closed
 
-MEASURED = 2_000  # training images for the statistics of latents
+MEASURED = 2_000  # training images for the statistics of latents, and for a vocabulary where reading them takes time
+FITTED = 100_000  # training images whose stored captions a vocabulary is learned from
 
 
 @dataclass
@@ -261,6 +263,8 @@ class GeneratorTask(Task):
         self.generator: Generator = experiment.generator.build(tokenizer.layout, len(facts.classes)).to(device)
         self.generator.check(experiment.sampling)
         self.class_dropout = experiment.generator.class_dropout
+        if self.generator.conditioner.encoder is not None:
+            self.generator.conditioner.encoder.fit(self._captions())
         self.players = {"model": self.generator}
         self.critic = experiment.generator.build_critic(tokenizer.layout, len(facts.classes))
         if self.critic is not None:
@@ -288,25 +292,46 @@ class GeneratorTask(Task):
             for images in loader:
                 with torch.no_grad():
                     tokens = self.tokenizer.encode(images.images_on(self.device))
-                yield TokenBatch(tokens, images.labels, images.positions)
+                yield TokenBatch(tokens, images.labels, images.positions, images.captions)
+
+    def _captions(self) -> Iterator[str]:
+        """Captions of training images, to learn a vocabulary from."""
+        if isinstance(self.source, TokenCache):
+            assert self.source.captions is not None
+            for rows in choose_rows(len(self.source), FITTED).split(1000):
+                yield from chain.from_iterable(self.source.captions[rows])
+            return
+        data = self.experiment.data
+        split = data.open("train") if self.source.sequential else self.source  # a stream has one reader
+        for batch in evaluation_batches(split, data, batch=64, limit=MEASURED):
+            yield from chain.from_iterable(batch.captions or [])
+
+    def condition(self, batch: TokenBatch, seed: int | None = None) -> Condition:
+        """What the data say of a batch. seed: chooses one of each image's captions; by default the first is taken."""
+        texts = batch.texts
+        if batch.captions is not None and seed is not None:
+            numbers = Noise(fold("caption", seed), batch.positions.cpu()).integers(2**31).tolist()
+            pairs = zip(batch.captions, numbers, strict=True)
+            texts = [captions[number % len(captions)] for captions, number in pairs]
+        return self.generator.condition(batch.labels, texts)
 
     def split(self, batch: TokenBatch, parts: int) -> list[TokenBatch]:
         size = len(batch) // parts
-        rows = [slice(first, first + size) for first in range(0, len(batch), size)]
-        return [TokenBatch(batch.tokens[part], batch.labels[part], batch.positions[part]) for part in rows]
+        return [batch[first : first + size] for first in range(0, len(batch), size)]
 
     def losses(self, modules: Mapping[str, nn.Module], player: str, batch: TokenBatch, seen: int) -> Step:
         batch = batch.to(self.device)
         if player == "critic":
             return self._critic_losses(modules["critic"], batch, seen)
         noise = Noise(fold("training", self.experiment.seed), batch.positions)
-        condition = Condition(batch.labels).dropped("labels", noise.uniform() < self.class_dropout)
+        condition = self.condition(batch, self.experiment.seed)
+        condition = self.generator.conditioner.drop(condition, self.class_dropout, noise)
         return Step(modules["model"](batch.tokens, condition, noise, self.tokenizer))
 
     def _critic_losses(self, critic: nn.Module, batch: TokenBatch, seen: int) -> Step:
         assert isinstance(self.generator, AdversarialGenerator)
         noise = Noise(fold("critic", self.experiment.seed), batch.positions)
-        condition = Condition(batch.labels)
+        condition = self.condition(batch, self.experiment.seed)
         with torch.no_grad():
             fake = self.generator.generate(condition, noise)
         real = self.generator.to_grid(batch.tokens)
@@ -331,7 +356,7 @@ class GeneratorTask(Task):
         unit, total, count = "nll", 0.0, 0
         for batch in evaluation_tokens(cache, 64, self.experiment.training.validate_images):
             batch = batch.to(self.device)
-            condition = Condition(batch.labels)
+            condition = self.condition(batch)
             nats = self.generator.log_likelihood(batch.tokens, condition, self.tokenizer)
             if nats is not None:
                 total -= float(nats.sum()) / per_image
@@ -343,9 +368,14 @@ class GeneratorTask(Task):
         return unit, total / count
 
     def preview(self, path: Path) -> None:
-        """Write eight samples per class, for up to ten classes."""
-        classes = min(10, len(self.facts.classes))
-        images = self.pipeline()(list(range(classes)), n=8)
+        """Write eight samples for each of up to ten classes, or of ten held-out captions, which a text file lists."""
+        prompts = self.held_out.captions if "text" in self.generator.hears else None
+        if prompts is not None:
+            told = [captions[0] for captions in prompts[torch.arange(min(10, len(prompts)))]]
+            images = self.pipeline()(prompts=told, n=8)
+            write_text(path.with_suffix(".txt"), "".join(f"{text}\n" for text in told))
+        else:
+            images = self.pipeline()(list(range(min(10, len(self.facts.classes)))), n=8)
         grid(images, columns=8, scale=max(1, 32 // images.shape[-1])).save(path)
 
     def monitor(self) -> dict[str, float]:

@@ -39,6 +39,8 @@ def test_a_part_becomes_a_context_and_its_null_another(kind: str) -> None:
     part = conditioner(CONDITION[torch.tensor([2, 0])])
     torch.testing.assert_close(part.pooled, context.pooled[[2, 0]])
     torch.testing.assert_close(part.sequence, context.sequence[[2, 0]])
+    example = conditioner.example(2, torch.device("meta"))
+    assert example.parts == (conditioner.part,) and len(example) == 2 and example.device.type == "meta"
     conditioner.initialise(lambda weight: torch.nn.init.constant_(weight, 0.5))
     assert any((parameter == 0.5).all() for parameter in conditioner.parameters())
 
@@ -54,6 +56,9 @@ class Edges(Conditioner):
         maps = condition.control.mean(1, keepdim=True).expand(-1, WIDTH, -1, -1)
         pooled = maps.mean((2, 3))
         return Context(pooled, pooled[:, None].repeat(1, 3, 1), torch.tensor([[True, True, False]] * 3), maps)
+
+    def example(self, rows: int, device: torch.device) -> Condition:
+        return Condition(control=torch.zeros(rows, 2, 4, 4, device=device))
 
     def initialise(self, fill: object) -> None:
         return

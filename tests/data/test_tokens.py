@@ -42,7 +42,7 @@ def encode(first: int, last: int, done: int = 0, layout: TokenLayout = LAYOUT) -
         values = torch.tensor([[[[value_of(row, copy)]] for copy in range(2)] for row in rows])
         shape = (len(rows), 2, *layout.value_shape())
         values = values.expand(shape) if layout.discrete else values.expand(shape) / 64
-        yield values, torch.tensor([row % 2 for row in rows])
+        yield values, torch.tensor([row % 2 for row in rows]), None
 
 
 def index_of(layout: TokenLayout = LAYOUT, **changes: Any) -> TokenIndex:

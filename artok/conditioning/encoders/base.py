@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -39,6 +40,10 @@ class TextEncoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, text: Text) -> Tensor:
         """Vectors (B, L, W); arbitrary where the mask is False."""
+
+    @abstractmethod
+    def example(self, rows: int, device: torch.device) -> Text:
+        """What `encode` could give for texts of `length` entries."""
 
     @abstractmethod
     def initialise(self, fill: Callable[[Tensor], object]) -> None:

@@ -72,6 +72,10 @@ class LearnedEncoder(TextEncoder):
             x_BLW = block(x_BLW, mask)
         return self.norm(x_BLW)
 
+    def example(self, rows: int, device: torch.device) -> Text:
+        ids = torch.zeros(rows, self.length, dtype=torch.int64, device=device)
+        return Text(ids, torch.ones_like(ids, dtype=torch.bool))
+
     # ------------------------------------------------------------------------------------------ the vocabulary
 
     def fit(self, texts: Iterable[str]) -> None:
