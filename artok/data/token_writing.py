@@ -114,8 +114,10 @@ def _gather(index: TokenIndex, parts: Iterator[tuple[Tensor, Tensor, Captions | 
         values.append(_stored(index, each, of))
         labels.append(of.to("cpu", torch.int64))
         captions += told or []
-    if (given := sum(map(len, labels))) != rows or (index.captions and len(captions) != rows):
-        raise ValueError(f"{given} images and {len(captions)} captions were encoded instead of {rows}")
+    if (given := sum(map(len, labels))) != rows:
+        raise ValueError(f"{given} images were encoded instead of {rows}")
+    if index.captions and len(captions) != rows:
+        raise ValueError(f"{len(captions)} images had captions instead of {rows}")
     tensors = {"values": torch.cat(values), "labels": torch.cat(labels)}
     if index.captions:
         stored = StoredCaptions.of(captions)

@@ -19,6 +19,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from artok.data import token_writing, tokens
+from artok.data.base import Captions
 from artok.data.order import Order, choose_rows
 from artok.data.token_writing import write_tokens
 from artok.data.tokens import TokenCache, TokenIndex, TokenLoader, evaluation_tokens
@@ -29,13 +30,14 @@ from artok.locks import try_lock
 LAYOUT = TokenLayout(grids=((2, 2),), width=3, vocab=300, image=(1, 8, 8))
 CONTINUOUS = TokenLayout(grids=((2, 2),), width=3, vocab=None, image=(1, 8, 8))
 CLASSES = ("a", "b")
+Encoded = Iterator[tuple[Tensor, Tensor, Captions | None]]
 
 
 def value_of(index: int, copy: int) -> int:
     return (index * 7 + copy * 100) % 300
 
 
-def encode(first: int, last: int, done: int = 0, layout: TokenLayout = LAYOUT) -> Iterator[tuple[Tensor, Tensor]]:
+def encode(first: int, last: int, done: int = 0, layout: TokenLayout = LAYOUT) -> Encoded:
     """Batches of 2 images with 2 copies, whose values tell image and copy."""
     for start in range(first, last, 2):
         rows = range(start, min(start + 2, last))
@@ -61,7 +63,7 @@ def write(
 
 
 def counting(asked: list[int]) -> token_writing.Encode:
-    def made(first: int, last: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def made(first: int, last: int, done: int) -> Encoded:
         asked.append(first)
         return encode(first, last)
 
@@ -101,8 +103,27 @@ def test_types_are_the_smallest_that_hold_the_values(tmp_path: Path) -> None:
     assert read.values.dtype == torch.float32 and read.values[0, 0, 0] == value_of(3, 0) / 64
 
 
+def test_captions_are_stored_with_the_tokens(tmp_path: Path) -> None:
+    texts = [(f"image {row}", "Größe, 大きさ")[: row % 3] for row in range(23)]
+
+    def captioned(first: int, last: int, done: int) -> Encoded:
+        for start, (values, labels, _) in zip(range(first, last, 2), encode(first, last), strict=True):
+            yield values, labels, texts[start : min(start + 2, last)]
+
+    write(tmp_path / "cache", index_of(captions=True), captioned)
+    cache = TokenCache.open(tmp_path / "cache")
+    batch = cache.batch(torch.tensor([22, 0, 5, 13]), torch.arange(4))
+    assert batch.captions == [texts[22], texts[0], texts[5], texts[13]]
+    assert batch[1:3].captions == [texts[0], texts[5]]
+    parts = [TokenLoader(cache, 8, 0, rank=rank, world=2) for rank in (0, 1)]
+    both = [row for part in parts for row in next(part).captions or []]
+    assert both == next(TokenLoader(cache, 8, 0)).captions
+    with pytest.raises(DataError, match="with the captions"):
+        TokenCache.open(tmp_path / "cache", index_of())
+
+
 def test_a_killed_writing_goes_on_after_its_last_whole_shard(tmp_path: Path) -> None:
-    def killed(first: int, last: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def killed(first: int, last: int, done: int) -> Encoded:
         for number, part in enumerate(encode(first, last)):
             if first == 10 and number == 1:
                 raise KeyboardInterrupt
@@ -136,7 +157,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("field", OTHERS)
 def test_a_killed_writing_of_other_tokens_starts_afresh(tmp_path: Path, field: str) -> None:
-    def killed(first: int, last: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def killed(first: int, last: int, done: int) -> Encoded:
         if first:
             raise KeyboardInterrupt
         return encode(first, last)
@@ -163,7 +184,7 @@ def test_what_is_there_is_not_written_again_unless_it_is_damaged(tmp_path: Path)
 
 
 def _work(folder: Path, log: Path, wait: float) -> None:
-    def made(first: int, last: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def made(first: int, last: int, done: int) -> Encoded:
         with log.open("a") as file:
             file.write(f"{os.getpid()} {first}\n")
         time.sleep(wait)
@@ -208,7 +229,7 @@ def test_too_many_unreadable_images_over_all_processes_end_the_writing(tmp_path:
 
     met: dict[int, str] = {}
 
-    def made(first: int, last: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def made(first: int, last: int, done: int) -> Encoded:
         met[first] = "broken"
         if first == 10:
             raise KeyboardInterrupt
@@ -298,7 +319,7 @@ def test_a_folder_of_something_else_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_values_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     def bad(values: Tensor, labels: Tensor) -> token_writing.Encode:
-        return lambda first, last, done: iter([(values, labels)])
+        return lambda first, last, done: iter([(values, labels, None)])
 
     good, path = torch.zeros(5, 2, 4, 1, dtype=torch.int64), tmp_path / "a"
     labels = torch.zeros(5, dtype=torch.int64)

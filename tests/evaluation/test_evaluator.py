@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from artok.conditioning.base import Conditioners
+from artok.config import find
 from artok.data.base import DataConfig, Examples, Split
 from artok.errors import ArtokError, ConfigError, DataError
 from artok.evaluation import evaluator as evaluating
@@ -87,6 +89,7 @@ class Repeats(Generator):
 
     def __init__(self, layout: TokenLayout, split: Split | None = None) -> None:
         super().__init__(layout, 2)
+        self.conditioner = Conditioners((find("conditioning", "labels").tiny(),), 4, 2)  # type: ignore[arg-type]
         self.place, self.split, self.next = nn.Parameter(torch.zeros(())), split, 0
 
     def passes(self, sampling: Sampling) -> int:

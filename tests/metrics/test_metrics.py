@@ -61,6 +61,7 @@ def everything(count=12):
         real_predicted=integers(6, 3, count),
         samples=pictures(7, count),
         conditions=integers(8, 3, count),
+        prompts=[f"text {row}" for row in range(count)],
         fake_features=normal(9, count, 4).float(),
         fake_predicted=integers(10, 3, count),
         train_images=pictures(11, count),
@@ -69,7 +70,12 @@ def everything(count=12):
 
 
 def rows(seen, part):
-    return EvalBatch(**{field.name: getattr(seen, field.name)[part] for field in fields(EvalBatch)})
+    def take(values):
+        return (
+            values[part] if isinstance(values, torch.Tensor) or isinstance(part, slice) else [values[at] for at in part]
+        )
+
+    return EvalBatch(**{field.name: take(getattr(seen, field.name)) for field in fields(EvalBatch)})
 
 
 def tiny(kind):

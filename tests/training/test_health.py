@@ -17,7 +17,8 @@ from PIL import Image
 from pyarrow import parquet
 from torch import Tensor, nn
 
-from artok.config import validate
+from artok.conditioning.base import Conditioners
+from artok.config import find, validate
 from artok.data import digits, hub
 from artok.data.base import Split
 from artok.data.splits import MemorySplit
@@ -333,6 +334,7 @@ class Stub(Generator):
 
     def __init__(self, layout: TokenLayout, kept: int | None) -> None:
         super().__init__(layout, 10)
+        self.conditioner = Conditioners((find("conditioning", "labels").tiny(),), 4, 10)  # type: ignore[arg-type]
         self.place = nn.Parameter(torch.zeros(()))
         split = digits.Config().open("train")
         self.images, self.labels, self.kept = split.images, split.labels, kept

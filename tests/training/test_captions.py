@@ -1,0 +1,129 @@
+"""Training on captions: the task reads them, prompts make images, and a stopped run goes on with its vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.commands import artok
+from helpers.models import TOKENIZER
+from safetensors.torch import load_file
+
+from artok.config import merge, validate
+from artok.data import shapes
+from artok.errors import ConfigError
+from artok.evaluation.evaluate import evaluate
+from artok.pipeline import Pipeline
+from artok.training.experiment import Experiment
+from artok.training.progress import Progress
+from artok.training.run import train
+
+CAPTION = "a red circle at the top left"
+DATA = {"kind": "shapes", "size": 16, "train": 64, "test": 24}
+TEXT = {"kind": "text", "encoder": {"kind": "learned", "length": 12, "vocab_size": 320, "depth": 1, "heads": 2}}
+SPED = {
+    "training": {"images": 64, "global_batch": 16, "checkpoint_every": 32, "validate_every": 32, "preview_every": 32}
+}
+
+
+def experiment(tokenizer: Path | None = None, **changes: Any) -> Experiment:
+    base = merge(TOKENIZER | {"data": DATA}, SPED)
+    base = merge(base, {"tokenizer": {"quantizer": {"kind": "gaussian"}}})
+    if tokenizer is not None:
+        network = {"kind": "dit", "depth": 1, "width": 16, "heads": 2, "patch_size": 1}
+        diffusion = {"schedule": "straight", "prediction_type": "velocity", "steps": 2}
+        part = {"kind": "diffusion", "network": network, "diffusion": diffusion, "conditioning": [TEXT]}
+        base |= {"name": "tiny-text", "tokenizer": str(tokenizer), "generator": part}
+    return validate(Experiment, merge(base, changes), "test")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "kl"
+    assert train(experiment(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tokenizer: Path) -> Path:
+    folder = tokenizer.parent / "dit"
+    assert train(experiment(tokenizer), folder)
+    return folder
+
+
+def test_prompts_make_images(run: Path) -> None:
+    pipeline = Pipeline.from_pretrained(run)
+    images = pipeline([CAPTION, "a blue square in the centre"], n=2, seed=3)
+    assert images.shape == (4, 3, 16, 16)
+    assert torch.equal(pipeline(prompts=CAPTION, n=2, seed=3), images[:2])
+    guided = pipeline(CAPTION, seed=3, cfg_scale=3)
+    assert not torch.equal(guided, images[:1])
+    for asked, message in (({"labels": 1}, "give it prompts"), ({"prompts": "  "}, "empty"), ({}, "say what")):
+        with pytest.raises(ConfigError, match=message):
+            pipeline(**asked)
+    with pytest.raises(ConfigError, match="through guidance"):
+        pipeline(CAPTION, negative="a red circle")
+
+
+def test_captions_teach(run: Path, tokenizer: Path) -> None:
+    """The vocabulary is of the captions, and the text's weights have moved."""
+    pipeline = Pipeline.from_pretrained(run)
+    encoder = pipeline.generator.conditioner.encoder
+    assert encoder is not None and encoder.count(["circle", "turquoise"]) == [1, 1]
+    assert (run / "samples").is_dir()
+    texts = next(iter(sorted((run / "samples").glob("*.txt")))).read_text().splitlines()
+    held_out = shapes.Config(**{key: value for key, value in DATA.items() if key != "kind"}).open("test")
+    assert texts == [caption for (caption,) in held_out.read(range(10)).captions or []]
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(run: Path, tokenizer: Path, tmp_path: Path) -> None:
+    half = experiment(tokenizer, training={"images": 32, "optimizer": {"schedule": "constant"}})
+    whole = experiment(tokenizer, training={"optimizer": {"schedule": "constant"}})
+    assert train(half, tmp_path / "run") and train(whole, tmp_path / "run")
+    assert train(whole, tmp_path / "other")
+    states = [load_file(tmp_path / name / "model.safetensors") for name in ("run", "other")]
+    assert any(name.endswith("_extra_state") for name in states[0])
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+
+
+def test_both_conditions_and_each_alone(tokenizer: Path, tmp_path: Path) -> None:
+    parts = [{"kind": "labels", "dropout": 0.2}, TEXT | {"dropout": 0.2}]
+    assert train(experiment(tokenizer, generator={"conditioning": parts}), tmp_path / "both")
+    pipeline = Pipeline.from_pretrained(tmp_path / "both")
+    both = pipeline(labels=[0], prompts=CAPTION)
+    assert not torch.equal(pipeline(labels=[0]), both) and not torch.equal(pipeline(CAPTION), both)
+    with pytest.raises(ConfigError, match="do not go with"):
+        pipeline(labels=[0, 1], prompts=[CAPTION] * 3)
+
+
+def test_a_text_run_is_evaluated_on_held_out_captions(run: Path) -> None:
+    results = evaluate(str(run), 20, "pixels", [], "cpu", Progress("test", quiet=True))
+    assert any(each.name.startswith("fd") or "fd" in each.name for each in results.measurements)
+
+
+def test_data_without_captions_are_refused(tokenizer: Path, tmp_path: Path) -> None:
+    digits = {"kind": "digits", "size": 16, "channels": 3}
+    with pytest.raises(ConfigError, match="no captions"):
+        train(experiment(tokenizer, data=digits), tmp_path / "run")
+
+
+def test_the_command_samples_prompts(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said() -> str:
+        captured = capsys.readouterr()
+        return " ".join(f"{captured.out} {captured.err}".split())
+
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\n\na blue star\n")
+    command = ["sample", run, "-n", 1, "--out", tmp_path / "out"]
+    assert artok(monkeypatch, *command, "--prompt", "a green ring " * 9, "--prompts", prompts) == 0
+    assert len(list((tmp_path / "out").glob("0*.png"))) == 3
+    assert (tmp_path / "out" / "prompts.txt").read_text().splitlines()[1:] == ["a red circle", "a blue star"]
+    assert "the model reads the first 12" in said()
+    missing = tmp_path / "none.txt"
+    for more, message in (([], "--prompt"), (["--prompts", missing], "cannot be read"), (["--prompt", ""], "empty")):
+        assert artok(monkeypatch, *command, *more) == 2
+        assert message in said()
