@@ -334,7 +334,8 @@ class Stub(Generator):
 
     def __init__(self, layout: TokenLayout, kept: int | None) -> None:
         super().__init__(layout, 10)
-        self.conditioner = Conditioners((find("conditioning", "labels").tiny(),), 4, 10)  # type: ignore[arg-type]
+        with torch.random.fork_rng():
+            self.conditioner = Conditioners((find("conditioning", "labels").tiny(),), 4, 10)  # type: ignore[arg-type]
         self.place = nn.Parameter(torch.zeros(()))
         split = digits.Config().open("train")
         self.images, self.labels, self.kept = split.images, split.labels, kept
