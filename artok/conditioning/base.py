@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 import torch
@@ -36,6 +36,14 @@ class Context:
     def __getitem__(self, rows: slice | Tensor) -> Context:
         mask, spatial = (None if part is None else part[rows] for part in (self.mask, self.spatial))
         return Context(self.pooled[rows], self.sequence[rows], mask, spatial)
+
+    def left_padded(self) -> Context:
+        """The same with the entries of each sequence moved to its end, for causal attention."""
+        if self.mask is None:
+            return self
+        order_BL = self.mask.long().argsort(dim=1, stable=True)
+        sequence = self.sequence.gather(1, order_BL[..., None].expand_as(self.sequence))
+        return replace(self, sequence=sequence, mask=self.mask.gather(1, order_BL))
 
 
 class Conditioner(nn.Module, ABC):

@@ -40,7 +40,6 @@ class Texts(Conditioner):
         super().__init__()
         self.encoder, self.length, self.has_null = encoder, encoder.length, null
         self.null = nn.Parameter(torch.zeros(encoder.length if null else 0, width))
-        self.pool = nn.Linear(width, width)
 
     def forward(self, condition: Condition) -> Context:
         text, rows = condition.text, len(condition)
@@ -58,7 +57,7 @@ class Texts(Conditioner):
     def _context(self, sequence_BLW: Tensor, mask_BL: Tensor) -> Context:
         weights = mask_BL.to(sequence_BLW.dtype)[..., None]
         pooled = (sequence_BLW * weights).sum(1) / weights.sum(1).clamp(min=1)
-        return Context(self.pool(pooled), sequence_BLW, mask_BL.bool())
+        return Context(pooled, sequence_BLW, mask_BL.bool())
 
     def example(self, rows: int, device: torch.device) -> Condition:
         return Condition(text=self.encoder.example(rows, device))

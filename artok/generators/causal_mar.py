@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from artok.conditioning.base import Context
 from artok.errors import ConfigError
-from artok.generators.masked import PUBLISHED_DEVIATION
+from artok.generators.masked import PUBLISHED_DEVIATION, buffer_length
 from artok.generators.patched import PatchedConfig, PatchedGenerator
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, causal_mask
@@ -38,9 +38,10 @@ class Config(PatchedConfig):
 
 
 class CausalMar(PatchedGenerator):
-    """The sequence is [context, context, ..., token 0, token 1, ...], with `buffer_size` copies of the context.
+    """The sequence is [buffer, token 0, token 1, ...]. The buffer is `buffer_size` copies of a context of one entry, or
+    the entries of a longer one, with its padding on the left.
 
-    The output at the last copy and at each token is the z of the next token.
+    The output at the end of the buffer and at each token is the z of the next token.
     """
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
@@ -50,7 +51,8 @@ class CausalMar(PatchedGenerator):
         self.conditioner = config.conditioners(width, classes)
         hidden = int(config.mlp_ratio * width)
         self.gradient_checkpointing = False
-        self.positions = nn.Parameter(torch.zeros(1, config.buffer_size + self.length - 1, width))
+        self.buffer = buffer_length(self.conditioner, config.buffer_size)
+        self.positions = nn.Parameter(torch.zeros(1, self.buffer + self.length - 1, width))
         self.input_norm = nn.LayerNorm(width, eps=EPS)
         self.blocks = nn.ModuleList(VitBlock(width, self.heads, hidden, config.dropout) for _ in range(2 * depth))
         self.norm = nn.LayerNorm(width, eps=EPS)
@@ -66,14 +68,15 @@ class CausalMar(PatchedGenerator):
 
         x_BnD: the tokens before: 0 .. n - 1 at start 0, else the one token start - 1. cache: of earlier positions.
         """
-        buffer, parts = self.config.buffer_size, [self.input(x_BnD)]
-        first = 0 if start == 0 else buffer + start - 1
+        buffer, x = self.buffer, self.input(x_BnD)
+        place = 0 if start == 0 else buffer + start - 1
         if start == 0:
-            parts.insert(0, context.sequence.expand(-1, buffer, -1).to(parts[0].dtype))
-        x = torch.cat(parts, dim=1)
+            entries = context.left_padded().sequence
+            x = torch.cat([entries.expand(-1, buffer, -1).to(x.dtype), x], dim=1)
         length = x.shape[1]
-        x = self.input_norm(x + self.positions[:, first : first + length])
-        mask = causal_mask(length, x.device) if length > 1 else None
+        x = self.input_norm(x + self.positions[:, place : place + length])
+        entries_BL = None if context.mask is None else context.mask.sort(dim=1).values  # as left-padded
+        mask = causal_mask(length, x.device, place, entries_BL)
         for layer, block in enumerate(self.blocks):
             x = run(block, x, mask, cache, layer, checkpoint=self.gradient_checkpointing)
         if cache is not None:
@@ -98,7 +101,7 @@ class CausalMar(PatchedGenerator):
             len(self.blocks),
             len(context),
             self.heads,
-            self.config.buffer_size + self.length - 1,
+            self.buffer + self.length - 1,
             self.input.out_features // self.heads,
             condition.device,
             sampling.activations,

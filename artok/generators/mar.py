@@ -97,7 +97,7 @@ class Mar(PatchedGenerator):
         x_BND, draws = self.patches(tokens), self.draws
         order, counts = noise.permutation(self.length), self.masked_counts(noise.uniform())
         room = self.length - math.ceil(self.config.mask_ratio_min * self.length)
-        z_BNW = self.body(self.input(x_BND), self.context(condition).sequence, order, counts, room)
+        z_BNW = self.body(self.input(x_BND), self.context(condition), order, counts, room)
         masked = flag_masked(order, counts)
         uniform, normal = noise.uniform(self.length, draws), noise.normal(self.length, draws, self.dimension)
         # a mean over each image's masked tokens, then over images, so that processes share a batch exactly
@@ -126,14 +126,14 @@ class Mar(PatchedGenerator):
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
         total = self.passes(sampling)
         guidance, order = Guidance(condition, sampling, total), noise.permutation(self.length)
-        sequence = self.context(guidance.condition).sequence
+        context = self.context(guidance.condition)
         x_BND, known = self.known_patches(condition)
         order, unknown = put_unknown_first(order, known)
         for step in range(total):
             counts, left = (tuple(schedule(whole, total)[at] for whole in unknown) for at in (step, step + 1))
             places = take_positions(order, left, counts)
             z = guidance.repeat(self.input(x_BND))
-            z = self.body(z, sequence, guidance.repeat(order), counts * (len(z) // len(counts)))
+            z = self.body(z, context, guidance.repeat(order), counts * (len(z) // len(counts)))
             index = guidance.repeat(places.clamp(max=self.length - 1))
             z = z.gather(1, index[..., None].expand(-1, -1, z.shape[2]))
             whole_left = schedule(self.length, total)[step + 1]

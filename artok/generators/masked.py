@@ -10,9 +10,10 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from artok.conditioning.base import Conditioners
+from artok.conditioning.base import Conditioners, Context
 from artok.errors import ConfigError
 from artok.nn.gradient_checkpointing import run
 from artok.nn.vit import EPS, VitBlock
@@ -32,20 +33,21 @@ class Stack(NamedTuple):
 class MaskedTransformer(nn.Module):
     """Maps embedded tokens, some of them masked, to a vector z per position.
 
-    The encoder reads the context's sequence, copied `buffer` times, and the known tokens. The decoder reads all
-    positions, with a mask token at unknown ones.
+    The encoder reads a buffer and the known tokens. The buffer is copies of a context of one entry, or the entries of a
+    longer one (Fluid, Fan et al. 2024, arXiv 2410.13863). The decoder reads all positions, with a mask token at unknown
+    ones.
     """
 
     def __init__(
-        self, conditioner: Conditioners, length: int, encoder: Stack, decoder: Stack, buffer: int, dropout: float
+        self, conditioner: Conditioners, length: int, encoder: Stack, decoder: Stack, copies: int, dropout: float
     ) -> None:
-        """conditioner: makes contexts of the encoder's width."""
+        """conditioner: makes contexts of the encoder's width. copies: of a context of one entry."""
         super().__init__()
         width, wide = encoder.width, decoder.width
         self.gradient_checkpointing = False
-        self.length, self.buffer = length, buffer
+        self.length, self.buffer = length, buffer_length(conditioner, copies)
         self.conditioner = conditioner
-        self.encoder_positions = nn.Parameter(torch.zeros(1, buffer + length, width))
+        self.encoder_positions = nn.Parameter(torch.zeros(1, self.buffer + length, width))
         self.input_norm = nn.LayerNorm(width, eps=EPS)
         self.encoder = nn.ModuleList(
             VitBlock(width, encoder.heads, encoder.hidden, dropout) for _ in range(encoder.depth)
@@ -53,7 +55,7 @@ class MaskedTransformer(nn.Module):
         self.encoder_norm = nn.LayerNorm(width, eps=EPS)
         self.between = nn.Linear(width, wide)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, wide))
-        self.decoder_positions = nn.Parameter(torch.zeros(1, buffer + length, wide))
+        self.decoder_positions = nn.Parameter(torch.zeros(1, self.buffer + length, wide))
         self.decoder = nn.ModuleList(
             VitBlock(wide, decoder.heads, decoder.hidden, dropout) for _ in range(decoder.depth)
         )
@@ -73,14 +75,13 @@ class MaskedTransformer(nn.Module):
     def forward(
         self,
         embedded_BNW: Tensor,
-        sequence_B1W: Tensor,
+        context: Context,
         order_BN: Tensor,
         counts: Tensor | tuple[int, ...] | int,
         room: int | None = None,
     ) -> Tensor:
         """z (B, N, W).
 
-        sequence_B1W: of the context.
         order_BN: (B, N) int64 positions, the masked ones first. counts: number of masked positions, one for all rows or
         one per row. room: with counts (B,), the largest number of known tokens, which fixes the shapes.
         """
@@ -95,32 +96,38 @@ class MaskedTransformer(nn.Module):
             places = torch.arange(self.length - room, self.length, device=order_BN.device)
             valid = places >= counts[:, None]
             kept = torch.where(valid, order_BN[:, self.length - room :], self.length)
-        return self.decode(self.encode(embedded_BNW, sequence_B1W, kept, valid), kept)
+        return self.decode(self.encode(embedded_BNW, context, kept, valid), kept, context)
 
-    def encode(
-        self, embedded_BNW: Tensor, sequence_B1W: Tensor, kept_BM: Tensor, valid_BM: Tensor | None = None
-    ) -> Tensor:
+    def encode(self, embedded_BNW: Tensor, context: Context, kept_BM: Tensor, valid_BM: Tensor | None = None) -> Tensor:
         """(B, buffer + M, W) of the context and the tokens at kept positions; invalid entries are padding."""
         index = kept_BM.clamp(max=self.length - 1)[..., None].expand(-1, -1, embedded_BNW.shape[2])
-        first = sequence_B1W.expand(-1, self.buffer, -1) + self.encoder_positions[:, : self.buffer]
+        first = context.sequence.expand(-1, self.buffer, -1) + self.encoder_positions[:, : self.buffer]
         tokens = (embedded_BNW + self.encoder_positions[:, self.buffer :]).gather(1, index)
         x = self.input_norm(torch.cat([first.to(tokens.dtype), tokens], dim=1))
         mask = None
-        if valid_BM is not None:
-            mask = torch.cat([valid_BM.new_ones(len(valid_BM), self.buffer), valid_BM], dim=1)[:, None, None]
+        if valid_BM is not None or context.mask is not None:
+            entries = torch.ones_like(first[..., 0], dtype=torch.bool) if context.mask is None else context.mask
+            valid_BM = torch.ones_like(kept_BM, dtype=torch.bool) if valid_BM is None else valid_BM
+            mask = torch.cat([entries, valid_BM], dim=1)[:, None, None]
         for block in self.encoder:
             x = run(block, x, mask, checkpoint=self.gradient_checkpointing)
         return self.encoder_norm(x)
 
-    def decode(self, encoded: Tensor, kept_BM: Tensor) -> Tensor:
+    def decode(self, encoded: Tensor, kept_BM: Tensor, context: Context) -> Tensor:
         """z (B, N, W) from the output of `encode` for the tokens at the kept positions."""
         x = self.between(encoded)
         tokens = self.mask_token.to(x.dtype).repeat(len(x), self.length + 1, 1)  # one more, for padding
         tokens = tokens.scatter(1, kept_BM[..., None].expand(-1, -1, x.shape[2]), x[:, self.buffer :])
         x = torch.cat([x[:, : self.buffer], tokens[:, : self.length]], dim=1) + self.decoder_positions
+        mask = None if context.mask is None else F.pad(context.mask, (0, self.length), value=True)[:, None, None]
         for block in self.decoder:
-            x = run(block, x, checkpoint=self.gradient_checkpointing)
+            x = run(block, x, mask, checkpoint=self.gradient_checkpointing)
         return self.decoder_norm(x)[:, self.buffer :] + self.output_positions
+
+
+def buffer_length(conditioner: Conditioners, copies: int) -> int:
+    """Positions of the buffer: `copies` of a context of one entry, or the entries of a longer one."""
+    return copies if conditioner.length == 1 else conditioner.length
 
 
 def count_steps(asked: int | None, usual: int, length: int) -> int:

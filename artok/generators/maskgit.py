@@ -119,7 +119,7 @@ class MaskedCodes(Generator):
         codes, length = tokens.values[..., 0], self.layout.length
         order = noise.permutation(length)
         counts = self.masked_counts(noise.uniform())
-        z = self.body(self.embedding(codes), self.context(condition).sequence, order, counts, room=length - 1)
+        z = self.body(self.embedding(codes), self.context(condition), order, counts, room=length - 1)
         masked = flag_masked(order, counts)
         logits = self.head(select(z, masked, self.expected)).float()
         targets = select(codes, masked, self.expected)
@@ -166,7 +166,7 @@ class MaskedCodes(Generator):
         """Logits (B, n, V) float32 of the first n positions of the order, n being the largest of `counts`, the number
         of masked positions per row. The head runs on those only."""
         count, halves = max(counts), len(order) // len(counts)
-        z = self.body(self.embedding(codes), context.sequence, order, counts * halves)
+        z = self.body(self.embedding(codes), context, order, counts * halves)
         return self.head(z.gather(1, order[:, :count, None].expand(-1, -1, z.shape[2]))).float()
 
     def check(self, sampling: Sampling) -> None:

@@ -1,6 +1,7 @@
 """The raster autoregressive transformer: Llama blocks read an image's codes row by row (LlamaGen, Sun et al. 2024).
 
-The sequence is [class, code 0, code 1, ...]; the output at each place predicts the next code. With several codes at a
+The sequence is [prefix, code 0, code 1, ...], the prefix being the context's sequence: a class, or a text with its
+padding on the left. The output at the prefix's end and at each code predicts the next code. With several codes at a
 position (residual quantizers), a position's codes follow one another, coarse to fine.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -42,7 +44,8 @@ class Config(GeneratorConfig):
 
     size: a published model. Or set `depth`: by default width is 64 * depth and there are depth heads.
     hidden: width inside SwiGLU; default 8/3 of the width, rounded up to a multiple of `multiple_of`.
-    class_position: the class token's rotary entry: zeros as published, or that of the grid's origin.
+    class_position: the rotary entry of the prefix. Zeros are published, and make attention weigh its entries alike. The
+        grid's origin lets it tell the words of a text apart.
     """
 
     kind: Literal["raster"] = "raster"
@@ -118,12 +121,17 @@ class Raster(Generator):
         self.head = nn.Linear(width, layout.vocab, bias=False)
         table = rotary_table(layout.grid, width // self.heads, config.rope_base)
         first = torch.zeros_like(table[:1]) if config.class_position == "zero" else table[:1]
-        table = torch.cat([first, table.repeat_interleave(layout.codes, 0)])
+        self.prefix = self.conditioner.length
+        table = torch.cat([first.expand(self.prefix, -1, -1), table.repeat_interleave(layout.codes, 0)])
         self.rotary: Tensor
         self.level_offset: Tensor
         self.register_buffer("rotary", table, persistent=False)
         self.register_buffer("level_offset", torch.arange(layout.codes) * layout.vocab, persistent=False)
-        self.apply(self._initialise)
+        for name, module in self.named_children():
+            if name == "conditioner":
+                self.conditioner.initialise(partial(nn.init.normal_, std=0.02))
+            else:
+                module.apply(self._initialise)
         if config.tied_head:
             self.head.weight = self.token_embedding.weight
         else:
@@ -136,22 +144,24 @@ class Raster(Generator):
     # ------------------------------------------------------------------------------------------ one pass
 
     def logits(self, codes: Tensor, context: Context, start: int = 0, cache: KVCache | None = None) -> Tensor:
-        """Next-code logits (B, n, V) float32 at n places of the sequence.
+        """Logits (B, n, V) float32 of codes start, start + 1, ...
 
-        codes: (B, n - 1) after the context's sequence when `start` is 0, else (B, n) at places start, start + 1, ...
+        codes: (B, n - 1), codes 0, 1, ... when `start` is 0, else (B, n), codes start - 1, start, ...
         """
-        parts = [context.sequence] if start == 0 else []
+        parts = [context.left_padded().sequence] if start == 0 else []
         first = max(start - 1, 0)  # of `codes`, among all codes of the image
         places = torch.arange(first, first + codes.shape[1], device=codes.device)
         levels = self.level_offset[places % self.layout.codes]
         parts.append(self.token_embedding(codes + levels))
         x_BND = self.dropout(torch.cat(parts, dim=1))
         length = x_BND.shape[1]
-        rotary = self.rotary[start : start + length]
-        mask = causal_mask(length, x_BND.device) if length > 1 else None
+        place = self.prefix + first if start else 0
+        rotary = self.rotary[place : place + length]
+        entries = None if context.mask is None else context.mask.sort(dim=1).values  # as left-padded
+        mask = causal_mask(length, x_BND.device, place, entries)
         for layer, block in enumerate(self.blocks):
             x_BND = run(block, x_BND, rotary, mask, cache, layer, checkpoint=self.gradient_checkpointing)
-        return self.head(self.norm(x_BND)).float()
+        return self.head(self.norm(x_BND[:, self.prefix - 1 if start == 0 else 0 :])).float()
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         codes = tokens.values.flatten(1)
@@ -171,13 +181,14 @@ class Raster(Generator):
         context = self.context(guidance.condition)
         device, dtype = condition.device, sampling.activations
         head_width = self.width // self.heads
-        cache = KVCache.allocate(len(self.blocks), len(context), self.heads, length, head_width, device, dtype)
+        places = self.prefix + length - 1
+        cache = KVCache.allocate(len(self.blocks), len(context), self.heads, places, head_width, device, dtype)
         uniform = noise.uniform(length)
         codes = torch.zeros(batch, length, dtype=torch.int64, device=device)
         latest = codes.new_zeros(len(context), 0)
         for step in range(length):
             logits = guidance(self.logits(latest, context, start=step, cache=cache)[:, -1], step)
-            cache.filled += 1
+            cache.filled = self.prefix + step
             codes[:, step] = draw(logits, uniform[:, step], sampling.temperature, sampling.top_k, sampling.top_p)
             latest = guidance.repeat(codes[:, step : step + 1])
             yield self._unfinished(codes, step + 1)

@@ -39,9 +39,20 @@ def plain_attention(
     return scores_BHNM.softmax(-1, dtype=torch.float32).to(v_BHMD.dtype) @ v_BHMD
 
 
-def causal_mask(length: int, device: torch.device) -> Tensor:
-    """(N, N) bool: a position sees itself and what comes before."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+def causal_mask(length: int, device: torch.device, before: int = 0, prefix_BL: Tensor | None = None) -> Tensor | None:
+    """For N positions after `before` cached ones, (N, before + N) bool: a position sees itself and what comes before.
+    None where each sees everything.
+
+    prefix_BL: which of the first L positions hold an entry; then (B, 1, N, before + N), and nothing sees padding but
+    padding itself (as in LlamaGen), since attention over nothing is not a number.
+    """
+    if length == 1 and prefix_BL is None:
+        return None
+    sees = torch.ones(length, before + length, dtype=torch.bool, device=device).tril(before)
+    if prefix_BL is None:
+        return sees
+    entries = F.pad(prefix_BL, (0, before + length - prefix_BL.shape[1]), value=True)[:, None, None]
+    return sees & (entries | torch.eye(length, before + length, dtype=torch.bool, device=device).roll(before, 1))
 
 
 @dataclass

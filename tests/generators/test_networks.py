@@ -134,6 +134,7 @@ def test_the_masked_transformer_encodes_what_is_known_and_decodes_all() -> None:
     body = generic(config.build(LATENTS, CLASSES)).body
     torch.manual_seed(1)
     embedded, sequence, order = torch.randn(4, 16, 32), torch.randn(4, 1, 32), noise(4).permutation(16)
+    context = Context(sequence[:, 0], sequence)
     counts = (5, 16, 12, 0)
     for row, count in enumerate(counts):
         known = order[row, count:]
@@ -149,12 +150,10 @@ def test_the_masked_transformer_encodes_what_is_known_and_decodes_all() -> None:
         for block in body.decoder:
             x = block(x)
         wanted = body.decoder_norm(x)[:, 2:] + body.output_positions
-        alone = body(embedded[row : row + 1], sequence[row : row + 1], order[row : row + 1], count)
+        alone = body(embedded[row : row + 1], context[row : row + 1], order[row : row + 1], count)
         torch.testing.assert_close(alone, wanted, **CLOSE)
-        torch.testing.assert_close(body(embedded, sequence, order, counts)[row : row + 1], wanted, **CLOSE)
-        torch.testing.assert_close(
-            body(embedded, sequence, order, torch.tensor(counts))[row : row + 1], wanted, **CLOSE
-        )
+        torch.testing.assert_close(body(embedded, context, order, counts)[row : row + 1], wanted, **CLOSE)
+        torch.testing.assert_close(body(embedded, context, order, torch.tensor(counts))[row : row + 1], wanted, **CLOSE)
 
 
 @torch.no_grad()
@@ -184,7 +183,7 @@ def test_the_loss_of_maskgit_is_over_masked_codes_with_smoothed_targets() -> Non
     order, counts = random.permutation(16), model.masked_counts(random.uniform())
     for row, count in enumerate(counts.tolist()):
         part, masked = slice(row, row + 1), order[row, :count]
-        z = model.body(model.embedding(given[part, :, 0]), context_of(model).sequence[part], order[part], count)
+        z = model.body(model.embedding(given[part, :, 0]), context_of(model)[part], order[part], count)
         logs = model.head(z)[0, masked].log_softmax(-1)
         likely = logs.gather(1, given[row, masked])
         nats.append(-(0.8 * likely[:, 0] + 0.2 * logs.mean(1)).mean())
@@ -200,7 +199,7 @@ def test_the_loss_of_mar_is_the_heads_on_the_tokens_to_predict(family: Any) -> N
     random, terms = noise(3), []
     if family is mar:
         order, counts = random.permutation(16), model.masked_counts(random.uniform()).tolist()
-        z = model.body(model.input(tokens), context_of(model).sequence, order, tuple(counts))
+        z = model.body(model.input(tokens), context_of(model), order, tuple(counts))
     else:
         order, counts = torch.arange(16).expand(3, -1), [16] * 3
         z = model.conditions(tokens[:, :-1], context_of(model))

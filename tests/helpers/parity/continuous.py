@@ -141,14 +141,12 @@ def mar_body(fixture: Fixture, built: Mar) -> dict[str, Tensor]:
         "tokens": tokens,
         "unpatchified": grid(built.to_tokens(io["tokens_in"], None).values, io["unpatchified"]),
         "class_embedding": built.context(Condition(labels)).pooled,
-        "encoder_out_allmasked": body.encode(
-            built.input(0 * tokens), built.context(Condition(labels)).sequence, kept[:, :0]
-        ),
+        "encoder_out_allmasked": body.encode(built.input(0 * tokens), built.context(Condition(labels)), kept[:, :0]),
     }
     for given, suffix in ((labels, ""), (torch.full_like(labels, built.classes), "_null")):
-        sequence = built.context(Condition(given)).sequence
-        found[f"encoder_out{suffix}"] = body.encode(embedded, sequence, kept)
-        found[f"decoder_out{suffix}"] = body(embedded, sequence, io["orders"], masked)
+        context = built.context(Condition(given))
+        found[f"encoder_out{suffix}"] = body.encode(embedded, context, kept)
+        found[f"decoder_out{suffix}"] = body(embedded, context, io["orders"], masked)
     return found
 
 
