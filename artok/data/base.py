@@ -34,6 +34,29 @@ class Examples:
     captions: Captions | None = None
 
 
+class Oracle(ABC):
+    """Knows what images show, exactly, so that they can be scored against the captions that asked for them.
+
+    attributes: names of what a caption can ask for. understands: whether a caption is one that it can score.
+    """
+
+    attributes: tuple[str, ...]
+
+    @abstractmethod
+    def understands(self, caption: str) -> bool: ...
+
+    @abstractmethod
+    def things(self, caption: str) -> int:
+        """The number of objects that a caption asks for."""
+
+    @abstractmethod
+    def match(self, images: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+        """For "exact" and each attribute (B,) float32: 1 where images (B, C, H, W) uint8 show it, else 0.
+
+        NaN where the caption does not ask for it, or is not understood.
+        """
+
+
 class Split(ABC):
     """The images of one split, by index.
 
@@ -49,6 +72,8 @@ class Split(ABC):
     labels: (N,) int64 of all images, where they are known without reading these.
     captioned: `read` gives captions.
     single: for images whose channels are separate images, the labelled images that the channels are drawn from.
+    oracle: for data whose captions can be checked in an image.
+    unseen: images of the combinations that neither split shows, where some are held out.
     """
 
     shape: tuple[int, ...]
@@ -62,6 +87,8 @@ class Split(ABC):
     labels: Tensor | None = None
     captioned: bool = False
     single: Split | None = None
+    oracle: Oracle | None = None
+    unseen: Split | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
