@@ -14,6 +14,7 @@ from artok.data.shape_scenes import CELL, COLOURS, RADIUS_OF_SIZE
 from artok.images import from_uint8
 
 CLEAR = 0.8  # least share of an image's variation that its reading must explain
+TWO = 0.88  # of what one shape leaves unexplained, two must leave less: halves of one leave .98, two with noise .8
 LEAST = 0.5 * RADIUS_OF_SIZE[0][0] ** 2  # of a second shape's squared radius: less is noise, or a part of the first
 BETWEEN = (RADIUS_OF_SIZE[0][1] + RADIUS_OF_SIZE[1][0]) / 2  # radius that tells small from large
 
@@ -84,8 +85,9 @@ def read_back(images: Tensor) -> ReadBack:
     errors = [whole.error]
     for first, second in pairs:
         small = torch.minimum(first.radius, second.radius).square() < LEAST
-        errors.append(torch.where(small, torch.inf, first.error + second.error))
+        errors.append(torch.where(small, torch.inf, (first.error + second.error) / TWO))
     best = torch.stack(errors).argmin(0)
+    left = torch.stack(errors).min(0).values * torch.where(best > 0, TWO, 1.0)
     total = difference.square().flatten(1).sum(-1)
 
     def chosen(field: str) -> Tensor:
@@ -98,7 +100,7 @@ def read_back(images: Tensor) -> ReadBack:
         colour=chosen("colour"),
         centre=chosen("centre"),
         radius=chosen("radius"),
-        fit=(total - torch.stack(errors).min(0).values) / total.clamp_min(1),  # 0 for an empty image
+        fit=(total - left) / total.clamp_min(1),  # 0 for an empty image
     )
 
 
