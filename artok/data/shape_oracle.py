@@ -37,7 +37,7 @@ class ShapesOracle(Oracle):
     def match(self, images: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
         seen = read_back(images)
         rows = [_match(seen, row, parse(caption)) for row, caption in enumerate(captions)]
-        found = {name: torch.tensor([row.get(name, math.nan) for row in rows]) for name in ATTRIBUTES}
+        found = {name: torch.tensor([float(row.get(name, math.nan)) for row in rows]) for name in ATTRIBUTES}
         exact = torch.tensor([all(row.values()) if row else math.nan for row in rows], dtype=torch.float32)
         return {"exact": exact, **found}
 
