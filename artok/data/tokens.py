@@ -267,6 +267,11 @@ class StoredCaptions:
         text, places = self.text.numpy(), zip(starts.tolist(), ends.tolist(), strict=True)
         return [tuple(json.loads(text[start:end].tobytes())) for start, end in places]
 
+    def distinct(self) -> list[str]:
+        """All captions, each once."""
+        parts = torch.arange(len(self)).split(1000)
+        return list(dict.fromkeys(text for part in parts for texts in self[part] for text in texts))
+
 
 @dataclass
 class TokenBatch:

@@ -1,4 +1,4 @@
-"""Encodes a data set to a token cache, for `artok encode` and at the start of a generator's training."""
+"""Encodes a data set to a token cache, for `artok encode` and at the start of a generator's training; captions too."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from artok.cache import cache_directory, writing_cache
+from artok.conditioning.encoders.frozen import FrozenEncoder
+from artok.conditioning.encoders.stored import StoredTexts, write_texts
 from artok.config import OPEN, dump, of_kind, override, read_yaml, validate
 from artok.config import Config as Section
 from artok.data.base import Captions, DataConfig, Split, SplitName, note_skipped
@@ -91,6 +93,27 @@ def write_cache(
         write_tokens(folder, index, encode, split.skipped, lambda met: note_skipped(split, met))
     if split.skipped:
         progress.skipped(list(split.skipped.values()))
+
+
+def store_captions(encoder: FrozenEncoder, caches: Sequence[TokenCache], progress: Progress) -> None:
+    """Give an encoder the features of the captions of token caches, encoded into the user's cache where they are not.
+
+    Several processes that call this at once share the encoding. RunError: the cache cannot be written.
+    """
+    stores = []
+    for cache in caches:
+        if cache.captions is None:
+            continue
+        folder = cache_directory() / "texts" / f"{encoder.mark}-{fold(cache.index.data):016x}"
+        store = StoredTexts.open(folder)
+        if store is None:
+            texts = cache.captions.distinct()
+            progress.say(f"encoding {len(texts):,} captions by {encoder.config.name} into {folder}")
+            with writing_cache(), progress.over(0, len(texts), "captions"):
+                write_texts(folder, texts, encoder.entries, 2 * encoder.length * encoder.features, progress.advance)
+            store = StoredTexts.open(folder)
+        stores += [] if store is None else [store]
+    encoder.stored = tuple(stores)
 
 
 class DataOnly(Section):

@@ -42,9 +42,9 @@ class Progress:
         self.say(f"skipped {len(reasons)} unreadable: {'; '.join(reasons[:3])}{more}")
 
     @contextmanager
-    def over(self, done: int, total: int) -> Iterator[None]:
-        """Show the progress from `done` to `total` images inside the context."""
-        self.total, self.first = total, done
+    def over(self, done: int, total: int, unit: str = "images") -> Iterator[None]:
+        """Show the progress from `done` to `total` images, or other units, inside the context."""
+        self.total, self.first, self.unit = total, done, unit
         self.began = self.told = time.perf_counter()
         if self.quiet or not self.console.is_terminal:
             yield
@@ -67,5 +67,5 @@ class Progress:
         left = duration(max(self.total - done, 0) / speed) if speed > 0 else "?"  # the last step may go beyond
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.told = time.perf_counter()
-        text = f"{self.name} {done:>9,}/{self.total:,} images, {left} left  {what + ': ' if what else ''}{numbers}"
+        text = f"{self.name} {done:>9,}/{self.total:,} {self.unit}, {left} left  {what + ': ' if what else ''}{numbers}"
         self.say(text.rstrip())

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from artok.adversarial.critic import CriticConfig
+from artok.conditioning.encoders.frozen import FrozenEncoder
 from artok.config import dump_fixed, read_yaml, validate
 from artok.data.base import Split
 from artok.data.order import choose_rows
@@ -40,7 +41,7 @@ from artok.saved import (
 )
 from artok.tokenizers.base import Tokenizer
 from artok.training import checkpoints
-from artok.training.encode import open_or_encode
+from artok.training.encode import open_or_encode, store_captions
 from artok.training.experiment import Experiment, check_codebook
 from artok.training.loop import Trainer
 from artok.training.monitor import FEWEST, Monitor
@@ -180,7 +181,11 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
     if accelerator.is_main_process and experiment.training.monitor_images:
         watch = make_monitor(experiment, train_split, source, held_out, device, progress)
     torch.manual_seed(experiment.seed)
-    return GeneratorTask(experiment, tokenizer, saved, facts, source, held_out, device, watch)
+    trained = GeneratorTask(experiment, tokenizer, saved, facts, source, held_out, device, watch)
+    encoder = trained.generator.conditioner.encoder
+    if isinstance(encoder, FrozenEncoder):
+        store_captions(encoder, [each for each in (source, held_out) if isinstance(each, TokenCache)], progress)
+    return trained
 
 
 def check_captions(experiment: Experiment, split: Split) -> None:

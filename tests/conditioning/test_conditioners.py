@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from artok.conditioning import text
 from artok.conditioning.base import Conditioner, ConditionerConfig, Conditioners, Context
+from artok.conditioning.encoders.base import TextEncoderConfig
 from artok.config import find, kinds, validate
 from artok.errors import ConfigError, LayoutError
 from artok.generators import raster
@@ -43,6 +45,27 @@ def test_a_part_becomes_a_context_and_its_null_another(kind: str) -> None:
     assert example.parts == (conditioner.part,) and len(example) == 2 and example.device.type == "meta"
     conditioner.initialise(lambda weight: torch.nn.init.constant_(weight, 0.5))
     assert any((parameter == 0.5).all() for parameter in conditioner.parameters())
+
+
+@pytest.mark.parametrize("kind", kinds("conditioning.encoders"))
+def test_a_text_encoder_makes_vectors_and_needs_no_files_for_it(kind: str) -> None:
+    config = find("conditioning.encoders", kind).tiny()
+    assert isinstance(config, TextEncoderConfig)
+    encoder = config.build(WIDTH)
+    assert encoder.length == config.length
+    assert encoder.example(2, torch.device("meta")).values.device.type == "meta"
+    example = encoder.example(3, torch.device("cpu"))
+    assert example.mask.shape == (3, encoder.length) and example.mask.all()
+    assert (example.values.dtype == torch.int64) == (encoder.vocab is not None)
+    assert encoder(example).shape == (3, encoder.length, WIDTH)
+    assert all(parameter.requires_grad for parameter in encoder.parameters())
+    conditioner = text.Config(encoder=config).build(WIDTH, CLASSES, null=True)
+    conditioner.initialise(lambda weight: torch.nn.init.normal_(weight))
+    condition = Condition(text=example).dropped("text", torch.tensor([False, True, False]))
+    context = conditioner(condition)
+    assert torch.equal(context.sequence[1], conditioner.null)
+    torch.testing.assert_close(context.sequence[0], conditioner.encoder(example)[0])
+    assert context.mask is not None and context.mask.all()
 
 
 class Edges(Conditioner):

@@ -16,14 +16,14 @@ from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from artok.conditioning.encoders.base import TextEncoder, TextEncoderConfig
+from artok.conditioning.encoders.base import Entries, TextEncoder, TextEncoderConfig
 from artok.errors import ConfigError
 from artok.layout import Text
 from artok.nn.vit import EPS, VitBlock
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and forked data workers do not go together
 
-PAD = 0  # id of padding
+PAD = 0  # id of padding, as `encode` fills with zeros
 BYTES = 256  # ids that any text needs
 
 
@@ -52,8 +52,8 @@ class Config(TextEncoderConfig):
 
 class LearnedEncoder(TextEncoder):
     def __init__(self, config: Config, width: int) -> None:
-        super().__init__()
-        self.config, self.length, self.vocab = config, config.length, config.vocab_size
+        super().__init__(config.length)
+        self.config, self.vocab = config, config.vocab_size
         self.embedding = nn.Embedding(config.vocab_size, width)
         self.positions = nn.Parameter(torch.zeros(config.length, width))
         self.blocks = nn.ModuleList(VitBlock(width, config.heads, 4 * width) for _ in range(config.depth))
@@ -92,6 +92,7 @@ class LearnedEncoder(TextEncoder):
         )
         tokenizer.train_from_iterator(texts, trainer)
         self._tokenizer = tokenizer
+        self.forget()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -100,14 +101,9 @@ class LearnedEncoder(TextEncoder):
             raise ConfigError("the text encoder has no vocabulary yet; it is trained on captions with `fit`")
         return self._tokenizer
 
-    def encode(self, texts: Sequence[str]) -> Text:
-        ids_BL = torch.full((len(texts), self.length), PAD)
-        mask_BL = torch.zeros(len(texts), self.length, dtype=torch.bool)
-        for row, entry in enumerate(self.tokenizer.encode_batch([text.strip() for text in texts])):
-            ids = entry.ids[: self.length]
-            ids_BL[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
-            mask_BL[row, : len(ids)] = True
-        return Text(ids_BL, mask_BL)
+    def entries(self, texts: Sequence[str]) -> list[Entries]:
+        found = self.tokenizer.encode_batch([text.strip() for text in texts])
+        return [np.array(entry.ids[: self.length], dtype=np.int64) for entry in found]
 
     def count(self, texts: Sequence[str]) -> list[int]:
         return [len(entry.ids) for entry in self.tokenizer.encode_batch([text.strip() for text in texts])]
@@ -126,3 +122,4 @@ class LearnedEncoder(TextEncoder):
     def set_extra_state(self, state: Tensor) -> None:
         text = bytes(state.cpu().numpy()).decode()
         self._tokenizer = Tokenizer.from_str(text) if text else None
+        self.forget()
