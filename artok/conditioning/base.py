@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from artok.conditioning.encoders.base import TextEncoder
 from artok.config import Part
-from artok.layout import Condition, ConditionPart
+from artok.layout import GUIDED, Condition, ConditionPart
 from artok.noise import Noise
 
 
@@ -33,6 +33,11 @@ class Context:
     def __len__(self) -> int:
         return len(self.pooled)
 
+    @property
+    def places(self) -> Tensor | None:
+        """The map as (B, N, W), row-major; None where there is none."""
+        return None if self.spatial is None else self.spatial.flatten(2).transpose(1, 2)
+
     def __getitem__(self, rows: slice | Tensor) -> Context:
         mask, spatial = (None if part is None else part[rows] for part in (self.mask, self.spatial))
         return Context(self.pooled[rows], self.sequence[rows], mask, spatial)
@@ -44,6 +49,15 @@ class Context:
         order_BL = self.mask.long().argsort(dim=1, stable=True)
         sequence = self.sequence.gather(1, order_BL[..., None].expand_as(self.sequence))
         return replace(self, sequence=sequence, mask=self.mask.gather(1, order_BL))
+
+
+@dataclass(frozen=True)
+class ContextShape:
+    """What contexts fit. width: W of their vectors. grid: of their maps. image: (channels, *size) of the samples."""
+
+    width: int
+    grid: tuple[int, ...]
+    image: tuple[int, ...]
 
 
 class Conditioner(nn.Module, ABC):
@@ -68,14 +82,22 @@ class Conditioner(nn.Module, ABC):
         """Give the weights that stand for the condition their first values. fill: sets a tensor in place."""
 
 
+def add_last(x_BND: Tensor, places_BnD: Tensor) -> Tensor:
+    """x with a map's vectors added to its last n entries, those that predict the n positions of the map."""
+    first = x_BND.shape[1] - places_BnD.shape[1]
+    return torch.cat([x_BND[:, :first], x_BND[:, first:] + places_BnD], dim=1)
+
+
 class ConditionerConfig(Part, ABC):
-    """An entry of the `conditioning:` list."""
+    """An entry of the `conditioning:` list. gives_map: whether its contexts have a map."""
+
+    gives_map: ClassVar[bool] = False
 
     dropout: float = Field(0.0, ge=0, lt=1, description="share of rows that hide this part alone in training")
 
     @abstractmethod
-    def build(self, width: int, classes: int, null: bool) -> Conditioner:
-        """The conditioner to contexts of `width`. null: whether it has a null, which guidance needs."""
+    def build(self, shape: ContextShape, classes: int, null: bool) -> Conditioner:
+        """The conditioner to contexts of this shape. null: whether it has a null, which guidance needs."""
 
     @classmethod
     @abstractmethod
@@ -86,10 +108,13 @@ class ConditionerConfig(Part, ABC):
 class Conditioners(nn.ModuleDict):
     """The conditioners of a generator by the names of their parts, with one context of them all."""
 
-    def __init__(self, configs: tuple[ConditionerConfig, ...], width: int, classes: int, null: bool = True) -> None:
-        built = [config.build(width, classes, null) for config in configs]
+    def __init__(
+        self, configs: tuple[ConditionerConfig, ...], shape: ContextShape, classes: int, null: bool = True
+    ) -> None:
+        built = [config.build(shape, classes, null) for config in configs]
         super().__init__({conditioner.part: conditioner for conditioner in built})
 
+        self.gives_map = any(config.gives_map for config in configs)
         self.dropouts = {conditioner.part: config.dropout for conditioner, config in zip(built, configs, strict=True)}
 
     def _all(self) -> list[Conditioner]:
@@ -116,11 +141,15 @@ class Conditioners(nn.ModuleDict):
         return Condition(**{part: getattr(one, part) for one in each for part in one.parts})
 
     def drop(self, condition: Condition, share: float, noise: Noise) -> Condition:
-        """The condition with parts hidden at random: all of them in a share of the rows, and each in its own share."""
+        """The condition with parts hidden at random: those that guidance drops together in a share of the rows, and
+        each part in its own share."""
         hidden_B = noise.uniform() < share
         for part in condition.parts:
             own = self.dropouts.get(part, 0.0)
-            condition = condition.dropped(part, hidden_B | (noise.uniform() < own) if own else hidden_B)
+            if part in GUIDED:
+                condition = condition.dropped(part, hidden_B | (noise.uniform() < own) if own else hidden_B)
+            elif own:
+                condition = condition.dropped(part, noise.uniform() < own)
         return condition
 
     def initialise(self, fill: Callable[[Tensor], object]) -> None:
@@ -136,10 +165,11 @@ class Conditioners(nn.ModuleDict):
             torch.ones_like(context.sequence[..., 0], dtype=torch.bool) if context.mask is None else context.mask
             for context in contexts
         ]
+        masked = any(context.mask is not None for context in contexts)
         maps = [context.spatial for context in contexts if context.spatial is not None]
         return Context(
             torch.stack([context.pooled for context in contexts]).sum(0),
             torch.cat([context.sequence for context in contexts], dim=1),
-            torch.cat(masks, dim=1),
+            torch.cat(masks, dim=1) if masked else None,
             torch.stack(maps).sum(0) if maps else None,
         )

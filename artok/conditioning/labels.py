@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from artok.conditioning.base import Conditioner, ConditionerConfig, Context
+from artok.conditioning.base import Conditioner, ConditionerConfig, Context, ContextShape
 from artok.errors import LayoutError
 from artok.layout import NO_LABEL, Condition, ConditionPart
 
@@ -18,8 +18,8 @@ class Config(ConditionerConfig):
 
     kind: Literal["labels"] = "labels"
 
-    def build(self, width: int, classes: int, null: bool) -> Labels:
-        return Labels(width, classes, null)
+    def build(self, shape: ContextShape, classes: int, null: bool) -> Labels:
+        return Labels(shape.width, classes, null)
 
     @classmethod
     def tiny(cls) -> Config:

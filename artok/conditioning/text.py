@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from artok.conditioning.base import Conditioner, ConditionerConfig, Context
+from artok.conditioning.base import Conditioner, ConditionerConfig, Context, ContextShape
 from artok.conditioning.encoders import learned
 from artok.conditioning.encoders.base import TextEncoder, TextEncoderConfig
 from artok.config import OPEN, of_kind
@@ -22,8 +22,8 @@ class Config(ConditionerConfig):
     kind: Literal["text"] = "text"
     encoder: Annotated[TextEncoderConfig, of_kind("conditioning.encoders"), OPEN] = learned.Config()
 
-    def build(self, width: int, classes: int, null: bool) -> Texts:
-        return Texts(self.encoder.build(width), width, null)
+    def build(self, shape: ContextShape, classes: int, null: bool) -> Texts:
+        return Texts(self.encoder.build(shape.width), shape.width, null)
 
     @classmethod
     def tiny(cls) -> Config:

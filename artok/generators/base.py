@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from artok.adversarial.critic import Critic
 from artok.conditioning import labels
-from artok.conditioning.base import ConditionerConfig, Conditioners, Context
+from artok.conditioning.base import ConditionerConfig, Conditioners, Context, ContextShape
 from artok.config import OPEN, Part, of_kind
 from artok.errors import ConfigError, LayoutError
 from artok.layout import Codec, Condition, TokenLayout, Tokens
@@ -130,7 +131,9 @@ class AdversarialGenerator(Generator, ABC):
 
 
 class GeneratorConfig(Part, ABC):
-    """The `generator:` section."""
+    """The `generator:` section. reads_maps: whether the family uses a context's map."""
+
+    reads_maps: ClassVar[bool] = True
 
     conditioning: tuple[Annotated[ConditionerConfig, of_kind("conditioning"), OPEN], ...] = Field(
         (labels.Config(),), min_length=1
@@ -138,6 +141,21 @@ class GeneratorConfig(Part, ABC):
     class_dropout: float = Field(
         0.1, ge=0, le=1, description="share of conditions hidden whole in training, for guidance"
     )
+
+    @model_validator(mode="after")
+    def _check_conditioning(self) -> Self:
+        kinds = [entry.kind for entry in self.conditioning]
+        twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
+        if twice is not None:
+            raise ValueError(f"'conditioning' lists kind {twice} twice; a generator hears each once")
+        if all(entry.gives_map for entry in self.conditioning):
+            raise ValueError(
+                "'conditioning' lists a map alone; add {kind: labels}, which for data of one class is where a sample "
+                "starts"
+            )
+        if not self.reads_maps and any(entry.gives_map for entry in self.conditioning):
+            raise ValueError(f"generator {self.kind} hears no control; leave it out of 'conditioning'")
+        return self
 
     @abstractmethod
     def refuse(self, layout: TokenLayout) -> str | None:
@@ -147,9 +165,14 @@ class GeneratorConfig(Part, ABC):
     def build(self, layout: TokenLayout, classes: int) -> Generator:
         """Build the generator with random weights. The layout has passed `refuse`."""
 
-    def conditioners(self, width: int, classes: int, null: bool = True) -> Conditioners:
-        """The conditioners of `conditioning`, to contexts of `width`. null: whether they embed a missing condition."""
-        return Conditioners(self.conditioning, width, classes, null)
+    def conditioners(
+        self, width: int, grid: tuple[int, ...], *, image: tuple[int, ...], classes: int, null: bool = True
+    ) -> Conditioners:
+        """The conditioners of `conditioning`, to contexts of `width` with maps of `grid`, of samples of shape `image`.
+
+        null: whether they embed a missing condition.
+        """
+        return Conditioners(self.conditioning, ContextShape(width, grid, image), classes, null)
 
     def build_critic(self, layout: TokenLayout, classes: int) -> Critic | None:
         """Build the critic of an AdversarialGenerator with random weights; None for other generators."""

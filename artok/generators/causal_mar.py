@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from artok.conditioning.base import Context
+from artok.conditioning.base import Context, add_last
 from artok.errors import ConfigError
 from artok.generators.masked import PUBLISHED_DEVIATION, buffer_length
 from artok.generators.patched import PatchedConfig, PatchedGenerator
@@ -48,7 +48,7 @@ class CausalMar(PatchedGenerator):
         width, depth, heads, _, _ = config.shape()
         super().__init__(config, layout, classes, width)
         self.config, self.heads = config, heads
-        self.conditioner = config.conditioners(width, classes)
+        self.conditioner = config.conditioners(width, self.grid, image=layout.image, classes=classes)
         hidden = int(config.mlp_ratio * width)
         self.gradient_checkpointing = False
         self.buffer = buffer_length(self.conditioner, config.buffer_size)
@@ -73,6 +73,8 @@ class CausalMar(PatchedGenerator):
         if start == 0:
             entries = context.left_padded().sequence
             x = torch.cat([entries.expand(-1, buffer, -1).to(x.dtype), x], dim=1)
+        if context.places is not None:
+            x = add_last(x, context.places[:, start : start + x_BnD.shape[1] + (start == 0)])
         length = x.shape[1]
         x = self.input_norm(x + self.positions[:, place : place + length])
         entries_BL = None if context.mask is None else context.mask.sort(dim=1).values  # as left-padded

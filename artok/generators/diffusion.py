@@ -66,7 +66,7 @@ class LatentDiffusion(Generator):
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)
         self.config = config
-        conditioners = partial(config.conditioners, classes=classes)
+        conditioners = partial(config.conditioners, image=layout.image, classes=classes)
         out = config.diffusion.channels(layout.width)
         self.network = config.network.build(layout.grid, layout.width, out, conditioners)
         self.diffusion = Diffusion(config.diffusion)

@@ -34,6 +34,8 @@ class Config(GeneratorConfig):
     critic: trained with it and not saved with it.
     """
 
+    reads_maps: ClassVar = False
+
     kind: Literal["gan"] = "gan"
     z_dim: int = Field(64, ge=1)
     network: Annotated[GanNetworkConfig, of_kind("generators.gan_networks"), OPEN]
@@ -70,7 +72,7 @@ class Gan(AdversarialGenerator):
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)
         self.config = config
-        conditioners = partial(config.conditioners, classes=classes, null=False)
+        conditioners = partial(config.conditioners, image=layout.image, classes=classes, null=False)
         self.network = config.network.build(config.z_dim, layout.grid, layout.width, conditioners)
 
     @property

@@ -83,7 +83,7 @@ class Mar(PatchedGenerator):
         self.config, (width, depth, heads, _, _) = config, config.shape()
         encoder = Stack(width, depth, heads, int(config.mlp_ratio * width))
         decoder = Stack(wide, layers, decoder_heads, int(config.mlp_ratio * wide))
-        conditioner = config.conditioners(width, classes)
+        conditioner = config.conditioners(width, self.grid, image=layout.image, classes=classes)
         self.body = MaskedTransformer(conditioner, self.length, encoder, decoder, config.buffer_size, config.dropout)
         self.apply(initialise_linear)
         self.body.initialise(config.embedding_init)

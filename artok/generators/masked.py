@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from artok.conditioning.base import Conditioners, Context
+from artok.conditioning.base import Conditioners, Context, add_last
 from artok.errors import ConfigError
 from artok.nn.gradient_checkpointing import run
 from artok.nn.vit import EPS, VitBlock
@@ -35,7 +35,7 @@ class MaskedTransformer(nn.Module):
 
     The encoder reads a buffer and the known tokens. The buffer is copies of a context of one entry, or the entries of a
     longer one (Fluid, Fan et al. 2024, arXiv 2410.13863). The decoder reads all positions, with a mask token at unknown
-    ones.
+    ones. Both add the context's map, if there is one, to the positions.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class MaskedTransformer(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(wide, eps=EPS)
         self.output_positions = nn.Parameter(torch.zeros(1, length, wide))
+        self.decoder_map = nn.Linear(width, wide) if conditioner.gives_map else None
 
     def initialise(self, deviation: float) -> None:
         """Initialise class, mask token and the positions of encoder and decoder: normal with this deviation.
@@ -102,7 +103,8 @@ class MaskedTransformer(nn.Module):
         """(B, buffer + M, W) of the context and the tokens at kept positions; invalid entries are padding."""
         index = kept_BM.clamp(max=self.length - 1)[..., None].expand(-1, -1, embedded_BNW.shape[2])
         first = context.sequence.expand(-1, self.buffer, -1) + self.encoder_positions[:, : self.buffer]
-        tokens = (embedded_BNW + self.encoder_positions[:, self.buffer :]).gather(1, index)
+        tokens = embedded_BNW + self.encoder_positions[:, self.buffer :]
+        tokens = (tokens if context.places is None else tokens + context.places).gather(1, index)
         x = self.input_norm(torch.cat([first.to(tokens.dtype), tokens], dim=1))
         mask = None
         if valid_BM is not None or context.mask is not None:
@@ -120,6 +122,8 @@ class MaskedTransformer(nn.Module):
         tokens = tokens.scatter(1, kept_BM[..., None].expand(-1, -1, x.shape[2]), x[:, self.buffer :])
         x = torch.cat([x[:, : self.buffer], tokens[:, : self.length]], dim=1) + self.decoder_positions
         mask = None if context.mask is None else F.pad(context.mask, (0, self.length), value=True)[:, None, None]
+        if self.decoder_map is not None and context.places is not None:
+            x = add_last(x, self.decoder_map(context.places))
         for block in self.decoder:
             x = run(block, x, mask, checkpoint=self.gradient_checkpointing)
         return self.decoder_norm(x)[:, self.buffer :] + self.output_positions

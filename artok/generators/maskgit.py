@@ -104,7 +104,7 @@ class MaskedCodes(Generator):
         self.config, (width, depth, heads) = config, config.shape()
         self.embedding = nn.Embedding(layout.vocab, width)
         stack = Stack(width, depth, heads, int(config.mlp_ratio * width))
-        conditioner = config.conditioners(width, classes)
+        conditioner = config.conditioners(width, layout.grid, image=layout.image, classes=classes)
         self.body = MaskedTransformer(conditioner, layout.length, stack, stack, config.buffer_size, config.dropout)
         self.head = nn.Sequential(nn.LayerNorm(width, eps=EPS), nn.Linear(width, layout.vocab))
         self.apply(initialise_linear)

@@ -84,7 +84,7 @@ class PatchedConfig(GeneratorConfig, ABC):
 
 
 class PatchedGenerator(Generator):
-    """length N and dimension D are those of the patches."""
+    """grid, length N and dimension D are those of the patches."""
 
     reads: ClassVar = GUIDANCE | {"steps", "head_steps", "solver", "eta", "temperature"}
     undecayed = ("head",)  # as published
@@ -94,7 +94,8 @@ class PatchedGenerator(Generator):
         super().__init__(layout, classes)
         width, _, _, head_depth, head_width = config.shape()
         self.patch, self.token_init, self.draws = config.patch_size, config.token_init, config.diffusion_batch_mul
-        self.length = math.prod(patch_grid(layout.grid, self.patch))
+        self.grid = patch_grid(layout.grid, self.patch)
+        self.length = math.prod(self.grid)
         self.dimension = layout.width * self.patch**2
         self.input = nn.Linear(self.dimension, width)
         self.head = DiffusionHead(config.diffusion, self.dimension, head_input, head_width, head_depth)

@@ -2,7 +2,8 @@
 
 The sequence is [prefix, code 0, code 1, ...], the prefix being the context's sequence: a class, or a text with its
 padding on the left. The output at the prefix's end and at each code predicts the next code. With several codes at a
-position (residual quantizers), a position's codes follow one another, coarse to fine.
+position (residual quantizers), a position's codes follow one another, coarse to fine. The control at the position that
+is predicted, if there is one, is added to the input (ControlAR, Li et al. 2024, arXiv 2410.02705, section 3.3).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from artok.conditioning.base import Context
+from artok.conditioning.base import Context, add_last
 from artok.config import Depth
 from artok.generators.base import Generator, GeneratorConfig
 from artok.layout import Codec, Condition, TokenLayout, Tokens
@@ -111,7 +112,7 @@ class Raster(Generator):
         depth, self.heads, width = config.shape()
         assert layout.vocab is not None
         self.config, self.width, self.vocab, self.gradient_checkpointing = config, width, layout.vocab, False
-        self.conditioner = config.conditioners(width, classes)
+        self.conditioner = config.conditioners(width, layout.grid, image=layout.image, classes=classes)
         self.token_embedding = nn.Embedding(layout.codes * layout.vocab, width)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.blocks = nn.ModuleList(
@@ -153,7 +154,11 @@ class Raster(Generator):
         places = torch.arange(first, first + codes.shape[1], device=codes.device)
         levels = self.level_offset[places % self.layout.codes]
         parts.append(self.token_embedding(codes + levels))
-        x_BND = self.dropout(torch.cat(parts, dim=1))
+        x_BND = torch.cat(parts, dim=1)
+        if context.places is not None:
+            predicted = torch.arange(start, start + codes.shape[1] + (start == 0), device=codes.device)
+            x_BND = add_last(x_BND, context.places[:, predicted // self.layout.codes])
+        x_BND = self.dropout(x_BND)
         length = x_BND.shape[1]
         place = self.prefix + first if start else 0
         rotary = self.rotary[place : place + length]

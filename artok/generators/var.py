@@ -2,7 +2,8 @@
 
 The input at a scale is the latent decoded from the coarser scales (the codec's `prefix`), downsampled to the scale's
 grid; at the first scale it is the class. Attention covers the same and coarser scales. Training is one pass over all
-scales with a block-causal mask; sampling is one pass per scale with a KV cache and no mask.
+scales with a block-causal mask; sampling is one pass per scale with a KV cache and no mask. A control map, shrunk to
+each scale's grid, is added to the input (ControlVAR, Li et al. 2024, arXiv 2406.09750, also predicts the map).
 """
 
 from __future__ import annotations
@@ -221,7 +222,7 @@ class Var(Generator):
         self.config, self.gradient_checkpointing = config, False
         self.parts = list(layout.scales())
         sizes = tuple(part.stop - part.start for part in self.parts)
-        self.conditioner = config.conditioners(self.width, classes)
+        self.conditioner = config.conditioners(self.width, layout.grid, image=layout.image, classes=classes)
         self.word = nn.Linear(layout.width, self.width)
         self.start = nn.Parameter(torch.empty(sizes[0], self.width))
         self.position = nn.Parameter(torch.empty(layout.length, self.width))
@@ -275,6 +276,9 @@ class Var(Generator):
         x_BND = torch.cat([*start, *inputs], dim=1)
         places = slice(self.parts[first].start, self.parts[first].start + x_BND.shape[1])
         x_BND = x_BND + self.position[places] + self.level[self.levels[places]]
+        if context.spatial is not None:
+            grids = self.layout.grids[first : first + len(start) + len(inputs)]
+            x_BND = x_BND + torch.cat([shrink(context.spatial, grid).flatten(2) for grid in grids], 2).transpose(1, 2)
         condition = self.block_condition(condition_BD)
         mask, checkpoint = self.mask if cache is None else None, self.gradient_checkpointing
         for layer, block in enumerate(self.blocks):

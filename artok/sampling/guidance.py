@@ -7,10 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from artok.layout import Condition, ConditionPart
+from artok.layout import GUIDED, Condition
 from artok.sampling.settings import Sampling
-
-DROPPED: tuple[ConditionPart, ...] = ("labels", "text")  # of the unconditional half
 
 
 class Guidance:
@@ -40,7 +38,7 @@ def append_unconditional(condition: Condition) -> Condition:
     """The rows of a condition (B), then the same rows with labels and text dropped: 2B."""
     rows = torch.arange(2 * len(condition), device=condition.device)
     both = condition[rows % len(condition)]
-    for part in DROPPED:
+    for part in GUIDED:
         both = both.dropped(part, rows >= len(condition))
     return both
 

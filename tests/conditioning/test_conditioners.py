@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from artok.conditioning import text
-from artok.conditioning.base import Conditioner, ConditionerConfig, Conditioners, Context
+from artok.conditioning.base import Conditioner, ConditionerConfig, Conditioners, Context, ContextShape
 from artok.conditioning.encoders.base import TextEncoderConfig
 from artok.config import find, kinds, validate
 from artok.errors import ConfigError, LayoutError
@@ -22,25 +22,29 @@ CONDITION = Condition(
     labels=torch.tensor([0, 2, 3]),
     text=Text(torch.randint(1, 257, (3, 6)), torch.arange(6) < torch.tensor([6, 4, 1])[:, None]),
     known=Tokens(torch.randn(3, 16, 3), LAYOUT),
-    control=torch.randn(3, 2, 4, 4),
+    control=torch.randn(3, 1, 16, 16),
 )
+SHAPE = ContextShape(WIDTH, (4, 4), (3, 16, 16))
 
 
 @pytest.mark.parametrize("kind", kinds("conditioning"))
 def test_a_part_becomes_a_context_and_its_null_another(kind: str) -> None:
     config = find("conditioning", kind).tiny()
     assert isinstance(config, ConditionerConfig)
-    conditioner = config.build(WIDTH, CLASSES, null=True)
+    conditioner = config.build(SHAPE, CLASSES, null=True)
     conditioner.initialise(lambda weight: torch.nn.init.normal_(weight))
     context = conditioner(CONDITION)
     assert context.pooled.shape == (3, WIDTH)
     assert context.sequence.shape == (3, conditioner.length, WIDTH)
     assert context.mask is None or context.mask.shape == context.sequence.shape[:2]
+    assert config.gives_map == (context.spatial is not None)
+    assert context.spatial is None or context.spatial.shape == (3, WIDTH, 4, 4)
     null = conditioner(CONDITION.dropped(conditioner.part))
-    assert not torch.isclose(null.pooled, context.pooled).all(1).any()
+    assert not torch.isclose(said(null), said(context)).all(1).any()
+    missing = Condition(known=CONDITION.known)  # a part that no conditioner reads
+    torch.testing.assert_close(said(conditioner(missing)), said(null))
     part = conditioner(CONDITION[torch.tensor([2, 0])])
-    torch.testing.assert_close(part.pooled, context.pooled[[2, 0]])
-    torch.testing.assert_close(part.sequence, context.sequence[[2, 0]])
+    torch.testing.assert_close(said(part), said(context)[[2, 0]])
     example = conditioner.example(2, torch.device("meta"))
     assert example.parts == (conditioner.part,) and len(example) == 2 and example.device.type == "meta"
     conditioner.initialise(lambda weight: torch.nn.init.constant_(weight, 0.5))
@@ -59,13 +63,20 @@ def test_a_text_encoder_makes_vectors_and_needs_no_files_for_it(kind: str) -> No
     assert (example.values.dtype == torch.int64) == (encoder.vocab is not None)
     assert encoder(example).shape == (3, encoder.length, WIDTH)
     assert all(parameter.requires_grad for parameter in encoder.parameters())
-    conditioner = text.Config(encoder=config).build(WIDTH, CLASSES, null=True)
+    conditioner = text.Config(encoder=config).build(SHAPE, CLASSES, null=True)
     conditioner.initialise(lambda weight: torch.nn.init.normal_(weight))
     condition = Condition(text=example).dropped("text", torch.tensor([False, True, False]))
     context = conditioner(condition)
     assert torch.equal(context.sequence[1], conditioner.null)
     torch.testing.assert_close(context.sequence[0], conditioner.encoder(example)[0])
     assert context.mask is not None and context.mask.all()
+
+
+def said(context: Context) -> Tensor:
+    """All of a context that a generator may read, (B, numbers)."""
+    masked = context.sequence if context.mask is None else context.sequence * context.mask[..., None]
+    places = context.pooled[:, None][:, :0] if context.places is None else context.places
+    return torch.cat([context.pooled[:, None], masked, places], dim=1).flatten(1)
 
 
 class Edges(Conditioner):
@@ -88,9 +99,10 @@ class Edges(Conditioner):
 
 
 class EdgesConfig(ConditionerConfig):
+    gives_map: ClassVar[bool] = True
     kind: str = "edges"
 
-    def build(self, width: int, classes: int, null: bool) -> Edges:
+    def build(self, shape: ContextShape, classes: int, null: bool) -> Edges:
         return Edges()
 
     @classmethod
@@ -100,7 +112,7 @@ class EdgesConfig(ConditionerConfig):
 
 def test_several_conditioners_make_one_context() -> None:
     labels = find("conditioning", "labels").tiny()
-    both = Conditioners((labels, EdgesConfig()), WIDTH, CLASSES)  # type: ignore[arg-type]
+    both = Conditioners((labels, EdgesConfig()), SHAPE, CLASSES)  # type: ignore[arg-type]
     assert both.parts == {"labels", "control"}
     context = both(CONDITION)
     first, second = both["labels"](CONDITION), both["control"](CONDITION)
@@ -115,7 +127,7 @@ def test_several_conditioners_make_one_context() -> None:
 
 
 def test_without_a_null_a_condition_must_have_labels() -> None:
-    labels = find("conditioning", "labels").tiny().build(WIDTH, CLASSES, null=False)  # type: ignore[attr-defined]
+    labels = find("conditioning", "labels").tiny().build(SHAPE, CLASSES, null=False)  # type: ignore[attr-defined]
     assert labels(CONDITION).pooled.shape == (3, WIDTH)
     with pytest.raises(LayoutError, match="nothing without labels"):
         labels(Condition(control=torch.zeros(3, 1, 4, 4)))

@@ -10,6 +10,7 @@ import torch
 from helpers.text_models import FEATURES, minilm, tiny_clip, tiny_t5
 
 from artok.conditioning import text
+from artok.conditioning.base import ContextShape
 from artok.conditioning.encoders import auto, clip, t5
 from artok.conditioning.encoders.frozen import FrozenConfig, FrozenEncoder
 from artok.config import validate
@@ -135,7 +136,7 @@ def test_each_text_is_encoded_once(config: FrozenConfig, monkeypatch: pytest.Mon
 
 
 def test_the_empty_text_is_the_learned_null(config: FrozenConfig) -> None:
-    conditioner = text.Config(encoder=config).build(12, 4, null=True)
+    conditioner = text.Config(encoder=config).build(ContextShape(12, (4, 4), (3, 16, 16)), 4, null=True)
     conditioner.initialise(lambda weight: torch.nn.init.normal_(weight))
     context = conditioner(Condition(text=conditioner.encoder.encode(TEXTS)))
     assert torch.equal(context.sequence[2], conditioner.null)

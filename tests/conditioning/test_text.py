@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from artok.conditioning import labels, text
-from artok.conditioning.base import Conditioners
+from artok.conditioning import control, labels, text
+from artok.conditioning.base import Conditioners, ContextShape
 from artok.conditioning.encoders import learned
 from artok.errors import ConfigError, LayoutError
 from artok.layout import Condition, Text
@@ -16,6 +16,7 @@ from artok.noise import Noise
 from artok.saved import whole_state, write_weights
 from artok.weights import read_weights
 
+SHAPE = ContextShape(8, (4, 4), (3, 16, 16))
 CAPTIONS = ["a red circle", "a blue square at the top left", "a green star", "a red square"]
 
 
@@ -68,7 +69,7 @@ def test_padding_changes_nothing() -> None:
 
 def test_an_empty_text_reads_the_null() -> None:
     config = text.Config(encoder=learned.Config(vocab_size=320, heads=2, length=12, depth=1))
-    conditioner = config.build(8, 4, null=True)
+    conditioner = config.build(SHAPE, 4, null=True)
     conditioner.initialise(lambda weight: torch.nn.init.normal_(weight))
     conditioner.encoder.fit(CAPTIONS)
     encoded = conditioner.encoder.encode([*CAPTIONS, ""])
@@ -82,16 +83,19 @@ def test_an_empty_text_reads_the_null() -> None:
 
 
 def test_without_a_null_a_condition_must_have_a_text() -> None:
-    conditioner = text.Config.tiny().build(8, 4, null=False)
+    conditioner = text.Config.tiny().build(SHAPE, 4, null=False)
     with pytest.raises(LayoutError, match="nothing without a text"):
         conditioner(Condition(labels=torch.tensor([1])))
 
 
 def test_parts_are_dropped_together_and_apart() -> None:
     rows, tiny = 20_000, text.Config.tiny()
-    parts = Conditioners((labels.Config(dropout=0.2), tiny.model_copy(update={"dropout": 0.5})), 8, 4)
+    configs = (labels.Config(dropout=0.2), tiny.model_copy(update={"dropout": 0.5}), control.Config(dropout=0.3))
+    parts = Conditioners(configs, SHAPE, 4)
     condition = Condition(
-        torch.zeros(rows, dtype=torch.int64), Text(torch.ones(rows, 6).long(), torch.ones(rows, 6) > 0)
+        torch.zeros(rows, dtype=torch.int64),
+        Text(torch.ones(rows, 6).long(), torch.ones(rows, 6) > 0),
+        control=torch.ones(rows, 1, 2, 2),
     )
     kept = parts.drop(condition, 0.1, Noise(0, torch.arange(rows)))
     assert kept.labels is not None and kept.text is not None
@@ -100,3 +104,7 @@ def test_parts_are_dropped_together_and_apart() -> None:
     assert float(no_label.float().mean()) == pytest.approx(1 - 0.9 * 0.8, abs=0.018)
     assert float(no_text.float().mean()) == pytest.approx(1 - 0.9 * 0.5, abs=0.018)
     assert float((no_label & no_text).float().mean()) == pytest.approx(0.1 + 0.9 * 0.2 * 0.5, abs=0.018)
+    assert kept.control is not None
+    no_control = ~kept.control.flatten(1).any(1)  # guidance keeps it, so labels and text are hidden without it
+    assert float(no_control.float().mean()) == pytest.approx(0.3, abs=0.018)
+    assert float((no_control & no_text).float().mean()) == pytest.approx(0.3 * (1 - 0.9 * 0.5), abs=0.018)

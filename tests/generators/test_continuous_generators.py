@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from scipy import stats
 from torch import Tensor, nn
 
+from artok.conditioning.base import Context
 from artok.config import validate
 from artok.errors import ConfigError, LayoutError, RunError
 from artok.generators import causal_mar, diffusion, mar, maskgit
@@ -119,17 +120,17 @@ def test_mask_rates_are_a_truncated_normal_rounded_up() -> None:
 def test_images_that_keep_different_numbers_do_not_see_each_other() -> None:
     """The room that a batch with several mask rates needs changes nothing."""
     body = built(mar.Config.tiny(), LATENTS).body
-    sequence = torch.randn(3, 1, 32)
+    context = Context(torch.randn(3, 32), torch.randn(3, 1, 32))
     embedded, order = torch.randn(3, 16, 32), noise(3).permutation(16)
     counts = torch.tensor([16, 13, 12])
-    together = body(embedded, sequence, order, counts, room=5)
+    together = body(embedded, context, order, counts, room=5)
     for row, count in enumerate(counts.tolist()):
         part = slice(row, row + 1)
-        alone = body(embedded[part], sequence[part], order[part], count)
+        alone = body(embedded[part], context[part], order[part], count)
         torch.testing.assert_close(together[part], alone, rtol=1e-4, atol=1e-5)
     masked = flag_masked(order, counts)
     changed = torch.where(masked[..., None], torch.randn_like(embedded), embedded)
-    torch.testing.assert_close(body(changed, sequence, order, counts, room=5), together)
+    torch.testing.assert_close(body(changed, context, order, counts, room=5), together)
 
 
 @pytest.mark.parametrize("kind", [mar, causal_mar])
@@ -241,7 +242,9 @@ def test_dit_has_the_published_sizes(size: str, patch: int, millions: float) -> 
     layout = TokenLayout(((32, 32),), 4, None, (3, 256, 256))
     config = validate(diffusion.Config, section, "test")
     with torch.device("meta"):
-        network = config.network.build(layout.grid, 4, 8, partial(config.conditioners, classes=1000))
+        network = config.network.build(
+            layout.grid, 4, 8, partial(config.conditioners, image=(3, 256, 256), classes=1000)
+        )
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 

@@ -111,7 +111,8 @@ def test_the_masked_families_start_from_xavier_and_their_embeddings_from_a_setti
 
 def network_of(config: Any) -> Any:
     torch.manual_seed(0)
-    return config.build((8, 8), 16, 32, partial(diffusion.Config(network=config).conditioners, classes=CLASSES))
+    section = diffusion.Config(network=config)
+    return config.build((8, 8), 16, 32, partial(section.conditioners, image=(3, 32, 32), classes=CLASSES))
 
 
 def test_dit_starts_as_published() -> None:
@@ -140,6 +141,6 @@ def test_dcgan_starts_as_published() -> None:
     config = dcgan.Config(channels=(32, 16), embedding_dim=8)
     section = diffusion.Config(network=dit.Config.tiny())
     torch.manual_seed(0)
-    network = config.build(16, (8, 8), 3, lambda width: section.conditioners(width, CLASSES))
+    network = config.build(16, (8, 8), 3, partial(section.conditioners, image=(3, 8, 8), classes=CLASSES))
     for layer in (network.start, *network.convolutions):
         assert_deviation(layer.weight, 0.02)

@@ -138,7 +138,7 @@ def test_the_masked_transformer_encodes_what_is_known_and_decodes_all() -> None:
     counts = (5, 16, 12, 0)
     for row, count in enumerate(counts):
         known = order[row, count:]
-        first = sequence[row].repeat(2, 1) + body.encoder_positions[0, :2]
+        first = context.sequence[row].repeat(2, 1) + body.encoder_positions[0, :2]
         tokens = embedded[row, known] + body.encoder_positions[0, 2 + known]
         x = body.input_norm(torch.cat([first, tokens]))[None]
         for block in body.encoder:
@@ -223,11 +223,11 @@ def test_the_loss_of_mar_is_the_heads_on_the_tokens_to_predict(family: Any) -> N
 
 def network_of(config: Any, grid: tuple[int, ...], width: int, out: int) -> Any:
     section = diffusion.Config(network=config)
-    return config.build(grid, width, out, partial(section.conditioners, classes=CLASSES))
+    return config.build(grid, width, out, partial(section.conditioners, image=(3, 32, 32), classes=CLASSES))
 
 
-def conditioners(width: int) -> Any:
-    return diffusion.Config(network=dit.Config.tiny()).conditioners(width, CLASSES)
+def conditioners(width: int, grid: tuple[int, ...]) -> Any:
+    return diffusion.Config(network=dit.Config.tiny()).conditioners(width, grid, image=(3, 32, 32), classes=CLASSES)
 
 
 @torch.no_grad()

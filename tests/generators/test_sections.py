@@ -59,7 +59,7 @@ def test_published_sizes_of_dit_to_the_parameter(size: Any, patch: int, count: i
     """The published figures hold the fixed positions too, such as 675,129,632 for XL/2."""
     config = diffusion.Config(network=dit.Config(size=size, patch_size=patch))
     with torch.device("meta"):
-        network = config.network.build((32, 32), 4, 8, partial(config.conditioners, classes=1000))
+        network = config.network.build((32, 32), 4, 8, partial(config.conditioners, image=(3, 256, 256), classes=1000))
     assert sum(parameter.numel() for parameter in network.parameters()) == count
 
 

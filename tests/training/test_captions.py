@@ -75,7 +75,7 @@ def test_captions_teach(run: Path, tokenizer: Path) -> None:
     assert (run / "samples").is_dir()
     texts = next(iter(sorted((run / "samples").glob("*.txt")))).read_text().splitlines()
     held_out = shapes.Config(**{key: value for key, value in DATA.items() if key != "kind"}).open("test")
-    assert texts == [caption for (caption,) in held_out.read(range(10)).captions or []]
+    assert texts == [captions[0] for captions in held_out.read(range(10)).captions or []]
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(run: Path, tokenizer: Path, tmp_path: Path) -> None:

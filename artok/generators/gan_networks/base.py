@@ -30,11 +30,15 @@ class GanNetworkConfig(Part, ABC):
 
     @abstractmethod
     def build(
-        self, latent: int, grid: tuple[int, ...], width: int, conditioners: Callable[[int], Conditioners]
+        self,
+        latent: int,
+        grid: tuple[int, ...],
+        width: int,
+        conditioners: Callable[[int, tuple[int, ...]], Conditioners],
     ) -> GanNetwork:
         """Build the network from `latent` numbers to tokens of D = `width` numbers. The grid has passed `refuse`.
 
-        conditioners: makes conditioners with contexts of a given width.
+        conditioners: makes conditioners with contexts of a given width and maps of a given grid.
         """
 
     @classmethod

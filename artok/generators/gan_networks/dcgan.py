@@ -30,7 +30,11 @@ class Config(GanNetworkConfig):
         return refuse_halving(grid, len(self.channels))
 
     def build(
-        self, latent: int, grid: tuple[int, ...], width: int, conditioners: Callable[[int], Conditioners]
+        self,
+        latent: int,
+        grid: tuple[int, ...],
+        width: int,
+        conditioners: Callable[[int, tuple[int, ...]], Conditioners],
     ) -> DcganNetwork:
         return DcganNetwork(self, latent, grid, width, conditioners)
 
@@ -48,12 +52,12 @@ class DcganNetwork(GanNetwork):
         latent: int,
         grid: tuple[int, ...],
         width: int,
-        conditioners: Callable[[int], Conditioners],
+        conditioners: Callable[[int, tuple[int, ...]], Conditioners],
     ) -> None:
         super().__init__()
         widths = [*config.channels, width]
         self.base = base_grid(grid, len(widths))
-        self.conditioner = conditioners(config.embedding_dim)
+        self.conditioner = conditioners(config.embedding_dim, grid)
         self.start = nn.Linear(latent + config.embedding_dim, widths[0] * self.base[0] * self.base[1], bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in widths[:-1])
         self.convolutions = nn.ModuleList(

@@ -33,7 +33,11 @@ class Config(GanNetworkConfig):
         return refuse_halving(grid, len(self.channels) - 1)
 
     def build(
-        self, latent: int, grid: tuple[int, ...], width: int, conditioners: Callable[[int], Conditioners]
+        self,
+        latent: int,
+        grid: tuple[int, ...],
+        width: int,
+        conditioners: Callable[[int, tuple[int, ...]], Conditioners],
     ) -> ResidualNetwork:
         return ResidualNetwork(self, latent, grid, width, conditioners)
 
@@ -49,12 +53,12 @@ class ResidualNetwork(GanNetwork):
         latent: int,
         grid: tuple[int, ...],
         width: int,
-        conditioners: Callable[[int], Conditioners],
+        conditioners: Callable[[int, tuple[int, ...]], Conditioners],
     ) -> None:
         super().__init__()
         widths = config.channels
         in_all = len(widths) * config.blocks
-        self.conditioner = conditioners(config.embedding_dim)
+        self.conditioner = conditioners(config.embedding_dim, grid)
         self.basis = nn.Parameter(torch.randn(widths[0], *base_grid(grid, len(widths))))
         self.scale = scaled_(nn.Linear(latent + config.embedding_dim, widths[0], bias=False), 1.0)
         self.transitions = nn.ModuleList(widen(a, b) for a, b in pairwise(widths))

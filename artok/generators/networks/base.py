@@ -30,11 +30,11 @@ class NetworkConfig(Part, ABC):
 
     @abstractmethod
     def build(
-        self, grid: tuple[int, ...], width: int, out: int, conditioners: Callable[[int], Conditioners]
+        self, grid: tuple[int, ...], width: int, out: int, conditioners: Callable[[int, tuple[int, ...]], Conditioners]
     ) -> DiffusionNetwork:
         """Build the network from tokens of D = `width` numbers to `out` numbers. The grid has passed `refuse`.
 
-        conditioners: makes conditioners with contexts of a given width.
+        conditioners: makes conditioners with contexts of a given width and maps of a given grid.
         """
 
     @classmethod

@@ -67,7 +67,7 @@ class Config(NetworkConfig):
         return None
 
     def build(
-        self, grid: tuple[int, ...], width: int, out: int, conditioners: Callable[[int], Conditioners]
+        self, grid: tuple[int, ...], width: int, out: int, conditioners: Callable[[int, tuple[int, ...]], Conditioners]
     ) -> DiffusionTransformer:
         return DiffusionTransformer(self, grid, width, out, conditioners)
 
@@ -85,20 +85,21 @@ class DiffusionTransformer(DiffusionNetwork):
         grid: tuple[int, ...],
         width: int,
         out: int,
-        conditioners: Callable[[int], Conditioners],
+        conditioners: Callable[[int, tuple[int, ...]], Conditioners],
     ) -> None:
         super().__init__()
         depth, hidden, heads = config.shape()
         self.grid, self.patch, self.gradient_checkpointing = grid, config.patch_size, False
         self.input = nn.Linear(width * config.patch_size**2, hidden)
         self.time = TimeEmbedding(hidden)
-        self.conditioner = conditioners(hidden)
+        patches = patch_grid(grid, config.patch_size)
+        self.conditioner = conditioners(hidden, patches)
         self.blocks = nn.ModuleList(
             ConditionedBlock(hidden, heads, int(config.mlp_ratio * hidden)) for _ in range(depth)
         )
         self.output = ConditionedOutput(hidden, out * config.patch_size**2)
         self.positions: Tensor
-        self.register_buffer("positions", sincos_table(patch_grid(grid, config.patch_size), hidden), persistent=False)
+        self.register_buffer("positions", sincos_table(patches, hidden), persistent=False)
         self.apply(initialise_linear)
         fill = partial(nn.init.normal_, std=config.condition_init)
         self.conditioner.initialise(fill)
@@ -108,6 +109,8 @@ class DiffusionTransformer(DiffusionNetwork):
 
     def forward(self, x_BND: Tensor, times_B: Tensor, context: Context) -> Tensor:
         x = self.tokens(x_BND)
+        if context.places is not None:
+            x = x + context.places
         given = self.condition(times_B, context)
         for block in self.blocks:
             x = run(block, x, given, checkpoint=self.gradient_checkpointing)

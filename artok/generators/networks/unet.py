@@ -41,7 +41,9 @@ class Config(NetworkConfig):
             return f"with network kind unet needs a grid of two axes whose sides are multiples of {factor}"
         return None
 
-    def build(self, grid: tuple[int, ...], width: int, out: int, conditioners: Callable[[int], Conditioners]) -> UNet:
+    def build(
+        self, grid: tuple[int, ...], width: int, out: int, conditioners: Callable[[int, tuple[int, ...]], Conditioners]
+    ) -> UNet:
         return UNet(self, grid, width, out, conditioners)
 
     @classmethod
@@ -89,7 +91,7 @@ class Stage(nn.Module):
 
 
 class UNet(DiffusionNetwork):
-    """A U-Net: every state on the way down is concatenated on the way up."""
+    """A U-Net: a context's map is added to the input, every state on the way down is concatenated on the way up."""
 
     def __init__(
         self,
@@ -97,14 +99,15 @@ class UNet(DiffusionNetwork):
         grid: tuple[int, ...],
         width: int,
         out: int,
-        conditioners: Callable[[int], Conditioners],
+        conditioners: Callable[[int, tuple[int, ...]], Conditioners],
     ) -> None:
         super().__init__()
         self.grid, self.gradient_checkpointing = grid, False
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
         condition, groups, last = 4 * config.base_channels, config.groups, len(widths) - 1
-        self.time, self.conditioner = TimeEmbedding(condition), conditioners(condition)
+        self.time, self.conditioner = TimeEmbedding(condition), conditioners(condition, grid)
         self.input = nn.Conv2d(width, config.base_channels, 3, padding=1)
+        self.map = nn.Conv2d(condition, config.base_channels, 1) if self.conditioner.gives_map else None
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         channels, kept = config.base_channels, [config.base_channels]
         for index, wide in enumerate(widths):
@@ -132,6 +135,8 @@ class UNet(DiffusionNetwork):
     def forward(self, x_BND: Tensor, times_B: Tensor, context: Context) -> Tensor:
         given = self.time(times_B) + context.pooled
         x = self.input(arrange(x_BND.transpose(1, 2).unflatten(2, self.grid)))
+        if self.map is not None and context.spatial is not None:
+            x = x + self.map(context.spatial)
         states = [x]
         for layer in self.down:
             x = run(layer, x, given, checkpoint=self.gradient_checkpointing) if isinstance(layer, Stage) else layer(x)
