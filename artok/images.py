@@ -55,6 +55,16 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 1, scale: int = 
     return to_pil(sheet)
 
 
+def put_first(maps: Tensor, images: Tensor) -> Tensor:
+    """Images (R * n, C, H, W) float, n for each of R maps (R, c, H, W) uint8 or float, with each map before its n
+    images: (R * (n + 1), C, H, W). A map of other channels is shown as their mean."""
+    shown = (from_uint8(maps) if maps.dtype == torch.uint8 else maps).to(images.device)
+    if shown.shape[1] != images.shape[1]:
+        shown = shown.mean(1, keepdim=True).expand(-1, images.shape[1], -1, -1)
+    rows = images.unflatten(0, (len(maps), -1))
+    return torch.cat([shown[:, None], rows], dim=1).flatten(0, 1)
+
+
 def save_gif(frames: Sequence[Image.Image], path: Path, seconds: float = 3.0, hold: float = 1.5) -> None:
     """Write an endless GIF. Its frames take at most `seconds`; the last is shown `hold` seconds longer."""
     each = max(20, round(1000 * seconds / len(frames)))

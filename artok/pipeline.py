@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from artok.conditioning.control import Control
 from artok.config import merge, validate
 from artok.device import has_bfloat16
 from artok.errors import ArtokError, CheckpointError, ConfigError, shorten
@@ -91,6 +92,7 @@ class Pipeline:
         *,
         prompts: Sequence[str] | str | None = None,
         negative: Sequence[str] | str | None = None,
+        control: Tensor | None = None,
         cfg_scale: float | None = None,
         seed: int | None = None,
         sampling: Sampling | None = None,
@@ -98,7 +100,7 @@ class Pipeline:
     ) -> Tensor:
         """Generate `n` images per label or prompt: (n * labels, C, H, W) float in [-1, 1] on the CPU, in order.
 
-        labels, prompts, negative: as in `condition`; strings in the place of labels are prompts.
+        labels, prompts, negative, control: as in `condition`; strings in the place of labels are prompts.
         Image i depends on the seed and on i, not on `batch`. ConfigError: a label is no whole number of a class, or the
         model does not hear what is given.
         """
@@ -106,7 +108,7 @@ class Pipeline:
             labels, prompts = None, cast("Sequence[str] | str", labels)
         given = {"cfg_scale": cfg_scale, "seed": seed}
         settings = self.settings({name: value for name, value in given.items() if value is not None}, sampling)
-        condition = self.condition(cast("Sequence[int] | None", labels), n, prompts, negative)
+        condition = self.condition(cast("Sequence[int] | None", labels), n, prompts, negative, control)
         images = []
         for start in range(0, len(condition), batch):
             tokens = last(self.steps(condition[start : start + batch], settings, first=start))
@@ -138,24 +140,27 @@ class Pipeline:
         n: int = 1,
         prompts: Sequence[str] | str | None = None,
         negative: Sequence[str] | str | None = None,
+        control: Tensor | None = None,
     ) -> Condition:
-        """The condition of `n` samples for each label, prompt, or pair of them; one of either goes with all others.
+        """The condition of `n` samples for each label, prompt, map, or group of them; one of any goes with all others.
 
-        negative: what guidance leads away from, one for all prompts or one for each. ConfigError: the model does not
+        negative: what guidance leads away from, one for all prompts or one for each. control: maps (R, C, *size), uint8
+        or float in [-1, 1] (`artok.evaluation.controls` makes those of pictures). ConfigError: the model does not
         hear what is given, or it cannot be read.
         """
         hears = self.generator.hears
         if not isinstance(n, int) or n < 1:
             raise ConfigError("ask for at least one label or prompt and one image")
-        if labels is None and prompts is None:
+        if labels is None and prompts is None and control is None:
             raise ConfigError(f"this model is conditioned on {' and '.join(sorted(hears))}: say what it is to generate")
         asked = None if labels is None else self._read_labels(labels)
         texts = None if prompts is None else self._read_texts(prompts, "prompts")
         if texts is None and "labels" not in hears:
             raise ConfigError("this model is conditioned on text and knows no classes; give it prompts")
-        rows = max(1 if asked is None else len(asked), len(texts or [0]))
+        maps = self._read_control(control)
+        rows = max(1 if asked is None else len(asked), len(texts or [0]), 1 if maps is None else len(maps))
         against = None if negative is None else self._read_texts(negative, "negative prompts", empty=True)
-        for name, given in (("labels", asked), ("prompts", texts), ("negative prompts", against)):
+        for name, given in (("labels", asked), ("prompts", texts), ("negative prompts", against), ("maps", maps)):
             if given is not None and len(given) not in (1, rows):
                 raise ConfigError(
                     f"{len(given)} {name} do not go with {rows} others; give one for all, or one for each"
@@ -167,7 +172,25 @@ class Pipeline:
             None if each is None else [text for text in each * (rows // len(each)) for _ in range(n)]
             for each in (texts, against)
         )
-        return self.generator.condition(spread, told, off)
+        if maps is not None:
+            maps = maps.expand(rows, *maps.shape[1:]).repeat_interleave(n, 0)
+        return self.generator.condition(spread, told, off, maps)
+
+    def _read_control(self, control: Tensor | None) -> Tensor | None:
+        hears = "control" in self.generator.hears
+        if control is None:
+            dropout = self.generator.conditioner.dropouts.get("control")
+            if dropout == 0:
+                raise ConfigError("this model was given a control for every image in training; give it one too")
+            return None
+        if not hears:
+            raise ConfigError(f"this model hears {' and '.join(sorted(self.generator.hears))}, so it takes no control")
+        conditioner = self.generator.conditioner["control"]
+        assert isinstance(conditioner, Control)
+        if tuple(control.shape[1:]) != conditioner.map:
+            given, wanted = ("x".join(map(str, shape)) for shape in (control.shape[1:], conditioner.map))
+            raise ConfigError(f"the control is {given} (channels, size), and this model hears {wanted}")
+        return control
 
     def _read_labels(self, labels: Sequence[int] | Tensor | int) -> Tensor:
         wanted = f"labels must be whole numbers from 0 to {len(self.classes) - 1}"

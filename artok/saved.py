@@ -41,7 +41,8 @@ PIECE = 2**24  # bytes of a file that are digested at once
 class Facts(Config):
     """What a model was trained on.
 
-    image: (channels, *size) of its samples. classes: names of the labels. data, tokenizer: fingerprints.
+    image: (channels, *size) of its samples. classes: names of the labels. data, tokenizer: fingerprints. control: how
+    the maps were made that a generator was given, the data's `control` section.
     """
 
     image: tuple[int, ...]
@@ -49,6 +50,7 @@ class Facts(Config):
     data: str
     tokenizer: str | None = None
     version: str
+    control: dict[str, Any] | None = None
 
 
 class Saved(Config):

@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from artok.config import FREE, Config, Part
+from artok.config import FREE, OPEN, Config, Part, of_kind
+from artok.data.controls.base import ControlConfig
 from artok.errors import DataError
 
 SplitName = Literal["train", "test"]
@@ -26,12 +27,14 @@ UNREADABLE = 0.01  # largest share of unreadable images in a split; a run with m
 class Examples:
     """images: (B, C, R, R) uint8, where R is the size before a crop. labels: (B,) int64.
 
-    captions: those of each image, one or several; None where the data have none.
+    captions: those of each image, one or several; None where the data have none. maps: (B, channels, R, R) uint8, those
+    that the data hold beside the images, for data.control.
     """
 
     images: Tensor
     labels: Tensor
     captions: Captions | None = None
+    maps: Tensor | None = None
 
 
 class Oracle(ABC):
@@ -124,6 +127,7 @@ class DataConfig(Part, ABC):
     """The `data:` section.
 
     size: side of the images that a model sees. resize: shorter side before the crop to `size`, when it is larger.
+    control: a map for each image, for generators that hear control.
     channels_apart: each channel is a separate image (see `Split.single`).
     """
 
@@ -133,6 +137,7 @@ class DataConfig(Part, ABC):
     resize: int | None = Field(None, gt=0)
     channels: Literal[1, 3] = 3
     augment: Augment = Augment()
+    control: Annotated[ControlConfig | None, of_kind("data.controls"), OPEN] = None
     workers: Annotated[int, FREE] = Field(
         0, ge=0, description="processes that decode images; 0 decodes in the training process"
     )
@@ -147,6 +152,11 @@ class DataConfig(Part, ABC):
     def image(self) -> tuple[int, ...]:
         """(channels, *size) of what a model sees; a kind whose samples have other axes overrides it."""
         return (self.channels, self.size, self.size)
+
+    @property
+    def map(self) -> tuple[int, ...] | None:
+        """(channels, *size) of the control of an image, if there is one."""
+        return None if self.control is None else (self.control.channels(self.channels), *self.image[1:])
 
     @property
     def side(self) -> int:

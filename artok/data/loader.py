@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self
 
 from artok.data.base import Augment, Captions, DataConfig, Split, note_skipped
+from artok.data.controls.base import ControlConfig
 from artok.data.order import Order, check_shares, choose_rows, rank_positions
-from artok.data.transforms import augment_stored
+from artok.data.transforms import augment_stored, split_maps, stack_maps
 from artok.errors import ArtokError
 from artok.images import from_uint8
 from artok.noise import Noise, fold
@@ -35,13 +36,15 @@ AHEAD = 2  # batches prefetched while a step runs
 class Batch:
     """pixels: (B, C, size, size), uint8 where they may be, which moves a quarter of the bytes, or float in [-1, 1].
 
-    labels: (B,) int64. positions: (B,) int64, images seen before. captions: where the data have them.
+    labels: (B,) int64. positions: (B,) int64, images seen before. captions: where the data have them. control: (B, ...,
+    size, size) uint8, where data.control asks for it.
     """
 
     pixels: Tensor
     labels: Tensor
     positions: Tensor
     captions: Captions | None = None
+    control: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,14 +70,15 @@ class Batch:
 
     def __getitem__(self, rows: slice) -> Batch:
         captions = None if self.captions is None else self.captions[rows]
-        return Batch(self.pixels[rows], self.labels[rows], self.positions[rows], captions)
+        control = None if self.control is None else self.control[rows]
+        return Batch(self.pixels[rows], self.labels[rows], self.positions[rows], captions, control)
 
 
 @dataclass
 class _Reader:
     """Reads the batch of given positions. It is pickled for worker processes.
 
-    order: None reads in the order of the split. seed: of the augmentation.
+    order: None reads in the order of the split. seed: of the augmentation. control: maps to make with the images.
     """
 
     split: Split
@@ -82,6 +86,7 @@ class _Reader:
     changes: Augment
     order: Order | None
     seed: int
+    control: ControlConfig | None = None
 
     def __call__(self, positions: Tensor) -> Batch:
         indices = positions
@@ -89,9 +94,11 @@ class _Reader:
             indices = self.order(positions) if self.order is not None else positions % len(self.split)
         examples = self.split.read(indices.tolist())
         noise = Noise(self.seed, positions)
-        pixels = augment_stored(examples.images, self.changes, self.size, noise)
+        changed = augment_stored(stack_maps(examples), self.changes, self.size, noise)
+        pixels, control = split_maps(changed, examples.images.shape[1], self.control)
         pixels = pixels.contiguous()  # a view would carry its whole image along
-        return Batch(pixels, examples.labels, positions, examples.captions)
+        control = None if control is None else control.contiguous()
+        return Batch(pixels, examples.labels, positions, examples.captions, control)
 
 
 class Loader:
@@ -116,7 +123,9 @@ class Loader:
     ) -> None:
         check_shares(batch, world)
         order = Order(len(split), seed) if train else None
-        reader = _Reader(split, config.size, config.augment if train else Augment(), order, fold("augment", seed))
+        reader = _Reader(
+            split, config.size, config.augment if train else Augment(), order, fold("augment", seed), config.control
+        )
         steps = (rank_positions(step, batch, start, rank, world) for step in itertools.count())
         self._batches = _batches(reader, steps, config.workers)
 
@@ -156,7 +165,7 @@ def read_rows(split: Split, config: DataConfig, rows: Tensor, batch: int) -> Ite
     The last batch may be smaller. A batch's positions are the indices.
     """
     steps = rows.split(batch)
-    reader = _Reader(split, config.size, Augment(), None, 0)
+    reader = _Reader(split, config.size, Augment(), None, 0, config.control)
     workers = min(config.workers, len(rows) // (4 * batch))  # starting a process takes as long as reading a few batches
     with contextlib.closing(_batches(reader, steps, workers)) as batches:
         yield from batches

@@ -8,12 +8,14 @@ when they are whole; the folder is renamed when all are. A stopped writing loses
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +27,7 @@ from artok.data.fingerprints import digest_parts
 from artok.data.tokens import (
     CAPTION_ENDS,
     CAPTIONS,
+    CONTROL,
     INDEX,
     Shard,
     StoredCaptions,
@@ -40,7 +43,17 @@ SHARD_BYTES, SHARD_IMAGES = 64 * 2**20, 8192  # at most
 ALIGNED = 64  # a shard is a multiple of so many images, so that batches of them do not depend on the shards
 POLL = 0.5  # seconds between looks at the shards of other processes
 
-Encode = Callable[[int, int, int], Iterator[tuple[Tensor, Tensor, Captions | None]]]
+
+class EncodedImages(NamedTuple):
+    """values: (B, copies, N, K or D). labels: (B,). control: (B * copies, channels, *size) uint8."""
+
+    values: Tensor
+    labels: Tensor
+    captions: Captions | None = None
+    control: Tensor | None = None
+
+
+Encode = Callable[[int, int, int], Iterator[EncodedImages]]
 
 
 def write_tokens(
@@ -53,9 +66,9 @@ def write_tokens(
 ) -> None:
     """Write a cache into `folder`, unless it is there; it replaces another cache once it is complete.
 
-    encode(first, last, done): values (B, copies, N, K or D), labels (B,) and captions of these images in order, for any
-    B; `done` images are in whole shards. skipped: the unreadable images that this process met. check: called with those
-    of all processes before the end; what it raises ends the writing.
+    encode(first, last, done): these images in order, in parts of any size; `done` images are in whole shards. skipped:
+    the unreadable images that this process met. check: called with those of all processes before the end; what it
+    raises ends the writing.
     shard_images: images per shard; by default at most 64 MiB and 8,192 images.
     RunError: writing failed, such as on a full disk. Shards that were written are used by the next attempt.
     """
@@ -102,18 +115,21 @@ def aside_of(folder: Path, index: TokenIndex) -> Path:
 def _shard_images(index: TokenIndex) -> int:
     positions, width = index.layout.value_shape()
     row_bytes = index.copies * positions * width * getattr(torch, index.dtype).itemsize
+    row_bytes += index.copies * math.prod(index.map_shape()) if index.control else 0
     most = min(SHARD_IMAGES, max(1, SHARD_BYTES // row_bytes))
     return most // ALIGNED * ALIGNED or most
 
 
-def _gather(index: TokenIndex, parts: Iterator[tuple[Tensor, Tensor, Captions | None]], rows: int) -> dict[str, Tensor]:
+def _gather(index: TokenIndex, parts: Iterator[EncodedImages], rows: int) -> dict[str, Tensor]:
     """The tensors of a shard, as they are stored. ValueError: wrong shapes or numbers."""
-    values, labels = [], []
+    values, labels, packed = [], [], []
     captions: Captions = []
-    for each, of, told in parts:
+    for each, of, told, maps in parts:
         values.append(_stored(index, each, of))
         labels.append(of.to("cpu", torch.int64))
         captions += told or []
+        if index.maps is not None and maps is not None:
+            packed.append(index.maps.pack(maps).unflatten(0, (len(of), index.copies)))
     if (given := sum(map(len, labels))) != rows:
         raise ValueError(f"{given} images were encoded instead of {rows}")
     if index.captions and len(captions) != rows:
@@ -122,6 +138,8 @@ def _gather(index: TokenIndex, parts: Iterator[tuple[Tensor, Tensor, Captions | 
     if index.captions:
         stored = StoredCaptions.of(captions)
         tensors |= {CAPTIONS: stored.text, CAPTION_ENDS: stored.ends}
+    if index.control:
+        tensors[CONTROL] = torch.cat(packed)
     return tensors
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import Self
 
+from artok.config import find
 from artok.data.base import Captions
+from artok.data.controls.base import ControlConfig
 from artok.data.order import Order, check_shares, choose_rows, rank_positions
 from artok.data.transforms import REVISION
 from artok.errors import DataError
@@ -26,6 +29,7 @@ from artok.noise import Noise, fold
 
 INDEX = "index.json"
 VERSION = 2
+CONTROL = "control"  # in a shard, the packed maps (rows, copies, ...)
 CAPTIONS, CAPTION_ENDS = "captions", "caption_ends"  # in a shard, the tensors of `StoredCaptions`
 IN_MEMORY = 2 * 2**30  # bytes of tokens up to which a cache is loaded whole
 
@@ -44,7 +48,7 @@ class TokenIndex:
     """What a cache holds and how it was made, the contents of index.json.
 
     tokenizer, data: fingerprints of the tokenizer and of the encoded split.
-    captions: the captions of the images are stored as well.
+    captions: the captions of the images are stored as well. control: what the stored maps are, as text; empty without.
     images: their number; each has `copies` rows of tokens, the first without augmentation. augment: of the others, as
     text; empty with one copy. dtype: of the stored values. revision: of the code that decodes and augments images.
     """
@@ -58,6 +62,7 @@ class TokenIndex:
     augment: str
     dtype: str
     captions: bool = False
+    control: str = ""
     revision: int = REVISION
     version: int = VERSION
 
@@ -73,11 +78,27 @@ class TokenIndex:
         augment: str = "",
         precision: Precision = "float16",
         captions: bool = False,
+        control: ControlConfig | None = None,
     ) -> Self:
         dtype = str(storage(layout, precision)).removeprefix("torch.")
-        return cls(
-            layout, tokenizer, data, tuple(classes), images, copies, augment if copies > 1 else "", dtype, captions
-        )
+        changes = augment if copies > 1 else ""
+        maps = "" if control is None else json.dumps(control.model_dump(mode="json"))
+        return cls(layout, tokenizer, data, tuple(classes), images, copies, changes, dtype, captions, maps)
+
+    @cached_property
+    def maps(self) -> ControlConfig | None:
+        """What the stored maps are."""
+        if not self.control:
+            return None
+        section = json.loads(self.control)
+        return cast(ControlConfig, find("data.controls", section["kind"]).model_validate(section))
+
+    def map_shape(self) -> list[int]:
+        """Shape of one packed map."""
+        assert self.maps is not None
+        channels, *size = self.layout.image
+        blank = torch.zeros(1, self.maps.channels(channels), *size, dtype=torch.uint8)
+        return list(self.maps.pack(blank).shape[1:])
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "layout": self.layout.to_dict(), "classes": list(self.classes)}
@@ -101,6 +122,8 @@ class TokenIndex:
             return f"have the classes {', '.join(self.classes)}, but the data {', '.join(wanted.classes)}; {again}"
         if self.captions != wanted.captions:
             return f"are stored {'with' if self.captions else 'without'} the captions of their images; {again}"
+        if self.control != wanted.control:
+            return f"are stored with the control {self.control or None}, not {wanted.control or None}; {again}"
         if self.copies != wanted.copies:
             asked = f"but tokens.copies asks for {wanted.copies}"
             return f"hold {self.copies} of each image, {asked}: set tokens.copies={self.copies}, or {again}"
@@ -158,7 +181,11 @@ def is_shard(path: Path, index: TokenIndex, rows: int) -> bool:
             values, labels = file.get_slice("values"), file.get_slice("labels")
             ends = [file.get_slice(CAPTION_ENDS).get_shape()] if index.captions else []
             shapes = [values.get_shape(), labels.get_shape(), *ends]
-            return shapes == [[rows, index.copies, *index.layout.value_shape()]] + [[rows]] * (len(shapes) - 1)
+            wanted = [[rows, index.copies, *index.layout.value_shape()]] + [[rows]] * (len(shapes) - 1)
+            if index.control:
+                shapes.append(file.get_slice(CONTROL).get_shape())
+                wanted.append([rows, index.copies, *index.map_shape()])
+            return shapes == wanted
     except (OSError, SafetensorError):
         return False
 
@@ -167,13 +194,21 @@ def is_shard(path: Path, index: TokenIndex, rows: int) -> bool:
 
 
 class TokenCache:
-    """A complete cache. index: its description. labels: (images,) int64. captions: of all images, if it has them."""
+    """A complete cache. index: its description. labels: (images,) int64. captions: of all images, if it has them.
+
+    values, packed: tokens and packed maps (rows, copies, ...) of each shard, or of all as one.
+    """
 
     def __init__(
-        self, index: TokenIndex, values: Sequence[Tensor], labels: Tensor, captions: StoredCaptions | None = None
+        self,
+        index: TokenIndex,
+        values: Sequence[Tensor],
+        labels: Tensor,
+        captions: StoredCaptions | None = None,
+        packed: Sequence[Tensor] | None = None,
     ) -> None:
         self.index, self.labels, self.captions = index, labels, captions
-        self._values = list(values)
+        self._values, self._packed = list(values), None if packed is None else list(packed)
         self._starts = torch.tensor([0, *[len(part) for part in values]]).cumsum(0)[:-1]
 
     @classmethod
@@ -192,12 +227,12 @@ class TokenCache:
             raise DataError(f"the tokens in {folder} {reason}")
         if broken := find_damage(folder, index, shards):
             raise DataError(f"the token cache {folder} is damaged ({broken}); encode the data again")
-        values, labels, captions = _load(folder, shards, index)
+        values, labels, captions, packed = _load(folder, shards, index)
         vocab = index.layout.vocab
         inside = vocab is None or all(0 <= int(part.min()) <= int(part.max()) < vocab for part in values)
         if not inside or not 0 <= int(labels.min()) <= int(labels.max()) < len(index.classes):
             raise DataError(f"the token cache {folder} is damaged (a code or label is out of range); encode again")
-        return cls(index, values, labels, captions)
+        return cls(index, values, labels, captions, packed)
 
     def __len__(self) -> int:
         return self.index.images
@@ -205,35 +240,47 @@ class TokenCache:
     def read(self, indices: Tensor, copies: Tensor | int = 0) -> tuple[Tokens, Tensor]:
         """Tokens and labels (B,) of images `indices` (B,) int64, each in its copy (B,) int64 or the same for all."""
         layout = self.index.layout
-        which = torch.as_tensor(copies).expand(len(indices))
-        shards = torch.searchsorted(self._starts, indices, right=True) - 1
-        if len(self._values) == 1:
-            stored = self._values[0][indices, which]
-        else:
-            stored = torch.empty(len(indices), *layout.value_shape(), dtype=self._values[0].dtype)
-            for shard in shards.unique().tolist():
-                rows = shards == shard
-                stored[rows] = self._values[shard][indices[rows] - self._starts[shard], which[rows]]
+        stored = self._take(self._values, indices, copies)
         values = stored.to(torch.int64 if layout.discrete else torch.float32)
         return Tokens(values, layout), self.labels[indices]
+
+    def read_control(self, indices: Tensor, copies: Tensor | int = 0) -> Tensor | None:
+        """The maps (B, channels, *size) uint8 of these images, in these copies; None where none are stored."""
+        maps = self.index.maps
+        if maps is None or self._packed is None:
+            return None
+        return maps.unpack(self._take(self._packed, indices, copies), self.index.layout.image[1:])
+
+    def _take(self, parts: Sequence[Tensor], indices: Tensor, copies: Tensor | int) -> Tensor:
+        which = torch.as_tensor(copies).expand(len(indices))
+        if len(parts) == 1:
+            return parts[0][indices, which]
+        shards = torch.searchsorted(self._starts, indices, right=True) - 1
+        stored = torch.empty(len(indices), *parts[0].shape[2:], dtype=parts[0].dtype)
+        for shard in shards.unique().tolist():
+            rows = shards == shard
+            stored[rows] = parts[shard][indices[rows] - self._starts[shard], which[rows]]
+        return stored
 
     def batch(self, indices: Tensor, positions: Tensor, copies: Tensor | int = 0) -> TokenBatch:
         """What is stored of these images. positions, copies: as in `TokenBatch` and `read`."""
         captions = None if self.captions is None else self.captions[indices]
-        return TokenBatch(*self.read(indices, copies), positions, captions)
+        return TokenBatch(*self.read(indices, copies), positions, captions, self.read_control(indices, copies))
 
 
 def _load(
     folder: Path, shards: Sequence[Shard], index: TokenIndex
-) -> tuple[list[Tensor], Tensor, StoredCaptions | None]:
+) -> tuple[list[Tensor], Tensor, StoredCaptions | None, list[Tensor] | None]:
     stored = [load_file(folder / shard.file) for shard in shards]
     values = [part["values"] for part in stored]
+    packed = [part[CONTROL] for part in stored] if index.control else None
     if sum(shard.bytes for shard in shards) < IN_MEMORY:
         values = [torch.cat(values)]
+        packed = None if packed is None else [torch.cat(packed)]
     captions = None
     if index.captions:
         captions = StoredCaptions.join([StoredCaptions(part[CAPTIONS], part[CAPTION_ENDS]) for part in stored])
-    return values, torch.cat([part["labels"] for part in stored]), captions
+    return values, torch.cat([part["labels"] for part in stored]), captions, packed
 
 
 @dataclass
@@ -275,12 +322,16 @@ class StoredCaptions:
 
 @dataclass
 class TokenBatch:
-    """tokens: of B images. labels: (B,) int64. positions: (B,) int64, images seen before. captions: of the images."""
+    """tokens: of B images. labels: (B,) int64. positions: (B,) int64, images seen before. captions: of the images.
+
+    control: (B, channels, *size) uint8.
+    """
 
     tokens: Tokens
     labels: Tensor
     positions: Tensor
     captions: Captions | None = None
+    control: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -292,10 +343,13 @@ class TokenBatch:
 
     def __getitem__(self, rows: slice) -> TokenBatch:
         captions = None if self.captions is None else self.captions[rows]
-        return TokenBatch(self.tokens[rows], self.labels[rows], self.positions[rows], captions)
+        control = None if self.control is None else self.control[rows]
+        return TokenBatch(self.tokens[rows], self.labels[rows], self.positions[rows], captions, control)
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        return TokenBatch(self.tokens.to(device), self.labels.to(device), self.positions.to(device), self.captions)
+        control = None if self.control is None else self.control.to(device)
+        moved = self.tokens.to(device), self.labels.to(device), self.positions.to(device)
+        return TokenBatch(*moved, self.captions, control)
 
 
 class TokenLoader:

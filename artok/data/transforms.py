@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from artok.data.base import Augment
+from artok.data.base import Augment, Examples
+from artok.data.controls.base import ControlConfig
 from artok.errors import DataError
-from artok.images import from_uint8
+from artok.images import from_uint8, to_uint8
 from artok.noise import Noise, fold
 
 REVISION = 1  # of the pixels that decoding and augmentation give; cached tokens of another one are not used
@@ -47,6 +48,21 @@ def augment_stored(images: Tensor, changes: Augment, size: int, noise: Noise) ->
     return cut
 
 
+def stack_maps(examples: Examples) -> Tensor:
+    """The images with the maps beside them as further channels, so that both are changed in the same way."""
+    return examples.images if examples.maps is None else torch.cat([examples.images, examples.maps], dim=1)
+
+
+def split_maps(changed: Tensor, channels: int, control: ControlConfig | None) -> tuple[Tensor, Tensor | None]:
+    """Images (B, channels, *size) and their control (B, ..., *size) uint8, of changed stacks of `stack_maps`."""
+    images = changed[:, :channels]
+    if control is None:
+        return images, None
+    if control.stored:
+        return images, _to_uint8(changed[:, channels:])
+    return images, control.compute(_to_uint8(images))
+
+
 def augmented_copies(images: Tensor, changes: Augment, size: int, indices: Tensor, copies: int, seed: int) -> Tensor:
     """Float (B, copies, C, size, size) of images (B, C, R, R): copy 0 is plain, the others are changed.
 
@@ -73,6 +89,10 @@ def _centre(images: Tensor, size: int) -> Tensor:
 
 def _to_float(images: Tensor) -> Tensor:
     return from_uint8(images) if images.dtype == torch.uint8 else images
+
+
+def _to_uint8(images: Tensor) -> Tensor:
+    return images if images.dtype == torch.uint8 else to_uint8(images)
 
 
 def _signed(uniform: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -15,6 +16,7 @@ from artok.conditioning import labels
 from artok.conditioning.base import ConditionerConfig, Conditioners, Context, ContextShape
 from artok.config import OPEN, Part, of_kind
 from artok.errors import ConfigError, LayoutError
+from artok.images import from_uint8
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.noise import Noise
 from artok.sampling.settings import Sampling
@@ -60,9 +62,11 @@ class Generator(nn.Module, ABC):
         labels: Tensor | None = None,
         texts: Sequence[str] | None = None,
         negative: Sequence[str] | None = None,
+        control: Tensor | None = None,
     ) -> Condition:
-        """The condition of labels (B,) int64 and B texts, on the device of the weights, without the parts that the
-        generator does not use. negative: B texts for the unconditional half of guidance.
+        """The condition of labels (B,) int64, B texts and B maps, on the device of the weights, without the parts that
+        the generator does not use. negative: B texts for the unconditional half of guidance. control: (B, C, *size)
+        uint8 or float in [-1, 1].
 
         LayoutError: nothing is left.
         """
@@ -75,7 +79,10 @@ class Generator(nn.Module, ABC):
             raise LayoutError(
                 f"this generator is conditioned on {', '.join(sorted(self.hears))}, and none of it is given"
             )
-        return Condition(labels=heard, text=told, negative=against).to(device)
+        maps = control if "control" in self.hears else None
+        if maps is not None and maps.dtype == torch.uint8:
+            maps = from_uint8(maps)
+        return Condition(labels=heard, text=told, negative=against, control=maps).to(device)
 
     @abstractmethod
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:

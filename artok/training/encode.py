@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import torch
-from torch import Tensor
 
 from artok.cache import cache_directory, writing_cache
 from artok.conditioning.encoders.frozen import FrozenEncoder
 from artok.conditioning.encoders.stored import StoredTexts, write_texts
 from artok.config import OPEN, dump, of_kind, override, read_yaml, validate
 from artok.config import Config as Section
-from artok.data.base import Captions, DataConfig, Split, SplitName, note_skipped
-from artok.data.token_writing import write_tokens
+from artok.data.base import DataConfig, Split, SplitName, note_skipped
+from artok.data.token_writing import EncodedImages, write_tokens
 from artok.data.tokens import TokenCache, TokenIndex, holds
-from artok.data.transforms import augmented_copies
+from artok.data.transforms import augmented_copies, split_maps, stack_maps
 from artok.errors import ConfigError
 from artok.noise import fold
 from artok.saved import CONFIG, find_saved, fingerprint, load_tokenizer
@@ -47,7 +46,8 @@ def open_or_encode(
     wanted = describe_tokens(tokenizer, mark, data, split, copies)
     if folder is None:
         augment = dump(data.augment) if copies > 1 else ""
-        key = f"{fold(mark, split.fingerprint, data.size, copies, augment):016x}"
+        maps = () if data.control is None else (dump(data.control),)
+        key = f"{fold(mark, split.fingerprint, data.size, copies, augment, *maps):016x}"
         folder = cache_directory() / "tokens" / f"{mark}-{key}"
         if not holds(folder, wanted):
             with writing_cache():
@@ -60,7 +60,15 @@ def describe_tokens(tokenizer: Tokenizer, mark: str, data: DataConfig, split: Sp
     """The index of the cache that a tokenizer, data and a number of copies give."""
     augment = json.dumps(data.augment.model_dump(mode="json"))
     return TokenIndex.of(
-        tokenizer.layout, mark, split.fingerprint, split.classes, len(split), copies, augment, captions=split.captioned
+        tokenizer.layout,
+        mark,
+        split.fingerprint,
+        split.classes,
+        len(split),
+        copies,
+        augment,
+        captions=split.captioned,
+        control=data.control,
     )
 
 
@@ -77,14 +85,15 @@ def write_cache(
     tokenizer, copies = tokenizer.to(device).eval(), index.copies
 
     @torch.no_grad()
-    def encode(first: int, last: int, done: int) -> Iterator[tuple[Tensor, Tensor, Captions | None]]:
+    def encode(first: int, last: int, done: int) -> Iterator[EncodedImages]:
         for start in range(first, last, BATCH):
             indices = torch.arange(start, min(start + BATCH, last))
             examples = split.read(indices.tolist())
-            images = augmented_copies(examples.images, data.augment, data.size, indices, copies, seed=0)
-            flat = images.flatten(0, 1).split(BATCH)
-            values = torch.cat([tokenizer.encode(part.to(device)).values.cpu() for part in flat])
-            yield values.unflatten(0, (len(indices), copies)), examples.labels, examples.captions
+            changed = augmented_copies(stack_maps(examples), data.augment, data.size, indices, copies, seed=0)
+            images, control = split_maps(changed.flatten(0, 1), examples.images.shape[1], data.control)
+            values = torch.cat([tokenizer.encode(part.to(device)).values.cpu() for part in images.split(BATCH)])
+            values = values.unflatten(0, (len(indices), copies))
+            yield EncodedImages(values, examples.labels, examples.captions, control)
             progress.advance((done + start - first + len(indices)) * copies)
 
     progress.notes(split)

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from artok import __version__
+from artok.conditioning.control import Config as ControlCondition
 from artok.config import FREE, OPEN, Config, of_kind
 from artok.data.base import DataConfig, Split
 from artok.errors import ConfigError
@@ -88,14 +89,42 @@ class Experiment(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_control(self) -> Experiment:
+        entries = self.generator.conditioning if self.generator is not None else ()
+        entry = next((entry for entry in entries if isinstance(entry, ControlCondition)), None)
+        made = self.data.map
+        if entry is not None and made is None:
+            raise ValueError(
+                "the generator hears control, and the data give none; say what its maps are, such as "
+                "data.control={kind: edges}"
+            )
+        if entry is None and made is not None:
+            raise ValueError(
+                "data.control makes maps that nothing hears; add {kind: control} to generator.conditioning, or leave "
+                "data.control out"
+            )
+        if entry is not None and made is not None and entry.channels != made[0]:
+            raise ValueError(
+                f"the maps of data.control have {made[0]} channel{'s' if made[0] > 1 else ''}, and the generator's "
+                f"control has {entry.channels}; set its channels to {made[0]}"
+            )
+        return self
+
     @property
     def image(self) -> tuple[int, ...]:
         """(channels, *size) of the model's samples."""
         return self.data.image
 
     def facts(self, split: Split, tokenizer: str | None) -> Facts:
+        control = self.data.control
         return Facts(
-            image=self.image, classes=split.classes, data=split.fingerprint, tokenizer=tokenizer, version=__version__
+            image=self.image,
+            classes=split.classes,
+            data=split.fingerprint,
+            tokenizer=tokenizer,
+            version=__version__,
+            control=None if control is None else control.model_dump(mode="json"),
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from artok.data.base import Split
 from artok.data.memory import read_into_memory
 from artok.data.order import choose_rows
+from artok.data.tokens import TokenBatch
 from artok.images import to_uint8
 from artok.layout import last
 from artok.metrics.diversity import NEIGHBOURS, measure_diversity
@@ -40,17 +41,17 @@ class Monitor:
         test_labels: Tensor | None,
         size: int,
         device: torch.device,
-        told: tuple[Tensor, list[str]] | None = None,
+        told: TokenBatch | None = None,
     ) -> None:
         """images: how many to sample, and to compare with of either split; at least `FEWEST`.
 
         *_labels: (N,) of all images of a split where they are known without reading them, so that the real images have
-        as many of each class as the samples do. size: of the images. told: labels and captions of held-out images to
-        sample for, by default as many of each class. Errors as from `build_extractor`.
+        as many of each class as the samples do. size: of the images. told: held-out images to sample for, as they are
+        labelled, captioned and mapped; by default as many of each class. Errors as from `build_extractor`.
         """
         self.images, self.classes, self.device = images, len(train.classes), device
-        self.labels = told[0] if told else torch.arange(images) * self.classes // images
-        self.texts = told[1] if told else None
+        self.labels = told.labels if told else torch.arange(images) * self.classes // images
+        self.texts, self.control = (told.texts, told.control) if told else (None, None)
         self.extractor = build_extractor(parse(extractor), train, size, device)
         known = []
         for split, labels in ((train, train_labels), (test, test_labels)):
@@ -75,7 +76,8 @@ class Monitor:
         for start in range(0, self.images, BATCH):
             part = slice(start, start + BATCH)
             texts = None if self.texts is None else self.texts[part]
-            condition = pipeline.generator.condition(labels[part], texts)
+            control = None if self.control is None else self.control[part]
+            condition = pipeline.generator.condition(labels[part], texts, control=control)
             tokens = last(pipeline.steps(condition, pipeline.sampling, first=start))
             features.append(extract(self.extractor, to_uint8(pipeline.decode(tokens)))[0])
         fake = torch.cat(features)

@@ -217,9 +217,9 @@ def make_monitor(
     labels = source.labels if isinstance(source, TokenCache) else None
     splits = train_split, data.open("test"), labels, held_out.labels
     told = None
-    if held_out.captions is not None:
+    if held_out.captions is not None or held_out.index.control:
         rows = choose_rows(len(held_out), images)
-        told = held_out.labels[rows], [captions[0] for captions in held_out.captions[rows]]
+        told = held_out.batch(rows, rows)
     return Monitor(training.monitor_extractor, images, *splits, data.size, device, told)
 
 

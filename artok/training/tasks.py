@@ -20,7 +20,7 @@ from artok.data.loader import Batch, Loader, evaluation_batches
 from artok.data.order import choose_rows
 from artok.data.tokens import TokenBatch, TokenCache, TokenLoader, evaluation_tokens
 from artok.generators.base import AdversarialGenerator, Generator
-from artok.images import grid, to_uint8
+from artok.images import grid, put_first, to_uint8
 from artok.layout import Condition
 from artok.losses.base import AdversarialLoss, BatchContext, Comparisons, Setting
 from artok.metrics.base import EvalBatch, MetricContext
@@ -292,7 +292,7 @@ class GeneratorTask(Task):
             for images in loader:
                 with torch.no_grad():
                     tokens = self.tokenizer.encode(images.images_on(self.device))
-                yield TokenBatch(tokens, images.labels, images.positions, images.captions)
+                yield TokenBatch(tokens, images.labels, images.positions, images.captions, images.control)
 
     def _captions(self) -> Iterator[str]:
         """Captions of training images, to learn a vocabulary from."""
@@ -313,7 +313,7 @@ class GeneratorTask(Task):
             numbers = Noise(fold("caption", seed), batch.positions.cpu()).integers(2**31).tolist()
             pairs = zip(batch.captions, numbers, strict=True)
             texts = [captions[number % len(captions)] for captions, number in pairs]
-        return self.generator.condition(batch.labels, texts)
+        return self.generator.condition(batch.labels, texts, control=batch.control)
 
     def split(self, batch: TokenBatch, parts: int) -> list[TokenBatch]:
         size = len(batch) // parts
@@ -368,15 +368,23 @@ class GeneratorTask(Task):
         return unit, total / count
 
     def preview(self, path: Path) -> None:
-        """Write eight samples for each of up to ten classes, or of ten held-out captions, which a text file lists."""
+        """Write eight samples for each of up to ten classes, or of ten held-out images with captions, which a text file
+        lists, or with control, which comes first in a row."""
+        rows = torch.arange(min(10, len(self.held_out)))
+        control = self.held_out.read_control(rows)
         prompts = self.held_out.captions if "text" in self.generator.hears else None
         if prompts is not None:
-            told = [captions[0] for captions in prompts[torch.arange(min(10, len(prompts)))]]
-            images = self.pipeline()(prompts=told, n=8)
+            told = [captions[0] for captions in prompts[rows]]
+            images = self.pipeline()(prompts=told, n=8, control=control)
             write_text(path.with_suffix(".txt"), "".join(f"{text}\n" for text in told))
+        elif control is not None:
+            images = self.pipeline()(self.held_out.labels[rows], n=8, control=control)
         else:
             images = self.pipeline()(list(range(min(10, len(self.facts.classes)))), n=8)
-        grid(images, columns=8, scale=max(1, 32 // images.shape[-1])).save(path)
+        columns = 8
+        if control is not None:
+            images, columns = put_first(control, images), 9
+        grid(images, columns=columns, scale=max(1, 32 // images.shape[-1])).save(path)
 
     def monitor(self) -> dict[str, float]:
         return self.watch(self.pipeline()) if self.watch else {}

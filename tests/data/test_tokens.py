@@ -19,9 +19,8 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from artok.data import token_writing, tokens
-from artok.data.base import Captions
 from artok.data.order import Order, choose_rows
-from artok.data.token_writing import write_tokens
+from artok.data.token_writing import EncodedImages, write_tokens
 from artok.data.tokens import TokenCache, TokenIndex, TokenLoader, evaluation_tokens
 from artok.errors import DataError, RunError
 from artok.layout import TokenLayout
@@ -30,7 +29,7 @@ from artok.locks import try_lock
 LAYOUT = TokenLayout(grids=((2, 2),), width=3, vocab=300, image=(1, 8, 8))
 CONTINUOUS = TokenLayout(grids=((2, 2),), width=3, vocab=None, image=(1, 8, 8))
 CLASSES = ("a", "b")
-Encoded = Iterator[tuple[Tensor, Tensor, Captions | None]]
+Encoded = Iterator[EncodedImages]
 
 
 def value_of(index: int, copy: int) -> int:
@@ -44,7 +43,7 @@ def encode(first: int, last: int, done: int = 0, layout: TokenLayout = LAYOUT) -
         values = torch.tensor([[[[value_of(row, copy)]] for copy in range(2)] for row in rows])
         shape = (len(rows), 2, *layout.value_shape())
         values = values.expand(shape) if layout.discrete else values.expand(shape) / 64
-        yield values, torch.tensor([row % 2 for row in rows]), None
+        yield EncodedImages(values, torch.tensor([row % 2 for row in rows]))
 
 
 def index_of(layout: TokenLayout = LAYOUT, **changes: Any) -> TokenIndex:
@@ -107,8 +106,8 @@ def test_captions_are_stored_with_the_tokens(tmp_path: Path) -> None:
     texts = [(f"image {row}", "Größe, 大きさ")[: row % 3] for row in range(23)]
 
     def captioned(first: int, last: int, done: int) -> Encoded:
-        for start, (values, labels, _) in zip(range(first, last, 2), encode(first, last), strict=True):
-            yield values, labels, texts[start : min(start + 2, last)]
+        for start, (values, labels, *_) in zip(range(first, last, 2), encode(first, last), strict=True):
+            yield EncodedImages(values, labels, texts[start : min(start + 2, last)])
 
     write(tmp_path / "cache", index_of(captions=True), captioned)
     cache = TokenCache.open(tmp_path / "cache")
@@ -319,7 +318,7 @@ def test_a_folder_of_something_else_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_values_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     def bad(values: Tensor, labels: Tensor) -> token_writing.Encode:
-        return lambda first, last, done: iter([(values, labels, None)])
+        return lambda first, last, done: iter([EncodedImages(values, labels)])
 
     good, path = torch.zeros(5, 2, 4, 1, dtype=torch.int64), tmp_path / "a"
     labels = torch.zeros(5, dtype=torch.int64)
