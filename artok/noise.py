@@ -64,6 +64,12 @@ class Noise:
         part._keys_B, part._draws = self._keys_B[rows], self._draws
         return part
 
+    def branch(self, name: str) -> Noise:
+        """Other streams of the same samples, whose draws leave those of these untouched."""
+        part = object.__new__(Noise)
+        part._keys_B, part._draws = _mix(self._keys_B + _wrap(fold(name))), 0
+        return part
+
     def _bits(self, count: int) -> Tensor:
         """(B, count) random int64."""
         self._draws += 1

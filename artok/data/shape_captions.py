@@ -96,7 +96,9 @@ def _either(words: object) -> str:
     return "|".join(sorted(map(re.escape, map(str, words)), key=len, reverse=True))  # type: ignore[call-overload]
 
 
-_KIND = rf"(?:(?P<size{{k}}>{_either(SIZES)}) )?(?:(?P<colour{{k}}>{_either(COLOURS)}) )?(?P<shape{{k}}>{_either(SHAPES)})"
+_KIND = (
+    rf"(?:(?P<size{{k}}>{_either(SIZES)}) )?(?:(?P<colour{{k}}>{_either(COLOURS)}) )?(?P<shape{{k}}>{_either(SHAPES)})"
+)
 _PLACE = rf"(?P<place{{k}}>{_either(PLACES)})"
 _A = "an? " + _KIND
 _OPENING = "(?:there (?:is|are) )?"

@@ -52,7 +52,9 @@ def _match(seen: ReadBack, row: int, request: Request | None) -> dict[str, bool]
     orders = [shown, shown[::-1]] if len(shown) > 1 else [shown]
 
     def rights(order: list[int], name: str) -> list[bool]:
-        asked = [(thing, k) for thing, k in zip(things, [*order, None], strict=False) if getattr(thing, name) is not None]
+        asked = [
+            (thing, k) for thing, k in zip(things, [*order, None], strict=False) if getattr(thing, name) is not None
+        ]
         return [k is not None and _is(seen, row, k, thing, name) for thing, k in asked]
 
     def quality(order: list[int]) -> tuple[int, bool, int]:

@@ -40,6 +40,11 @@ class Generator(nn.Module, ABC):
         self.classes = classes
 
     @property
+    def trains_known(self) -> bool:
+        """Whether training shows it known tokens, encoded from images with hidden pixels."""
+        return False
+
+    @property
     def hears(self) -> frozenset[str]:
         """The parts of a condition that it uses."""
         return self.conditioner.parts | ({"known"} if self.keeps_known else frozenset())

@@ -95,10 +95,11 @@ class CausalMar(PatchedGenerator):
         return {name: term.mean() for name, term in terms.items()}
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
+        """One step per token; known tokens replace the drawn ones, which are drawn without those that follow them."""
         batch, total = len(condition), self.passes(sampling)
         guidance = Guidance(condition, sampling, total)
         context = self.context(guidance.condition)
-        x_BND = torch.zeros(batch, self.length, self.dimension, device=condition.device)
+        x_BND, given = self.known_patches(condition)
         cache = KVCache.allocate(
             len(self.blocks),
             len(context),
@@ -112,8 +113,11 @@ class CausalMar(PatchedGenerator):
             latest = guidance.repeat(x_BND[:, max(step - 1, 0) : step])
             z = self.conditions(latest, context, step, cache)
             drawn = self.head.sample(z, guidance.scale(step), sampling, noise)
+            if given is not None:
+                drawn = torch.where(given[:, step : step + 1, None], x_BND[:, step : step + 1], drawn)
             x_BND = torch.cat([x_BND[:, :step], drawn, x_BND[:, step + 1 :]], dim=1)
             known = (torch.arange(self.length, device=condition.device) <= step).expand(batch, -1)
+            known = known if given is None else known | given
             yield self.to_tokens(x_BND, None if step == total - 1 else known)
 
     def passes(self, sampling: Sampling) -> int:

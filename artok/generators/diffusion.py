@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
@@ -26,19 +27,25 @@ from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.noise import Noise
 from artok.sampling.diffusion import Diffusion, DiffusionConfig, starting_noise
 from artok.sampling.guidance import Guidance, guide
+from artok.sampling.repaint import repaint
+from artok.sampling.schedules import Levels
 from artok.sampling.settings import GUIDANCE, Sampling
-from artok.sampling.solvers import evaluations
+from artok.sampling.solvers import Draw, States, evaluations
 
 
 class Config(GeneratorConfig):
     """kind: diffusion.
 
     network: the denoiser, a file in `artok/generators/networks`.
+    inpaint: train with masks: the network also reads the known vectors and where they are, by input channels whose
+        weights start at zero (as Stable Diffusion's inpainting model, Rombach et al. 2022). Without it, known tokens
+        are kept by RePaint, which takes several times the evaluations.
     guided_channels: number of leading channels that are guided; default all (3 of 4 in DiT's published samples).
     """
 
     kind: Literal["diffusion"] = "diffusion"
     network: Annotated[NetworkConfig, of_kind("generators.networks"), OPEN]
+    inpaint: bool = False
     guided_channels: int | None = Field(None, ge=1)
     diffusion: DiffusionConfig = DiffusionConfig(variance="learned", steps=250)
 
@@ -61,7 +68,8 @@ class Config(GeneratorConfig):
 class LatentDiffusion(Generator):
     """p(tokens | condition) by diffusion or flow matching."""
 
-    reads: ClassVar = GUIDANCE | {"steps", "solver", "eta", "temperature"}
+    keeps_known = True
+    reads: ClassVar = GUIDANCE | {"steps", "solver", "eta", "temperature", "jump_length", "jump_n_sample"}
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)
@@ -69,7 +77,13 @@ class LatentDiffusion(Generator):
         conditioners = partial(config.conditioners, image=layout.image, classes=classes)
         out = config.diffusion.channels(layout.width)
         self.network = config.network.build(layout.grid, layout.width, out, conditioners)
+        if config.inpaint:
+            self.network.widen(layout.width + 1)
         self.diffusion = Diffusion(config.diffusion)
+
+    @property
+    def trains_known(self) -> bool:
+        return self.config.inpaint
 
     @property
     def conditioner(self) -> Conditioners:  # type: ignore[override]
@@ -78,9 +92,22 @@ class LatentDiffusion(Generator):
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         clean = self.vectors(tokens, codec)
         times, added = self.diffusion.times(noise.uniform()), noise.normal(*clean.shape[1:])
-        context = self.context(condition)
-        terms = self.diffusion.losses(lambda x, time: self.network(x, time, context), clean, added, times)
+        context, given = self.context(condition), self.given(condition, codec)
+        terms = self.diffusion.losses(lambda x, time: self.network(x, time, context, given), clean, added, times)
         return {name: term.mean() for name, term in terms.items()}
+
+    def given(self, condition: Condition, codec: Codec | None) -> Tensor | None:
+        """What a network trained with masks reads, (B, N, D + 1): the known vectors, zero where hidden, and a channel
+        that is 1 there; else None."""
+        if not self.config.inpaint:
+            return None
+        if condition.known is None:
+            given = torch.zeros(len(condition), self.layout.length, self.layout.width + 1, device=condition.device)
+            given[..., -1] = 1
+            return given
+        flags = condition.known.flags[..., None]
+        vectors = self.vectors(condition.known, codec)
+        return torch.cat([torch.where(flags, vectors, 0), (~flags).to(vectors.dtype)], dim=-1)
 
     def vectors(self, tokens: Tokens, codec: Codec | None) -> Tensor:
         """The diffused vectors (B, N, D): continuous tokens, or the standardised vectors of codes."""
@@ -88,7 +115,7 @@ class LatentDiffusion(Generator):
             return tokens.values
         codec = self.require(codec)
         mean, deviation = moments(code_vectors(codec, tokens.values.device))
-        return (rearrange(codec.embed(tokens), "b d ... -> b (...) d").float() - mean) / deviation
+        return (rearrange(codec.embed(replace(tokens, known=None)), "b d ... -> b (...) d").float() - mean) / deviation
 
     def tokens(self, vectors: Tensor, codec: Codec | None) -> Tokens:
         """The tokens of vectors (B, N, D); for codes, the nearest ones."""
@@ -106,13 +133,39 @@ class LatentDiffusion(Generator):
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
         """Yield the predicted tokens after each evaluation; the last are the sample."""
-        shape = (self.layout.length, self.layout.width)
+        shape, known = (self.layout.length, self.layout.width), condition.known
         solver, count = self.config.diffusion.plan(sampling, sampling.steps)
-        start = starting_noise(noise.normal(*shape), solver, sampling)
-        predict = Guided(self, condition, sampling, evaluations(solver, count))
+        length, times = sampling.jump_length, sampling.jump_n_sample
+        x = starting_noise(noise.normal(*shape), solver, sampling)
+        levels = self.config.diffusion.sampling_levels(count)
+        predict = Guided(self, condition, sampling, evaluations(solver, count), codec)
         options = self.diffusion.options(sampling)
-        for _, clean in self.diffusion.sample(predict, start, lambda: noise.normal(*shape), solver, count, options):
-            yield self.tokens(clean, codec)
+
+        def draw() -> Tensor:
+            return noise.normal(*shape)
+
+        if known is None or not known.flags.any():
+            for _, clean in self.diffusion.solve(predict, x, levels, draw, solver, options):
+                yield self.tokens(clean, codec)
+            return
+        flags, vectors = known.flags[..., None], self.vectors(known, codec)
+        again = noise.branch("jump")
+
+        def solve(state: Tensor, part: Levels, source: Draw, done: int) -> States:
+            predict.done = round(done * predict.total / count)
+            return self.diffusion.solve(predict, state, part, source, solver, options, keep)
+
+        def keep(clean: Tensor) -> Tensor:
+            return torch.where(flags, vectors, clean)
+
+        if self.config.inpaint:
+            states = solve(x, levels, draw, 0)
+        else:
+            rows = flags.any(1, keepdim=True)
+            states = repaint(solve, x, levels, length, times, draw, lambda: again.normal(*shape), rows)
+        for _, clean in states:
+            made = self.tokens(clean, codec)
+            yield replace(made, values=torch.where(flags, known.values, made.values))
 
     def check(self, sampling: Sampling) -> None:
         self.config.diffusion.plan(sampling, sampling.steps)
@@ -124,19 +177,23 @@ class LatentDiffusion(Generator):
 class Guided:
     """The guided network under a condition. It counts its evaluations for the guidance schedule."""
 
-    def __init__(self, model: LatentDiffusion, condition: Condition, sampling: Sampling, total: int) -> None:
-        self.model, self.done = model, 0
+    def __init__(
+        self, model: LatentDiffusion, condition: Condition, sampling: Sampling, total: int, codec: Codec | None
+    ) -> None:
+        self.model, self.done, self.total = model, 0, total
         self.guidance = Guidance(condition, sampling, total)
         self.both = model.context(self.guidance.condition)
         self.alone = self.both[: len(condition)]
+        self.given = model.given(condition, codec)
         self.channels = model.config.guided_channels or model.layout.width
 
     def __call__(self, x: Tensor, time: Tensor) -> Tensor:
         scale = self.guidance.scale(self.done)
         self.done += 1
         if scale == 1:
-            return self.model.network(x, time, self.alone)
-        output = self.model.network(self.guidance.repeat(x), time.expand(len(x)).repeat(2), self.both)
+            return self.model.network(x, time, self.alone, self.given)
+        given = None if self.given is None else self.guidance.repeat(self.given)
+        output = self.model.network(self.guidance.repeat(x), time.expand(len(x)).repeat(2), self.both, given)
         return guide(output, scale, self.channels)
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from artok.conditioning.base import Conditioners
 from artok.config import Depth
-from artok.errors import LayoutError
 from artok.generators.masked import (
     MaskedTransformer,
     Stack,
@@ -26,7 +25,6 @@ from artok.generators.masked import (
 )
 from artok.generators.patched import PatchedConfig, PatchedGenerator
 from artok.layout import Codec, Condition, TokenLayout, Tokens
-from artok.nn.patches import split_patches
 from artok.nn.vit import initialise_linear
 from artok.noise import Noise
 from artok.sampling.diffusion import DiffusionConfig
@@ -74,8 +72,6 @@ class Config(PatchedConfig):
 
 class Mar(PatchedGenerator):
     """Sets of tokens in random order, each drawn by the head given the tokens so far."""
-
-    keeps_known = True
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         wide, layers, decoder_heads = config.decoder_shape()
@@ -141,20 +137,6 @@ class Mar(PatchedGenerator):
             x_BND = put(x_BND, places, self.head.sample(z, scale, sampling, noise))
             decided = ~flag_masked(order, torch.tensor(left, device=order.device))
             yield self.to_tokens(x_BND, decided if any(left) else None)
-
-    def known_patches(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
-        """The known patches (B, N, D) of a condition, zero elsewhere, and their positions (B, N) bool, None for none.
-
-        LayoutError: a patch is only partly known.
-        """
-        if condition.known is None:
-            return torch.zeros(len(condition), self.length, self.dimension, device=condition.device), None
-        side = self.patch**2
-        flags = split_patches(condition.known.flags[..., None].long(), self.layout.grid, self.patch).sum(-1)
-        if bool((flags % side).any()):
-            raise LayoutError(f"known tokens must be whole patches of {self.patch}x{self.patch} tokens")
-        known = flags == side
-        return torch.where(known[..., None], self.patches(condition.known), 0.0), known
 
     def passes(self, sampling: Sampling) -> int:
         return count_steps(sampling.steps, self.config.steps, self.length)

@@ -6,13 +6,15 @@ import math
 from abc import ABC
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from artok.config import Depth
+from artok.errors import LayoutError
 from artok.generators.base import Generator, GeneratorConfig
 from artok.generators.diffusion_head import DiffusionHead
-from artok.layout import TokenLayout, Tokens
+from artok.layout import Condition, TokenLayout, Tokens
 from artok.nn.patches import divides, merge_patches, patch_grid, split_patches
 from artok.sampling.diffusion import DiffusionConfig
 from artok.sampling.settings import GUIDANCE, Sampling
@@ -86,6 +88,7 @@ class PatchedConfig(GeneratorConfig, ABC):
 class PatchedGenerator(Generator):
     """grid, length N and dimension D are those of the patches."""
 
+    keeps_known = True
     reads: ClassVar = GUIDANCE | {"steps", "head_steps", "solver", "eta", "temperature"}
     undecayed = ("head",)  # as published
 
@@ -108,6 +111,20 @@ class PatchedGenerator(Generator):
     def patches(self, tokens: Tokens) -> Tensor:
         """Token values as (B, N, D) patches."""
         return split_patches(tokens.values, self.layout.grid, self.patch)
+
+    def known_patches(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
+        """The known patches (B, N, D) of a condition, zero elsewhere, and their positions (B, N) bool, None for none.
+
+        LayoutError: a patch is only partly known.
+        """
+        if condition.known is None:
+            return torch.zeros(len(condition), self.length, self.dimension, device=condition.device), None
+        side = self.patch**2
+        flags = split_patches(condition.known.flags[..., None].long(), self.layout.grid, self.patch).sum(-1)
+        if bool((flags % side).any()):
+            raise LayoutError(f"known tokens must be whole patches of {self.patch}x{self.patch} tokens")
+        known = flags == side
+        return torch.where(known[..., None], self.patches(condition.known), 0.0), known
 
     def to_tokens(self, patches: Tensor, known_BN: Tensor | None) -> Tokens:
         """Tokens of (B, N, D) patches; those in known_BN are decided, by default all."""

@@ -47,6 +47,11 @@ class Config(GeneratorConfig):
     hidden: width inside SwiGLU; default 8/3 of the width, rounded up to a multiple of `multiple_of`.
     class_position: the rotary entry of the prefix. Zeros are published, and make attention weigh its entries alike. The
         grid's origin lets it tell the words of a text apart.
+    order: of the tokens in training: raster; random, another order for each image (RAR, Yu et al. 2024, arXiv
+        2411.00776; sigma-GPT, Pannatier et al. 2024, arXiv 2404.09562); or known_first, those that an editing mask
+        leaves and then the hidden ones, for which tokens are encoded at each step. Beyond raster, the model is told the
+        position that it predicts next, and sampling takes known tokens first.
+    target_init: deviation of the initial weights that tell this position.
     """
 
     kind: Literal["raster"] = "raster"
@@ -61,6 +66,8 @@ class Config(GeneratorConfig):
     tied_head: bool = Field(False, description="share the output weights with the token embedding")
     rope_base: float = Field(10000.0, gt=1)
     class_position: Literal["zero", "origin"] = "zero"
+    order: Literal["raster", "random", "known_first"] = "raster"
+    target_init: float = Field(0.02, gt=0)
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Config:
@@ -103,8 +110,9 @@ class Config(GeneratorConfig):
 
 
 class Raster(Generator):
-    """p(codes | condition) as a product in raster order."""
+    """p(codes | condition) as a product in raster order, or in any order if it was trained on others."""
 
+    keeps_known = True
     reads: ClassVar = GUIDANCE | DRAWS
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
@@ -119,6 +127,7 @@ class Raster(Generator):
             LlamaBlock(width, self.heads, config.hidden_width(), config.dropout, config.qk_norm) for _ in range(depth)
         )
         self.norm = nn.RMSNorm(width, eps=1e-5)
+        self.target = None if config.order == "raster" else nn.Embedding(layout.length, width)
         self.head = nn.Linear(width, layout.vocab, bias=False)
         table = rotary_table(layout.grid, width // self.heads, config.rope_base)
         first = torch.zeros_like(table[:1]) if config.class_position == "zero" else table[:1]
@@ -137,6 +146,12 @@ class Raster(Generator):
             self.head.weight = self.token_embedding.weight
         else:
             nn.init.zeros_(self.head.weight)
+        if self.target is not None:
+            nn.init.normal_(self.target.weight, std=config.target_init)
+
+    @property
+    def trains_known(self) -> bool:
+        return self.config.order == "known_first"
 
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -144,10 +159,18 @@ class Raster(Generator):
 
     # ------------------------------------------------------------------------------------------ one pass
 
-    def logits(self, codes: Tensor, context: Context, start: int = 0, cache: KVCache | None = None) -> Tensor:
+    def logits(
+        self,
+        codes: Tensor,
+        context: Context,
+        start: int = 0,
+        cache: KVCache | None = None,
+        order: Tensor | None = None,
+    ) -> Tensor:
         """Logits (B, n, V) float32 of codes start, start + 1, ...
 
-        codes: (B, n - 1), codes 0, 1, ... when `start` is 0, else (B, n), codes start - 1, start, ...
+        codes: (B, n - 1), codes 0, 1, ... when `start` is 0, else (B, n), codes start - 1, start, ... order: (B, N)
+        positions, in which the codes are given; raster order unless given.
         """
         parts = [context.left_padded().sequence] if start == 0 else []
         first = max(start - 1, 0)  # of `codes`, among all codes of the image
@@ -155,13 +178,21 @@ class Raster(Generator):
         levels = self.level_offset[places % self.layout.codes]
         parts.append(self.token_embedding(codes + levels))
         x_BND = torch.cat(parts, dim=1)
-        if context.places is not None:
-            predicted = torch.arange(start, start + codes.shape[1] + (start == 0), device=codes.device)
-            x_BND = add_last(x_BND, context.places[:, predicted // self.layout.codes])
-        x_BND = self.dropout(x_BND)
         length = x_BND.shape[1]
         place = self.prefix + first if start else 0
         rotary = self.rotary[place : place + length]
+        predicted = torch.arange(start, start + codes.shape[1] + (start == 0), device=codes.device)
+        aims = (predicted // self.layout.codes)[None] if order is None else order[:, predicted // self.layout.codes]
+        if context.places is not None:
+            at = aims.expand(len(x_BND), -1)[..., None].expand(-1, -1, self.width)
+            x_BND = add_last(x_BND, context.places.gather(1, at))
+        if self.target is not None:
+            x_BND = add_last(x_BND, self.target(aims))
+        if order is not None:
+            own = self.prefix + order[:, places // self.layout.codes] * self.layout.codes
+            before = self.rotary[: length - len(places)].expand(len(own), -1, -1, -1)
+            rotary = torch.cat([before, self.rotary[own]], dim=1)
+        x_BND = self.dropout(x_BND)
         entries = None if context.mask is None else context.mask.sort(dim=1).values  # as left-padded
         mask = causal_mask(length, x_BND.device, place, entries)
         for layer, block in enumerate(self.blocks):
@@ -169,18 +200,41 @@ class Raster(Generator):
         return self.head(self.norm(x_BND[:, self.prefix - 1 if start == 0 else 0 :])).float()
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
-        codes = tokens.values.flatten(1)
-        logits = self.logits(codes[:, :-1], self.context(condition))
-        return {"nll": F.cross_entropy(logits.flatten(0, 1), codes.flatten())}
+        """The mean over the codes; given known tokens, they are read in place of the image's own and not predicted."""
+        known = condition.known if self.target is not None else None
+        order = noise.permutation(self.layout.length) if self.config.order == "random" else known_first(known)
+        codes = in_order(tokens.values, order).flatten(1)
+        read = codes if known is None else torch.where(self.given(known, order), self.values(known, order), codes)
+        logits = self.logits(read[:, :-1], self.context(condition), order=order)
+        nats = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none")
+        if known is None:
+            return {"nll": nats.mean()}
+        hidden = ~self.given(known, order)
+        return {"nll": (nats.view_as(hidden) * hidden).sum(1).div(hidden.sum(1).clamp(min=1)).mean()}
 
-    def log_likelihood(self, tokens: Tokens, condition: Condition, codec: Codec | None) -> Tensor:
-        codes = tokens.values.flatten(1)
-        log_probability = self.logits(codes[:, :-1], self.context(condition)).log_softmax(-1)
+    def log_likelihood(
+        self, tokens: Tokens, condition: Condition, codec: Codec | None, order: Tensor | None = None
+    ) -> Tensor:
+        """order: (B, N) positions in which the codes are predicted; raster order unless given."""
+        codes = in_order(tokens.values, order).flatten(1)
+        log_probability = self.logits(codes[:, :-1], self.context(condition), order=order).log_softmax(-1)
         return log_probability.gather(-1, codes[..., None])[..., 0].double().sum(1)
+
+    def given(self, known: Tokens, order: Tensor | None) -> Tensor:
+        """(B, codes) bool: whether each code, in order, is known."""
+        return in_order(known.flags[..., None], order).expand(-1, -1, self.layout.codes).flatten(1)
+
+    def values(self, known: Tokens, order: Tensor | None) -> Tensor:
+        """(B, codes): known codes in order."""
+        return in_order(known.values, order).flatten(1)
 
     # ------------------------------------------------------------------------------------------ token by token
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
+        """One step per code; known codes replace the drawn ones. The known codes that all rows begin with take no step.
+
+        In raster order a code is drawn without those known ones that follow it.
+        """
         batch, length = len(condition), self.layout.length * self.layout.codes
         guidance = Guidance(condition, sampling, length)
         context = self.context(guidance.condition)
@@ -190,20 +244,43 @@ class Raster(Generator):
         cache = KVCache.allocate(len(self.blocks), len(context), self.heads, places, head_width, device, dtype)
         uniform = noise.uniform(length)
         codes = torch.zeros(batch, length, dtype=torch.int64, device=device)
-        latest = codes.new_zeros(len(context), 0)
-        for step in range(length):
-            logits = guidance(self.logits(latest, context, start=step, cache=cache)[:, -1], step)
-            cache.filled = self.prefix + step
-            codes[:, step] = draw(logits, uniform[:, step], sampling.temperature, sampling.top_k, sampling.top_p)
+        known, given, first = condition.known, None, 0
+        order = known_first(known) if self.target is not None else None
+        if known is not None:
+            given = self.given(known, order)
+            codes = torch.where(given, self.values(known, order), codes)
+            first = min(int(given.long().cumprod(1).sum(1).min()), length - 1)
+        orders = None if order is None else guidance.repeat(order)
+        latest, start = guidance.repeat(codes[:, :first]), 0
+        for step in range(first, length):
+            output = self.logits(latest, context, start, cache, orders)[:, -1]
+            cache.filled, start = self.prefix + step, step + 1
+            logits = guidance(output, step)
+            drawn = draw(logits, uniform[:, step], sampling.temperature, sampling.top_k, sampling.top_p)
+            codes[:, step] = drawn if given is None else torch.where(given[:, step], codes[:, step], drawn)
             latest = guidance.repeat(codes[:, step : step + 1])
-            yield self._unfinished(codes, step + 1)
+            yield self._unfinished(codes, step + 1, order, known)
 
-    def _unfinished(self, codes: Tensor, done: int) -> Tokens:
+    def _unfinished(self, codes: Tensor, done: int, order: Tensor | None, known: Tokens | None) -> Tokens:
         values = codes.unflatten(1, self.layout.value_shape())
+        whole = torch.arange(self.layout.length, device=codes.device) < done // self.layout.codes
+        whole = whole.expand(len(codes), -1)
+        if order is not None:
+            places = order.argsort(1)
+            values, whole = in_order(values, places), whole.gather(1, places)
         if done == codes.shape[1]:
             return Tokens(values.clone(), self.layout)
-        whole = torch.arange(self.layout.length, device=codes.device) < done // self.layout.codes
-        return Tokens(values.clone(), self.layout, known=whole.expand(len(codes), -1))
+        return Tokens(values.clone(), self.layout, known=whole if known is None else whole | known.flags)
 
     def passes(self, sampling: Sampling) -> int:
         return self.layout.length * self.layout.codes
+
+
+def known_first(known: Tokens | None) -> Tensor | None:
+    """(B, N) positions: the known ones, then the others, both in raster order; None without known tokens."""
+    return None if known is None else (~known.flags).long().argsort(dim=1, stable=True)
+
+
+def in_order(values_BNK: Tensor, order_BN: Tensor | None) -> Tensor:
+    """The values of positions in an order, unchanged when it is None."""
+    return values_BNK if order_BN is None else values_BNK.gather(1, order_BN[..., None].expand_as(values_BNK))

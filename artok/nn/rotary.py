@@ -27,8 +27,9 @@ def rotary_table(grid: tuple[int, ...], head_width: int, base: float = 10000.0) 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn the interleaved pairs (2i, 2i + 1) of x (B, N, ..., D) by the table's angles (N, D / 2, 2), in float32.
 
-    A pair turns as a complex number does: one product, where sines and cosines apart take six passes over memory.
+    A table (B, N, D / 2, 2) has the angles of each row. A pair turns as a complex number does: one product, where sines
+    and cosines apart take six passes over memory.
     """
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
-    turns = torch.view_as_complex(table).reshape(len(table), *[1] * (x.ndim - 3), -1)
+    turns = torch.view_as_complex(table).reshape(*table.shape[:-2], *[1] * (x.ndim - 3), -1)
     return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)

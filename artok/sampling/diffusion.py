@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -228,11 +228,26 @@ class Diffusion(nn.Module):
         network: as in `losses`, but with one time (1,) for all rows.
         """
 
+        return self.solve(network, x, self.config.sampling_levels(steps), draw, solver, options)
+
+    def solve(
+        self,
+        network: Network,
+        x: Tensor,
+        levels: Levels,
+        draw: Draw,
+        solver: SolverName,
+        options: Options,
+        known: Callable[[Tensor], Tensor] | None = None,
+    ) -> States:
+        """`sample` over some levels. known: puts what is known of x_0 into a prediction of it."""
+
         def denoise(state: Tensor, level: Level) -> Denoised:
             time = torch.full((1,), level.time, device=state.device)
-            return self.denoise(network(state, time).float(), state, level)
+            found = self.denoise(network(state, time).float(), state, level)
+            return found if known is None else replace(found, clean=known(found.clean))
 
-        return SOLVERS[solver](denoise, x, self.config.sampling_levels(steps), draw, options)
+        return SOLVERS[solver](denoise, x, levels, draw, options)
 
     def options(self, sampling: Sampling) -> Options:
         beta = self.config.variance == "beta"

@@ -49,7 +49,8 @@ CLEAN = Level(1.0, 0.0, 1.0, 0.0)
 class Levels:
     """A sequence of levels, the cleanest first, without x_0 itself. All tensors are (T,) float64.
 
-    straight: whether they lie on the straight path, signal + sigma = 1, instead of a chain.
+    straight: whether they lie on the straight path, signal + sigma = 1, instead of a chain. end: what they lead to,
+    x_0 or, of a part, the next level.
     """
 
     signal_squared: Tensor
@@ -57,18 +58,25 @@ class Levels:
     power: Tensor
     times: Tensor
     straight: bool = False
+    end: Level = CLEAN
 
     def __len__(self) -> int:
         return len(self.times)
 
     def __getitem__(self, index: int) -> Level:
-        """The level of an index from 0; -1 is the clean x_0."""
-        return CLEAN if index == -1 else self._levels[index]
+        """The level of an index from 0; -1 is the end."""
+        return self.end if index == -1 else self._levels[index]
 
     @cached_property
     def _levels(self) -> list[Level]:  # a solver reads a few at each step, and reading from a tensor is slow
         columns = (self.signal_squared, self.sigma_squared, self.power, self.times)
         return [Level(*numbers) for numbers in zip(*(column.tolist() for column in columns), strict=True)]
+
+    def part(self, low: int, high: int) -> Levels:
+        """The levels low, low + 1, ... high, which lead to the level before them."""
+        rows = slice(low, high + 1)
+        columns = (self.signal_squared[rows], self.sigma_squared[rows], self.power[rows], self.times[rows])
+        return Levels(*columns, straight=self.straight, end=self[low - 1])
 
     def select(self, indices: Sequence[int]) -> Levels:
         """A chain shortened to these steps, in ascending order (Nichol and Dhariwal 2021, section 4).

@@ -24,6 +24,8 @@ class Sampling(Config):
     the steps, from 1 to `cfg_scale`. cfg_interval: start and end of the guided steps, as shares of all.
     eta: DDIM's share of DDPM's noise. choice_temperature: of the Gumbel noise on the confidences of masked generation
     (4.5 in MaskGIT's code).
+    jump_length, jump_n_sample: of RePaint, for known tokens of a diffusion that was not trained with masks: how many
+    steps it goes back at once, and how often it passes them; 1 never goes back.
     dtype: of the linear layers' weights and products. auto is the fastest one near float32: on a GPU bfloat16; on a CPU
     weights in float16, and bfloat16 for many rows where the CPU multiplies it natively.
     """
@@ -41,6 +43,8 @@ class Sampling(Config):
     head_steps: int | None = Field(None, ge=1, description="solver steps of a diffusion head, for each token")
     eta: float = Field(0.0, ge=0, le=1)
     choice_temperature: float = Field(4.5, ge=0)
+    jump_length: int = Field(5, ge=1, description="steps of a jump back, for known tokens")
+    jump_n_sample: int = Field(4, ge=1, description="passes over the steps of a jump")
     dtype: Precision | None = Field(None, description="default bfloat16 on a GPU that has it, else float32")
     seed: Seed = 0
 

@@ -56,7 +56,7 @@ def ddpm(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options: Optio
         denoised = denoise(x, levels[index])
         mean, log_variance = ancestral(denoised, x, levels, index, options)
         x = mean
-        if index:
+        if index or levels.end.sigma:
             x = x + options.temperature * (0.5 * log_variance).exp() * draw()
         yield x, denoised.clean
 
@@ -69,15 +69,16 @@ def ancestral(denoised: Denoised, x: Tensor, levels: Levels, index: int, options
     if denoised.interpolation is not None:
         return mean, interpolated_log_variance(denoised.interpolation, low, high)
     # At the cleanest level the published code always uses the posterior's variance (Nichol and Dhariwal 2021).
-    fixed = high if options.variance == "beta" and index else low
+    fixed = high if options.variance == "beta" and (index or levels.end.sigma) else low
     return mean, torch.full_like(x, fixed)
 
 
 def posterior_log_variance(levels: Levels, index: int) -> float:
     """Log variance of the posterior. At the first level, where the variance is 0, that of the second, as published."""
-    if len(levels) == 1:
-        return math.log(transition(levels[0], levels[-1]).added)
-    index = max(index, 1)
+    if index == 0 and levels.end.sigma == 0:
+        if len(levels) == 1:
+            return math.log(transition(levels[0], levels[-1]).added)
+        index = 1
     return math.log(transition(levels[index], levels[index - 1]).variance)
 
 
@@ -115,7 +116,7 @@ def heun(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options: Optio
         clean = denoise(x, t).clean
         reached = follow(x, clean, t, s)
         yield reached, clean
-        if index and (levels.straight or t.signal_squared > ONLY_NOISE):
+        if (index or s.sigma) and (levels.straight or t.signal_squared > ONLY_NOISE):
             ahead = denoise(reached, s).clean
             reached = corrected(x, clean, reached, ahead, t, s, levels.straight)
             yield reached, ahead
@@ -141,7 +142,7 @@ def dpm_solver(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options:
         clean = denoise(x, t).clean
         width = log_ratio(s) - log_ratio(t)
         used = clean
-        if before is not None and index:
+        if before is not None and (index or s.sigma):
             used = clean + width / (2 * width_before) * (clean - before)
         ratio = s.sigma / t.sigma
         x = ratio * x + (s.signal - ratio * t.signal) * used

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from artok.config import Part
 from artok.layout import TokenLayout, Tokens
+from artok.masks import blank, find_known
 
 
 @dataclass
@@ -42,6 +43,15 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def encode(self, images: Tensor) -> Tokens:
         """Deterministic tokens of images; to be called in eval mode, without gradients."""
+
+    def encode_known(self, images: Tensor, mask: Tensor) -> Tokens:
+        """Tokens of images (B, C, H, W) with the pixels of a mask (B, H, W) hidden, known where their cell has none.
+
+        Hidden pixels are blanked before they are encoded: the encoder would carry them into the tokens beside them.
+        LayoutError: the tokens have no places in the image.
+        """
+        known = find_known(mask, self.layout)
+        return replace(self.encode(blank(images, mask)), known=known)
 
     @abstractmethod
     def decode(self, tokens: Tokens) -> Tensor:

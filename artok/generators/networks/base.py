@@ -17,8 +17,12 @@ class DiffusionNetwork(nn.Module, ABC):
     conditioner: Conditioners
 
     @abstractmethod
-    def forward(self, x_BND: Tensor, times_B: Tensor, context: Context) -> Tensor:
-        """(B, N, out) for noisy tokens (B, N, D) row-major."""
+    def forward(self, x_BND: Tensor, times_B: Tensor, context: Context, given_BNG: Tensor | None = None) -> Tensor:
+        """(B, N, out) for noisy tokens (B, N, D) row-major. given_BNG: the input that `widen` made room for."""
+
+    @abstractmethod
+    def widen(self, width: int) -> None:
+        """Make room for `width` more input channels, whose weights are zero: they change nothing before training."""
 
 
 class NetworkConfig(Part, ABC):

@@ -15,7 +15,7 @@ from artok.generators.networks.base import DiffusionNetwork, NetworkConfig
 from artok.nn.gradient_checkpointing import run
 from artok.nn.patches import divides, merge_patches, patch_grid, split_patches
 from artok.nn.time import TimeEmbedding
-from artok.nn.vit import ConditionedBlock, ConditionedOutput, initialise_linear, sincos_table
+from artok.nn.vit import ConditionedBlock, ConditionedOutput, ZeroLinear, initialise_linear, sincos_table
 
 SIZES = {  # layers, width, heads: as published
     "S": (12, 384, 6),
@@ -91,6 +91,7 @@ class DiffusionTransformer(DiffusionNetwork):
         depth, hidden, heads = config.shape()
         self.grid, self.patch, self.gradient_checkpointing = grid, config.patch_size, False
         self.input = nn.Linear(width * config.patch_size**2, hidden)
+        self.given: ZeroLinear | None = None
         self.time = TimeEmbedding(hidden)
         patches = patch_grid(grid, config.patch_size)
         self.conditioner = conditioners(hidden, patches)
@@ -107,10 +108,15 @@ class DiffusionTransformer(DiffusionNetwork):
             assert isinstance(layer, nn.Linear)
             fill(layer.weight)
 
-    def forward(self, x_BND: Tensor, times_B: Tensor, context: Context) -> Tensor:
+    def widen(self, width: int) -> None:
+        self.given = ZeroLinear(width * self.patch**2, self.input.out_features, bias=False)
+
+    def forward(self, x_BND: Tensor, times_B: Tensor, context: Context, given_BNG: Tensor | None = None) -> Tensor:
         x = self.tokens(x_BND)
         if context.places is not None:
             x = x + context.places
+        if self.given is not None and given_BNG is not None:
+            x = x + self.given(split_patches(given_BNG, self.grid, self.patch))
         given = self.condition(times_B, context)
         for block in self.blocks:
             x = run(block, x, given, checkpoint=self.gradient_checkpointing)

@@ -70,11 +70,10 @@ class ConditionedResidual(nn.Module):
         return self.skip(x) + self.conv2(F.silu(h * (1 + scale) + shift))
 
 
-def zero_convolution(channels: int, out_channels: int) -> nn.Conv2d:
-    layer = nn.Conv2d(channels, out_channels, 3, padding=1)
-    nn.init.zeros_(layer.weight)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
+def zero_convolution(channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, out_channels, 3, padding=1, bias=bias)
+    for weight in layer.parameters():
+        nn.init.zeros_(weight)
     return layer
 
 
@@ -108,6 +107,7 @@ class UNet(DiffusionNetwork):
         self.time, self.conditioner = TimeEmbedding(condition), conditioners(condition, grid)
         self.input = nn.Conv2d(width, config.base_channels, 3, padding=1)
         self.map = nn.Conv2d(condition, config.base_channels, 1) if self.conditioner.gives_map else None
+        self.given: nn.Conv2d | None = None
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         channels, kept = config.base_channels, [config.base_channels]
         for index, wide in enumerate(widths):
@@ -132,11 +132,16 @@ class UNet(DiffusionNetwork):
         self.norm_out = group_norm(channels, groups)
         self.output = zero_convolution(channels, out)
 
-    def forward(self, x_BND: Tensor, times_B: Tensor, context: Context) -> Tensor:
+    def widen(self, width: int) -> None:
+        self.given = zero_convolution(width, self.input.out_channels, bias=False)
+
+    def forward(self, x_BND: Tensor, times_B: Tensor, context: Context, given_BNG: Tensor | None = None) -> Tensor:
         given = self.time(times_B) + context.pooled
         x = self.input(arrange(x_BND.transpose(1, 2).unflatten(2, self.grid)))
         if self.map is not None and context.spatial is not None:
             x = x + self.map(context.spatial)
+        if self.given is not None and given_BNG is not None:
+            x = x + self.given(arrange(given_BNG.transpose(1, 2).unflatten(2, self.grid)))
         states = [x]
         for layer in self.down:
             x = run(layer, x, given, checkpoint=self.gradient_checkpointing) if isinstance(layer, Stage) else layer(x)
