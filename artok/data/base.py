@@ -15,6 +15,7 @@ from typing_extensions import Self
 from artok.config import FREE, OPEN, Config, Part, of_kind
 from artok.data.controls.base import ControlConfig
 from artok.errors import DataError
+from artok.oracle import Oracle
 
 SplitName = Literal["train", "test"]
 
@@ -35,29 +36,6 @@ class Examples:
     labels: Tensor
     captions: Captions | None = None
     maps: Tensor | None = None
-
-
-class Oracle(ABC):
-    """Knows what images show, exactly, so that they can be scored against the captions that asked for them.
-
-    attributes: names of what a caption can ask for. understands: whether a caption is one that it can score.
-    """
-
-    attributes: tuple[str, ...]
-
-    @abstractmethod
-    def understands(self, caption: str) -> bool: ...
-
-    @abstractmethod
-    def things(self, caption: str) -> int:
-        """The number of objects that a caption asks for."""
-
-    @abstractmethod
-    def match(self, images: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
-        """For "exact" and each attribute (B,) float32: 1 where images (B, C, H, W) uint8 show it, else 0.
-
-        NaN where the caption does not ask for it, or is not understood.
-        """
 
 
 class Split(ABC):

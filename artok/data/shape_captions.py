@@ -66,7 +66,7 @@ def word(request: Request) -> tuple[str, ...]:
 def requests(scene: Scene) -> list[tuple[Request, ...]]:
     """What can be said of each image: of one shape all at once; of two their relation, or their places."""
     shapes, colours = list(SHAPES), list(COLOURS)
-    said = []
+    said: list[tuple[Request, ...]] = []
     for row, number in enumerate(scene.number.tolist()):
         things = [
             Thing(

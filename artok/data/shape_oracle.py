@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from artok.data.base import Oracle
 from artok.data.drawing import SHAPES
 from artok.data.shape_captions import BESIDE, TOGETHER, Request, Thing, parse
 from artok.data.shape_reading import ReadBack, read_back
 from artok.data.shape_scenes import COLOURS, PLACES, SIZES
+from artok.oracle import Oracle
 
 NAMES = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "place": PLACES, "size": SIZES}
 ATTRIBUTES = (*NAMES, "count", "relation")
@@ -24,11 +24,6 @@ class ShapesOracle(Oracle):
     An image that shows no clear shape is wrong in all that is asked. Two shapes are matched to what was asked in the
     order that gets more shapes and colours right; where both orders get as many, in that with the wrong relation.
     """
-
-    attributes = ATTRIBUTES
-
-    def understands(self, caption: str) -> bool:
-        return parse(caption) is not None
 
     def things(self, caption: str) -> int:
         request = parse(caption)

@@ -157,7 +157,10 @@ def _colour(paint_B3: Tensor, ground: Tensor) -> Tensor:
 
 
 def _candidates(opacity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw each shape with the area and centroid of an opacity (B, H, W): (B, S, H, W), centres (B, S, 2), radii (B, S)."""
+    """Draw each shape with the area and centroid of an opacity (B, H, W).
+
+    Drawings (B, S, H, W), centres (B, S, 2) and radii (B, S).
+    """
     side = opacity.shape[-1]
     axis = (torch.arange(side, device=opacity.device) + 0.5) / side
     mass = opacity.flatten(1).sum(1).clamp_min(1e-6)

@@ -41,6 +41,7 @@ READ = 256  # real images read, and passed through the extractor, at once
 MOST = 50_000  # held-out images that samples are compared with; a random subset of more
 SETS = frozenset({"images", "labels", "real_features", "fake_features"})  # fields that both kinds of run fill
 SAMPLES = SETS | {"samples", "conditions"}
+PROMPTED = frozenset({"prompted", "prompts"})
 PREDICTED = frozenset({"real_predicted", "fake_predicted"})
 TRACED = 4  # images of the batch whose peak memory is taken
 
@@ -92,14 +93,14 @@ class Evaluator:
 
     @cached_property
     def held_out(self) -> EvalBatch:
-        """Features, predicted classes, labels and first captions of the held-out images that samples are compared
+        """Features, predicted classes, labels and one caption each of the held-out images that samples are compared
         with."""
         features, predicted, labels, texts = [], [], [], list[str]()
         for batch in self.read_batches(self.test_split, self.rows):
             found, logits = extract(self.extractor, batch.pixels)
             features.append(found)
             labels.append(batch.labels)
-            texts += [captions[0] for captions in batch.captions or []]
+            texts += choose_captions(batch)
             if logits is not None:
                 predicted.append(logits.argmax(1))
         return EvalBatch(
@@ -128,16 +129,20 @@ class Evaluator:
             )
         layout = tokenizer.layout
         fields = SETS | {"reconstructions"} | ({"codes"} if layout.discrete else set())
+        fields |= PROMPTED if self.test_split.captioned else set()
         evaluation = self.evaluation(self.select(fields, layout), layout)
         against = self.against(layout)
         rows = choose_of(self.test_split, self.n)
         with torch.no_grad(), self.progress.over(0, self.n):
             done = 0
-            for images, labels in self.read(self.test_split, rows, BATCH):
+            for batch in self.read_batches(self.test_split, rows, BATCH):
+                images, texts = batch.pixels, choose_captions(batch)
                 tokens = tokenizer.encode(from_uint8(images).to(self.device))
                 decoded = to_uint8(tokenizer.decode(tokens)).cpu()
                 codes = tokens.values.cpu() if layout.discrete else None
-                seen = EvalBatch(images=images, labels=labels, reconstructions=decoded, codes=codes)
+                seen = EvalBatch(images=images, labels=batch.labels, reconstructions=decoded, codes=codes)
+                if texts:
+                    seen = replace(seen, prompted=decoded, prompts=texts)
                 seen = evaluation.update(seen)
                 if against is not None:
                     against.update(seen)
@@ -159,7 +164,7 @@ class Evaluator:
         """
         layout = pipeline.tokenizer.layout
         sampling = pipeline.settings({}, sampling)
-        fields = SAMPLES | self.predicted | {"train_images"}
+        fields = SAMPLES | self.predicted | self.prompted(pipeline) | {"train_images"}
         wanted = self.select(fields | {"log_likelihood"}, layout)
         wants_nats = any("log_likelihood" in config.build(self.subject(layout)).needs for config in wanted)
         nats = list(self.likelihoods(pipeline)) if wants_nats else []
@@ -174,7 +179,9 @@ class Evaluator:
         """What can be said from the samples and the held-out images: no likelihood, no search for copies, no cost."""
         layout = pipeline.tokenizer.layout
         sampling = pipeline.settings({}, sampling)
-        evaluation = self.evaluation(self.select(SAMPLES | self.predicted, layout), layout, sampling.seed)
+        evaluation = self.evaluation(
+            self.select(SAMPLES | self.predicted | self.prompted(pipeline), layout), layout, sampling.seed
+        )
         return self.measure(pipeline, sampling, evaluation, name)
 
     def measure(self, pipeline: Pipeline, sampling: Sampling, evaluation: Evaluation, name: str) -> Results:
@@ -187,6 +194,9 @@ class Evaluator:
             seen = evaluation.update(seen)
             if against is not None:
                 against.update(seen)
+        if "unseen" in evaluation.wanted and self.test_split.unseen is not None:
+            for seen in self.unseen(pipeline, sampling, self.test_split.unseen):
+                evaluation.update(seen)
         if "train_images" in evaluation.wanted:
             for seen in self.training():
                 evaluation.update(seen)
@@ -199,12 +209,17 @@ class Evaluator:
     def predicted(self) -> frozenset[str]:
         return PREDICTED if self.held_out.real_predicted is not None else frozenset()
 
+    def prompted(self, pipeline: Pipeline) -> frozenset[str]:
+        """The fields of images made for captions, where the generator hears these."""
+        return PROMPTED if "text" in pipeline.generator.hears and self.test_split.captioned else frozenset()
+
     def subject(self, layout: TokenLayout, seed: int = 0) -> MetricContext:
         return MetricContext(
             layout=layout,
             extractor=self.extractor.name,
             seed=seed,
             modes=self.modes,
+            oracle=self.test_split.oracle,
             train_images=len(self.train_split),
             device=str(self.device) if self.device.type == "cuda" else "cpu",  # others may lack float64
         )
@@ -285,8 +300,21 @@ class Evaluator:
                 condition = pipeline.generator.condition(labels[part], prompts)
                 tokens = last(pipeline.steps(condition, sampling, first=start))
                 made = to_uint8(pipeline.decode(tokens)).cpu()
-                yield EvalBatch(samples=made, conditions=labels[part], prompts=prompts)
+                seen = EvalBatch(samples=made, conditions=labels[part])
+                yield seen if prompts is None else replace(seen, prompted=made, prompts=prompts)
                 self.progress.advance(part.stop)
+
+    def unseen(self, pipeline: Pipeline, sampling: Sampling, split: Split) -> Iterator[EvalBatch]:
+        """Images for captions of combinations that are held out of training."""
+        with self.progress.over(0, self.n):
+            done = 0
+            for batch in self.read_batches(split, torch.arange(self.n), BATCH):
+                prompts = choose_captions(batch)
+                tokens = last(pipeline.steps(pipeline.generator.condition(batch.labels, prompts), sampling, first=done))
+                unseen = torch.ones(len(prompts), dtype=torch.bool)
+                yield EvalBatch(prompted=to_uint8(pipeline.decode(tokens)).cpu(), prompts=prompts, unseen=unseen)
+                done += len(prompts)
+                self.progress.advance(done)
 
     def asked(self, pipeline: Pipeline) -> tuple[Tensor, list[str] | None]:
         """Labels (n,) to sample for, and for a generator that hears text as many captions."""
@@ -315,6 +343,12 @@ class Evaluator:
                 if nats is None:
                     return
                 yield EvalBatch(log_likelihood=nats.cpu()) if held_out else EvalBatch(train_log_likelihood=nats.cpu())
+
+
+def choose_captions(batch: Batch) -> list[str]:
+    """One caption of each image, in turn where there are several; none of data without captions."""
+    numbered = zip(batch.positions.tolist(), batch.captions or [], strict=False)
+    return [captions[position % len(captions)] for position, captions in numbered]
 
 
 def generation_work(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:

@@ -18,6 +18,7 @@ from artok.config import Part
 from artok.errors import ArtokError
 from artok.layout import TokenLayout
 from artok.metrics.quantity import Quantity
+from artok.oracle import Oracle
 
 HELD_OUT = "/held_out"  # ends the name of a value that held-out real images have, or would have, in the model's place
 
@@ -31,8 +32,11 @@ class EvalBatch:
         log_likelihood (B,) float64, nats of each image's tokens; real_features (B, D) float32;
         real_predicted (B,) int64, the extractor's class of each image.
     What the model made, B rows of their own (reconstructions count when there are no samples):
-        samples (B, C, H, W) uint8; conditions (B,) int64, the class asked for; prompts, the B texts asked for;
-        fake_features (B, D) float32; fake_predicted (B,) int64.
+        samples (B, C, H, W) uint8; conditions (B,) int64, the class asked for; fake_features (B, D) float32;
+        fake_predicted (B,) int64.
+    What the model made for texts, which may be the same samples or reconstructions:
+        prompted (B, C, H, W) uint8; prompts, B texts; unseen (B,) bool, where they are of combinations held out of
+        training.
     Training images, for comparison:
         train_images (B, C, H, W) uint8, in batches after all samples and held-out images; train_log_likelihood (B,)
         float64.
@@ -47,9 +51,11 @@ class EvalBatch:
     real_predicted: Tensor | None = None
     samples: Tensor | None = None
     conditions: Tensor | None = None
-    prompts: Sequence[str] | None = None
     fake_features: Tensor | None = None
     fake_predicted: Tensor | None = None
+    prompted: Tensor | None = None
+    prompts: Sequence[str] | None = None
+    unseen: Tensor | None = None
     train_images: Tensor | None = None
     train_log_likelihood: Tensor | None = None
 
@@ -93,14 +99,16 @@ class MetricContext:
 
     layout: of the tokens, for metrics of codes and likelihoods. extractor: its name, which names what is computed from
     its features. seed: for metrics that draw subsets. modes: (M,) float64 probabilities of the data's modes, where they
-    are known and are the extractor's classes. train_images: how many the data have, where a metric may be shown a part.
-    device: where large products of float64 are computed.
+    are known and are the extractor's classes. oracle: what checks captions in images, where the data have one.
+    train_images: how many the data have, where a metric may be shown a part. device: where large products of float64
+    are computed.
     """
 
     layout: TokenLayout | None = None
     extractor: str | None = None
     seed: int = 0
     modes: Tensor | None = None
+    oracle: Oracle | None = None
     train_images: int | None = None
     device: str = "cpu"
 

@@ -22,7 +22,6 @@ from artok.data.holdout import hold_out, split_stratified
 from artok.data.splits import MemorySplit
 from artok.data.streaming import StreamSplit
 from artok.errors import ConfigError, DataError
-from artok.images import from_uint8
 
 
 @pytest.fixture(autouse=True)
@@ -133,53 +132,6 @@ def _rows_of(grey: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------------------------------------- shapes
-
-
-def test_oracle_is_exact_on_clean_images() -> None:
-    split = shapes.Config(seed=3).open("train")
-    for start in range(0, 3000, 500):
-        indices = range(start, start + 500)
-        scene, seen = split.scene(indices), shapes.read_back(split.read(indices).images)
-        assert torch.equal(seen.shape, scene.shape)
-        assert torch.equal(seen.colour, scene.colour)
-        assert torch.equal(seen.place, scene.place)
-        assert bool(seen.clear.all())
-
-
-def test_oracle_copes_with_noise_and_refuses_what_is_no_shape() -> None:
-    split = shapes.Config().open("test")
-    random = torch.Generator().manual_seed(0)
-    images = from_uint8(split.read(range(400)).images)
-    seen = shapes.read_back(images + 0.1 * torch.randn(images.shape, generator=random))
-    scene = split.scene(range(400))
-    assert float((seen.shape == scene.shape).float().mean()) > 0.99
-    assert float((seen.colour == scene.colour).float().mean()) > 0.99
-    assert float((seen.place == scene.place).float().mean()) > 0.99
-    assert not shapes.read_back(torch.randn(50, 3, 32, 32, generator=random)).clear.any()
-    assert not shapes.read_back(torch.full((2, 3, 32, 32), 0.3)).clear.any()
-    assert not shapes.read_back(images[:9] / 1000).clear.any()  # far too faint to see
-
-
-def test_captions_say_what_is_drawn() -> None:
-    split = shapes.Config(classes="shape_colour").open("train")
-    read = split.read(range(300))
-    captions, labels = [text for (text,) in read.captions or []], read.labels.tolist()
-    for caption, label in zip(captions, labels, strict=True):
-        assert split.classes[label] in caption and caption.endswith(shapes.PLACES)
-    assert len(set(captions)) > 150 and len(split.classes) == 36
-
-
-def test_shapes_read_back_as_labels() -> None:
-    split = shapes.Config(classes="shape_colour").open("train")
-    examples = split.read(range(100))
-    assert torch.equal(shapes.read_back(examples.images).labels("shape_colour"), examples.labels)
-
-
-def test_a_shape_depends_on_seed_split_and_index_alone() -> None:
-    split = shapes.Config().open("train")
-    assert torch.equal(split.read([7, 900_000]).images[1], split.read([900_000]).images[0])
-    assert not torch.equal(split.read([7]).images, shapes.Config(seed=1).open("train").read([7]).images)
-    assert not torch.equal(split.read([7]).images, shapes.Config().open("test").read([7]).images)
 
 
 def test_grey_shapes_are_refused() -> None:

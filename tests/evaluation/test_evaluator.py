@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from artok.conditioning.base import Conditioners
+from artok.conditioning.base import Conditioners, ContextShape
 from artok.config import find
 from artok.data.base import DataConfig, Examples, Split
 from artok.errors import ArtokError, ConfigError, DataError
@@ -71,7 +71,7 @@ class Data:
     """Drawn data: `train` and `test` are the labels of each split."""
 
     def __init__(self, train: Tensor, test: Tensor, side: int = 8) -> None:
-        self.size, self.workers, self.image = side, 0, (3, side, side)
+        self.size, self.workers, self.image, self.control = side, 0, (3, side, side), None
         self.splits = {"train": Drawn(train, side, 1), "test": Drawn(test, side, 2)}
 
     def open(self, split: str) -> Split:
@@ -89,7 +89,8 @@ class Repeats(Generator):
 
     def __init__(self, layout: TokenLayout, split: Split | None = None) -> None:
         super().__init__(layout, 2)
-        self.conditioner = Conditioners((find("conditioning", "labels").tiny(),), 4, 2)  # type: ignore[arg-type]
+        shape = ContextShape(4, layout.grids[-1], layout.image)
+        self.conditioner = Conditioners((find("conditioning", "labels").tiny(),), shape, 2)  # type: ignore[arg-type]
         self.place, self.split, self.next = nn.Parameter(torch.zeros(())), split, 0
 
     def passes(self, sampling: Sampling) -> int:

@@ -31,9 +31,24 @@ from artok.metrics.likelihood import Config as Likelihood
 from artok.metrics.memorisation import Memorisation, Search, nearest, reduce
 from artok.metrics.prdc import precision_recall
 from artok.metrics.reconstruction import PSNR_CAP, l1, psnr, ssim
+from artok.oracle import Oracle
 
 LAYOUT = TokenLayout(((1, 1), (2, 2)), width=4, vocab=8, image=(3, 12, 12), codes=2)
-SUBJECT = MetricContext(layout=LAYOUT, extractor="classifier", train_images=24)
+
+
+class Brightness(Oracle):
+    """Understands texts that end in a number: whether an image is brighter than the number says, in tenths of it."""
+
+    def things(self, caption):
+        return 1 + int(caption.split()[-1]) % 2
+
+    def match(self, images, captions):
+        asked = torch.tensor([float(caption.split()[-1]) for caption in captions])
+        mean = images.float().mean(dim=(1, 2, 3)) if len(images) else torch.zeros(0)
+        return {"exact": (mean > 127 + asked / 10).float(), "odd": torch.where(asked % 2 == 1, 1.0, math.nan)}
+
+
+SUBJECT = MetricContext(layout=LAYOUT, extractor="classifier", train_images=24, oracle=Brightness())
 LATE = ("train_images",)  # fields that come after all others
 
 
@@ -61,7 +76,9 @@ def everything(count=12):
         real_predicted=integers(6, 3, count),
         samples=pictures(7, count),
         conditions=integers(8, 3, count),
+        prompted=pictures(13, count),
         prompts=[f"text {row}" for row in range(count)],
+        unseen=torch.zeros(count, dtype=torch.bool),
         fake_features=normal(9, count, 4).float(),
         fake_predicted=integers(10, 3, count),
         train_images=pictures(11, count),

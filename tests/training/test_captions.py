@@ -127,3 +127,16 @@ def test_the_command_samples_prompts(
     for more, message in (([], "--prompt"), (["--prompts", missing], "cannot be read"), (["--prompt", ""], "empty")):
         assert artok(monkeypatch, *command, *more) == 2
         assert message in said()
+
+
+def test_an_evaluation_checks_the_prompts_of_held_out_images_and_of_unseen_combinations(
+    run: Path, tokenizer: Path
+) -> None:
+    changes = ["data.hold_out=4", "data.objects=[1,2]", "evaluation.metrics=[prompt_match]"]
+    quiet = Progress("evaluate", quiet=True)
+    found = evaluate(str(run), 16, "pixels", changes, "cpu", quiet)
+    names = {entry.name.partition("/")[2] for entry in found.measurements}
+    assert names >= {"", "shape", "colour", "place", "count", "one_object", "two_objects", "shuffled", "unseen"}
+    assert all(entry.n == 16 and 0 <= entry.value <= 1 for entry in found.measurements)
+    rebuilt = evaluate(str(tokenizer), 16, "pixels", changes, "cpu", quiet)
+    assert rebuilt.find("prompt_match") is not None and rebuilt.find("prompt_match/unseen") is None
