@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from artok.data.base import DataConfig, Split, SplitName
+from artok.data.captions import first_captions
 from artok.data.loader import Batch, choose_of, read_rows
 from artok.data.order import choose_rows
 from artok.data.tokens import evaluation_tokens
@@ -99,7 +100,7 @@ class Evaluator:
             found, logits = extract(self.extractor, batch.pixels)
             features.append(found)
             labels.append(batch.labels)
-            texts += [captions[0] for captions in batch.captions or []]
+            texts += first_captions(batch.captions or [])
             if logits is not None:
                 predicted.append(logits.argmax(1))
         return EvalBatch(
