@@ -130,8 +130,7 @@ def test_images_without_a_caption_hear_the_empty_text(
     changes = {"data": write_pictures(tmp_path / "data", captions), "tokens": {"online": online}}
     wanted = experiment(tokenizer, **changes)
     assert train(wanted, tmp_path / "run")
-    said = capsys.readouterr().err
-    assert all(said.count(f"1 of 24 images of {tmp_path / 'data' / name}") == 1 for name in ("train", "test"))
+    assert capsys.readouterr().err.count(f"1 of 24 images of {tmp_path / 'data' / 'train'} have no caption") == 1
     previews = [path.read_text().splitlines() for path in sorted((tmp_path / "run" / "samples").glob("*.txt"))]
     assert previews and all(each == ["a star", *[f"picture {value}" for value in range(1, 19, 2)]] for each in previews)
     results = evaluate(str(tmp_path / "run"), 20, "pixels", [], "cpu", Progress("test", quiet=True))
