@@ -18,7 +18,6 @@ from artok.adversarial.critic import CriticConfig
 from artok.conditioning.encoders.frozen import FrozenEncoder
 from artok.config import dump_fixed, read_yaml, validate
 from artok.data.base import Split
-from artok.data.captions import first_captions
 from artok.data.order import choose_rows
 from artok.data.tokens import TokenCache
 from artok.device import resolve_device
