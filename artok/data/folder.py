@@ -14,8 +14,9 @@ from PIL import Image
 from pydantic import Field
 
 from artok.config import FREE
-from artok.data.base import DataConfig, SplitName
-from artok.data.fingerprints import digest_files, digest_parts, find_originals
+from artok.data.base import Captions, DataConfig, Split, SplitName
+from artok.data.captions import BESIDE, TABLES, StoredCaptions, describe_missing, read_beside, templated
+from artok.data.fingerprints import digest_files, digest_parts, digest_tensor, find_originals
 from artok.data.holdout import hold_out
 from artok.data.pictures import ENDINGS, Encoded
 from artok.data.splits import DecodedSplit, keep_in_memory
@@ -33,6 +34,9 @@ class Config(DataConfig):
     is held out, drawn by `seed`; copies of a picture come to the same side, and each class keeps a training image.
     Linked folders are read, once each. What is left out is said: other files, classes without images, links in a loop.
 
+    Captions: image.txt beside image.png, one a line, or a metadata.jsonl or metadata.csv with the columns file_name and
+    `caption_column`, by default one with a usual name such as text or caption. An image without one has the empty text.
+
     in_memory: keep decoded images. Default: up to 1 GiB without workers (each worker would keep its own copy).
     """
 
@@ -40,11 +44,12 @@ class Config(DataConfig):
     root: Annotated[Path, FREE]
     holdout: float = Field(0.1, ge=0, lt=1)
     seed: Seed = 0
+    caption_column: str | None = None
     in_memory: Annotated[bool | None, FREE] = None
 
-    def open(self, split: SplitName) -> DecodedSplit:
+    def open(self, split: SplitName) -> Split:
         try:
-            return self._open(split)
+            return templated(self._open(split), self.caption_templates)
         except OSError as error:
             raise DataError(f"{error.filename or self.root} cannot be read ({error.strerror})") from None
 
@@ -61,7 +66,15 @@ class Config(DataConfig):
             found = _scan(test_root)
             if strange := sorted(set(found.files) - set(classes)):
                 raise DataError(f"{test_root} has the class folder '{strange[0]}', which {train_root} does not have")
-        paths, notes = found.paths(), found.notes()
+        paths, captions = found.paths(), None
+        if not self.caption_templates:
+            above = (
+                []
+                if found.root == self.root
+                else [str(path) for name in TABLES if (path := self.root / name).is_file()]
+            )
+            captions = read_beside(self.root, paths, found.texts, [*found.tables, *above], self.caption_column)
+        notes = found.notes()
         number = {name: index for index, name in enumerate(classes)}
         labels = torch.tensor([number[name] for name, files in found.files.items() for _ in files])
         if test_root is None:
@@ -77,6 +90,7 @@ class Config(DataConfig):
                 notes.append(f"{repeated}; copies come to the same side of the split")
             rows = train if split == "train" else test
             paths, labels = [paths[row] for row in rows.tolist()], labels[rows]
+            captions = captions and [captions[row] for row in rows.tolist()]
         elif split == "test":
             known = training.paths()
             shared = sum(original < len(known) for original in find_originals(known + paths)[len(known) :])
@@ -85,14 +99,20 @@ class Config(DataConfig):
         shape = (self.channels, self.side, self.side)
         start = len(os.path.join(found.root, ""))
         names = [path[start:] for path in paths]
+        stored = None if captions is None else StoredCaptions.of(captions)
+        uncaptioned = None if captions is None else sum(not each for each in captions)
+        if uncaptioned:
+            notes.append(describe_missing(uncaptioned, len(paths), str(found.root)))
+        told = () if stored is None else (digest_tensor(stored.text), digest_tensor(stored.ends))
         return DecodedSplit(
-            _Files(paths, names),
+            _Files(paths, names, stored),
             labels,
             classes,
             shape,
-            digest_parts("folder", shape, classes, digest_files(paths, names)),
+            digest_parts("folder", shape, classes, digest_files(paths, names), *told),
             keep_in_memory(self.in_memory, len(paths), shape, self.workers),
             notes,
+            uncaptioned,
         )
 
     @classmethod
@@ -105,8 +125,8 @@ class Config(DataConfig):
 
 
 class _Files:
-    def __init__(self, paths: Sequence[str], names: Sequence[str]) -> None:
-        self._paths, self._names = list(paths), list(names)
+    def __init__(self, paths: Sequence[str], names: Sequence[str], captions: StoredCaptions | None) -> None:
+        self._paths, self._names, self._captions = list(paths), list(names), captions
 
     def fetch(self, indices: Sequence[int]) -> list[Encoded]:
         return [self._paths[index] for index in indices]
@@ -114,13 +134,16 @@ class _Files:
     def name(self, index: int) -> str:
         return _shown(self._names[index])
 
+    def captions(self, indices: Sequence[int]) -> Captions | None:
+        return None if self._captions is None else self._captions[torch.as_tensor(indices, dtype=torch.int64)]
+
 
 # ---------------------------------------------------------------------------------------------- scanning
 
 
 @dataclass
 class _Found:
-    """What a folder of class folders holds. files: paths of each class, sorted by name.
+    """What a folder of class folders holds. files: paths of each class, sorted by name. texts, tables: of captions.
 
     What is left out: other, files with other endings, by ending; empty classes; broken, what has the ending of an image
     and is no file, such as a dangling link; again, linked folders that are read elsewhere or hold the folder itself.
@@ -128,6 +151,8 @@ class _Found:
 
     root: Path
     files: dict[str, list[str]] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
     other: Counter[str] = field(default_factory=Counter)
     empty: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -158,7 +183,9 @@ class _Found:
         if entry.name.startswith("."):
             return False
         ending = os.path.splitext(entry.name)[1].lower()
-        if ending not in ENDINGS:
+        if (entry.name in TABLES or ending == BESIDE) and _is(entry, folder=False):
+            (self.tables if entry.name in TABLES else self.texts).append(entry.path)
+        elif ending not in ENDINGS:
             self.other[_shown(ending) or "none"] += 1
         elif not _is(entry, folder=False):
             self.broken.append(os.path.relpath(entry.path, self.root))
@@ -198,6 +225,11 @@ def _scan(root: Path) -> _Found:
             raise DataError(f"the name of the class folder '{_shown(name)}' of {root} is not in UTF-8; rename it")
     found.files = {name: sorted(paths, key=_parts) for name, paths in files.items() if paths}
     found.empty = [name for name, paths in files.items() if not paths]
+    named = {os.path.splitext(path)[0] for path in (*loose, *found.paths())}
+    beside = [path for path in found.texts if os.path.splitext(path)[0] in named]
+    if others := len(found.texts) - len(beside):
+        found.other[BESIDE] += others
+    found.texts = beside
     if loose and found.files:
         raise DataError(
             f"{root} holds both images (such as {os.path.basename(loose[0])}) and class folders (such as "

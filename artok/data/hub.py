@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import glob
 import io
-import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from PIL import Image
 from pydantic import Field, PositiveInt, field_validator, model_validator
-from torch import Tensor
 from typing_extensions import Self
 
 from artok.config import FREE
 from artok.data.base import DataConfig, Split, SplitName
-from artok.data.columns import Classes, find_image_column, find_label_column, read_classes
+from artok.data.captions import describe_missing, read_texts, templated
+from artok.data.columns import Classes, find_caption_column, find_image_column, find_label_column, read_classes
 from artok.data.fingerprints import digest_files, digest_parts, digest_tensor
 from artok.data.holdout import hold_out
-from artok.data.pictures import Encoded
 from artok.data.places import Places
+from artok.data.rows import Items, Opened, Rows, find_captioned, undecoded, unreachable
 from artok.data.splits import DecodedSplit, keep_in_memory
-from artok.data.streaming import Item, Row, StreamSplit
+from artok.data.streaming import StreamSplit
 from artok.errors import DataError
 from artok.noise import Seed
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 TEST_SPLITS = ("test", "validation", "valid", "val")
 FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # by the ending of files
 LOCAL = "ARTOK_DATA"  # an environment variable: a folder of local copies, one folder for each data set
-ROWS_AT_ONCE = 32  # of a stream
 
 
 class Config(DataConfig):
@@ -43,9 +41,10 @@ class Config(DataConfig):
     path: name on the hub, a local folder, or the format of `files` if it does not follow from their ending.
     name, revision: configuration and version of a hub data set. files: local files or URLs by split, `*` allowed;
     without splits all are training files. local: a folder of copies, <split>.parquet, read instead of the hub;
-    default $ARTOK_DATA/<name of the data set>. image_column, label_column: default by type and usual name. classes:
-    their names, for data that hold only numbers. Without a test split that has labels, `holdout` of the training split
-    is held out, drawn by `seed`. Images that are paths or URLs must lie beside the data's own files (see `Places`).
+    default $ARTOK_DATA/<name of the data set>. image_column, label_column, caption_column: default by type and usual
+    name; a caption is a text or a list of several. classes: their names, for data that hold only numbers. Without a
+    test split that has labels, `holdout` of the training split is held out, drawn by `seed`. Images that are paths or
+    URLs must lie beside the data's own files (see `Places`).
 
     streaming: read sequentially without storing (see `StreamSplit`). shuffle_buffer: rows in a stream's shuffle buffer.
     lengths: rows per streamed split, where the source does not say.
@@ -63,6 +62,7 @@ class Config(DataConfig):
     test_split: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    caption_column: str | None = None
     classes: list[str] | None = Field(None, min_length=1)
     holdout: float = Field(0.1, ge=0, lt=1)
     seed: Seed = 0
@@ -118,8 +118,8 @@ class Config(DataConfig):
         if split == "test" and test is None and self.holdout == 0:
             raise DataError(f"{self.label} has no test split: set data.holdout or data.test_split")
         opened = (self._stream if self.streaming else self._table)(loaded, files, source, split, test is not None)
-        opened.notes = notes
-        return opened
+        opened.notes = (*notes, *opened.notes)
+        return templated(opened, self.caption_templates)
 
     def _find_test(self, loaded: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
         """The test split, if there is one, and a sentence about those that have no labels.
@@ -147,8 +147,7 @@ class Config(DataConfig):
         if column not in _features(loaded[name], f"{self.label}, split '{name}'"):
             return False
         if self.streaming:
-            rows = _Opened(loaded[name], [column], f"{self.label}, split '{name}'")()
-            labels = [row[column] for row in itertools.islice(rows, ROWS_AT_ONCE)]
+            labels = [row[column] for row in Opened(loaded[name], [column], f"{self.label}, split '{name}'").first()]
         else:
             labels = _values(loaded[name], column)
         return not all(label is None or label == -1 for label in labels)
@@ -173,12 +172,29 @@ class Config(DataConfig):
             rows = hold_out(labels, self.holdout, self.seed)[0 if split == "train" else 1]
         if not len(rows):
             raise DataError(f"{where} has no rows")
+        captions, uncaptioned, notes = self._find_captions(data.features, (images, column), where), None, []
+        if captions is not None:
+            uncaptioned = int((~find_captioned(data, captions)[rows]).sum())
+            if uncaptioned == len(rows):
+                self._refuse_empty(captions, where)
+                captions = uncaptioned = None
+            elif uncaptioned:
+                notes.append(describe_missing(uncaptioned, len(rows), where))
         shape = (self.channels, self.side, self.side)
         identity = _identity(data, files, source)
-        fingerprint = digest_parts("hub", identity, shape, classes.names, images, column, digest_tensor(rows))
+        parts = (identity, shape, classes.names, images, column, digest_tensor(rows), *([captions] if captions else []))
         keep = keep_in_memory(self.in_memory, len(rows), shape, self.workers)
-        stored = _Rows(data, images, rows, Places.of(self.path, files))
-        return DecodedSplit(stored, labels[rows], classes.names, shape, fingerprint, keep)
+        stored = Rows(data, images, captions, rows, Places.of(self.path, files))
+        fingerprint = digest_parts("hub", *parts)
+        return DecodedSplit(stored, labels[rows], classes.names, shape, fingerprint, keep, notes, uncaptioned)
+
+    def _find_captions(self, features: Any, taken: Sequence[str | None], where: str) -> str | None:
+        return None if self.caption_templates else find_caption_column(features, self.caption_column, taken, where)
+
+    def _refuse_empty(self, column: str, where: str) -> None:
+        """Raise a DataError for a column of captions without any, if the config names it."""
+        if self.caption_column is not None:
+            raise DataError(f"column '{column}' of {where} is empty: name another column in data.caption_column")
 
     def _stream(
         self, loaded: Mapping[str, IterableDataset], files: _Paths | None, source: str, split: SplitName, whole: bool
@@ -191,6 +207,12 @@ class Config(DataConfig):
             classes = self._one_class(where)
         else:
             classes = read_classes(features[column], self.classes, None, column, where)
+        captions = self._find_captions(features, (images, column), where)
+        if captions and not any(read_texts(row[captions]) for row in Opened(data, [captions], where).first()):
+            self._refuse_empty(captions, where)
+            captions = None
+        told = [] if captions is None else [captions]
+        columns = [name for name in (images, column, *told) if name is not None]
         count = self.lengths.get(source) or _rows(data, files, source)
         if count is None:
             raise DataError(f"{where} does not say how many rows it streams: set data.lengths.{source}")
@@ -198,16 +220,17 @@ class Config(DataConfig):
         part = None if whole else (self.holdout, self.seed, split == "test")
         identity = _identity(data, files, source)
         return StreamSplit(
-            _Opened(_undecoded(data, images), [images] if column is None else [images, column], where),
-            _Items(images, column, Places.of(self.path, files)),
+            Opened(undecoded(data, images), columns, where),
+            Items(images, column, captions, Places.of(self.path, files)),
             classes,
             shape,
-            digest_parts("stream", identity, shape, classes.names, images, column, count, part, split),
+            digest_parts("stream", identity, shape, classes.names, images, column, count, part, split, *told),
             count,
             part,
             self.shuffle_buffer if split == "train" else 1,
             self.seed,
             where,
+            captions is not None,
         )
 
     def _one_class(self, where: str) -> Classes:
@@ -279,13 +302,9 @@ def _load(config: Config, files: _Paths | None) -> DatasetDict | IterableDataset
     except DatasetNotFoundError:
         raise DataError(f"there is no data set {config.label} on the hub, or it needs a login") from None
     except ConnectionError:
-        raise DataError(_unreachable(config.label)) from None
+        raise DataError(unreachable(config.label)) from None
     except Exception as error:  # builders raise the errors of their file formats
         raise DataError(f"{config.label} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
-
-
-def _unreachable(label: str) -> str:
-    return f"{label} cannot be reached; download it and name the local files under data.files"
 
 
 def _identity(data: Dataset | IterableDataset, files: _Paths | None, source: str) -> str:
@@ -323,56 +342,3 @@ def _features(data: Any, where: str) -> Any:
 
 def _values(data: Dataset, column: str) -> list[object]:
     return list(data.select_columns([column])[:][column])
-
-
-# ---------------------------------------------------------------------------------------------- rows
-
-
-class _Rows:
-    """Chosen rows (N,) int64 of a table, as a `Source`."""
-
-    def __init__(self, data: Dataset, images: str, rows: Tensor, places: Places) -> None:
-        self._data, self._images, self._rows = _undecoded(data.select_columns([images]), images), images, rows
-        self._places = places
-
-    def fetch(self, indices: Sequence[int]) -> list[Encoded]:
-        values = self._data[self._rows[list(indices)].tolist()][self._images]
-        return [self._places.stored(value) for value in values]
-
-    def name(self, index: int) -> str:
-        return f"row {int(self._rows[index])}"
-
-
-def _undecoded(data: Any, images: str) -> Any:
-    """The data with undecoded images. artok decodes them itself, so that a broken file does not end the run."""
-    from datasets import Image as ImageFeature
-
-    if isinstance((data.features or {}).get(images), ImageFeature):
-        return data.cast_column(images, ImageFeature(decode=False))
-    return data
-
-
-class _Opened:
-    """Opens a stream at its start, with some of its columns only."""
-
-    def __init__(self, data: IterableDataset, columns: list[str], where: str) -> None:
-        self._data, self._where = data.select_columns(columns), where
-
-    def __call__(self) -> Iterator[Row]:
-        try:
-            # Plain iteration divides the files among the workers of a DataLoader; iteration by batches does not.
-            for batch in self._data.iter(ROWS_AT_ONCE):
-                for values in zip(*batch.values(), strict=True):
-                    yield dict(zip(batch, values, strict=True))
-        except (ConnectionError, TimeoutError):
-            raise DataError(_unreachable(self._where)) from None
-        except Exception as error:  # as above
-            raise DataError(f"{self._where} cannot be read: {' '.join(str(error).split())[:200]}") from None
-
-
-class _Items:
-    def __init__(self, images: str, column: str | None, places: Places) -> None:
-        self._images, self._column, self._places = images, column, places
-
-    def __call__(self, index: int, row: Row) -> Item:
-        return Item(index, self._places.stored(row[self._images]), None if self._column is None else row[self._column])

@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from artok.data.base import DataConfig, Examples, Split, SplitName
+from artok.data.captions import templated
 from artok.data.drawing import SHAPES
 from artok.data.fingerprints import digest_parts
 from artok.data.shape_captions import write_captions
@@ -55,8 +56,8 @@ class Config(DataConfig):
             raise ValueError("channels must be 3, since the shapes differ in colour too")
         return self
 
-    def open(self, split: SplitName) -> ShapesSplit:
-        return ShapesSplit(self, split)
+    def open(self, split: SplitName) -> Split:
+        return templated(ShapesSplit(self, split), self.caption_templates)
 
     @classmethod
     def tiny(cls, folder: Path) -> Config:

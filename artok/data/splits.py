@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from artok.data.base import Examples, Split, note_skipped
+from artok.data.base import Captions, Examples, Split, note_skipped
 from artok.data.pictures import Encoded, Unreadable, decode_all
 
 IN_MEMORY = 2**30  # bytes of decoded pixels that are kept by default
@@ -36,7 +36,7 @@ class MemorySplit(Split):
 
 
 class Source(Protocol):
-    """Encoded images by index."""
+    """Encoded images and their captions by index."""
 
     def fetch(self, indices: Sequence[int]) -> list[Encoded]: ...
 
@@ -44,11 +44,13 @@ class Source(Protocol):
         """The name of an image in messages."""
         ...
 
+    def captions(self, indices: Sequence[int]) -> Captions | None: ...
+
 
 class DecodedSplit(Split):
     """Images decoded when they are read, and then kept in memory if `in_memory`.
 
-    labels: (N,) int64, known without decoding.
+    labels: (N,) int64, known without decoding. uncaptioned: images without a caption; None where none has one.
     """
 
     decodes = True
@@ -63,8 +65,10 @@ class DecodedSplit(Split):
         fingerprint: str,
         in_memory: bool,
         notes: Sequence[str] = (),
+        uncaptioned: int | None = None,
     ) -> None:
         self.source, self.labels = source, labels
+        self.captioned, self.uncaptioned = uncaptioned is not None, uncaptioned or 0
         self.shape = shape
         self.classes = tuple(classes)
         self.fingerprint = fingerprint
@@ -81,13 +85,16 @@ class DecodedSplit(Split):
     def read(self, indices: Sequence[int]) -> Examples:
         wanted = torch.as_tensor(indices, dtype=torch.int64)
         if self._memory is not None and bool(self._filled[wanted].all()):
-            return Examples(self._memory[wanted], self.labels[wanted])
+            return self._examples(self._memory[wanted], wanted.tolist())
         found: dict[int, Tensor | None] = {}
         rows = [self._readable(index, found) for index in wanted.tolist()]
         while missing := [row for row in dict.fromkeys(rows) if row not in found]:
             found |= dict.fromkeys(missing) | self._load(missing)
             rows = [self._readable(row, found) for row in rows]
-        return Examples(torch.stack([pixels for row in rows if (pixels := found[row]) is not None]), self.labels[rows])
+        return self._examples(torch.stack([pixels for row in rows if (pixels := found[row]) is not None]), rows)
+
+    def _examples(self, images: Tensor, rows: list[int]) -> Examples:
+        return Examples(images, self.labels[rows], self.source.captions(rows) if self.captioned else None)
 
     def _readable(self, index: int, found: Mapping[int, Tensor | None]) -> int:
         """The next index that is not known to be unreadable. found: of this read, None where it failed."""

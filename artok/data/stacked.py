@@ -19,6 +19,7 @@ from typing_extensions import Self
 from artok.config import OPEN, of_kind, validate
 from artok.data import digits
 from artok.data.base import DataConfig, Examples, Split, SplitName
+from artok.data.captions import templated
 from artok.data.fingerprints import digest_parts
 from artok.errors import ConfigError, DataError
 from artok.noise import Noise, Seed, fold
@@ -56,9 +57,10 @@ class Config(DataConfig):
         section = self.source.model_dump() | {"size": self.size, "resize": self.resize, "channels": 1}
         return validate(type(self.source), section, "source")
 
-    def open(self, split: SplitName) -> StackedSplit:
+    def open(self, split: SplitName) -> Split:
         count = self.train if split == "train" else self.test
-        return StackedSplit(self.single().open(split), self.channels, self.seed, split, count)
+        stacks = StackedSplit(self.single().open(split), self.channels, self.seed, split, count)
+        return templated(stacks, self.caption_templates)
 
     @classmethod
     def tiny(cls, folder: Path) -> Config:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from artok.data.base import Examples, Split, note_skipped
+from artok.data.base import Captions, Examples, Split, note_skipped
 from artok.data.columns import Classes
 from artok.data.pictures import Encoded, Unreadable, decode, decode_all
 from artok.errors import DataError
@@ -27,6 +27,7 @@ class Item:
     row: int
     encoded: Encoded
     label: object
+    captions: tuple[str, ...] | None = None
 
 
 def draw_held_out(rows: Tensor, fraction: float, seed: int) -> Tensor:
@@ -64,7 +65,9 @@ class StreamSplit(Split):
         buffer: int,
         seed: int,
         where: str,
+        captioned: bool = False,
     ) -> None:
+        self.captioned = captioned
         self.shape, self.classes, self.fingerprint = shape, classes.names, fingerprint
         self.skipped, self.enlarged = {}, set()
         self._rows, self._item, self._table, self._where = rows, item, classes, where
@@ -85,6 +88,7 @@ class StreamSplit(Split):
         items = [self._at(position) for position in positions]
         channels, side = self.shape[:2]
         images, labels = [], []
+        captions: Captions = []
         pictures = decode_all([item.encoded for item in items], channels, side)
         for position, item, picture in zip(positions, items, pictures, strict=True):
             while isinstance(picture, Unreadable):
@@ -95,7 +99,8 @@ class StreamSplit(Split):
                 self.enlarged.add(item.row)
             images.append(picture.pixels)
             labels.append(self._table.labels([item.label], self._where, item.row))
-        return Examples(torch.stack(images), torch.cat(labels))
+            captions.append(item.captions or ())
+        return Examples(torch.stack(images), torch.cat(labels), captions if self.captioned else None)
 
     def _at(self, position: int) -> Item:
         if position in self._ahead:

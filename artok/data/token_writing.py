@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from artok.data.base import Captions
+from artok.data.captions import StoredCaptions
 from artok.data.fingerprints import digest_parts
 from artok.data.tokens import (
     CAPTION_ENDS,
@@ -30,7 +31,6 @@ from artok.data.tokens import (
     CONTROL,
     INDEX,
     Shard,
-    StoredCaptions,
     TokenIndex,
     holds,
     is_shard,

@@ -20,6 +20,7 @@ from typing_extensions import Self
 
 from artok.config import find
 from artok.data.base import Captions
+from artok.data.captions import StoredCaptions, first_captions
 from artok.data.controls.base import ControlConfig
 from artok.data.order import Order, check_shares, choose_rows, rank_positions
 from artok.data.transforms import REVISION
@@ -284,43 +285,6 @@ def _load(
 
 
 @dataclass
-class StoredCaptions:
-    """The captions of many images in one tensor.
-
-    text: (bytes,) uint8, for each image a JSON list of its captions. ends: (images,) int64, where each list ends.
-    """
-
-    text: Tensor
-    ends: Tensor
-
-    @classmethod
-    def of(cls, captions: Captions) -> StoredCaptions:
-        lists = [json.dumps(each, ensure_ascii=False).encode() for each in captions]
-        ends = torch.tensor([len(each) for each in lists], dtype=torch.int64).cumsum(0)
-        return cls(torch.frombuffer(bytearray(b"".join(lists)), dtype=torch.uint8), ends)
-
-    @staticmethod
-    def join(parts: Sequence[StoredCaptions]) -> StoredCaptions:
-        starts = torch.tensor([0, *[len(part.text) for part in parts]]).cumsum(0)[:-1].tolist()
-        ends = [part.ends + start for part, start in zip(parts, starts, strict=True)]
-        return StoredCaptions(torch.cat([part.text for part in parts]), torch.cat(ends))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, indices: Tensor) -> Captions:
-        ends = self.ends[indices]
-        starts = torch.where(indices > 0, self.ends[indices - 1], 0)
-        text, places = self.text.numpy(), zip(starts.tolist(), ends.tolist(), strict=True)
-        return [tuple(json.loads(text[start:end].tobytes())) for start, end in places]
-
-    def distinct(self) -> list[str]:
-        """All captions, each once."""
-        parts = torch.arange(len(self)).split(1000)
-        return list(dict.fromkeys(text for part in parts for texts in self[part] for text in texts))
-
-
-@dataclass
 class TokenBatch:
     """tokens: of B images. labels: (B,) int64. positions: (B,) int64, images seen before. captions: of the images.
 
@@ -338,8 +302,8 @@ class TokenBatch:
 
     @property
     def texts(self) -> list[str] | None:
-        """The first caption of each image."""
-        return None if self.captions is None else [captions[0] for captions in self.captions]
+        """The first caption of each image; the empty text of one without captions."""
+        return None if self.captions is None else first_captions(self.captions)
 
     def __getitem__(self, rows: slice) -> TokenBatch:
         captions = None if self.captions is None else self.captions[rows]

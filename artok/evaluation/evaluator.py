@@ -346,9 +346,9 @@ class Evaluator:
 
 
 def choose_captions(batch: Batch) -> list[str]:
-    """One caption of each image, in turn where there are several; none of data without captions."""
+    """One caption of each image, in turn where there are several, or the empty text; none of data without captions."""
     numbered = zip(batch.positions.tolist(), batch.captions or [], strict=False)
-    return [captions[position % len(captions)] for position, captions in numbered]
+    return [captions[position % len(captions)] if captions else "" for position, captions in numbered]
 
 
 def generation_work(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:

@@ -50,6 +50,7 @@ from artok.training.settings import settle_precision
 from artok.training.tasks import GeneratorTask, Task, TokenizerTask
 
 LOCK = ".training"  # lock file of a training
+UNCAPTIONED = 0.5  # largest share of images without a caption that a text model is trained on
 PATIENCE = timedelta(hours=4)  # of processes that wait while one of them samples or encodes
 
 
@@ -189,13 +190,21 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
 
 
 def check_captions(experiment: Experiment, split: Split) -> None:
-    """Raise a ConfigError when the generator hears text and the data have none."""
+    """Raise a ConfigError when the generator hears text, and the data have none or for few images only."""
     assert experiment.generator is not None
-    if "text" in {each.kind for each in experiment.generator.conditioning} and not split.captioned:
-        raise ConfigError(
-            f"the generator is conditioned on text, but data kind {experiment.data.kind} has no captions here; name "
-            "data with captions, or take 'text' out of generator.conditioning"
-        )
+    if "text" not in {each.kind for each in experiment.generator.conditioning}:
+        return
+    for name, part in (("train", split), ("test", experiment.data.open("test"))):
+        missing = part.uncaptioned if part.captioned else len(part)
+        if missing > UNCAPTIONED * len(part):
+            many = (
+                "has no captions" if missing == len(part) else f"has captions for {len(part) - missing:,} images only"
+            )
+            raise ConfigError(
+                f"the generator is conditioned on text, but the {name} split of data kind {experiment.data.kind}, of "
+                f"{len(part):,} images, {many}: name data with captions (data.caption_column), have them made from "
+                "class names (data.caption_templates), or take 'text' out of generator.conditioning"
+            )
 
 
 def make_monitor(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from artok.data.base import Split
+from artok.data.captions import first_captions
 from artok.data.loader import Batch, Loader, evaluation_batches
 from artok.data.order import choose_rows
 from artok.data.tokens import TokenBatch, TokenCache, TokenLoader, evaluation_tokens
@@ -312,7 +313,7 @@ class GeneratorTask(Task):
         if batch.captions is not None and seed is not None:
             numbers = Noise(fold("caption", seed), batch.positions.cpu()).integers(2**31).tolist()
             pairs = zip(batch.captions, numbers, strict=True)
-            texts = [captions[number % len(captions)] for captions, number in pairs]
+            texts = [captions[number % len(captions)] if captions else "" for captions, number in pairs]
         return self.generator.condition(batch.labels, texts, control=batch.control)
 
     def split(self, batch: TokenBatch, parts: int) -> list[TokenBatch]:
@@ -370,11 +371,13 @@ class GeneratorTask(Task):
     def preview(self, path: Path) -> None:
         """Write eight samples for each of up to ten classes, or of ten held-out images with captions, which a text file
         lists, or with control, which comes first in a row."""
-        rows = torch.arange(min(10, len(self.held_out)))
-        control = self.held_out.read_control(rows)
         prompts = self.held_out.captions if "text" in self.generator.hears else None
+        numbers = range(len(self.held_out))
+        shown = numbers if prompts is None else (row for row in numbers if any(prompts[torch.tensor([row])]))
+        rows = torch.tensor(list(islice(shown, 10)), dtype=torch.int64)
+        control = self.held_out.read_control(rows)
         if prompts is not None:
-            told = [captions[0] for captions in prompts[rows]]
+            told = first_captions(prompts[rows])
             images = self.pipeline()(prompts=told, n=8, control=control)
             write_text(path.with_suffix(".txt"), "".join(f"{text}\n" for text in told))
         elif control is not None:

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from helpers.commands import artok
+from helpers.images import paint
 from helpers.models import TOKENIZER
+from helpers.text_models import FEATURES, tiny_clip, tiny_t5
 from safetensors.torch import load_file
 
-from artok.config import merge, validate
+from artok.conditioning.encoders import frozen
+from artok.config import merge, read_yaml, validate
 from artok.data import shapes
 from artok.errors import ConfigError
 from artok.evaluation.evaluate import evaluate
@@ -107,6 +110,90 @@ def test_data_without_captions_are_refused(tokenizer: Path, tmp_path: Path) -> N
     digits = {"kind": "digits", "size": 16, "channels": 3}
     with pytest.raises(ConfigError, match="no captions"):
         train(experiment(tokenizer, data=digits), tmp_path / "run")
+
+
+def write_pictures(root: Path, captions: list[list[str]]) -> dict[str, Any]:
+    """A folder of pictures with captions, half of it to test on."""
+    for value, texts in enumerate(captions):
+        path = root / ("test" if value % 2 else "train") / f"{value:02}.png"
+        paint(path, 5 * value, (16, 16))
+        if texts:
+            path.with_suffix(".txt").write_text("\n".join(texts))
+    return {"kind": "folder", "root": str(root), "size": 16}
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_images_without_a_caption_hear_the_empty_text(
+    tokenizer: Path, tmp_path: Path, online: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captions = [["a red circle", "a circle"], ["a star"], [], [], *[[f"picture {value}"] for value in range(44)]]
+    changes = {"data": write_pictures(tmp_path / "data", captions), "tokens": {"online": online}}
+    wanted = experiment(tokenizer, **changes)
+    assert train(wanted, tmp_path / "run")
+    assert capsys.readouterr().err.count(f"1 of 24 images of {tmp_path / 'data' / 'train'} have no caption") == 1
+    previews = [path.read_text().splitlines() for path in sorted((tmp_path / "run" / "samples").glob("*.txt"))]
+    assert previews and all(each == ["a star", *[f"picture {value}" for value in range(1, 19, 2)]] for each in previews)
+    results = evaluate(str(tmp_path / "run"), 20, "pixels", [], "cpu", Progress("test", quiet=True))
+    assert results.measurements
+
+
+@pytest.mark.parametrize(("place", "missing"), [("train", 24), ("train", 13), ("test", 13)])
+def test_too_few_captions_are_refused(tokenizer: Path, tmp_path: Path, place: str, missing: int) -> None:
+    captions: list[list[str]] = [["a star"] for _ in range(48)]
+    captions[place == "test" : 2 * missing : 2] = [[]] * missing
+    data = write_pictures(tmp_path / "data", captions)
+    few = "has no captions" if missing == 24 else "has captions for 11 images only"
+    with pytest.raises(ConfigError, match=f"the {place} split of data kind folder, of 24 images, {few}"):
+        train(experiment(tokenizer, data=data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_class_names_become_captions(tokenizer: Path, tmp_path: Path) -> None:
+    digits = {"kind": "digits", "size": 16, "channels": 3, "caption_templates": ["the digit {}", "a {}"]}
+    assert train(experiment(tokenizer, data=digits), tmp_path / "run")
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")
+    assert pipeline("the digit 3").shape == (1, 3, 16, 16)
+    encoder = pipeline.generator.conditioner.encoder
+    assert encoder is not None and encoder.count(["the digit 3"]) == [3]
+
+
+# ---------------------------------------------------------------------------------------------- frozen encoders
+
+
+def test_a_frozen_encoder_reads_its_stored_features(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = {"kind": "t5", "name": str(tiny_t5(tmp_path / "t5")), "length": 12}
+    changes = {"generator": {"conditioning": [{"kind": "text", "encoder": encoder}]}}
+    whole = experiment(tokenizer, training={"optimizer": {"schedule": "constant"}}, **changes)
+    half = experiment(tokenizer, training={"images": 32, "optimizer": {"schedule": "constant"}}, **changes)
+    monkeypatch.setenv("ARTOK_CACHE", str(tmp_path / "cache"))
+    assert train(whole, tmp_path / "other")
+    assert capsys.readouterr().err.count(" captions by ") == 2  # of train and test
+    monkeypatch.setattr(frozen, "_load", None)  # all is stored, so the model is not needed
+    assert train(half, tmp_path / "run") and train(whole, tmp_path / "run")
+    states = [load_file(tmp_path / name / "model.safetensors") for name in ("run", "other")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+    own = {name.partition("encoder.")[2] for name in states[0] if "encoder." in name}
+    assert own == {"project.0.weight", "project.2.weight", "_extra_state"}
+    assert (
+        read_yaml(tmp_path / "run" / "config.yaml")["generator"]["conditioning"][0]["encoder"]["features"] == FEATURES
+    )
+    monkeypatch.undo()
+    (tmp_path / "t5").rename(tmp_path / "moved")
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")  # without the encoder, until a text is read
+    with pytest.raises(ConfigError, match="there is no text encoder in"):
+        pipeline("a red circle")
+    (tmp_path / "moved").rename(tmp_path / "t5")
+    assert not torch.equal(pipeline("a red circle", seed=1), pipeline("a blue star", seed=1))
+
+
+def test_a_frozen_encoder_goes_with_images_that_are_encoded_at_every_step(tokenizer: Path, tmp_path: Path) -> None:
+    encoder = {"kind": "clip", "name": str(tiny_clip(tmp_path / "clip")), "length": 12}
+    conditioning = [{"kind": "labels"}, {"kind": "text", "encoder": encoder}]
+    changes = {"generator": {"conditioning": conditioning}, "tokens": {"online": True}}
+    assert train(experiment(tokenizer, **changes), tmp_path / "run")
+    assert Pipeline.from_pretrained(tmp_path / "run")("a red circle", n=2).shape == (2, 3, 16, 16)
 
 
 def test_the_command_samples_prompts(
