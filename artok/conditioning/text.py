@@ -38,17 +38,17 @@ class Texts(Conditioner):
 
     def __init__(self, encoder: TextEncoder, width: int, null: bool) -> None:
         super().__init__()
-        self.encoder, self.length, self.has_null = encoder, encoder.length, null
-        self.null = nn.Parameter(torch.zeros(encoder.length if null else 0, width))
+        self.encoder, self.length = encoder, encoder.length
+        self.null = nn.Parameter(0.02 * torch.randn(encoder.length, width)) if null else None
 
     def forward(self, condition: Condition) -> Context:
         text, rows = condition.text, len(condition)
-        if text is None and not self.has_null:
-            raise LayoutError("this generator makes nothing without a text, and the condition has none")
         if text is None:
+            if self.null is None:
+                raise LayoutError("this generator makes nothing without a text, and the condition has none")
             return self._context(self.null.expand(rows, -1, -1), torch.ones(rows, self.length, device=condition.device))
         sequence, mask = self.encoder(text), text.mask
-        if self.has_null:
+        if self.null is not None:
             empty_B1 = ~mask.any(1, keepdim=True)
             sequence = torch.where(empty_B1[..., None], self.null.to(sequence.dtype), sequence)
             mask = mask | empty_B1
@@ -64,4 +64,5 @@ class Texts(Conditioner):
 
     def initialise(self, fill: Callable[[Tensor], object]) -> None:
         self.encoder.initialise(fill)
-        fill(self.null)
+        if self.null is not None:
+            fill(self.null)

@@ -51,7 +51,8 @@ class Config(GeneratorConfig):
         return Gan(self, layout, classes)
 
     def build_critic(self, layout: TokenLayout, classes: int) -> Critic:
-        return self.critic.build((layout.width, *layout.grid), classes)
+        labelled = any(part.kind == "labels" for part in self.conditioning)
+        return self.critic.build((layout.width, *layout.grid), classes if labelled else 0)
 
     @classmethod
     def tiny(cls) -> Config:

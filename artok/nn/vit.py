@@ -58,22 +58,58 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
+class CrossAttention(nn.Module):
+    """Attention of tokens (B, N, W) to the entries (B, L, E) of a context, to be added to the tokens; zero at first.
+
+    As in PixArt (Chen et al. 2023, arXiv 2310.00426, section 2.3) and Stable Diffusion (Rombach et al. 2022, section
+    3.3), with a norm before it.
+    """
+
+    def __init__(self, width: int, context: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(context, 2 * width)
+        self.out = ZeroLinear(width, width)
+
+    def forward(self, x_BNW: Tensor, entries_BLE: Tensor | None, mask_BL: Tensor | None) -> Tensor:
+        """mask_BL: bool, where the context has entries; None for everywhere."""
+        assert entries_BLE is not None
+        q = self.query(self.norm(x_BNW)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.key_value(entries_BLE).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mask = None if mask_BL is None else mask_BL[:, None, None]
+        return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+
 class ConditionedBlock(nn.Module):
     """DiT's block: norms without weights, shifted, scaled and gated by the condition, all starting at zero, so that the
-    block starts as the identity (Peebles and Xie 2023, arXiv 2212.09748, section 3.2, adaLN-Zero)."""
+    block starts as the identity (Peebles and Xie 2023, arXiv 2212.09748, section 3.2, adaLN-Zero).
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    cross: with cross-attention to the entries of a context between the two branches.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, cross: bool = False) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
         self.attention = BiasedAttention(width, heads)
         self.feed_forward_norm = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
         self.feed_forward = feed_forward(width, hidden, "tanh")
         self.modulation = nn.Sequential(nn.SiLU(), ZeroLinear(width, 6 * width))
+        self.cross = CrossAttention(width, width, heads) if cross else None
 
-    def forward(self, x_BNW: Tensor, condition_BW: Tensor) -> Tensor:
+    def forward(
+        self,
+        x_BNW: Tensor,
+        condition_BW: Tensor,
+        entries_BLW: Tensor | None = None,
+        mask_BL: Tensor | None = None,
+    ) -> Tensor:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition_BW)[:, None].chunk(6, dim=-1)
         h = self.attention(modulate(self.attention_norm(x_BNW), shift_1, scale_1))
         x_BNW = torch.addcmul(x_BNW, gate_1, h)
+        if self.cross is not None:
+            x_BNW = x_BNW + self.cross(x_BNW, entries_BLW, mask_BL)
         h = self.feed_forward(modulate(self.feed_forward_norm(x_BNW), shift_2, scale_2))
         return torch.addcmul(x_BNW, gate_2, h)
 

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from artok.layout import GUIDED, Condition
-from artok.sampling.settings import Sampling
+from artok.errors import ConfigError
+from artok.layout import Condition, Text
+from artok.sampling.settings import GuidedPart, Sampling
 
 
 class Guidance:
     """Guidance in one sampling: both halves as one batch, and the scale at each step.
 
-    condition: B rows, or with guidance 2B, the second half of which is unconditional.
+    condition: B rows, or with guidance 2B, the second half of which is unconditional: without the parts
+    `sampling.cfg_parts`, and with the negative texts, where there are some. ConfigError: as in `append_unconditional`.
     """
 
     def __init__(self, condition: Condition, sampling: Sampling, steps: int) -> None:
         self.sampling, self.steps, self.guides = sampling, steps, sampling.guides
-        self.condition = append_unconditional(condition) if self.guides else condition
+        parts = sampling.cfg_parts
+        self.condition = append_unconditional(condition, parts) if self.guides else condition
 
     def repeat(self, x: Tensor) -> Tensor:
         """Repeat (B, ...) for both halves, (2B, ...); unchanged without guidance."""
@@ -34,13 +39,24 @@ class Guidance:
         return guide(output, self.scale(step)) if self.guides else output
 
 
-def append_unconditional(condition: Condition) -> Condition:
-    """The rows of a condition (B), then the same rows with labels and text dropped: 2B."""
+def append_unconditional(condition: Condition, parts: Sequence[GuidedPart]) -> Condition:
+    """The rows of a condition (B), then the same rows with `parts` dropped: 2B. The second half hears the negative
+    texts, where there are some.
+
+    ConfigError: there are negative texts, and `parts` keep the text.
+    """
+    negative = condition.negative
+    if negative is not None and "text" not in parts:
+        raise ConfigError("negative prompts take the place of the text that guidance drops; name text in cfg_parts")
     rows = torch.arange(2 * len(condition), device=condition.device)
-    both = condition[rows % len(condition)]
-    for part in GUIDED:
+    both = replace(condition, negative=None)[rows % len(condition)]
+    for part in parts:
         both = both.dropped(part, rows >= len(condition))
-    return both
+    if negative is None:
+        return both
+    told = condition.text or Text(torch.zeros_like(negative.values), torch.zeros_like(negative.mask))
+    values, mask = torch.cat([told.values, negative.values]), torch.cat([told.mask, negative.mask])
+    return replace(both, text=Text(values, mask))
 
 
 def guide(output: Tensor, scale: float, width: int | None = None) -> Tensor:

@@ -11,9 +11,12 @@ from artok.config import Config
 from artok.noise import Seed
 from artok.sampling.solvers import SolverName
 
-GUIDANCE = frozenset({"cfg_scale", "cfg_schedule", "cfg_power", "cfg_interval"})  # what every guided family reads
+GUIDANCE = frozenset(  # what every guided family reads
+    {"cfg_scale", "cfg_schedule", "cfg_power", "cfg_interval", "cfg_parts"}
+)
 DRAWS = frozenset({"temperature", "top_k", "top_p"})  # what every family of codes reads
 
+GuidedPart = Literal["labels", "text", "control"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -21,7 +24,8 @@ class Sampling(Config):
     """The `sampling:` section.
 
     cfg_scale: classifier-free guidance, uncond + cfg_scale * (cond - uncond); 1 is off. cfg_schedule: of the scale over
-    the steps, from 1 to `cfg_scale`. cfg_interval: start and end of the guided steps, as shares of all.
+    the steps, from 1 to `cfg_scale`. cfg_interval: start and end of the guided steps, as shares of all. cfg_parts: the
+    parts of the condition that its unconditional half does not hear.
     eta: DDIM's share of DDPM's noise. choice_temperature: of the Gumbel noise on the confidences of masked generation
     (4.5 in MaskGIT's code).
     jump_length, jump_n_sample: of RePaint, for known tokens of a diffusion that was not trained with masks: how many
@@ -34,6 +38,7 @@ class Sampling(Config):
     cfg_schedule: Literal["constant", "linear", "cosine"] = "constant"
     cfg_power: float = Field(1.0, gt=0, description="power of the cosine schedule")
     cfg_interval: tuple[float, float] = (0.0, 1.0)
+    cfg_parts: tuple[GuidedPart, ...] = Field(("labels", "text"), min_length=1)
     temperature: float = Field(1.0, ge=0, description="0 takes the most likely token")
     truncation: float | None = Field(None, gt=0, description="largest number in a GAN's latents")
     top_k: int | None = Field(None, ge=1)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from artok.conditioning import labels, text
 from artok.config import find, kinds
 from artok.generators.base import AdversarialGenerator, Generator, GeneratorConfig
-from artok.layout import Condition, Tokens, last
+from artok.generators.networks.base import NetworkConfig
+from artok.layout import Condition, Text, Tokens, last
 from artok.noise import Noise
 from artok.sampling.settings import Sampling
 from artok.tokenizers.base import Tokenizer, TokenizerConfig
@@ -41,6 +46,58 @@ PAIRS = [
     if config_of(kind).refuse(tokenizer(name).layout) is None
 ]
 ONE_EACH = list({kind: (kind, name) for kind, name in reversed(PAIRS)}.values())  # a tokenizer a kind
+
+
+HEARINGS = ("labels", "text", "labels+text")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A generator's config on a tokenizer, and the parts of a condition that it is given."""
+
+    config: GeneratorConfig
+    tokenizer: str
+    hears: str
+
+    @property
+    def codec(self) -> Tokenizer:
+        return tokenizer(self.tokenizer)
+
+    def build(self) -> Generator:
+        torch.manual_seed(0)
+        generator = self.config.build(self.codec.layout, CLASSES).eval()
+        randomise_zeros(generator)
+        return generator
+
+    def condition(self, count: int) -> Condition:
+        given = condition(count).labels if "labels" in self.hears else None
+        return Condition(labels=given, text=texts(count) if "text" in self.hears else None)
+
+
+def hearing(config: GeneratorConfig, hears: str) -> GeneratorConfig:
+    """The config with the conditioning that `hears` names; a family's own text part where it has one."""
+    told = next((part for part in config.conditioning if part.kind == "text"), text.Config.tiny())
+    parts = {"labels": config.conditioning, "text": (told,), "labels+text": (labels.Config(), told)}
+    return config.model_copy(update={"conditioning": parts[hears]})
+
+
+def networks() -> Iterator[tuple[str, NetworkConfig]]:
+    """Every network of diffusion, in every way of hearing a text that it offers."""
+    for kind in kinds("generators.networks"):
+        tiny = find("generators.networks", kind).tiny()
+        assert isinstance(tiny, NetworkConfig)
+        ways = type(tiny).model_fields.get("text_attention")
+        for way in get_args(ways.annotation) if ways else ():
+            yield f"{kind}-{way}", tiny.model_copy(update={"text_attention": way, "depth": 2})
+        if ways is None:
+            yield kind, tiny
+
+
+def texts(count: int, seed: int = 0) -> Text:
+    """Texts of 6, 3, 1, 4, 6, ... ids, and other ids where they have none."""
+    random = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([6, 3, 1, 4])[torch.arange(count) % 4]
+    return Text(torch.randint(1, 300, (count, 6), generator=random), torch.arange(6) < lengths[:, None])
 
 
 def randomise_zeros(module: nn.Module) -> nn.Module:
@@ -89,13 +146,30 @@ def assert_same(made: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(made, wanted, rtol=0, atol=atol)
 
 
-def total_loss(generator: Generator, codec: Tokenizer, tokens: Tokens, seed: int = 0) -> torch.Tensor:
+def total_loss(
+    generator: Generator, codec: Tokenizer, tokens: Tokens, seed: int = 0, given: Condition | None = None
+) -> torch.Tensor:
     """The sum of the training losses, of an adversarial generator against a fresh critic."""
     if isinstance(generator, AdversarialGenerator):
-        kind = type(generator).__module__.rpartition(".")[2]
+        config = generator.config
+        assert isinstance(config, GeneratorConfig)
         torch.manual_seed(1)
-        critic = config_of(kind).build_critic(codec.layout, CLASSES)
+        critic = config.build_critic(codec.layout, CLASSES)
         assert critic is not None
         generator.attach_critic(critic)
-    losses = generator(tokens, condition(len(tokens)), noise(len(tokens), seed), codec)
+    given = condition(len(tokens)) if given is None else given
+    losses = generator(tokens, given, noise(len(tokens), seed), codec)
     return torch.stack(list(losses.values())).sum()
+
+
+CASES = {
+    f"{kind}-{hears}": Case(hearing(config_of(kind), hears), name, hears)
+    for kind, name in ONE_EACH
+    for hears in HEARINGS
+} | {
+    f"diffusion-{name}": Case(
+        hearing(config_of("diffusion").model_copy(update={"network": network}), "text"), "conv", "text"
+    )
+    for name, network in networks()
+}
+TEXTS = {name: case for name, case in CASES.items() if case.hears != "labels"}

@@ -55,7 +55,7 @@ class LearnedEncoder(TextEncoder):
         super().__init__(config.length)
         self.config, self.vocab = config, config.vocab_size
         self.embedding = nn.Embedding(config.vocab_size, width)
-        self.positions = nn.Parameter(torch.zeros(config.length, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(config.length, width))
         self.blocks = nn.ModuleList(VitBlock(width, config.heads, 4 * width) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=EPS)
         self._tokenizer: Tokenizer | None = None

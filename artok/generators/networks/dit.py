@@ -1,4 +1,4 @@
-"""The diffusion transformer (Peebles and Xie 2023, arXiv 2212.09748)."""
+"""The diffusion transformer (Peebles and Xie 2023, arXiv 2212.09748), also with attention to a text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from artok.conditioning.base import Conditioners, Context
 from artok.config import Depth
 from artok.generators.networks.base import DiffusionNetwork, NetworkConfig
 from artok.nn.gradient_checkpointing import run
+from artok.nn.joint_attention import JointBlock
 from artok.nn.patches import divides, merge_patches, patch_grid, split_patches
 from artok.nn.time import TimeEmbedding
 from artok.nn.vit import ConditionedBlock, ConditionedOutput, ZeroLinear, initialise_linear, sincos_table
@@ -32,6 +34,8 @@ class Config(NetworkConfig):
     patch_size: side of a patch in tokens; "XL/2" is size XL with patch 2.
     condition_init: deviation of the initial weights of the label and time embeddings. Published is .02; in runs of a
     few hundred steps 0.1 learns much faster.
+    text_attention: how a context of several entries, such as a text, is heard besides its pooled vector: by
+    cross-attention (PixArt), by joint attention (MM-DiT, Stable Diffusion 3), or not at all.
     """
 
     kind: Literal["dit"] = "dit"
@@ -42,6 +46,7 @@ class Config(NetworkConfig):
     mlp_ratio: float = Field(4.0, gt=0)
     patch_size: int = Field(2, ge=1)
     condition_init: float = Field(0.02, gt=0)
+    text_attention: Literal["cross", "joint", "none"] = "cross"
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Config:
@@ -95,8 +100,13 @@ class DiffusionTransformer(DiffusionNetwork):
         self.time = TimeEmbedding(hidden)
         patches = patch_grid(grid, config.patch_size)
         self.conditioner = conditioners(hidden, patches)
+        self.attention = config.text_attention if self.conditioner.length > 1 else "none"
+        inner = int(config.mlp_ratio * hidden)
         self.blocks = nn.ModuleList(
-            ConditionedBlock(hidden, heads, int(config.mlp_ratio * hidden)) for _ in range(depth)
+            JointBlock(hidden, heads, inner, last=layer == depth - 1)
+            if self.attention == "joint"
+            else ConditionedBlock(hidden, heads, inner, cross=self.attention == "cross")
+            for layer in range(depth)
         )
         self.output = ConditionedOutput(hidden, out * config.patch_size**2)
         self.positions: Tensor
@@ -118,9 +128,15 @@ class DiffusionTransformer(DiffusionNetwork):
         if self.given is not None and given_BNG is not None:
             x = x + self.given(split_patches(given_BNG, self.grid, self.patch))
         given = self.condition(times_B, context)
+        entries = context.sequence.shape[1] if self.attention == "joint" else 0
+        heard: tuple[object, ...] = ()
+        if self.attention == "cross":
+            heard = (context.sequence, context.mask)
+        elif entries:
+            x, heard = torch.cat([context.sequence.to(x.dtype), x], dim=1), (entries, context.mask)
         for block in self.blocks:
-            x = run(block, x, given, checkpoint=self.gradient_checkpointing)
-        return merge_patches(self.output(x, given[:, None]), self.grid, self.patch)
+            x = run(block, x, given, *heard, checkpoint=self.gradient_checkpointing)
+        return merge_patches(self.output(x[:, entries:], given[:, None]), self.grid, self.patch)
 
     def tokens(self, x_BND: Tensor) -> Tensor:
         """(B, patches, hidden): embedded patches at their positions."""

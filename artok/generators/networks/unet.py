@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from math import gcd
 from typing import Literal
 
 import torch
@@ -17,7 +19,9 @@ from artok.generators.networks.base import DiffusionNetwork, NetworkConfig
 from artok.nn.conv2d import Downsample, PixelAttention, Upsample, arrange, group_norm
 from artok.nn.gradient_checkpointing import run
 from artok.nn.time import TimeEmbedding
-from artok.nn.vit import ZeroLinear
+from artok.nn.vit import CrossAttention, ZeroLinear
+
+HEAD_WIDTH = 64  # of cross-attention
 
 
 class Config(NetworkConfig):
@@ -25,7 +29,8 @@ class Config(NetworkConfig):
 
     base_channels times each multiplier gives the channels of a level, finest first; each level halves the sides.
     num_res_blocks: residual blocks per level on the way down; one more on the way up. attention_resolutions: levels
-    with attention, 0 being the finest; the middle always has it.
+    with attention, 0 being the finest; the middle always has it. Where the context has several entries, such as a
+    text, each attention is followed by cross-attention to them (Rombach et al. 2022, section 3.3).
     """
 
     kind: Literal["unet"] = "unet"
@@ -78,15 +83,24 @@ def zero_convolution(channels: int, out_channels: int, bias: bool = True) -> nn.
 
 
 class Stage(nn.Module):
-    """A residual block, with attention if wanted."""
+    """A residual block, with attention if wanted. hears: with cross-attention beside it, to entries as wide as the
+    condition."""
 
-    def __init__(self, channels: int, out_channels: int, condition: int, attention: bool, groups: int) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, condition: int, attention: bool, groups: int, hears: bool
+    ) -> None:
         super().__init__()
         self.block = ConditionedResidual(channels, out_channels, condition, groups)
         self.attention = PixelAttention(out_channels, groups) if attention else nn.Identity()
+        heads = gcd(out_channels, max(1, out_channels // HEAD_WIDTH))
+        self.cross = CrossAttention(out_channels, condition, heads) if attention and hears else None
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        return self.attention(self.block(x, condition))
+    def forward(self, x: Tensor, condition: Tensor, entries_BLE: Tensor, mask_BL: Tensor | None) -> Tensor:
+        x = self.attention(self.block(x, condition))
+        if self.cross is None:
+            return x
+        pixels = rearrange(x, "b c h w -> b (h w) c")
+        return x + rearrange(self.cross(pixels, entries_BLE, mask_BL), "b (h w) c -> b c h w", h=x.shape[2])
 
 
 class UNet(DiffusionNetwork):
@@ -105,6 +119,8 @@ class UNet(DiffusionNetwork):
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
         condition, groups, last = 4 * config.base_channels, config.groups, len(widths) - 1
         self.time, self.conditioner = TimeEmbedding(condition), conditioners(condition, grid)
+        hears = self.conditioner.length > 1
+        stage = partial(Stage, condition=condition, groups=groups, hears=hears)
         self.input = nn.Conv2d(width, config.base_channels, 3, padding=1)
         self.map = nn.Conv2d(condition, config.base_channels, 1) if self.conditioner.gives_map else None
         self.given: nn.Conv2d | None = None
@@ -112,20 +128,18 @@ class UNet(DiffusionNetwork):
         channels, kept = config.base_channels, [config.base_channels]
         for index, wide in enumerate(widths):
             for _ in range(config.num_res_blocks):
-                self.down.append(Stage(channels, wide, condition, index in config.attention_resolutions, groups))
+                self.down.append(stage(channels, wide, attention=index in config.attention_resolutions))
                 channels = wide
                 kept.append(channels)
             if index < last:
                 self.down.append(Downsample(channels))
                 kept.append(channels)
         self.middle = nn.ModuleList(
-            [Stage(channels, channels, condition, True, groups), Stage(channels, channels, condition, False, groups)]
+            [stage(channels, channels, attention=True), stage(channels, channels, attention=False)]
         )
         for index, wide in reversed(list(enumerate(widths))):
             for _ in range(config.num_res_blocks + 1):
-                self.up.append(
-                    Stage(channels + kept.pop(), wide, condition, index in config.attention_resolutions, groups)
-                )
+                self.up.append(stage(channels + kept.pop(), wide, attention=index in config.attention_resolutions))
                 channels = wide
             if index:
                 self.up.append(Upsample(channels))
@@ -136,7 +150,7 @@ class UNet(DiffusionNetwork):
         self.given = zero_convolution(width, self.input.out_channels, bias=False)
 
     def forward(self, x_BND: Tensor, times_B: Tensor, context: Context, given_BNG: Tensor | None = None) -> Tensor:
-        given = self.time(times_B) + context.pooled
+        given = self.time(times_B) + context.pooled, context.sequence, context.mask
         x = self.input(arrange(x_BND.transpose(1, 2).unflatten(2, self.grid)))
         if self.map is not None and context.spatial is not None:
             x = x + self.map(context.spatial)
@@ -144,13 +158,13 @@ class UNet(DiffusionNetwork):
             x = x + self.given(arrange(given_BNG.transpose(1, 2).unflatten(2, self.grid)))
         states = [x]
         for layer in self.down:
-            x = run(layer, x, given, checkpoint=self.gradient_checkpointing) if isinstance(layer, Stage) else layer(x)
+            x = run(layer, x, *given, checkpoint=self.gradient_checkpointing) if isinstance(layer, Stage) else layer(x)
             states.append(x)
         for layer in self.middle:
-            x = run(layer, x, given, checkpoint=self.gradient_checkpointing)
+            x = run(layer, x, *given, checkpoint=self.gradient_checkpointing)
         for layer in self.up:
             if isinstance(layer, Stage):
-                x = run(layer, torch.cat([x, states.pop()], dim=1), given, checkpoint=self.gradient_checkpointing)
+                x = run(layer, torch.cat([x, states.pop()], dim=1), *given, checkpoint=self.gradient_checkpointing)
             else:
                 x = layer(x)
         return rearrange(self.output(F.silu(self.norm_out(x))), "b d h w -> b (h w) d")
