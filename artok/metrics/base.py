@@ -32,7 +32,8 @@ class EvalBatch:
         real_predicted (B,) int64, the extractor's class of each image.
     What the model made, B rows of their own (reconstructions count when there are no samples):
         samples (B, C, H, W) uint8; conditions (B,) int64, the class asked for; prompts, the B texts asked for;
-        controls (B, c, H, W) uint8, the maps asked for; made_controls, as many maps of the samples; fake_features (B, D) float32; fake_predicted (B,) int64.
+        controls (B, c, H, W) uint8, the maps asked for; made_controls, as many maps of the samples;
+        fake_features (B, D) float32; fake_predicted (B,) int64.
     Training images, for comparison:
         train_images (B, C, H, W) uint8, in batches after all samples and held-out images; train_log_likelihood (B,)
         float64.
@@ -96,7 +97,7 @@ class MetricContext:
     layout: of the tokens, for metrics of codes and likelihoods. extractor: its name, which names what is computed from
     its features. seed: for metrics that draw subsets. modes: (M,) float64 probabilities of the data's modes, where they
     are known and are the extractor's classes. train_images: how many the data have, where a metric may be shown a part.
-    control: what the maps that were asked for show, such as edges. device: where large products of float64 are computed.
+    control: the kind of the maps that were asked for. device: where large products of float64 are computed.
     """
 
     layout: TokenLayout | None = None
