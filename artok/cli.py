@@ -127,7 +127,9 @@ def sample(
     prompt: Annotated[list[str] | None, typer.Option(help="what an image is to show; may be repeated")] = None,
     prompts: Annotated[Path | None, typer.Option(help="a file of prompts, one on each line")] = None,
     negative: Annotated[str | None, typer.Option(help="what guidance leads away from")] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="images per label or prompt")] = 8,
+    control: Annotated[list[Path] | None, typer.Option(help="a picture to make the control of; repeatable")] = None,
+    control_map: Annotated[list[Path] | None, typer.Option(help="a ready map as control; repeatable")] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="images per label, prompt or control")] = 8,
     cfg_scale: Annotated[float | None, typer.Option(min=0, help="classifier-free guidance; 1 is none")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, hidden=True)] = None,
     temperature: Annotated[float | None, typer.Option(min=0)] = None,
@@ -147,7 +149,8 @@ def sample(
     flags = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "cfg_scale": cfg_scale, "seed": seed}
     flags |= {"truncation": truncation, "steps": steps, "guidance": guidance}
     folder = out or Path("samples") / Path(run).name
-    images = run_sample(run, overrides or [], flags, labels, prompt or [], prompts, negative, n, batch, folder, device)
+    told = labels, prompt or [], prompts, negative, control or [], control_map or []
+    images = run_sample(run, overrides or [], flags, *told, n, batch, folder, device)
     typer.echo(f"{len(images)} images, grid.png and generation.gif are in {folder}")
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from artok.config import merge, override
 from artok.device import resolve_device
 from artok.errors import ConfigError
+from artok.evaluation.controls import read_controls
 from artok.evaluation.sample import Asked, parse_labels, read_prompts
 from artok.evaluation.sample import sample as write_samples
 from artok.pipeline import Pipeline
@@ -24,12 +25,14 @@ def sample(
     prompts: Sequence[str],
     prompt_file: Path | None,
     negative: str | None,
+    control: Sequence[Path],
+    control_maps: Sequence[Path],
     n: int,
     batch: int,
     folder: Path,
     device: str | None,
 ) -> Tensor:
-    """Write `n` images per label or prompt to a folder. Returns the images (n * labels, C, H, W) in [-1, 1].
+    """Write `n` images per label, prompt or control to a folder. Returns the images (n * labels, C, H, W) in [-1, 1].
 
     overrides: sampling settings as key=value. flags: settings by name, applied after the overrides; None is not given.
     """
@@ -38,17 +41,27 @@ def sample(
     settings = pipeline.settings(changes)
     progress = Progress("sample")
     texts = [*prompts, *(read_prompts(prompt_file) if prompt_file is not None else [])]
-    asked = choose(pipeline, labels, texts, negative)
+    files = [*control, *control_maps]
+    maps = read_controls(pipeline, control, control_maps)
+    asked = choose(pipeline, labels, texts, negative, tuple(path.stem for path in files), maps)
     for line in pipeline.describe_cut([*texts, *([negative] if negative else [])]):
         progress.say(line)
     return write_samples(pipeline, asked, n, settings, folder, batch, progress)
 
 
-def choose(pipeline: Pipeline, labels: str, prompts: Sequence[str], negative: str | None) -> Asked:
-    """Rows for the prompts and labels, where one label goes with all prompts; without prompts, for labels alone."""
+def choose(
+    pipeline: Pipeline,
+    labels: str,
+    prompts: Sequence[str],
+    negative: str | None,
+    files: tuple[str, ...] = (),
+    control: Tensor | None = None,
+) -> Asked:
+    """Rows for the prompts, labels and maps, where one of any goes with all others; without prompts and maps, for
+    labels alone, by default all. files: the names of the maps."""
     if not prompts and "labels" not in pipeline.generator.hears:
         raise ConfigError('this model is conditioned on text; give it one with --prompt "..."')
-    if prompts:
-        return Asked(tuple(prompts), parse_labels(labels, pipeline.classes) if labels else None, prompts, negative)
-    wanted = parse_labels(labels, pipeline.classes)
-    return Asked(tuple(pipeline.classes[label] for label in wanted), wanted, negative=negative)
+    wanted = parse_labels(labels, pipeline.classes) if labels or not (prompts or files) else None
+    texts = tuple(prompts)
+    names = max(texts, files, tuple(pipeline.classes[label] for label in wanted or ()), key=len)
+    return Asked(names, wanted, texts or None, negative, control)

@@ -26,6 +26,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from artok.errors import DataError
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")  # AVIF from Pillow 11.3 on
 ENDINGS = (
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm"
@@ -102,6 +104,19 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno not in LASTING and not isinstance(error, FileNotFoundError | PermissionError)
     return not isinstance(error, ImportError | ValueError | MemoryError)  # no client for such a URL, an impossible path
+
+
+def read_pictures(paths: Sequence[Path], channels: int, side: int) -> Tensor:
+    """Files as (N, channels, side, side) uint8. DataError: one is missing or no picture."""
+    pixels = []
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"there is no picture {path}")
+        picture = decode(str(path), channels, side)
+        if isinstance(picture, Unreadable):
+            raise DataError(f"{path} cannot be read as a picture ({picture.reason})")
+        pixels.append(picture.pixels)
+    return torch.stack(pixels)
 
 
 def decode_all(encoded: Sequence[Encoded], channels: int, side: int) -> list[Picture | Unreadable]:

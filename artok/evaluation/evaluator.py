@@ -66,7 +66,9 @@ class Evaluator:
         reference: Reference | None = None,
     ) -> None:
         self.choice, self.reference = choice or MetricChoice(), reference
-        self.data, self.device, self.progress = data, torch.device(device), progress
+        self.data = data.model_copy(update={"control": None})  # images without the maps that may go with them
+        self.with_control = data
+        self.device, self.progress = torch.device(device), progress
         self.train_split, self.test_split = data.open("train"), data.open("test")
         progress.notes(self.train_split, self.test_split)
         self.rows = choose_of(self.test_split, MOST)
@@ -86,9 +88,11 @@ class Evaluator:
         for part in self.read_batches(split, rows, batch):
             yield part.pixels, part.labels
 
-    def read_batches(self, split: Split, rows: Tensor, batch: int | None = None) -> Iterator[Batch]:
-        """Batches of a split with uint8 images, in the order of rows."""
-        for part in read_rows(split, self.data, rows, batch or READ):
+    def read_batches(
+        self, split: Split, rows: Tensor, batch: int | None = None, data: DataConfig | None = None
+    ) -> Iterator[Batch]:
+        """Batches of a split with uint8 images, in the order of rows. data: to be read with another section."""
+        for part in read_rows(split, data or self.data, rows, batch or READ):
             yield replace(part, pixels=to_uint8(part.images))
 
     @cached_property
@@ -164,7 +168,7 @@ class Evaluator:
         """
         layout = pipeline.tokenizer.layout
         sampling = pipeline.settings({}, sampling)
-        fields = SAMPLES | self.predicted | self.prompted(pipeline) | {"train_images"}
+        fields = SAMPLES | self.predicted | self.told(pipeline) | {"train_images"}
         wanted = self.select(fields | {"log_likelihood"}, layout)
         wants_nats = any("log_likelihood" in config.build(self.subject(layout)).needs for config in wanted)
         nats = list(self.likelihoods(pipeline)) if wants_nats else []
@@ -180,7 +184,7 @@ class Evaluator:
         layout = pipeline.tokenizer.layout
         sampling = pipeline.settings({}, sampling)
         evaluation = self.evaluation(
-            self.select(SAMPLES | self.predicted | self.prompted(pipeline), layout), layout, sampling.seed
+            self.select(SAMPLES | self.predicted | self.told(pipeline), layout), layout, sampling.seed
         )
         return self.measure(pipeline, sampling, evaluation, name)
 
@@ -209,9 +213,19 @@ class Evaluator:
     def predicted(self) -> frozenset[str]:
         return PREDICTED if self.held_out.real_predicted is not None else frozenset()
 
+    def told(self, pipeline: Pipeline) -> frozenset[str]:
+        """The fields that say whether samples follow their captions and their control."""
+        return self.prompted(pipeline) | self.mapped(pipeline)
+
     def prompted(self, pipeline: Pipeline) -> frozenset[str]:
         """The fields of images made for captions, where the generator hears these."""
         return PROMPTED if "text" in pipeline.generator.hears and self.test_split.captioned else frozenset()
+
+    def mapped(self, pipeline: Pipeline) -> frozenset[str]:
+        """The fields that say whether samples follow their control."""
+        control = self.with_control.control
+        compares = "control" in pipeline.generator.hears and control is not None and not control.stored
+        return frozenset({"controls", "made_controls"}) if compares else frozenset()
 
     def subject(self, layout: TokenLayout, seed: int = 0) -> MetricContext:
         return MetricContext(
@@ -222,6 +236,7 @@ class Evaluator:
             oracle=self.test_split.oracle,
             train_images=len(self.train_split),
             device=str(self.device) if self.device.type == "cuda" else "cpu",  # others may lack float64
+            control=self.with_control.control.kind if self.with_control.control else None,
         )
 
     def select(self, fields: Set[str], layout: TokenLayout) -> list[MetricConfig]:
@@ -291,18 +306,18 @@ class Evaluator:
                 self.progress.advance(done)
 
     def samples(self, pipeline: Pipeline, sampling: Sampling) -> Iterator[EvalBatch]:
-        """Generated images, their classes shared out as those of the held-out images, or for the captions of these."""
-        labels, texts = self.asked(pipeline)
+        """Generated images, their classes shared out as those of the held-out images, or for the captions and control
+        of these."""
+        done = 0
         with self.progress.over(0, self.n):
-            for start in range(0, self.n, BATCH):
-                part = slice(start, min(start + BATCH, self.n))
-                prompts = None if texts is None else texts[part]
-                condition = pipeline.generator.condition(labels[part], prompts)
-                tokens = last(pipeline.steps(condition, sampling, first=start))
+            for asked in self.asked(pipeline):
+                condition = pipeline.generator.condition(asked.conditions, asked.prompts, control=asked.controls)
+                tokens = last(pipeline.steps(condition, sampling, first=done))
                 made = to_uint8(pipeline.decode(tokens)).cpu()
-                seen = EvalBatch(samples=made, conditions=labels[part])
-                yield seen if prompts is None else replace(seen, prompted=made, prompts=prompts)
-                self.progress.advance(part.stop)
+                seen = replace(asked, samples=made, made_controls=self.control_of(asked, made))
+                yield seen if asked.prompts is None else replace(seen, prompted=made)
+                done += len(made)
+                self.progress.advance(done)
 
     def unseen(self, pipeline: Pipeline, sampling: Sampling, split: Split) -> Iterator[EvalBatch]:
         """Images for captions of combinations that are held out of training."""
@@ -316,17 +331,35 @@ class Evaluator:
                 done += len(prompts)
                 self.progress.advance(done)
 
-    def asked(self, pipeline: Pipeline) -> tuple[Tensor, list[str] | None]:
-        """Labels (n,) to sample for, and for a generator that hears text as many captions."""
-        held_out = self.held_out
+    def asked(self, pipeline: Pipeline) -> Iterator[EvalBatch]:
+        """What to sample for, n in batches: labels, and for a generator that hears them captions and control."""
+        held_out, hears = self.held_out, pipeline.generator.hears
         assert held_out.labels is not None
-        if "text" in pipeline.generator.hears and held_out.prompts is not None:
-            rows = torch.arange(self.n) % len(held_out.labels)
-            if self.n < len(held_out.labels):
-                rows = choose_rows(len(held_out.labels), self.n)
-            return held_out.labels[rows], [held_out.prompts[row] for row in rows.tolist()]
-        counts = class_counts(held_out.labels, self.n)
-        return torch.arange(len(counts)).repeat_interleave(counts), None
+        if not hears & {"text", "control"}:
+            counts = class_counts(held_out.labels, self.n)
+            for labels in torch.arange(len(counts)).repeat_interleave(counts).split(BATCH):
+                yield EvalBatch(conditions=labels)
+            return
+        if "control" in hears and self.with_control.control is None:
+            raise ConfigError("the generator hears control, and the data give none; set data.control")
+        rows = torch.arange(self.n) % len(held_out.labels)
+        if self.n < len(held_out.labels):
+            rows = choose_rows(len(held_out.labels), self.n)
+        for part in rows.split(BATCH):
+            told = held_out.prompts
+            texts = None if told is None or "text" not in hears else [told[row] for row in part.tolist()]
+            maps = self.maps(part) if "control" in hears else None
+            yield EvalBatch(conditions=held_out.labels[part], prompts=texts, controls=maps)
+
+    def maps(self, rows: Tensor) -> Tensor | None:
+        """The control (B, ...) uint8 of held-out images, numbered as in `held_out`."""
+        (batch,) = self.read_batches(self.test_split, self.rows[rows], BATCH, self.with_control)
+        return batch.control
+
+    def control_of(self, asked: EvalBatch, made: Tensor) -> Tensor | None:
+        """The maps of generated images, where maps are made of images and were asked for."""
+        control = self.with_control.control
+        return None if asked.controls is None or control is None or control.stored else control.compute(made)
 
     @torch.no_grad()
     def likelihoods(self, pipeline: Pipeline) -> Iterator[EvalBatch]:
@@ -334,12 +367,12 @@ class Evaluator:
         mark = fingerprint(pipeline.tokenizer)
         for held_out in (True, False):
             name: SplitName = "test" if held_out else "train"
-            cache = open_or_encode(pipeline.tokenizer, mark, self.data, name, 1, None, self.device, self.progress)
+            data = self.with_control if "control" in pipeline.generator.hears else self.data
+            cache = open_or_encode(pipeline.tokenizer, mark, data, name, 1, None, self.device, self.progress)
             for batch in evaluation_tokens(cache, BATCH, self.n):
                 batch = batch.to(self.device)
-                nats = pipeline.generator.log_likelihood(
-                    batch.tokens, pipeline.generator.condition(batch.labels, batch.texts), pipeline.tokenizer
-                )
+                condition = pipeline.generator.condition(batch.labels, batch.texts, control=batch.control)
+                nats = pipeline.generator.log_likelihood(batch.tokens, condition, pipeline.tokenizer)
                 if nats is None:
                     return
                 yield EvalBatch(log_likelihood=nats.cpu()) if held_out else EvalBatch(train_log_likelihood=nats.cpu())

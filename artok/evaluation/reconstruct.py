@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from artok.data.pictures import Unreadable, decode
-from artok.errors import DataError, RunError
+from artok.data.pictures import read_pictures
+from artok.errors import RunError
 from artok.images import from_uint8, to_pil, to_uint8
 from artok.layout import Tokens
 from artok.metrics.reconstruction import psnr, ssim
@@ -41,15 +41,7 @@ def reconstruct(tokenizer: Tokenizer, paths: Sequence[Path], folder: Path) -> li
     """
     layout = tokenizer.layout
     channels, side = layout.image[0], layout.image[-1]
-    pixels = []
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"there is no picture {path}")
-        picture = decode(str(path), channels, side)
-        if isinstance(picture, Unreadable):
-            raise DataError(f"{path} cannot be read as a picture ({picture.reason})")
-        pixels.append(picture.pixels)
-    originals = torch.stack(pixels)
+    originals = read_pictures(paths, channels, side)
     device = next(tokenizer.parameters(), originals).device  # pixels have no parameters
     tokens = tokenizer.encode(from_uint8(originals).to(device))
     decoded = to_uint8(tokenizer.decode(tokens)).cpu()

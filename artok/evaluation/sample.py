@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from artok.errors import ConfigError, RunError, shorten
-from artok.images import grid, save_gif, to_pil
+from artok.images import grid, put_first, save_gif, to_pil
 from artok.layout import Condition, Tokens
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
@@ -42,18 +42,19 @@ def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
 
 @dataclass(frozen=True)
 class Asked:
-    """What to sample for. names: of each row, for its files. labels, prompts, negative: as in `Pipeline.condition`."""
+    """What to sample for. names: of each row, for its files. Others: as in `Pipeline.condition`."""
 
     names: tuple[str, ...]
     labels: Sequence[int] | None = None
     prompts: Sequence[str] | None = None
     negative: str | None = None
+    control: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def condition(self, pipeline: Pipeline, n: int = 1) -> Condition:
-        return pipeline.condition(self.labels, n, self.prompts, self.negative)
+        return pipeline.condition(self.labels, n, self.prompts, self.negative, self.control)
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -83,8 +84,8 @@ def sample(
     batch: int = 64,
     progress: Progress | None = None,
 ) -> Tensor:
-    """`n` images for each row of `asked` into `folder`: one PNG each, `grid.png` with a row each, `generation.gif`;
-    prompts also as `prompts.txt`.
+    """`n` images for each row of `asked` into `folder`: one PNG each, `grid.png` with a row each, its control first,
+    and `generation.gif`; prompts also as `prompts.txt`.
 
     The GIF shows the first image of every row, up to 64. Returns the images (n * rows, C, H, W) in [-1, 1].
     """
@@ -104,7 +105,11 @@ def sample(
         for index, image in enumerate(made):
             to_pil(image).save(folder / f"{index:05d}-{file_name(asked.names[index // n])}.png")
         scale = max(1, 64 // made.shape[-1])
-        grid(made, columns=n if len(asked) > 1 else None, scale=scale).save(folder / "grid.png")
+        if condition.control is not None:
+            sheet = grid(put_first(condition.control[::n].cpu(), made), columns=n + 1, scale=scale)
+        else:
+            sheet = grid(made, columns=n if len(asked) > 1 else None, scale=scale)
+        sheet.save(folder / "grid.png")
         save_gif(generation_frames(pipeline, condition[::n][:64], sampling, n, scale), folder / "generation.gif")
         if asked.prompts is not None:
             write_text(folder / "prompts.txt", "".join(f"{prompt}\n" for prompt in asked.prompts))

@@ -33,7 +33,8 @@ class EvalBatch:
         real_predicted (B,) int64, the extractor's class of each image.
     What the model made, B rows of their own (reconstructions count when there are no samples):
         samples (B, C, H, W) uint8; conditions (B,) int64, the class asked for; fake_features (B, D) float32;
-        fake_predicted (B,) int64.
+        fake_predicted (B,) int64; controls (B, c, H, W) uint8, the maps asked for; made_controls, as many maps of the
+        samples.
     What the model made for texts, which may be the same samples or reconstructions:
         prompted (B, C, H, W) uint8; prompts, B texts; unseen (B,) bool, where they are of combinations held out of
         training.
@@ -51,6 +52,8 @@ class EvalBatch:
     real_predicted: Tensor | None = None
     samples: Tensor | None = None
     conditions: Tensor | None = None
+    controls: Tensor | None = None
+    made_controls: Tensor | None = None
     fake_features: Tensor | None = None
     fake_predicted: Tensor | None = None
     prompted: Tensor | None = None
@@ -101,7 +104,7 @@ class MetricContext:
     its features. seed: for metrics that draw subsets. modes: (M,) float64 probabilities of the data's modes, where they
     are known and are the extractor's classes. oracle: what checks captions in images, where the data have one.
     train_images: how many the data have, where a metric may be shown a part. device: where large products of float64
-    are computed.
+    are computed. control: the kind of the maps that were asked for.
     """
 
     layout: TokenLayout | None = None
@@ -111,6 +114,7 @@ class MetricContext:
     oracle: Oracle | None = None
     train_images: int | None = None
     device: str = "cpu"
+    control: str | None = None
 
     def require_layout(self, metric: str) -> TokenLayout:
         if self.layout is None:

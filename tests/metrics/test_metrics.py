@@ -79,6 +79,8 @@ def everything(count=12):
         prompted=pictures(13, count),
         prompts=[f"text {row}" for row in range(count)],
         unseen=torch.zeros(count, dtype=torch.bool),
+        controls=pictures(13, count, (1, 12, 12)) // 250,
+        made_controls=pictures(14, count, (1, 12, 12)) // 250,
         fake_features=normal(9, count, 4).float(),
         fake_predicted=integers(10, 3, count),
         train_images=pictures(11, count),
