@@ -275,12 +275,15 @@ class StoredCaptions:
 
 @dataclass
 class TokenBatch:
-    """tokens: of B images. labels: (B,) int64. positions: (B,) int64, images seen before. captions: of the images."""
+    """tokens: of B images. labels: (B,) int64. positions: (B,) int64, images seen before. captions: of the images.
+    known: what a mask leaves of the tokens.
+    """
 
     tokens: Tokens
     labels: Tensor
     positions: Tensor
     captions: Captions | None = None
+    known: Tokens | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -292,10 +295,13 @@ class TokenBatch:
 
     def __getitem__(self, rows: slice) -> TokenBatch:
         captions = None if self.captions is None else self.captions[rows]
-        return TokenBatch(self.tokens[rows], self.labels[rows], self.positions[rows], captions)
+        known = None if self.known is None else self.known[rows]
+        return TokenBatch(self.tokens[rows], self.labels[rows], self.positions[rows], captions, known)
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        return TokenBatch(self.tokens.to(device), self.labels.to(device), self.positions.to(device), self.captions)
+        known = None if self.known is None else self.known.to(device)
+        rows = self.tokens.to(device), self.labels.to(device), self.positions.to(device)
+        return TokenBatch(*rows, self.captions, known)
 
 
 class TokenLoader:
