@@ -288,7 +288,7 @@ def _load(
 class TokenBatch:
     """tokens: of B images. labels: (B,) int64. positions: (B,) int64, images seen before. captions: of the images.
 
-    control: (B, channels, *size) uint8.
+    control: (B, channels, *size) uint8. known: what a mask leaves of the tokens.
     """
 
     tokens: Tokens
@@ -296,6 +296,7 @@ class TokenBatch:
     positions: Tensor
     captions: Captions | None = None
     control: Tensor | None = None
+    known: Tokens | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -308,12 +309,14 @@ class TokenBatch:
     def __getitem__(self, rows: slice) -> TokenBatch:
         captions = None if self.captions is None else self.captions[rows]
         control = None if self.control is None else self.control[rows]
-        return TokenBatch(self.tokens[rows], self.labels[rows], self.positions[rows], captions, control)
+        known = None if self.known is None else self.known[rows]
+        return TokenBatch(self.tokens[rows], self.labels[rows], self.positions[rows], captions, control, known)
 
     def to(self, device: torch.device | str) -> TokenBatch:
         control = None if self.control is None else self.control.to(device)
+        known = None if self.known is None else self.known.to(device)
         moved = self.tokens.to(device), self.labels.to(device), self.positions.to(device)
-        return TokenBatch(*moved, self.captions, control)
+        return TokenBatch(*moved, self.captions, control, known)
 
 
 class TokenLoader:

@@ -48,6 +48,9 @@ class Experiment(Config):
         description="a section, or the run directory or hub name of a trained one"
     )
     generator: Annotated[GeneratorConfig | None, of_kind("generators"), OPEN] = None
+    init: str | None = Field(
+        None, description="a run or checkpoint whose weights a new training starts from, as far as they fit"
+    )
     losses: tuple[Annotated[LossConfig, of_kind("losses"), OPEN], ...] = (PixelLossConfig(),)
     tokens: CachedTokens = CachedTokens()
     sampling: Annotated[Sampling, FREE] = Sampling()

@@ -43,6 +43,7 @@ from artok.tokenizers.base import Tokenizer
 from artok.training import checkpoints
 from artok.training.encode import open_or_encode, store_captions
 from artok.training.experiment import Experiment, check_codebook
+from artok.training.initial import load_initial
 from artok.training.loop import Trainer
 from artok.training.monitor import FEWEST, Monitor
 from artok.training.progress import Progress
@@ -87,6 +88,8 @@ def train(
         progress.say(note)
     check()
     task = build_task(experiment, folder, accelerator, progress)
+    if experiment.init is not None and (fresh or not checkpoints.list_checkpoints(folder / "checkpoints")):
+        load_initial(task.players["model"], experiment.init, experiment.generator is not None, progress.say)
     trainer = Trainer(task, folder, accelerator, progress)
     progress.say(
         f"{experiment.name}: {count_parameters(task):,} parameters, {describe_length(experiment)}, "

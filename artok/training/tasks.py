@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -20,10 +20,12 @@ from artok.data.captions import first_captions
 from artok.data.loader import Batch, Loader, evaluation_batches
 from artok.data.order import choose_rows
 from artok.data.tokens import TokenBatch, TokenCache, TokenLoader, evaluation_tokens
+from artok.errors import ConfigError
 from artok.generators.base import AdversarialGenerator, Generator
 from artok.images import grid, put_first, to_uint8
 from artok.layout import Condition
 from artok.losses.base import AdversarialLoss, BatchContext, Comparisons, Setting
+from artok.masks import draw_masks
 from artok.metrics.base import EvalBatch, MetricContext
 from artok.metrics.codebook import Config as CodebookConfig
 from artok.metrics.features import Extractor, ExtractorConfig
@@ -263,6 +265,11 @@ class GeneratorTask(Task):
         self.saved_tokenizer = saved_tokenizer
         self.generator: Generator = experiment.generator.build(tokenizer.layout, len(facts.classes)).to(device)
         self.generator.check(experiment.sampling)
+        if self.generator.trains_known and not experiment.tokens.online:
+            raise ConfigError(
+                "this generator is trained with masks: its known tokens come from images with hidden pixels, which no "
+                "cache of tokens holds; set tokens.online=true"
+            )
         self.class_dropout = experiment.generator.class_dropout
         if self.generator.conditioner.encoder is not None:
             self.generator.conditioner.encoder.fit(self._captions())
@@ -291,9 +298,13 @@ class GeneratorTask(Task):
             return
         with Loader(self.source, self.experiment.data, batch, seed, start, rank, world) as loader:
             for images in loader:
+                pixels, known = images.images_on(self.device), None
                 with torch.no_grad():
-                    tokens = self.tokenizer.encode(images.images_on(self.device))
-                yield TokenBatch(tokens, images.labels, images.positions, images.captions, images.control)
+                    tokens = self.tokenizer.encode(pixels)
+                    if self.generator.trains_known:
+                        noise = Noise(fold("masks", seed), images.positions.to(self.device))
+                        known = self.tokenizer.encode_known(pixels, draw_masks(noise, tokens.layout))
+                yield TokenBatch(tokens, images.labels, images.positions, images.captions, images.control, known)
 
     def _captions(self) -> Iterator[str]:
         """Captions of training images, to learn a vocabulary from."""
@@ -327,6 +338,7 @@ class GeneratorTask(Task):
         noise = Noise(fold("training", self.experiment.seed), batch.positions)
         condition = self.condition(batch, self.experiment.seed)
         condition = self.generator.conditioner.drop(condition, self.class_dropout, noise)
+        condition = replace(condition, known=batch.known)
         return Step(modules["model"](batch.tokens, condition, noise, self.tokenizer))
 
     def _critic_losses(self, critic: nn.Module, batch: TokenBatch, seen: int) -> Step:

@@ -177,7 +177,7 @@ def test_a_map_of_another_size_is_refused() -> None:
 
 def test_a_control_for_a_model_of_labels_is_refused() -> None:
     model = raster.Config.tiny().build(TokenLayout(((4, 4),), 4, 16, IMAGE), CLASSES)
-    with pytest.raises(LayoutError, match="hears labels, and the condition also has control"):
+    with pytest.raises(LayoutError, match="hears known, labels, and the condition also has control"):
         model.context(mapped(1))
 
 

@@ -1,0 +1,85 @@
+"""Starts a training from the weights of another run, where they fit; `init:` of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from artok.errors import CheckpointError
+from artok.renamed import current_name
+from artok.saved import TOKENIZER, WEIGHTS, find_saved, read_saved
+from artok.weights import EXTRA, read_into, read_shapes
+
+LEAST = 0.5  # share of the model's numbers that must fit
+MOST_NAMED = 6  # tensors in a message
+INPUTS = ("input.weight", "conv_in.weight")  # first layers, which may have more channels than those they start from
+
+
+@torch.no_grad()
+def load_initial(module: nn.Module, name: str, generates: bool, say: Callable[[str], None]) -> None:
+    """Load what fits of a run, or of an imported or published checkpoint, into a tokenizer or a generator in training.
+
+    Tensors are matched by name and shape. A first layer may have more input channels: the weights of the new ones are
+    zero, so that it computes what it did. say: is told what was loaded, what is new, and what was left out.
+    CheckpointError: there is none, it holds a tokenizer where a generator is trained, or less than half of the model
+    fits.
+    """
+    folder = find_saved(name)
+    saved = read_saved(folder)
+    if generates and saved.generator is None:
+        raise CheckpointError(
+            f"init names {folder}, which holds a tokenizer, and a generator is trained; name a generator"
+        )
+    if not generates and saved.generator is not None:
+        folder = find_saved(folder / TOKENIZER)
+    path = folder / WEIGHTS
+    found = read_shapes(path)
+    shapes = {current_name(each): (each, shape) for each, (_, shape) in found.items()}
+    own = module.state_dict(keep_vars=True)
+    first = {id(tensor): each for each, tensor in reversed(own.items())}  # of shared tensors the first name only
+    places: dict[str, Tensor] = {}
+    widened: dict[str, Tensor] = {}
+    extra: dict[str, Tensor] = {}  # what modules keep beside their weights, such as the vocabulary of a text encoder
+    new, total, loaded = [], 0, 0
+    for each in reversed(first.values()):
+        tensor = own[each]
+        given, shape = shapes.get(each, ("", ()))
+        if each.rpartition(".")[2] == EXTRA:
+            if given:
+                places[given] = extra[each] = torch.empty(shape, dtype=found[given][0])
+            continue
+        if not tensor.numel():
+            continue
+        total += tensor.numel()
+        if shape == tuple(tensor.shape):
+            places[given] = tensor
+        elif each.endswith(INPUTS) and fits_wider(shape, tuple(tensor.shape)):
+            tensor.zero_()
+            places[given] = widened[each] = torch.empty(shape, dtype=tensor.dtype)
+        else:
+            new.append(f"{each} {tuple(tensor.shape)}" + (f" (there {shape})" if shape else ""))
+            continue
+        loaded += tensor.numel()
+    if loaded < LEAST * total:
+        raise CheckpointError(
+            f"init names {folder}, of which {loaded:,} of this model's {total:,} numbers fit; it is of another "
+            f"architecture{'' if not new else f', such as {new[0]}'}"
+        )
+    read_into(path, places)
+    for each, columns in widened.items():
+        own[each][:, : columns.shape[1]].copy_(columns)
+    for each, state in extra.items():
+        module.get_submodule(each.rpartition(".")[0]).set_extra_state(state)
+    unused = [given for given, _ in shapes.values() if given not in places]
+    say(f"starts from {folder}: {loaded:,} of {total:,} numbers loaded" + ("" if new or widened else ", all of them"))
+    for what, names in (("new", new), ("wider, with zeros", list(widened)), ("left out of that checkpoint", unused)):
+        if names:
+            more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+            say(f"{what}: {', '.join(names[:MOST_NAMED])}{more}")
+
+
+def fits_wider(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether a layer of one shape is one of another with fewer input channels, which come second."""
+    return len(shape) == len(wanted) > 1 and shape[1] < wanted[1] and shape[:1] + shape[2:] == wanted[:1] + wanted[2:]
