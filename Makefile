@@ -15,7 +15,7 @@ help:
 	@echo "make test    run the tests; ARGS=\"-m 'not slow'\" runs the quick part"
 	@echo "make lint    formatting, lint and types"
 	@echo "make docs    the site, into site/; warnings are errors"
-	@echo "make bench   benchmarks: loading, training, decoding with the cache"
+	@echo "make bench   benchmarks: loading; sampling and training of the families at digits size"
 
 $(INSTALLED): pyproject.toml
 	test -x $(RUN)python || $(PYTHON) -m venv $(VENV)
@@ -50,9 +50,7 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(RUN)python tools/bench_loading.py
-	$(RUN)python tools/bench_training.py
-	$(RUN)python tools/bench_decoding.py
-	$(RUN)python tools/bench_generators.py
+	$(RUN)python tools/bench.py --sizes digits $(ARGS)
 
 fuzz: $(INSTALLED)
 	$(RUN)python tools/fuzz.py $(ARGS)
