@@ -155,6 +155,33 @@ def sample(
 
 
 @app.command()
+def edit(
+    run: Run,
+    image: Annotated[Path, typer.Argument(help="the picture")],
+    overrides: SamplingSettings = None,
+    mask: Annotated[
+        str, typer.Option(help="a picture that is white where hidden; or left, right, top, bottom, outpaint, box:...")
+    ] = "left",
+    label: Annotated[str, typer.Option(help="class of the result, by number or name")] = "",
+    prompt: Annotated[str | None, typer.Option(help="what the result is to show")] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="results")] = 4,
+    feather: Annotated[float, typer.Option(min=0, max=64, help="pixels over which results fade into the known")] = 0.0,
+    cfg_scale: Annotated[float | None, typer.Option(min=0, help="classifier-free guidance; 1 is none")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    out: Out = None,
+    device: Device = None,
+) -> None:
+    """Make the hidden part of a picture anew: inpainting, outpainting, another class."""
+    from artok.commands.edit import edit as run_edit
+
+    note_unfinished(run)
+    folder = out or Path("edits") / Path(run).name
+    flags = {"cfg_scale": cfg_scale, "seed": seed}
+    made = run_edit(run, image, mask, overrides or [], flags, label, prompt, n, feather, folder, device)
+    typer.echo(f"{len(made)} results, original.png, mask.png and sheet.png are in {folder}")
+
+
+@app.command()
 def reconstruct(
     run: Run,
     images: Annotated[list[Path], typer.Argument(help="image files")],

@@ -112,6 +112,33 @@ def require_places(layout: TokenLayout) -> tuple[int, int]:
     return layout.grid[0], layout.grid[1]
 
 
+def check_mask(images: Tensor, mask: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
+    """Images (B, C, H, W) and masks (B, H, W) bool of an edit, one for each image.
+
+    ConfigError: they do not fit the model's images or each other, a mask hides nothing, everything, or a part of the
+    cell of every token, or its values are no flags.
+    """
+    cell = "x".join(str(side // cells) for side, cells in zip(layout.image[1:], require_places(layout), strict=True))
+    if tuple(images.shape[1:]) != layout.image:
+        raise ConfigError(f"the model edits images of {layout.image} (channels, *size), got {tuple(images.shape[1:])}")
+    masks = mask if mask.ndim == 3 else mask[None]
+    if mask.ndim not in (2, 3) or tuple(masks.shape[1:]) != layout.image[1:] or len(masks) not in (1, len(images)):
+        size = "x".join(map(str, layout.image[1:]))
+        raise ConfigError(f"a mask of {tuple(mask.shape)} does not go with {len(images)} images of {size} pixels")
+    if mask.dtype != torch.bool:
+        raise ConfigError(f"a mask holds True where a pixel is hidden and False elsewhere, not {mask.dtype}")
+    hidden = masks.flatten(1)
+    if not hidden.any(1).all():
+        raise ConfigError("the mask hides nothing, so nothing is to be made; hide some pixels")
+    if hidden.all(1).any():
+        raise ConfigError("the mask hides the whole image, so nothing is kept; sample a new image instead")
+    if not find_known(masks, layout).any(1).all():
+        raise ConfigError(
+            f"the mask reaches into the cell of every token ({cell} pixels), so none is known; hide fewer"
+        )
+    return images, masks.expand(len(images), -1, -1)
+
+
 def find_known(mask_BHW: Tensor, layout: TokenLayout) -> Tensor:
     """(B, N) bool: the tokens, of every scale, in whose cell no pixel is hidden."""
     require_places(layout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +17,7 @@ from artok.device import has_bfloat16
 from artok.errors import ArtokError, CheckpointError, ConfigError, shorten
 from artok.generators.base import Generator
 from artok.layout import NO_LABEL, Condition, Tokens, last
+from artok.masks import check_mask, paste
 from artok.nn.packed import CastLinear, PackedLinear, can_pack, with_linears
 from artok.noise import Noise
 from artok.sampling.settings import Precision, Sampling
@@ -114,6 +115,58 @@ class Pipeline:
             tokens = last(self.steps(condition[start : start + batch], settings, first=start))
             images.append(self.decode(tokens).cpu())
         return torch.cat(images)
+
+    def edit(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        labels: Sequence[int] | Tensor | int | None = None,
+        n: int = 1,
+        *,
+        prompts: Sequence[str] | str | None = None,
+        negative: Sequence[str] | str | None = None,
+        feather: float = 0.0,
+        cfg_scale: float | None = None,
+        seed: int | None = None,
+        sampling: Sampling | None = None,
+        batch: int = 64,
+    ) -> Tensor:
+        """Make the hidden pixels of images anew, `n` times each: (n * B, C, H, W) in [-1, 1] on the CPU, in order.
+
+        images: (B, C, H, W) in [-1, 1]. mask: (H, W) or (B, H, W) bool, True where hidden; what is there is never read.
+        labels, prompts, negative: as in `condition`, one for all images or one for each, or nothing. feather: pixels
+        around the mask over which the result fades into the known ones; 0 gives all of these back to the bit.
+        ConfigError: the images, the mask or the condition do not fit, or the model keeps no known tokens.
+        """
+        images, mask = self.check_edit(images, mask)
+        given = {"cfg_scale": cfg_scale, "seed": seed}
+        settings = self.settings({name: value for name, value in given.items() if value is not None}, sampling)
+        asked = self._nothing() if labels is None and prompts is None else self.condition(labels, 1, prompts, negative)
+        if len(asked) not in (1, len(images)):
+            raise ConfigError(f"{len(asked)} labels or prompts do not go with {len(images)} images; give one for each")
+        rows, made = torch.arange(n * len(images)) // n, list[Tensor]()
+        for part in rows.split(batch):
+            known = self.tokenizer.encode_known(images[part].to(self.device), mask[part].to(self.device))
+            condition = asked[(part if len(asked) > 1 else part * 0).to(self.device)]
+            steps = self.steps(replace(condition, known=known), settings, first=len(made) * batch)
+            made.append(self.decode(last(steps)).cpu())
+        return paste(torch.cat(made), images[rows], mask[rows], feather)
+
+    def check_edit(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The images and masks (B, H, W) of an edit, on the CPU. ConfigError: as in `edit`."""
+        if not self.generator.keeps_known:
+            kind = type(self.generator).__module__.rpartition(".")[2]
+            raise ConfigError(
+                f"a {kind} makes whole images and keeps no part of one; edit with another kind of generator"
+            )
+        return check_mask(images.cpu(), mask.cpu(), self.tokenizer.layout)
+
+    def _nothing(self) -> Condition:
+        """One row without label and text. ConfigError: the model was never trained without."""
+        if self.saved.generator is not None and self.saved.generator.class_dropout == 0:
+            raise ConfigError("this model was trained with class_dropout 0, so it needs a label or a prompt to edit")
+        texts = None if "labels" in self.generator.hears else [""]
+        return self.generator.condition(torch.full((1,), NO_LABEL), texts)
 
     def settings(self, changes: Mapping[str, object], sampling: Sampling | None = None) -> Sampling:
         """Apply changes to `sampling`, by default the pipeline's own, and check the result against the model.

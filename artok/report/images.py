@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from artok.config import dump
 from artok.data.base import Augment, DataConfig
+from artok.data.captions import first_captions
 from artok.data.loader import evaluation_batches
 from artok.evaluation.reconstruct import token_map
 from artok.evaluation.run_directory import Run
 from artok.evaluation.sample import thinned
 from artok.images import from_uint8, to_uint8
-from artok.layout import TokenLayout, Tokens
+from artok.layout import Condition, TokenLayout, Tokens
 from artok.pipeline import Pipeline
 from artok.report.data_uris import Picture, animation, strip, thin
 from artok.report.plots.codebook import codebook_plot
@@ -38,12 +39,16 @@ SIDE, NARROW = 48, 32  # CSS pixels of an image, about; narrow in sheets beside 
 
 @dataclass(frozen=True)
 class Real:
-    """Held-out images of one data set. labels: the classes shown. rows: (up to 8, C, H, W) uint8 for each of them."""
+    """Held-out images of one data set. labels: the classes shown. rows: (up to 8, C, H, W) uint8 for each of them.
+
+    captions: of the first image of each row, empty where the data have none.
+    """
 
     data: DataConfig
     classes: tuple[str, ...]
     labels: list[int]
     rows: list[Tensor]
+    captions: list[str]
 
     @property
     def names(self) -> list[str]:
@@ -68,14 +73,18 @@ def _read(data: DataConfig) -> Real:
     split = data.open("test")
     labels = thin(len(split.classes), CLASSES)
     found: dict[int, list[Tensor]] = {label: [] for label in labels}
+    said: dict[int, str] = {}
     for batch in evaluation_batches(split, data, BATCH, SEARCHED):
-        for image, label in zip(to_uint8(batch.images), batch.labels.tolist(), strict=True):
+        texts = first_captions(batch.captions) if batch.captions else [""] * len(batch)
+        for image, label, text in zip(to_uint8(batch.images), batch.labels.tolist(), texts, strict=True):
             if label in found and len(found[label]) < EACH:
                 found[label].append(image)
+                said.setdefault(label, text)
         if all(len(images) == EACH for images in found.values()):
             break
     labels = [label for label in labels if found[label]]
-    return Real(data, split.classes, labels, [torch.stack(found[label]) for label in labels])
+    rows = [torch.stack(found[label]) for label in labels]
+    return Real(data, split.classes, labels, rows, [said[label] for label in labels])
 
 
 def nearest(data: DataConfig, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,19 +182,25 @@ class GeneratorGallery:
 
 
 def show_generator(run: Run, real: Real, side: int = NARROW, device: str = "cpu") -> GeneratorGallery:
-    """Samples of the classes that `real` shows, some of them step by step, and their nearest training images.
+    """Samples of the classes that `real` shows, or for its captions, some of them step by step, and their nearest
+    training images.
 
     side: CSS pixels of a sample.
     """
     pipeline = Pipeline.from_pretrained(run.folder, device)
     sampling = pipeline.settings({**run.results.sampling, "seed": SEED})
-    labels = real.labels
-    samples = to_uint8(pipeline(labels, EACH, sampling=sampling)).split(EACH)
-    numbers, frames, steps = generate_steps(pipeline, labels, sampling)
+    hears = pipeline.generator.hears
+    labels = real.labels if "labels" in hears else None
+    prompts = [text for text in real.captions if text] if "text" in hears else []
+    if prompts:
+        real = replace(real, classes=tuple(prompts), labels=list(range(len(prompts))))
+        labels = None  # a caption may lack its class
+    samples = to_uint8(pipeline(labels, EACH, prompts=prompts or None, sampling=sampling)).split(EACH)
+    numbers, frames, steps = generate_steps(pipeline, pipeline.condition(labels, prompts=prompts or None), sampling)
     film = None
     if steps > 1:
-        text = f"{run.name} generates one image of each class: {', '.join(real.names)}"
-        film = animation(frames, text, side=SIDE, columns=math.ceil(len(labels) / 2))
+        text = f"{run.name} generates one image of each: {', '.join(real.names)}"
+        film = animation(frames, text, side=SIDE, columns=math.ceil(len(samples) / 2))
     moments = [
         (numbers[index], strip(frames[index, :UNFINISHED], _moment(real, numbers[index], steps), side=64, columns=1))
         for index in thin(len(numbers), STEPS)
@@ -201,7 +216,7 @@ def _moment(real: Real, step: int, steps: int) -> str:
 def class_rows(real: Real, rows: Sequence[Tensor], what: str, side: int) -> list[tuple[str, Picture]]:
     """A strip of images for each class, with its name. side: CSS pixels of an image."""
     return [
-        (name, strip(images, f"Class {name}: {len(images)} {what}", side))
+        (name, strip(images, f"{name}: {len(images)} {what}", side))
         for name, images in zip(real.names, rows, strict=True)
     ]
 
@@ -215,18 +230,17 @@ def closest(real: Real, rows: Sequence[Tensor], what: str) -> list[Near]:
         index = first + int(distances[first : first + len(row)].argmin())
         first += len(row)
         pair, distance = torch.stack([images[index], found[index]]), float(distances[index])
-        text = f"A {what} of class {name} above its nearest training image, {distance:.2f} apart"
+        text = f"A {what} of {name} above its nearest training image, {distance:.2f} apart"
         nears.append(Near(strip(pair, text, side=SIDE, columns=1), name, distance))
     return nears
 
 
-def generate_steps(pipeline: Pipeline, labels: Sequence[int], sampling: Sampling) -> tuple[list[int], Tensor, int]:
-    """The first image of each label while it is generated.
+def generate_steps(pipeline: Pipeline, condition: Condition, sampling: Sampling) -> tuple[list[int], Tensor, int]:
+    """The first image of each row of a condition while it is generated.
 
     Step numbers from 1, images (F, B, C, H, W) uint8 after those steps, and the number of steps.
     """
-    condition = pipeline.condition(labels)
-    samples = torch.arange(len(labels), device=pipeline.device) * EACH  # the first column of the samples
+    samples = torch.arange(len(condition), device=pipeline.device) * EACH  # the first column of the samples
     kept, steps = thinned(pipeline.steps(condition, sampling, samples=samples), 2 * FRAMES)
     chosen = [kept[index] for index in thin(len(kept), FRAMES)]
     frames = [to_uint8(pipeline.decode(tokens)).cpu() for _, tokens in chosen]

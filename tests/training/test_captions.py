@@ -101,9 +101,14 @@ def test_both_conditions_and_each_alone(tokenizer: Path, tmp_path: Path) -> None
         pipeline(labels=[0, 1], prompts=[CAPTION] * 3)
 
 
-def test_a_text_run_is_evaluated_on_held_out_captions(run: Path) -> None:
+def test_a_text_run_is_evaluated_on_held_out_captions_and_its_page_shows_them(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = evaluate(str(run), 20, "pixels", [], "cpu", Progress("test", quiet=True))
     assert any(each.name.startswith("fd") or "fd" in each.name for each in results.measurements)
+    assert artok(monkeypatch, "report", run, "--out", tmp_path / "page.html") == 0
+    caption = (shapes.Config(size=16, train=64, test=24).open("test").read([0]).captions or [])[0][0]
+    assert caption in (tmp_path / "page.html").read_text()
 
 
 def test_data_without_captions_are_refused(tokenizer: Path, tmp_path: Path) -> None:
