@@ -15,6 +15,7 @@ from artok.data.loader import Batch, choose_of, read_rows
 from artok.data.order import choose_rows
 from artok.data.tokens import evaluation_tokens
 from artok.errors import ConfigError
+from artok.evaluation.generation_cost import generation_times, generation_work
 from artok.images import from_uint8, to_uint8
 from artok.layout import TokenLayout, last
 from artok.metrics import cost
@@ -26,9 +27,7 @@ from artok.metrics.floor import class_counts, floor, largest, stratified
 from artok.metrics.reference import AgainstReference, Reference
 from artok.metrics.results import Measurement, Results
 from artok.metrics.selection import MetricChoice
-from artok.noise import Noise
 from artok.pipeline import Pipeline
-from artok.planning.op_trace import Trace
 from artok.sampling.settings import Sampling
 from artok.saved import fingerprint
 from artok.tokenizers.base import Tokenizer
@@ -43,7 +42,6 @@ SETS = frozenset({"images", "labels", "real_features", "fake_features"})  # fiel
 SAMPLES = SETS | {"samples", "conditions"}
 PROMPTED = frozenset({"prompted", "prompts"})
 PREDICTED = frozenset({"real_predicted", "fake_predicted"})
-TRACED = 4  # images of the batch whose peak memory is taken
 
 
 class Evaluator:
@@ -382,41 +380,3 @@ def choose_captions(batch: Batch) -> list[str]:
     """One caption of each image, in turn where there are several, or the empty text; none of data without captions."""
     numbered = zip(batch.positions.tolist(), batch.captions or [], strict=False)
     return [captions[position % len(captions)] if captions else "" for position, captions in numbered]
-
-
-def generation_work(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:
-    """Parameters, passes, FLOPs and memory of generating: all that does not depend on the machine."""
-    plain = sampling.model_copy(update={"dtype": "float32"})
-
-    @torch.inference_mode()
-    def work(count: int) -> None:  # on the model as it was trained: prepared weights hide what they multiply
-        noise = Noise(0, torch.arange(count, device=pipeline.device))
-        condition = pipeline.generator.conditioner.example(count, pipeline.device)
-        steps = pipeline.generator.steps(condition, plain, noise, pipeline.tokenizer)
-        pipeline.decode(last(steps))
-
-    with Trace() as trace:
-        work(TRACED)
-    return {
-        "parameters": cost.parameters(pipeline.generator),
-        "network_passes": pipeline.generator.passes(sampling),
-        "flops_per_image": cost.flops(lambda: work(1)),
-        "peak_memory_bytes_per_image": trace.peak / TRACED,
-    }
-
-
-def generation_times(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:
-    """Times of generating; this machine's, as it is now."""
-    device = pipeline.device
-    return {
-        "latency_s": cost.latency(lambda: make(pipeline, sampling, 1), device).median,
-        "throughput_images_per_s": cost.throughput(lambda: make(pipeline, sampling, BATCH), BATCH, device),
-        "best_batch": BATCH,
-    }
-
-
-def make(pipeline: Pipeline, sampling: Sampling, count: int) -> Tensor:
-    """So many images of the first class, or of a text of the largest length."""
-    condition = pipeline.generator.conditioner.example(count, pipeline.device)
-    tokens = last(pipeline.steps(condition, sampling))
-    return pipeline.decode(tokens)

@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter
 
 from artok.config import validate
-from artok.evaluation.evaluator import make
+from artok.evaluation.generation_cost import make
 from artok.metrics import cost
 from artok.noise import fold
 from artok.pipeline import Pipeline

@@ -28,7 +28,7 @@ from artok.training.interrupt import Interrupt, catch_signals
 from artok.training.log import LOG, NONFINITE, Log
 from artok.training.progress import Progress
 from artok.training.settings import Optimizer, Training
-from artok.training.tasks import Step, Task
+from artok.training.task import Step, Task
 
 
 @dataclass

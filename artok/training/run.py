@@ -48,7 +48,8 @@ from artok.training.loop import Trainer
 from artok.training.monitor import FEWEST, Monitor
 from artok.training.progress import Progress
 from artok.training.settings import settle_precision
-from artok.training.tasks import GeneratorTask, Task, TokenizerTask
+from artok.training.task import Task
+from artok.training.tasks import GeneratorTask, TokenizerTask
 
 LOCK = ".training"  # lock file of a training
 UNCAPTIONED = 0.5  # largest share of images without a caption that a text model is trained on

@@ -29,6 +29,7 @@ def test_training_hides_labels_as_often_as_class_dropout_says(share: float) -> N
     task = object.__new__(GeneratorTask)
     task.device, task.class_dropout = torch.device("cpu"), share
     task.experiment, task.tokenizer = SimpleNamespace(seed=0), None  # type: ignore[assignment]
+    task.generator = masked_codes()
     seen: list[Condition] = []
 
     class Model(nn.Module):

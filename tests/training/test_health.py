@@ -17,7 +17,7 @@ from PIL import Image
 from pyarrow import parquet
 from torch import Tensor, nn
 
-from artok.conditioning.base import Conditioners
+from artok.conditioning.base import Conditioners, ContextShape
 from artok.config import find, validate
 from artok.data import digits, hub
 from artok.data.base import Split
@@ -334,8 +334,9 @@ class Stub(Generator):
 
     def __init__(self, layout: TokenLayout, kept: int | None) -> None:
         super().__init__(layout, 10)
+        shape = ContextShape(4, layout.grid, layout.image)
         with torch.random.fork_rng():
-            self.conditioner = Conditioners((find("conditioning", "labels").tiny(),), 4, 10)  # type: ignore[arg-type]
+            self.conditioner = Conditioners((find("conditioning", "labels").tiny(),), shape, 10)  # type: ignore[arg-type]
         self.place = nn.Parameter(torch.zeros(()))
         split = digits.Config().open("train")
         self.images, self.labels, self.kept = split.images, split.labels, kept

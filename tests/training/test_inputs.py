@@ -17,7 +17,8 @@ from artok.noise import Noise, fold
 from artok.training.experiment import Experiment
 from artok.training.progress import Progress
 from artok.training.run import build_task, make_accelerator
-from artok.training.tasks import GeneratorTask, Task
+from artok.training.task import Task
+from artok.training.tasks import GeneratorTask
 
 FLIP = {"flip": True, "shift": 0.1}
 

@@ -24,7 +24,7 @@ from artok.training.log import LOG, NONFINITE, Log, read_log
 from artok.training.loop import Meter, Trainer
 from artok.training.progress import Progress
 from artok.training.run import make_accelerator
-from artok.training.tasks import Step, Stream, Task
+from artok.training.task import Step, Stream, Task
 
 EVERY = {"log_every": 32, "validate_every": 48, "monitor_every": 64, "preview_every": 32, "snapshot_every": 32}
 LINE = {"images": 96, "ema": 0.3, "optimizer": {"lr": 0.5, "schedule": "linear"}, "checkpoint_every": 80, **EVERY}

@@ -17,7 +17,7 @@ from artok.training.loop import Meter, Trainer
 from artok.training.progress import Progress
 from artok.training.run import make_accelerator
 from artok.training.settings import Optimizer, Training, settle_precision
-from artok.training.tasks import Step, Stream, Task
+from artok.training.task import Step, Stream, Task
 
 STEPS, IMAGES, EMA = 3, 48, 0.15
 MODEL = {"lr": 0.1, "betas": (0.5, 0.8), "eps": 0.05, "weight_decay": 0.3, "grad_clip": 2.0, "min_lr_ratio": 0.1}

@@ -157,7 +157,9 @@ def test_likelihoods_in_evaluation(data: folder.Config, task: TokenizerTask) -> 
         labels.append(condition.labels)
         return torch.zeros(len(condition.labels))
 
-    generator = SimpleNamespace(log_likelihood=watched, condition=lambda labels, texts: Condition(labels))
+    generator = SimpleNamespace(
+        log_likelihood=watched, condition=lambda labels, texts, control=None: Condition(labels), hears={"labels"}
+    )
     pipeline: Any = SimpleNamespace(tokenizer=task.tokenizer.eval(), generator=generator)
     assert sum(1 for _ in evaluator.likelihoods(pipeline)) == 2
     for each in labels:

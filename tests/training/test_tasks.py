@@ -183,7 +183,7 @@ def test_without_a_likelihood_the_loss_is_taken_at_fixed_noise(
     task: GeneratorTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Losses(nn.Module):
-        def condition(self, labels: Tensor, texts: None) -> Condition:
+        def condition(self, labels: Tensor, texts: None, control: None) -> Condition:
             return Condition(labels)
 
         def log_likelihood(self, tokens: Tokens, condition: Condition, codec: object) -> None:

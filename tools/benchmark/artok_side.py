@@ -135,7 +135,8 @@ def training_step(experiment: Experiment, case: dict[str, Any]) -> Callable[[], 
     from artok.data.tokens import TokenBatch
     from artok.training.loop import Meter, Trainer
     from artok.training.progress import Progress
-    from artok.training.tasks import GeneratorTask, Task, TokenizerTask
+    from artok.training.task import Task
+    from artok.training.tasks import GeneratorTask, TokenizerTask
 
     batch = case["batch"] or experiment.training.global_batch
     training = experiment.training.model_copy(update={"global_batch": batch})

@@ -293,7 +293,7 @@ def dit(fixture: Fixture) -> dict[str, Tensor]:
 def dit_network(fixture: Fixture, built: LatentDiffusion) -> dict[str, Tensor]:
     io, network = fixture.io, built.network
     x, null = sequence(io["x"]), built.context(Condition(torch.full_like(io["y"], built.classes)))
-    guided = Guided(built, Condition(io["y"]), Sampling(cfg_scale=fixture.about["cfg_scale"]), 1)(x, io["t"])
+    guided = Guided(built, Condition(io["y"]), Sampling(cfg_scale=fixture.about["cfg_scale"]), 1, None)(x, io["t"])
     without, acted = network(x, io["t"], null), built.config.guided_channels or built.layout.width
     other = torch.cat([guided[..., :acted], without[..., acted:]], dim=-1)
     plain = network(x, io["t"], built.context(Condition(io["y"])))
@@ -322,7 +322,7 @@ def dit_chains(fixture: Fixture, built: LatentDiffusion) -> dict[str, Tensor]:
 
     for name, (solver, clip, options) in CHAINS.items():
         spaced(built, timestep_spacing=SPACING[solver], clip_sample=clip)
-        guided = Guided(built, labels, Sampling(cfg_scale=fixture.about["cfg_scale"]), len(noises))
+        guided = Guided(built, labels, Sampling(cfg_scale=fixture.about["cfg_scale"]), len(noises), None)
         states = run(guided, solver, replace(options, variance=own.variance))
         found[f"{name}_traj"] = torch.stack([x for x, _ in states])
         found[f"{name}_final"] = states[-1][0]
