@@ -200,7 +200,7 @@ class Text:
 NO_LABEL = -1  # in `Condition.labels`: this row has no label
 
 ConditionPart: TypeAlias = Literal["labels", "text", "known", "control"]
-GUIDED: tuple[ConditionPart, ...] = ("labels", "text")  # the parts that the unconditional half of guidance drops
+GUIDED: tuple[Literal["labels", "text"], ...] = ("labels", "text")  # the parts that guidance drops by default
 
 
 @dataclass(frozen=True)

@@ -190,8 +190,13 @@ def read_weights(module: nn.Module, path: Path) -> None:
             holder, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(holder), leaf, real[id(tensor)])
     read_into(path, {name: real[id(own[current_name(name)])] for name in shapes})
-    for name in extra:
-        module.get_submodule(name.rpartition(".")[0]).set_extra_state(own[name])
+    set_extra_states(module, {name: own[name] for name in extra})
+
+
+def set_extra_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
+    """Give submodules back what they keep beside their tensors. states: by keys of the module's state dict."""
+    for name, state in states.items():
+        module.get_submodule(name.rpartition(".")[0]).set_extra_state(state)
 
 
 def _with_memory(tensor: Tensor) -> Tensor:

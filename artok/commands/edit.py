@@ -7,12 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from artok.config import merge, override
-from artok.device import resolve_device
+from artok.commands.sample import open_pipeline
 from artok.errors import ConfigError
 from artok.evaluation.edit import read_edit, write_edit
 from artok.evaluation.sample import parse_labels
-from artok.pipeline import Pipeline
 
 
 def edit(
@@ -30,11 +28,9 @@ def edit(
 ) -> Tensor:
     """Make the hidden part of a picture anew, `n` times, into a folder. Returns the results (n, C, H, W) in [-1, 1].
 
-    overrides, flags: as of `artok.commands.sample.sample`. label: a class by number or name, empty for none.
+    overrides, flags, device: as in `open_pipeline`. label: a class by number or name, empty for none.
     """
-    pipeline = Pipeline.from_pretrained(run, resolve_device(device))
-    changes = merge(override({}, overrides), {key: value for key, value in flags.items() if value is not None})
-    settings = pipeline.settings(changes)
+    pipeline, settings = open_pipeline(run, overrides, flags, device)
     labels = parse_labels(label, pipeline.classes) if label else None
     if labels is not None and len(labels) > 1:
         raise ConfigError(f"one picture takes one label, got {len(labels)}")

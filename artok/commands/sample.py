@@ -14,7 +14,20 @@ from artok.evaluation.controls import read_controls
 from artok.evaluation.sample import Asked, parse_labels, read_prompts
 from artok.evaluation.sample import sample as write_samples
 from artok.pipeline import Pipeline
+from artok.sampling.settings import Sampling
 from artok.training.progress import Progress
+
+
+def open_pipeline(
+    run: str, overrides: Sequence[str], flags: Mapping[str, object], device: str | None
+) -> tuple[Pipeline, Sampling]:
+    """A run's pipeline, and its sampling settings with changes.
+
+    overrides: sampling settings as key=value. flags: settings by name, applied after the overrides; None is not given.
+    """
+    pipeline = Pipeline.from_pretrained(run, resolve_device(device))
+    changes = merge(override({}, overrides), {key: value for key, value in flags.items() if value is not None})
+    return pipeline, pipeline.settings(changes)
 
 
 def sample(
@@ -34,11 +47,9 @@ def sample(
 ) -> Tensor:
     """Write `n` images per label, prompt or control to a folder. Returns the images (n * labels, C, H, W) in [-1, 1].
 
-    overrides: sampling settings as key=value. flags: settings by name, applied after the overrides; None is not given.
+    overrides, flags, device: as in `open_pipeline`.
     """
-    pipeline = Pipeline.from_pretrained(run, resolve_device(device))
-    changes = merge(override({}, overrides), {key: value for key, value in flags.items() if value is not None})
-    settings = pipeline.settings(changes)
+    pipeline, settings = open_pipeline(run, overrides, flags, device)
     progress = Progress("sample")
     texts = [*prompts, *(read_prompts(prompt_file) if prompt_file is not None else [])]
     files = [*control, *control_maps]

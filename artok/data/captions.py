@@ -29,9 +29,14 @@ def read_texts(value: object) -> tuple[str, ...]:
     return tuple(stripped for text in texts if isinstance(text, str) and (stripped := text.strip()))
 
 
+def pick_captions(captions: Captions, numbers: Iterable[int]) -> list[str]:
+    """One caption of each image, by a number of any size; the empty text of one without captions."""
+    return [each[number % len(each)] if each else "" for each, number in zip(captions, numbers, strict=True)]
+
+
 def first_captions(captions: Captions) -> list[str]:
     """The first caption of each image; the empty text of one without captions."""
-    return [each[0] if each else "" for each in captions]
+    return pick_captions(captions, [0] * len(captions))
 
 
 def describe_missing(count: int, total: int, where: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from artok.data.base import DataConfig, Split, SplitName
+from artok.data.captions import pick_captions
 from artok.data.loader import Batch, choose_of, read_rows
 from artok.data.order import choose_rows
 from artok.data.tokens import evaluation_tokens
@@ -378,5 +379,4 @@ class Evaluator:
 
 def choose_captions(batch: Batch) -> list[str]:
     """One caption of each image, in turn where there are several, or the empty text; none of data without captions."""
-    numbered = zip(batch.positions.tolist(), batch.captions or [], strict=False)
-    return [captions[position % len(captions)] if captions else "" for position, captions in numbered]
+    return [] if batch.captions is None else pick_captions(batch.captions, batch.positions.tolist())

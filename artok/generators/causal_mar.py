@@ -71,14 +71,12 @@ class CausalMar(PatchedGenerator):
         buffer, x = self.buffer, self.input(x_BnD)
         place = 0 if start == 0 else buffer + start - 1
         if start == 0:
-            entries = context.left_padded().sequence
-            x = torch.cat([entries.expand(-1, buffer, -1).to(x.dtype), x], dim=1)
+            x = torch.cat([context.sequence.expand(-1, buffer, -1).to(x.dtype), x], dim=1)
         if context.places is not None:
             x = add_last(x, context.places[:, start : start + x_BnD.shape[1] + (start == 0)])
         length = x.shape[1]
         x = self.input_norm(x + self.positions[:, place : place + length])
-        entries_BL = None if context.mask is None else context.mask.sort(dim=1).values  # as left-padded
-        mask = causal_mask(length, x.device, place, entries_BL)
+        mask = causal_mask(length, x.device, place, context.mask)
         for layer, block in enumerate(self.blocks):
             x = run(block, x, mask, cache, layer, checkpoint=self.gradient_checkpointing)
         if cache is not None:
@@ -89,7 +87,7 @@ class CausalMar(PatchedGenerator):
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         x_BND, draws = self.patches(tokens), self.draws
-        z_BNW = self.conditions(x_BND[:, :-1], self.context(condition))
+        z_BNW = self.conditions(x_BND[:, :-1], self.context(condition).left_padded())
         uniform, normal = noise.uniform(self.length, draws), noise.normal(self.length, draws, self.dimension)
         terms = self.head.losses(x_BND.flatten(0, 1), z_BNW.flatten(0, 1), uniform.flatten(0, 1), normal.flatten(0, 1))
         return {name: term.mean() for name, term in terms.items()}
@@ -98,7 +96,7 @@ class CausalMar(PatchedGenerator):
         """One step per token; known tokens replace the drawn ones, which are drawn without those that follow them."""
         batch, total = len(condition), self.passes(sampling)
         guidance = Guidance(condition, sampling, total)
-        context = self.context(guidance.condition)
+        context = self.context(guidance.condition).left_padded()
         x_BND, given = self.known_patches(condition)
         cache = KVCache.allocate(
             len(self.blocks),

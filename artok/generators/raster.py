@@ -170,9 +170,9 @@ class Raster(Generator):
         """Logits (B, n, V) float32 of codes start, start + 1, ...
 
         codes: (B, n - 1), codes 0, 1, ... when `start` is 0, else (B, n), codes start - 1, start, ... order: (B, N)
-        positions, in which the codes are given; raster order unless given.
+        positions, in which the codes are given; raster order unless given. context: left-padded.
         """
-        parts = [context.left_padded().sequence] if start == 0 else []
+        parts = [context.sequence] if start == 0 else []
         first = max(start - 1, 0)  # of `codes`, among all codes of the image
         places = torch.arange(first, first + codes.shape[1], device=codes.device)
         levels = self.level_offset[places % self.layout.codes]
@@ -193,8 +193,7 @@ class Raster(Generator):
             before = self.rotary[: length - len(places)].expand(len(own), -1, -1, -1)
             rotary = torch.cat([before, self.rotary[own]], dim=1)
         x_BND = self.dropout(x_BND)
-        entries = None if context.mask is None else context.mask.sort(dim=1).values  # as left-padded
-        mask = causal_mask(length, x_BND.device, place, entries)
+        mask = causal_mask(length, x_BND.device, place, context.mask)
         for layer, block in enumerate(self.blocks):
             x_BND = run(block, x_BND, rotary, mask, cache, layer, checkpoint=self.gradient_checkpointing)
         return self.head(self.norm(x_BND[:, self.prefix - 1 if start == 0 else 0 :])).float()
@@ -205,7 +204,7 @@ class Raster(Generator):
         order = noise.permutation(self.layout.length) if self.config.order == "random" else known_first(known)
         codes = in_order(tokens.values, order).flatten(1)
         read = codes if known is None else torch.where(self.given(known, order), self.values(known, order), codes)
-        logits = self.logits(read[:, :-1], self.context(condition), order=order)
+        logits = self.logits(read[:, :-1], self.context(condition).left_padded(), order=order)
         nats = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none")
         if known is None:
             return {"nll": nats.mean()}
@@ -217,7 +216,8 @@ class Raster(Generator):
     ) -> Tensor:
         """order: (B, N) positions in which the codes are predicted; raster order unless given."""
         codes = in_order(tokens.values, order).flatten(1)
-        log_probability = self.logits(codes[:, :-1], self.context(condition), order=order).log_softmax(-1)
+        context = self.context(condition).left_padded()
+        log_probability = self.logits(codes[:, :-1], context, order=order).log_softmax(-1)
         return log_probability.gather(-1, codes[..., None])[..., 0].double().sum(1)
 
     def given(self, known: Tokens, order: Tensor | None) -> Tensor:
@@ -237,7 +237,7 @@ class Raster(Generator):
         """
         batch, length = len(condition), self.layout.length * self.layout.codes
         guidance = Guidance(condition, sampling, length)
-        context = self.context(guidance.condition)
+        context = self.context(guidance.condition).left_padded()
         device, dtype = condition.device, sampling.activations
         head_width = self.width // self.heads
         places = self.prefix + length - 1

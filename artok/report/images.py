@@ -190,11 +190,10 @@ def show_generator(run: Run, real: Real, side: int = NARROW, device: str = "cpu"
     pipeline = Pipeline.from_pretrained(run.folder, device)
     sampling = pipeline.settings({**run.results.sampling, "seed": SEED})
     hears = pipeline.generator.hears
-    labels = real.labels if "labels" in hears else None
     prompts = [text for text in real.captions if text] if "text" in hears else []
     if prompts:
         real = replace(real, classes=tuple(prompts), labels=list(range(len(prompts))))
-        labels = None  # a caption may lack its class
+    labels = None if prompts else real.labels  # a caption may lack its class
     samples = to_uint8(pipeline(labels, EACH, prompts=prompts or None, sampling=sampling)).split(EACH)
     numbers, frames, steps = generate_steps(pipeline, pipeline.condition(labels, prompts=prompts or None), sampling)
     film = None

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from artok.config import Config
+from artok.layout import GUIDED
 from artok.noise import Seed
 from artok.sampling.solvers import SolverName
 
@@ -38,7 +39,7 @@ class Sampling(Config):
     cfg_schedule: Literal["constant", "linear", "cosine"] = "constant"
     cfg_power: float = Field(1.0, gt=0, description="power of the cosine schedule")
     cfg_interval: tuple[float, float] = (0.0, 1.0)
-    cfg_parts: tuple[GuidedPart, ...] = Field(("labels", "text"), min_length=1)
+    cfg_parts: tuple[GuidedPart, ...] = Field(GUIDED, min_length=1)
     temperature: float = Field(1.0, ge=0, description="0 takes the most likely token")
     truncation: float | None = Field(None, gt=0, description="largest number in a GAN's latents")
     top_k: int | None = Field(None, ge=1)

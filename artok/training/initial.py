@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from artok.errors import CheckpointError
 from artok.renamed import current_name
 from artok.saved import TOKENIZER, WEIGHTS, find_saved, read_saved
-from artok.weights import EXTRA, read_into, read_shapes
+from artok.weights import EXTRA, read_into, read_shapes, set_extra_states
 
 LEAST = 0.5  # share of the model's numbers that must fit
 MOST_NAMED = 6  # tensors in a message
@@ -70,8 +70,7 @@ def load_initial(module: nn.Module, name: str, generates: bool, say: Callable[[s
     read_into(path, places)
     for each, columns in widened.items():
         own[each][:, : columns.shape[1]].copy_(columns)
-    for each, state in extra.items():
-        module.get_submodule(each.rpartition(".")[0]).set_extra_state(state)
+    set_extra_states(module, extra)
     unused = [given for given, _ in shapes.values() if given not in places]
     say(f"starts from {folder}: {loaded:,} of {total:,} numbers loaded" + ("" if new or widened else ", all of them"))
     for what, names in (("new", new), ("wider, with zeros", list(widened)), ("left out of that checkpoint", unused)):

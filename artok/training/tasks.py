@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from artok.data.base import Split
-from artok.data.captions import first_captions
+from artok.data.captions import first_captions, pick_captions
 from artok.data.loader import Batch, Loader, evaluation_batches
 from artok.data.order import choose_rows
 from artok.data.tokens import TokenBatch, TokenCache, TokenLoader, evaluation_tokens
@@ -245,8 +245,7 @@ class GeneratorTask(Task):
         texts = batch.texts
         if batch.captions is not None and seed is not None:
             numbers = Noise(fold("caption", seed), batch.positions.cpu()).integers(2**31).tolist()
-            pairs = zip(batch.captions, numbers, strict=True)
-            texts = [captions[number % len(captions)] if captions else "" for captions, number in pairs]
+            texts = pick_captions(batch.captions, numbers)
         return self.generator.condition(batch.labels, texts, control=batch.control)
 
     def split(self, batch: TokenBatch, parts: int) -> list[TokenBatch]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,12 +24,11 @@ Entries: TypeAlias = NDArray[Any]  # of one text, (n,) int64 ids or (n, E) float
 class TextEncoder(nn.Module, ABC):
     """encode: strings to ids or features, which is done once per text. forward: those to vectors of width W.
 
-    length: most entries L of a text. vocab: number of ids, or None where `encode` gives features. frozen: what `encode`
-    uses is not trained and not saved. stored: texts whose entries are on the disk.
+    length: most entries L of a text. vocab: number of ids, or None where `encode` gives features. stored: texts
+    whose entries are on the disk.
     """
 
     vocab: int | None = None
-    frozen: ClassVar[bool] = False
 
     def __init__(self, length: int) -> None:
         super().__init__()
@@ -96,11 +95,6 @@ class TextEncoder(nn.Module, ABC):
     @abstractmethod
     def fit(self, texts: Iterable[str]) -> None:
         """Before training, learn from the captions of the training data what `encode` needs."""
-
-    @property
-    def mark(self) -> str:
-        """Changes when the entries that `encode` gives do; of frozen encoders."""
-        raise NotImplementedError
 
 
 class TextEncoderConfig(Part, ABC):

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -59,13 +59,12 @@ class FrozenConfig(TextEncoderConfig):
 
 
 class FrozenEncoder(TextEncoder):
-    """mark, `encode`: of the model in the transformers library. It is loaded when a text is encoded first.
+    """`encode` is by a model of the transformers library, which is loaded when a text is encoded first. mark: changes
+    when the entries do.
 
     The model is no submodule, so it is neither trained, averaged nor saved. The digest of its weights is saved: another
     model in its place is refused.
     """
-
-    frozen: ClassVar[bool] = True
 
     def __init__(self, config: FrozenConfig, width: int) -> None:
         super().__init__(config.length)
