@@ -55,5 +55,8 @@ bench: $(INSTALLED)
 fuzz: $(INSTALLED)
 	$(RUN)python tools/fuzz.py $(ARGS)
 
+kill: $(INSTALLED)
+	$(RUN)python tools/kill.py $(ARGS)
+
 clean:
 	rm -rf $(VENV) build dist site docs/reference .pytest_cache .mypy_cache .ruff_cache

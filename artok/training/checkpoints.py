@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from artok.errors import CheckpointError, RunError
 from artok.files import move
-from artok.saved import STATE, write_weights
+from artok.saved import CONFIG, STATE, WEIGHTS, write_weights
 from artok.training.ema import Ema
+from artok.training.log import LOG
 
 WINDOWS = "windows.safetensors"
 AVERAGES, EARLIER_AVERAGES = "ema.safetensors", "custom_checkpoint_0.pkl"  # the second before 0.3
@@ -103,6 +104,20 @@ def save(trained: Trained, folder: Path, seen: int, keep: int, announce: Callabl
             "Free some space and run the same command again"
         ) from None
     accelerator.wait_for_everyone()
+
+
+def clear_leftovers(run: Path, keep: int) -> None:
+    """Delete what a kill left in a run: partial files of a training, and checkpoints beyond the newest `keep`.
+
+    To be called by the process that holds the run's lock.
+    """
+    for path in (*run.rglob(f".{WEIGHTS}.*.tmp"), *run.rglob(f".{CONFIG}.*.tmp"), *run.glob(f".{LOG}.*.tmp")):
+        path.unlink(missing_ok=True)
+    for snapshot in (run / SNAPSHOTS).glob(".*.tmp"):
+        snapshot.unlink(missing_ok=True)
+    saved = run / "checkpoints"
+    for old in (*saved.glob(".*.tmp"), *list_checkpoints(saved)[keep:]):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def restore(trained: Trained, folder: Path, say: Callable[[str], None]) -> int | None:

@@ -56,6 +56,22 @@ def stopped(half: Path, tmp_path: Path) -> Path:
     return shutil.copytree(half, tmp_path / "stopped")
 
 
+def test_what_kills_left_is_deleted_at_the_next_start(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    saved = run / "checkpoints"
+    shutil.copytree(checkpoints.list_checkpoints(saved)[0], saved / "000000000008")
+    left = [run / ".model.safetensors.12.tmp", run / ".log.jsonl.12.tmp", run / "tokenizer" / ".config.yaml.12.tmp"]
+    left += [run / "snapshots" / ".000000000032.safetensors.12.tmp", saved / ".000000000096.tmp" / "ema.safetensors"]
+    kept = [run / ".report.html.12.tmp", run / ".own.tmp"]  # of a report that is being written, and of the user
+    for path in (*left, *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert train(constant(training={"keep_last": 1}), run)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept)
+    assert [path.name for path in saved.iterdir()] == [checkpoints.list_checkpoints(finished / "checkpoints")[0].name]
+
+
 # ---------------------------------------------------------------------------------------------- settings
 
 FREE: list[dict[str, Any]] = [
