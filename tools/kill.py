@@ -50,7 +50,9 @@ def make_tokenizers(folder: Path) -> None:
     """The trained tokenizers that other kinds need."""
     os.environ["ARTOK_CACHE"] = str(folder / "cache")
     for name, quantizer in QUANTIZERS.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(merge(BASE, {"tokenizer": {"quantizer": quantizer}})))
+        (folder / f"{name}.yaml").write_text(
+            yaml.safe_dump(merge(BASE, {"name": name, "tokenizer": {"quantizer": quantizer}}))
+        )
         run_quietly("train", str(folder / f"{name}.yaml"), "--out", str(folder / name))
 
 

@@ -105,7 +105,7 @@ class Trainer:
         """
         saved = self.folder / "checkpoints"
         resumed = None if fresh else checkpoints.restore(self.trained, saved, self.progress.say)
-        if resumed is not None and self.accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             checkpoints.clear_leftovers(self.folder, self.training.keep_last)
         self.seen = resumed or 0
         done = self.seen >= self.training.images
