@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from artok.conditioning.encoders.base import TextEncoder
 from artok.config import Part
 from artok.layout import GUIDED, Condition, ConditionPart
+from artok.nn.vit import CrossAttention
 from artok.noise import Noise
 
 
@@ -23,12 +24,14 @@ class Context:
 
     pooled: (B, W), the whole of it as one vector. sequence: (B, L, W), the same as a sequence, and mask: (B, L) bool,
     where it has entries, or None for everywhere. spatial: (B, W, *grid), or None where the condition has no map.
+    keys_values: of the sequence, by the cross-attention that reads it; those that `project` has computed.
     """
 
     pooled: Tensor
     sequence: Tensor
     mask: Tensor | None = None
     spatial: Tensor | None = None
+    keys_values: Mapping[CrossAttention, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -40,7 +43,17 @@ class Context:
 
     def __getitem__(self, rows: slice | Tensor) -> Context:
         mask, spatial = (None if part is None else part[rows] for part in (self.mask, self.spatial))
-        return Context(self.pooled[rows], self.sequence[rows], mask, spatial)
+        keys_values = {layer: part[rows] for layer, part in self.keys_values.items()}
+        return Context(self.pooled[rows], self.sequence[rows], mask, spatial, keys_values)
+
+    def project(self, network: nn.Module) -> Context:
+        """The same with the keys and values of all cross-attention of a network, which all its passes then share."""
+        layers = [layer for layer in network.modules() if isinstance(layer, CrossAttention)]
+        return replace(self, keys_values={layer: layer.project(self.sequence) for layer in layers})
+
+    def heard(self, layer: CrossAttention | None) -> tuple[Tensor | None, ...]:
+        """What a cross-attention reads besides the tokens; nothing where there is none."""
+        return () if layer is None else (self.sequence, self.mask, self.keys_values.get(layer))
 
     def left_padded(self) -> Context:
         """The same with the entries of each sequence moved to its end, for causal attention."""

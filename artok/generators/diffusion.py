@@ -182,7 +182,7 @@ class Guided:
     ) -> None:
         self.model, self.done, self.total = model, 0, total
         self.guidance = Guidance(condition, sampling, total)
-        self.both = model.context(self.guidance.condition)
+        self.both = model.context(self.guidance.condition).project(model.network)
         self.alone = self.both[: len(condition)]
         self.given = model.given(condition, codec)
         self.channels = model.config.guided_channels or model.layout.width

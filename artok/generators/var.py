@@ -3,7 +3,8 @@
 The input at a scale is the latent decoded from the coarser scales (the codec's `prefix`), downsampled to the scale's
 grid; at the first scale it is the class. Attention covers the same and coarser scales. Training is one pass over all
 scales with a block-causal mask; sampling is one pass per scale with a KV cache and no mask. A control map, shrunk to
-each scale's grid, is added to the input (ControlVAR, Li et al. 2024, arXiv 2406.09750, also predicts the map).
+each scale's grid, is added to the input (ControlVAR, Li et al. 2024, arXiv 2406.09750, also predicts the map). A text
+is also heard by cross-attention in each block (Infinity, Han et al. 2024, arXiv 2412.04431, section 3.1).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from artok.nn.block_causal import block_causal_mask, flex_block_causal
 from artok.nn.gradient_checkpointing import run
 from artok.nn.packed import LateBiasLinear
 from artok.nn.resize import shrink
+from artok.nn.vit import CrossAttention
 from artok.noise import Noise
 from artok.sampling.guidance import Guidance
 from artok.sampling.logits import draw
@@ -47,6 +49,8 @@ class Config(GeneratorConfig):
     gate_init: factor on the initial weights of the branches' gates; published are 1e-3 (d16, d20), 1e-4 (d24),
         1e-5 (d30) and 5e-6 (d36).
     attention: in training on a GPU, `masked` or FlexAttention, which skips masked blocks. A CPU always uses the mask.
+    text_attention: how a context of several entries, such as a text, is heard besides its pooled vector: by
+        cross-attention, or not at all.
     """
 
     kind: Literal["var"] = "var"
@@ -58,6 +62,7 @@ class Config(GeneratorConfig):
     drop_path: float | None = Field(None, ge=0, lt=1)
     gate_init: float = Field(1e-3, ge=0)
     attention: Literal["masked", "flex"] = "masked"
+    text_attention: Literal["cross", "none"] = "cross"
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Config:
@@ -152,9 +157,12 @@ class SharedModulation(nn.Module):
 
 
 class Block(nn.Module):
-    """x + gate * attention(modulated norm(x)), then the same with a feed-forward layer (Peebles and Xie 2023)."""
+    """x + gate * attention(modulated norm(x)), then the same with a feed-forward layer (Peebles and Xie 2023).
 
-    def __init__(self, config: Config, sizes: tuple[int, ...]) -> None:
+    cross: with cross-attention to the entries of a context between them.
+    """
+
+    def __init__(self, config: Config, sizes: tuple[int, ...], cross: bool) -> None:
         super().__init__()
         heads, width = config.shape()
         hidden = round(config.mlp_ratio * width)
@@ -168,6 +176,10 @@ class Block(nn.Module):
             self.contract.weight /= math.sqrt(2 * config.depth)
         modulation = SharedModulation if config.shared_adaln else OwnModulation
         self.modulation = modulation(width, config.gate_init)
+        self.cross = CrossAttention(width, width, heads) if cross else None
+        if self.cross is not None:
+            initialise(self.cross.query, width)
+            initialise(self.cross.key_value, width)
 
     def forward(
         self,
@@ -178,14 +190,17 @@ class Block(nn.Module):
         cache: KVCache | None,
         layer: int,
         changes_B6D: Tensor | None = None,
+        *heard: Tensor | None,
     ) -> Tensor:
         """condition: (B, D) class vectors, or (B, 6, D) under shared modulation. keep_B2: factors on both branches.
-        changes_B6D: `modulation(condition)`, where it is known."""
+        changes_B6D: `modulation(condition)`, where it is known. heard: what the cross-attention reads."""
         changes_B6D = self.modulation(condition) if changes_B6D is None else changes_B6D
         gate1, gate2, scale1, scale2, shift1, shift2 = changes_B6D[:, :, None].unbind(1)
         if keep_B2 is not None:
             gate1, gate2 = gate1 * keep_B2[:, 0, None, None], gate2 * keep_B2[:, 1, None, None]
         x_BND = torch.addcmul(x_BND, gate1, self.attention(modulate(x_BND, scale1, shift1), mask, cache, layer))
+        if self.cross is not None:
+            x_BND = x_BND + self.cross(x_BND, *heard)
         hidden = F.gelu(self.expand(modulate(x_BND, scale2, shift2)), approximate="tanh")
         return torch.addcmul(x_BND, gate2, self.contract(hidden))
 
@@ -228,7 +243,8 @@ class Var(Generator):
         self.position = nn.Parameter(torch.empty(layout.length, self.width))
         self.level = nn.Parameter(torch.empty(len(sizes), self.width))
         self.shared_modulation = OwnModulation(self.width, config.gate_init) if config.shared_adaln else None
-        self.blocks = nn.ModuleList(Block(config, sizes) for _ in range(config.depth))
+        cross = config.text_attention == "cross" and self.conditioner.length > 1
+        self.blocks = nn.ModuleList(Block(config, sizes, cross) for _ in range(config.depth))
         self.head_modulation = nn.Linear(self.width, 2 * self.width)
         self.head = nn.Linear(self.width, layout.vocab)
         self.levels: Tensor
@@ -284,7 +300,8 @@ class Var(Generator):
         for layer, block in enumerate(self.blocks):
             factors = None if keep is None else keep[:, layer]
             known = None if changes is None else changes[layer]
-            x_BND = run(block, x_BND, condition, factors, mask, cache, layer, known, checkpoint=checkpoint)
+            heard = context.heard(block.cross)  # type: ignore[arg-type]
+            x_BND = run(block, x_BND, condition, factors, mask, cache, layer, known, *heard, checkpoint=checkpoint)
         scale, shift = self.head_modulation(F.silu(condition_BD))[:, None].chunk(2, dim=-1)
         return self.head(modulate(x_BND, scale, shift)).float()
 
@@ -326,7 +343,7 @@ class Var(Generator):
         """
         batch, layout, lent = len(condition), self.layout, _require(codec)
         known, guidance = condition.known, Guidance(condition, sampling, len(self.parts))
-        context = self.context(guidance.condition)
+        context = self.context(guidance.condition).project(self)
         changes = self.modulations(context)
         device, dtype = condition.device, sampling.activations
         head_width = self.width // self.heads

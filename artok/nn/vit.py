@@ -73,11 +73,17 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(context, 2 * width)
         self.out = ZeroLinear(width, width)
 
-    def forward(self, x_BNW: Tensor, entries_BLE: Tensor | None, mask_BL: Tensor | None) -> Tensor:
-        """mask_BL: bool, where the context has entries; None for everywhere."""
-        assert entries_BLE is not None
+    def project(self, entries_BLE: Tensor) -> Tensor:
+        """The keys and values of entries, (B, 2, heads, L, W / heads)."""
+        return self.key_value(entries_BLE).unflatten(-1, (2, self.heads, -1)).permute(0, 2, 3, 1, 4)
+
+    def forward(
+        self, x_BNW: Tensor, entries_BLE: Tensor, mask_BL: Tensor | None, keys_values: Tensor | None = None
+    ) -> Tensor:
+        """mask_BL: bool, where the context has entries; None for everywhere. keys_values: `project(entries_BLE)`, where
+        they are known."""
         q = self.query(self.norm(x_BNW)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = self.key_value(entries_BLE).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        k, v = (self.project(entries_BLE) if keys_values is None else keys_values).unbind(1)
         mask = None if mask_BL is None else mask_BL[:, None, None]
         return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
@@ -98,18 +104,13 @@ class ConditionedBlock(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), ZeroLinear(width, 6 * width))
         self.cross = CrossAttention(width, width, heads) if cross else None
 
-    def forward(
-        self,
-        x_BNW: Tensor,
-        condition_BW: Tensor,
-        entries_BLW: Tensor | None = None,
-        mask_BL: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x_BNW: Tensor, condition_BW: Tensor, *heard: Tensor | None) -> Tensor:
+        """heard: what the cross-attention reads, as its `forward` has it."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition_BW)[:, None].chunk(6, dim=-1)
         h = self.attention(modulate(self.attention_norm(x_BNW), shift_1, scale_1))
         x_BNW = torch.addcmul(x_BNW, gate_1, h)
         if self.cross is not None:
-            x_BNW = x_BNW + self.cross(x_BNW, entries_BLW, mask_BL)
+            x_BNW = x_BNW + self.cross(x_BNW, *heard)
         h = self.feed_forward(modulate(self.feed_forward_norm(x_BNW), shift_2, scale_2))
         return torch.addcmul(x_BNW, gate_2, h)
 

@@ -9,9 +9,11 @@ import torch
 from helpers.generators import CLASSES, TEXTS, Case, assert_same, generate, noise, real_tokens, texts, total_loss
 from torch import Tensor
 
+from artok.conditioning.base import Context
 from artok.errors import ConfigError
 from artok.generators.base import AdversarialGenerator, Generator
 from artok.layout import Condition, Text, Tokens, last
+from artok.nn.vit import CrossAttention
 from artok.sampling.diffusion import DiffusionConfig
 from artok.sampling.settings import Sampling
 
@@ -49,6 +51,48 @@ def test_another_text_is_heard_and_padding_is_not(case: Case) -> None:
     assert (moved != made).flatten(1).any(1).all() if made.ndim > 1 else (moved != made).all()
     flipped = Text(text.values.flip(1), text.mask)
     assert (outcome(case, generator, told(case, flipped)) != made)[0].any()
+
+
+def test_each_entry_of_a_text_is_heard_besides_its_pooled_vector(case: Case) -> None:
+    generator, text = case.build(), texts(4)
+    attention = getattr(case.config, "network", case.config)
+    if isinstance(generator, AdversarialGenerator) or getattr(attention, "text_attention", "") == "none":
+        pytest.skip("hears the pooled vector alone")
+    for layer in generator.modules():  # whose weights start small
+        if isinstance(layer, CrossAttention):
+            torch.nn.init.normal_(layer.key_value.weight, std=0.3)
+    made = outcome(case, generator, told(case, text))
+    place = generator.conditioner.length - 6 + 2  # the third entry, which the third text does not have
+    heard: list[Tensor] = []
+
+    def move(_: object, __: object, context: Context) -> Context:
+        sequence = context.sequence.clone()
+        sequence[:, place] += torch.randn(sequence.shape[2], generator=torch.Generator().manual_seed(1))
+        heard.append(sequence)
+        return replace(context, sequence=sequence)
+
+    generator.conditioner.register_forward_hook(move)
+    moved = outcome(case, generator, told(case, text))
+    assert heard
+    assert ((moved != made) == torch.tensor([True, True, False, True])).all()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_keys_and_values_of_a_text_are_computed_once_in_sampling(
+    case: Case, guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, rows = case.build(), list[int]()
+    layers = [layer for layer in generator.modules() if isinstance(layer, CrossAttention)]
+    if not layers:
+        pytest.skip("has no cross-attention")
+    hooks = [layer.key_value.register_forward_hook(lambda _, x, __: rows.append(len(x[0]))) for layer in layers]
+    sampling = Sampling(cfg_scale=guidance, cfg_interval=(0.0, 0.6))  # also steps of the conditional half alone
+    made = generate(generator, case.codec, case.condition(4), sampling).values
+    assert rows == [8 if guidance > 1 else 4] * len(layers)
+    for hook in hooks:
+        hook.remove()
+    monkeypatch.setattr(Context, "project", lambda context, _: context)
+    assert_same(generate(generator, case.codec, case.condition(4), sampling).values, made)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

@@ -13,7 +13,7 @@ from helpers.models import IMAGE, conv_around
 from artok.config import validate
 from artok.errors import ConfigError, LayoutError
 from artok.generators import raster, var
-from artok.layout import Condition, TokenLayout, Tokens
+from artok.layout import Condition, Text, TokenLayout, Tokens
 from artok.nn.attention import KVCache, attend
 from artok.nn.block_causal import block_causal_mask, flex_block_causal
 from artok.noise import Noise
@@ -23,6 +23,8 @@ from artok.tokenizers.base import Tokenizer
 
 CLASSES = 5
 OPTIONS = [{}, {"shared_adaln": True}]
+TEXTS = {"kind": "text", "encoder": {"kind": "learned", "vocab_size": 300, "length": 4, "depth": 1, "heads": 2}}
+LABELS_AND_TEXTS = {"conditioning": [{"kind": "labels"}, TEXTS]}
 SCALES = TokenLayout(((1, 1), (2, 2), (4, 4)), 4, 16, IMAGE)
 
 
@@ -53,28 +55,40 @@ def noise(count: int) -> Noise:
     return Noise(0, torch.arange(count))
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+def told(labels: list[int], options: dict) -> Condition:
+    """Labels, and texts of 4, 2 and 0 entries where the options have them."""
+    if "conditioning" not in options:
+        return Condition(torch.tensor(labels))
+    mask = torch.arange(4) < torch.tensor([4, 2, 0])[:, None]
+    return Condition(torch.tensor(labels), Text(torch.arange(12).view(3, 4), mask))
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, LABELS_AND_TEXTS])
 @torch.no_grad()
 def test_one_pass_equals_scale_by_scale_with_a_cache(options: dict) -> None:
-    built, given, labels = model(**options), tokens(), torch.tensor([0, 3, 5])
-    whole = built.logits(given, built.context(Condition(labels)), codec())
+    built, given = model(**options), tokens()
+    context = built.context(told([0, 3, 5], options))
+    whole = built.logits(given, context, codec())
     store = KVCache.allocate(3, 3, 2, given.layout.length, 12, torch.device("cpu"), torch.float32)
+    context = context.project(built)
+    assert len(context.keys_values) == 3 * ("conditioning" in options)
     for scale, part in enumerate(built.parts):
         inputs = [built.words(scale, codec().prefix(given, scale))] if scale else []
-        cached = built.run(inputs, built.context(Condition(labels)), first=scale, cache=store)
+        cached = built.run(inputs, context, first=scale, cache=store)
         store.filled = part.stop
         torch.testing.assert_close(cached, whole[:, part], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", [*OPTIONS, LABELS_AND_TEXTS])
 @torch.no_grad()
 def test_a_code_changes_no_logits_up_to_its_scale(options: dict) -> None:
-    built, before, labels = model(**options), tokens(), torch.tensor([0, 1, 2])
-    logits = built.logits(before, built.context(Condition(labels)), codec())
+    built, before = model(**options), tokens()
+    context = built.context(told([0, 1, 2], options))
+    logits = built.logits(before, context, codec())
     for place in range(before.layout.length):
         values = before.values.clone()
         values[:, place] = (values[:, place] + 1) % 16
-        after = built.logits(Tokens(values, before.layout), built.context(Condition(labels)), codec())
+        after = built.logits(Tokens(values, before.layout), context, codec())
         changed = (after - logits).abs().amax((0, 2)) > 1e-6
         end = next(part.stop for part in built.parts if place < part.stop)
         assert not changed[:end].any()
@@ -172,6 +186,25 @@ def test_published_sizes(depth: int, millions: float) -> None:
     with torch.device("meta"):
         built = var.Config(depth=depth).build(layout, 1000)
     assert sum(parameter.numel() for parameter in built.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+@torch.no_grad()
+def test_a_text_joins_by_cross_attention_that_starts_silent() -> None:
+    section = {"kind": "var", "depth": 3, "width": 24, "heads": 2} | LABELS_AND_TEXTS
+    built, pooled = (
+        validate(var.Config, section | {"text_attention": way}, "test").build(codec().layout, CLASSES).eval()
+        for way in ("cross", "none")
+    )
+    assert all(block.cross is None for block in pooled.blocks)
+    missing, unknown = pooled.load_state_dict(built.state_dict(), strict=False)
+    assert not missing and len(unknown) == 3 * 6 and all(".cross." in name for name in unknown)
+    for block in built.blocks:  # as the other layers of a block start (to five standard errors)
+        weight, wanted = block.cross.key_value.weight, (3 * 24) ** -0.5
+        assert float(weight.std()) == pytest.approx(wanted, rel=5 / (2 * weight.numel()) ** 0.5)
+        assert not block.cross.query.bias.any()
+    given, condition = tokens(), told([0, 1, 2], LABELS_AND_TEXTS)
+    first, second = (each.logits(given, each.context(condition), codec()) for each in (built, pooled))
+    assert torch.equal(first, second)
 
 
 def test_shared_modulation_is_one_for_all_blocks() -> None:

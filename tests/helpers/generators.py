@@ -86,11 +86,16 @@ def networks() -> Iterator[tuple[str, NetworkConfig]]:
     for kind in kinds("generators.networks"):
         tiny = find("generators.networks", kind).tiny()
         assert isinstance(tiny, NetworkConfig)
-        ways = type(tiny).model_fields.get("text_attention")
-        for way in get_args(ways.annotation) if ways else ():
+        for way in text_ways(tiny):
             yield f"{kind}-{way}", tiny.model_copy(update={"text_attention": way, "depth": 2})
-        if ways is None:
+        if not text_ways(tiny):
             yield kind, tiny
+
+
+def text_ways(config: GeneratorConfig | NetworkConfig) -> tuple[str, ...]:
+    """The values of its `text_attention`; none where it has no such setting."""
+    setting = type(config).model_fields.get("text_attention")
+    return get_args(setting.annotation) if setting else ()
 
 
 def texts(count: int, seed: int = 0) -> Text:
@@ -171,5 +176,10 @@ CASES = {
         hearing(config_of("diffusion").model_copy(update={"network": network}), "text"), "conv", "text"
     )
     for name, network in networks()
+}
+CASES |= {
+    f"{kind}-{way}": Case(hearing(config_of(kind).model_copy(update={"text_attention": way}), "text"), name, "text")
+    for kind, name in ONE_EACH
+    for way in text_ways(config_of(kind))[1:]
 }
 TEXTS = {name: case for name, case in CASES.items() if case.hears != "labels"}

@@ -129,12 +129,10 @@ class DiffusionTransformer(DiffusionNetwork):
             x = x + self.given(split_patches(given_BNG, self.grid, self.patch))
         given = self.condition(times_B, context)
         entries = context.sequence.shape[1] if self.attention == "joint" else 0
-        heard: tuple[object, ...] = ()
-        if self.attention == "cross":
-            heard = (context.sequence, context.mask)
-        elif entries:
-            x, heard = torch.cat([context.sequence.to(x.dtype), x], dim=1), (entries, context.mask)
+        if entries:
+            x = torch.cat([context.sequence.to(x.dtype), x], dim=1)
         for block in self.blocks:
+            heard = (entries, context.mask) if entries else context.heard(block.cross)  # type: ignore[arg-type]
             x = run(block, x, given, *heard, checkpoint=self.gradient_checkpointing)
         return merge_patches(self.output(x[:, entries:], given[:, None]), self.grid, self.patch)
 

@@ -95,12 +95,12 @@ class Stage(nn.Module):
         heads = gcd(out_channels, max(1, out_channels // HEAD_WIDTH))
         self.cross = CrossAttention(out_channels, condition, heads) if attention and hears else None
 
-    def forward(self, x: Tensor, condition: Tensor, entries_BLE: Tensor, mask_BL: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, context: Context) -> Tensor:
         x = self.attention(self.block(x, condition))
         if self.cross is None:
             return x
         pixels = rearrange(x, "b c h w -> b (h w) c")
-        return x + rearrange(self.cross(pixels, entries_BLE, mask_BL), "b (h w) c -> b c h w", h=x.shape[2])
+        return x + rearrange(self.cross(pixels, *context.heard(self.cross)), "b (h w) c -> b c h w", h=x.shape[2])
 
 
 class UNet(DiffusionNetwork):
@@ -150,7 +150,7 @@ class UNet(DiffusionNetwork):
         self.given = zero_convolution(width, self.input.out_channels, bias=False)
 
     def forward(self, x_BND: Tensor, times_B: Tensor, context: Context, given_BNG: Tensor | None = None) -> Tensor:
-        given = self.time(times_B) + context.pooled, context.sequence, context.mask
+        given = self.time(times_B) + context.pooled, context
         x = self.input(arrange(x_BND.transpose(1, 2).unflatten(2, self.grid)))
         if self.map is not None and context.spatial is not None:
             x = x + self.map(context.spatial)
