@@ -19,7 +19,7 @@ from artok.generators.base import Generator
 from artok.layout import NO_LABEL, Condition, Tokens, last
 from artok.masks import check_mask, paste
 from artok.nn.packed import CastLinear, PackedLinear, can_pack, with_linears
-from artok.noise import Noise
+from artok.noise import Noise, fold
 from artok.sampling.settings import Precision, Sampling
 from artok.saved import (
     CONFIG,
@@ -115,6 +115,16 @@ class Pipeline:
             tokens = last(self.steps(condition[start : start + batch], settings, first=start))
             images.append(self.decode(tokens).cpu())
         return torch.cat(images)
+
+    @torch.inference_mode()
+    def write(self, n: int, sampling: Sampling | None = None) -> list[str]:
+        """`n` captions, drawn by a generator of text and images. ConfigError: it generates no text."""
+        settings = sampling or self.sampling
+        generator, dtype = self.prepare(settings.dtype)
+        noise = Noise(fold("captions", settings.seed), torch.arange(n, device=self.device))
+        nothing = self.generator.condition(torch.full((n,), NO_LABEL), [""] * n)
+        with autocast(self.device, dtype):
+            return generator.write(nothing, settings.model_copy(update={"dtype": dtype}), noise)
 
     def edit(
         self,

@@ -45,7 +45,8 @@ def sample(
     folder: Path,
     device: str | None,
 ) -> Tensor:
-    """Write `n` images per label, prompt or control to a folder. Returns the images (n * labels, C, H, W) in [-1, 1].
+    """Write `n` images per label, prompt or control to a folder; without any, a model of text and images writes `n`
+    captions, which `prompts.txt` keeps, with an image each. Returns the images (n * labels, C, H, W) in [-1, 1].
 
     overrides, flags, device: as in `open_pipeline`.
     """
@@ -54,6 +55,8 @@ def sample(
     texts = [*prompts, *(read_prompts(prompt_file) if prompt_file is not None else [])]
     files = [*control, *control_maps]
     maps = read_controls(pipeline, control, control_maps)
+    if not (texts or labels or files) and pipeline.generator.writes_text:
+        texts, n = pipeline.write(n, settings), 1
     asked = choose(pipeline, labels, texts, negative, tuple(path.stem for path in files), maps)
     for line in pipeline.describe_cut([*texts, *([negative] if negative else [])]):
         progress.say(line)

@@ -27,11 +27,12 @@ class Generator(nn.Module, ABC):
 
     classes: number of classes. conditioner: maps a condition to the family's context.
     keeps_known: whether `steps` keeps the known tokens of its condition. reads: the sampling settings that affect its
-    samples, besides seed and dtype.
+    samples, besides seed and dtype. writes_text: whether it generates texts too, with `write`.
     """
 
     conditioner: Conditioners
     keeps_known: ClassVar[bool] = False
+    writes_text: ClassVar[bool] = False
     reads: ClassVar[frozenset[str]] = frozenset(Sampling.model_fields)
 
     def __init__(self, layout: TokenLayout, classes: int) -> None:
@@ -103,6 +104,10 @@ class Generator(nn.Module, ABC):
     def log_likelihood(self, tokens: Tokens, condition: Condition, codec: Codec | None) -> Tensor | None:
         """Exact log p(tokens | condition) in nats, (B,) float64, or None for a family without a likelihood."""
         return None
+
+    def write(self, condition: Condition, sampling: Sampling, noise: Noise) -> list[str]:
+        """The text of each row, drawn where the condition has none. ConfigError: the family does not generate text."""
+        raise ConfigError(f"{type(self).__name__} generates no text")
 
     def check(self, sampling: Sampling) -> None:
         """Raise a ConfigError for impossible sampling settings, such as more steps than tokens."""

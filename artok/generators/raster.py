@@ -115,7 +115,8 @@ class Raster(Generator):
     keeps_known = True
     reads: ClassVar = GUIDANCE | DRAWS
 
-    def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
+    def __init__(self, config: Config, layout: TokenLayout, classes: int, ahead: int = 0) -> None:
+        """ahead: entries of the prefix ahead of the context's."""
         super().__init__(layout, classes)
         depth, self.heads, width = config.shape()
         assert layout.vocab is not None
@@ -131,7 +132,7 @@ class Raster(Generator):
         self.head = nn.Linear(width, layout.vocab, bias=False)
         table = rotary_table(layout.grid, width // self.heads, config.rope_base)
         first = torch.zeros_like(table[:1]) if config.class_position == "zero" else table[:1]
-        self.prefix = self.conditioner.length
+        self.prefix = ahead + self.conditioner.length
         table = torch.cat([first.expand(self.prefix, -1, -1), table.repeat_interleave(layout.codes, 0)])
         self.rotary: Tensor
         self.level_offset: Tensor
@@ -170,8 +171,20 @@ class Raster(Generator):
         """Logits (B, n, V) float32 of codes start, start + 1, ...
 
         codes: (B, n - 1), codes 0, 1, ... when `start` is 0, else (B, n), codes start - 1, start, ... order: (B, N)
-        positions, in which the codes are given; raster order unless given. context: left-padded.
+        positions, in which the codes are given; raster order unless given. context: of `prefixed`.
         """
+        x_BND = self.states(codes, context, start, cache, order)
+        return self.head(self.norm(x_BND[:, self.prefix - 1 if start == 0 else 0 :])).float()
+
+    def states(
+        self,
+        codes: Tensor,
+        context: Context,
+        start: int = 0,
+        cache: KVCache | None = None,
+        order: Tensor | None = None,
+    ) -> Tensor:
+        """The last block's output at the codes, (B, n, D), after that at the prefix when `start` is 0. As `logits`."""
         parts = [context.sequence] if start == 0 else []
         first = max(start - 1, 0)  # of `codes`, among all codes of the image
         places = torch.arange(first, first + codes.shape[1], device=codes.device)
@@ -192,31 +205,45 @@ class Raster(Generator):
             own = self.prefix + order[:, places // self.layout.codes] * self.layout.codes
             before = self.rotary[: length - len(places)].expand(len(own), -1, -1, -1)
             rotary = torch.cat([before, self.rotary[own]], dim=1)
+        return self.transform(x_BND, rotary, causal_mask(length, x_BND.device, place, context.mask), cache)
+
+    def transform(self, x_BND: Tensor, rotary: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        """All blocks."""
         x_BND = self.dropout(x_BND)
-        mask = causal_mask(length, x_BND.device, place, context.mask)
         for layer, block in enumerate(self.blocks):
             x_BND = run(block, x_BND, rotary, mask, cache, layer, checkpoint=self.gradient_checkpointing)
-        return self.head(self.norm(x_BND[:, self.prefix - 1 if start == 0 else 0 :])).float()
+        return x_BND
+
+    def prefixed(self, condition: Condition) -> Context:
+        """The context whose sequence is the prefix."""
+        return self.context(condition).left_padded()
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
-        """The mean over the codes; given known tokens, they are read in place of the image's own and not predicted."""
+        return {"nll": self.nll(tokens, condition, noise)[0]}
+
+    def nll(self, tokens: Tokens, condition: Condition, noise: Noise) -> tuple[Tensor, Tensor]:
+        """The mean over the codes, and the `states` that predict them.
+
+        Given known tokens, they are read in place of the image's own and not predicted.
+        """
         known = condition.known if self.target is not None else None
         order = noise.permutation(self.layout.length) if self.config.order == "random" else known_first(known)
         codes = in_order(tokens.values, order).flatten(1)
         read = codes if known is None else torch.where(self.given(known, order), self.values(known, order), codes)
-        logits = self.logits(read[:, :-1], self.context(condition).left_padded(), order=order)
+        states = self.states(read[:, :-1], self.prefixed(condition), order=order)
+        logits = self.head(self.norm(states[:, self.prefix - 1 :])).float()
         nats = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none")
         if known is None:
-            return {"nll": nats.mean()}
+            return nats.mean(), states
         hidden = ~self.given(known, order)
-        return {"nll": (nats.view_as(hidden) * hidden).sum(1).div(hidden.sum(1).clamp(min=1)).mean()}
+        return (nats.view_as(hidden) * hidden).sum(1).div(hidden.sum(1).clamp(min=1)).mean(), states
 
     def log_likelihood(
         self, tokens: Tokens, condition: Condition, codec: Codec | None, order: Tensor | None = None
     ) -> Tensor:
         """order: (B, N) positions in which the codes are predicted; raster order unless given."""
         codes = in_order(tokens.values, order).flatten(1)
-        context = self.context(condition).left_padded()
+        context = self.prefixed(condition)
         log_probability = self.logits(codes[:, :-1], context, order=order).log_softmax(-1)
         return log_probability.gather(-1, codes[..., None])[..., 0].double().sum(1)
 
@@ -237,7 +264,7 @@ class Raster(Generator):
         """
         batch, length = len(condition), self.layout.length * self.layout.codes
         guidance = Guidance(condition, sampling, length)
-        context = self.context(guidance.condition).left_padded()
+        context = self.prefixed(guidance.condition)
         device, dtype = condition.device, sampling.activations
         head_width = self.width // self.heads
         places = self.prefix + length - 1

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from helpers.generators import CLASSES, PAIRS, assert_same, config_of, generate, noise, randomise_zeros, tokenizer
+from helpers.generators import (
+    CLASSES,
+    PAIRS,
+    assert_same,
+    config_of,
+    generate,
+    noise,
+    randomise_zeros,
+    texts,
+    tokenizer,
+)
 from helpers.models import IMAGE
 
-from artok.conditioning import control, labels
+from artok.conditioning import control
 from artok.conditioning.base import ContextShape
 from artok.config import validate
 from artok.errors import ConfigError, LayoutError
@@ -21,14 +32,17 @@ from artok.noise import Noise
 from artok.sampling.settings import Sampling
 from artok.tokenizers.base import Tokenizer
 
-BOTH = {"conditioning": (labels.Config(), control.Config.tiny())}
 LATENTS = TokenLayout(((4, 4),), 4, None, IMAGE)
+
+
+def with_control(config: GeneratorConfig) -> GeneratorConfig:
+    return config.model_copy(update={"conditioning": (*config.conditioning, control.Config.tiny())})
 
 
 def hearing(config: GeneratorConfig, layout: TokenLayout) -> Generator:
     """A generator of labels and control, whose features are large enough to be seen."""
     torch.manual_seed(0)
-    generator = config.model_copy(update=BOTH).build(layout, CLASSES).eval()
+    generator = with_control(config).build(layout, CLASSES).eval()
     for weight in generator.conditioner["control"].parameters():
         torch.nn.init.normal_(weight)
     return randomise_zeros(generator)  # type: ignore[return-value]
@@ -82,7 +96,8 @@ def test_each_weight_that_hears_control_is_trained(case: tuple[Generator, Tokeni
     images = torch.rand(4, *IMAGE, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
         tokens = codec.encode(images)
-    losses = generator.train()(tokens, mapped(4), noise(4), codec)
+    told = texts(4) if "text" in generator.hears else None
+    losses = generator.train()(tokens, replace(mapped(4), text=told), noise(4), codec)
     torch.stack(list(losses.values())).sum().backward()
     assert [name for name, weight in generator.named_parameters() if weight.grad is None] == []
     assert generator.conditioner["control"].encoder[0].weight.grad.any()  # type: ignore[index, union-attr]
@@ -182,7 +197,7 @@ def test_a_control_for_a_model_of_labels_is_refused() -> None:
 
 
 def test_tokens_without_a_place_in_the_image_cannot_hear_control() -> None:
-    config = raster.Config.tiny().model_copy(update=BOTH)
+    config = with_control(raster.Config.tiny())
     with pytest.raises(LayoutError, match="the axes of the sample, 2 of them, and the grid is 32"):
         config.build(TokenLayout(((32,),), 4, 16, IMAGE), CLASSES)
 

@@ -171,6 +171,7 @@ CASES = {
     f"{kind}-{hears}": Case(hearing(config_of(kind), hears), name, hears)
     for kind, name in ONE_EACH
     for hears in HEARINGS
+    if hears != "labels" or "text" not in {part.kind for part in config_of(kind).conditioning}
 } | {
     f"diffusion-{name}": Case(
         hearing(config_of("diffusion").model_copy(update={"network": network}), "text"), "conv", "text"

@@ -11,6 +11,7 @@ from helpers.commands import artok
 from helpers.images import paint
 from helpers.models import TOKENIZER
 from helpers.text_models import FEATURES, tiny_clip, tiny_t5
+from PIL import Image
 from safetensors.torch import load_file
 
 from artok.conditioning.encoders import frozen
@@ -18,6 +19,7 @@ from artok.config import merge, read_yaml, validate
 from artok.data import shapes
 from artok.errors import ConfigError
 from artok.evaluation.evaluate import evaluate
+from artok.images import to_pil
 from artok.pipeline import Pipeline
 from artok.training.experiment import Experiment
 from artok.training.progress import Progress
@@ -219,6 +221,30 @@ def test_the_command_samples_prompts(
     for more, message in (([], "--prompt"), (["--prompts", missing], "cannot be read"), (["--prompt", ""], "empty")):
         assert artok(monkeypatch, *command, *more) == 2
         assert message in said()
+
+
+def test_a_model_of_text_and_images_writes_captions_with_the_images_of_its_samples(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = merge(TOKENIZER | {"data": DATA}, SPED)
+    assert train(validate(Experiment, codes, "test"), tmp_path / "vq")
+    part = {"kind": "dalle", "depth": 1, "width": 16, "heads": 2, "multiple_of": 8}
+    stream = {"name": "stream", "tokenizer": str(tmp_path / "vq"), "generator": part}
+    assert train(validate(Experiment, codes | stream, "test"), tmp_path / "run")
+    command = ["sample", tmp_path / "run", "-n", 3, "--out", tmp_path / "out", "--seed", 2]
+    assert artok(monkeypatch, *command) == 0
+    captions = (tmp_path / "out" / "prompts.txt").read_text().splitlines()
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")
+    sampling = pipeline.settings({"seed": 2})
+    assert captions == pipeline.write(3, sampling)
+    assert pipeline.write(2, sampling) == captions[:2]
+    assert len(set(captions)) == 3 and all(captions)
+    made = pipeline(captions, seed=2)
+    pictures = [Image.open(path) for path in sorted((tmp_path / "out").glob("0*.png"))]
+    assert [each.tobytes() for each in pictures] == [to_pil(image).tobytes() for image in made]
+    assert artok(monkeypatch, *command, "--prompt", "a red circle") == 0
+    assert (tmp_path / "out" / "prompts.txt").read_text() == "a red circle\n"
+    assert artok(monkeypatch, "plan", tmp_path / "run" / "config.yaml") == 0
 
 
 def test_an_evaluation_checks_the_prompts_of_held_out_images_and_of_unseen_combinations(

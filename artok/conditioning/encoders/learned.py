@@ -41,7 +41,7 @@ class Config(TextEncoderConfig):
     lowercase: bool = True
 
     def build(self, width: int) -> LearnedEncoder:
-        if width % self.heads:
+        if self.depth and width % self.heads:
             raise ConfigError(f"the text encoder's heads ({self.heads}) must divide the generator's width {width}")
         return LearnedEncoder(self, width)
 
@@ -57,7 +57,7 @@ class LearnedEncoder(TextEncoder):
         self.embedding = nn.Embedding(config.vocab_size, width)
         self.positions = nn.Parameter(0.02 * torch.randn(config.length, width))
         self.blocks = nn.ModuleList(VitBlock(width, config.heads, 4 * width) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.norm = nn.LayerNorm(width, eps=EPS) if config.depth else nn.Identity()
         self._tokenizer: Tokenizer | None = None
 
     def initialise(self, fill: Callable[[Tensor], object]) -> None:
