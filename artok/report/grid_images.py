@@ -13,7 +13,7 @@ from artok.images import from_uint8, to_uint8
 from artok.layout import TokenLayout
 from artok.pipeline import Pipeline
 from artok.report.data_uris import Picture, strip
-from artok.report.images import NARROW, SEED, Real, RealImages, one_each
+from artok.report.images import NARROW, SEED, Real, RealImages, heard, one_each
 from artok.saved import load_tokenizer
 from artok.studies.results import Outcome
 
@@ -95,7 +95,8 @@ def sample_strip(run: Run, real: Real, title: str, device: str) -> Picture:
     """A sample of each class by a generator, side by side."""
     pipeline = Pipeline.from_pretrained(run.folder, device)
     sampling = pipeline.settings({**run.results.sampling, "seed": SEED})
-    images = to_uint8(pipeline(real.labels, EACH, sampling=sampling))
+    labels, prompts = heard(pipeline, real.labels, real.captions)
+    images = to_uint8(pipeline(labels, EACH, prompts=prompts, sampling=sampling))
     return strip(images, f"Samples of {', '.join(real.names)} by {title}", NARROW)
 
 

@@ -189,8 +189,7 @@ def show_generator(run: Run, real: Real, side: int = NARROW, device: str = "cpu"
     """
     pipeline = Pipeline.from_pretrained(run.folder, device)
     sampling = pipeline.settings({**run.results.sampling, "seed": SEED})
-    hears = pipeline.generator.hears
-    prompts = [text for text in real.captions if text] if "text" in hears else []
+    prompts = [text for text in real.captions if text] if "text" in pipeline.generator.hears else []
     if prompts:
         real = replace(real, classes=tuple(prompts), labels=list(range(len(prompts))))
     labels = None if prompts else real.labels  # a caption may lack its class
@@ -206,6 +205,12 @@ def show_generator(run: Run, real: Real, side: int = NARROW, device: str = "cpu"
     ]
     rows = class_rows(real, samples, f"samples by {run.name}", side)
     return GeneratorGallery(rows, moments, steps, film, closest(real, samples, "sample"), settings_text(sampling))
+
+
+def heard(pipeline: Pipeline, labels: list[int], captions: list[str]) -> tuple[list[int] | None, list[str] | None]:
+    """Those of the labels and captions of some images that a generator uses, as `Pipeline.condition` takes them."""
+    hears = pipeline.generator.hears
+    return labels if "labels" in hears else None, captions if "text" in hears else None
 
 
 def _moment(real: Real, step: int, steps: int) -> str:

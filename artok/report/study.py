@@ -22,6 +22,7 @@ from artok.report.grid_part import grid_part
 from artok.report.headline_table import headline_table
 from artok.report.images import RealImages, one_each
 from artok.report.plots.learning_curves import learning_curves
+from artok.report.prompts import prompts_part
 from artok.report.provenance import config_text
 from artok.report.run import TokenizerPart, cost, facts, generator_part, real_parts, template, tokenizer_part
 from artok.report.tables import Figures, figures
@@ -59,13 +60,15 @@ def render(outcome: Outcome, device: str) -> str:
     study, known, generators = outcome.plan.study, RealImages(), outcome.generators
     named = [] if study.grid else generators  # the points of a grid have pictures of their own
     side = gallery.SIDE if len(named) < 2 else gallery.NARROW
+    prompts = prompts_part(outcome, device) if named else None
     parts = [generator_part(replace(one.first, results=one.table), known, side, device) for one in named]
     beside = outcome.beside
     return template(TEMPLATE).render(
         title=study.title or f"Study {study.name}",
         intro=study.intro or f"{len(outcome.entries)} entries, one evaluator, {', '.join(_scope(outcome))}.",
         scope=_scope(outcome),
-        opening=list(opening(outcome, known, device)) if named else [],
+        prompts=prompts,
+        opening=list(opening(outcome, known, device)) if named and prompts is None else [],
         hedges=list(hedges(outcome)),
         headline=headline_table(generators) if generators else None,
         choices=choices_of(generators, study.budget) if len(generators) > 1 else [],
