@@ -240,14 +240,13 @@ class Pipeline:
         return self.generator.condition(spread, told, off, maps)
 
     def _read_control(self, control: Tensor | None) -> Tensor | None:
-        hears = "control" in self.generator.hears
+        hears = self.generator.hears
         if control is None:
-            dropout = self.generator.conditioner.dropouts.get("control")
-            if dropout == 0:
+            if self.generator.needs_control:
                 raise ConfigError("this model was given a control for every image in training; give it one too")
             return None
-        if not hears:
-            raise ConfigError(f"this model hears {' and '.join(sorted(self.generator.hears))}, so it takes no control")
+        if "control" not in hears:
+            raise ConfigError(f"this model hears {' and '.join(sorted(hears))}, so it takes no control")
         conditioner = self.generator.conditioner["control"]
         assert isinstance(conditioner, Control)
         if tuple(control.shape[1:]) != conditioner.map:

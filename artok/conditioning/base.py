@@ -24,13 +24,15 @@ class Context:
 
     pooled: (B, W), the whole of it as one vector. sequence: (B, L, W), the same as a sequence, and mask: (B, L) bool,
     where it has entries, or None for everywhere. spatial: (B, W, *grid), or None where the condition has no map.
-    keys_values: of the sequence, by the cross-attention that reads it; those that `project` has computed.
+    mapped: (B,) bool, the rows that have a map; None for all. keys_values: of the sequence, by the cross-attention
+    that reads it; those that `project` has computed.
     """
 
     pooled: Tensor
     sequence: Tensor
     mask: Tensor | None = None
     spatial: Tensor | None = None
+    mapped: Tensor | None = None
     keys_values: Mapping[CrossAttention, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -42,9 +44,10 @@ class Context:
         return None if self.spatial is None else self.spatial.flatten(2).transpose(1, 2)
 
     def __getitem__(self, rows: slice | Tensor) -> Context:
-        mask, spatial = (None if part is None else part[rows] for part in (self.mask, self.spatial))
+        optional = self.mask, self.spatial, self.mapped
+        mask, spatial, mapped = (None if part is None else part[rows] for part in optional)
         keys_values = {layer: part[rows] for layer, part in self.keys_values.items()}
-        return Context(self.pooled[rows], self.sequence[rows], mask, spatial, keys_values)
+        return Context(self.pooled[rows], self.sequence[rows], mask, spatial, mapped, keys_values)
 
     def project(self, network: nn.Module) -> Context:
         """The same with the keys and values of all cross-attention of a network, which all its passes then share."""
@@ -122,11 +125,18 @@ class Conditioners(nn.ModuleDict):
     """The conditioners of a generator by the names of their parts, with one context of them all."""
 
     def __init__(
-        self, configs: tuple[ConditionerConfig, ...], shape: ContextShape, classes: int, null: bool = True
+        self,
+        configs: tuple[ConditionerConfig, ...],
+        shape: ContextShape,
+        classes: int,
+        null: bool = True,
+        null_map: bool = True,
     ) -> None:
-        built = [config.build(shape, classes, null) for config in configs]
+        """null, null_map: whether they embed a missing part, and a missing map; contexts without one have no map."""
+        built = [config.build(shape, classes, null_map if config.gives_map else null) for config in configs]
         super().__init__({conditioner.part: conditioner for conditioner in built})
 
+        self.null_map = null_map
         self.gives_map = any(config.gives_map for config in configs)
         self.dropouts = {conditioner.part: config.dropout for conditioner, config in zip(built, configs, strict=True)}
 
@@ -170,7 +180,7 @@ class Conditioners(nn.ModuleDict):
             conditioner.initialise(fill)
 
     def forward(self, condition: Condition) -> Context:
-        """Pooled vectors and maps are summed, sequences follow one another."""
+        """Pooled vectors are summed, sequences follow one another."""
         contexts: list[Context] = [conditioner(condition) for conditioner in self._all()]
         if len(contexts) == 1:
             return contexts[0]
@@ -179,10 +189,12 @@ class Conditioners(nn.ModuleDict):
             for context in contexts
         ]
         masked = any(context.mask is not None for context in contexts)
-        maps = [context.spatial for context in contexts if context.spatial is not None]
+        maps = [context for context in contexts if context.spatial is not None]
+        assert len(maps) <= 1, "one part of a condition is a map"
         return Context(
             torch.stack([context.pooled for context in contexts]).sum(0),
             torch.cat([context.sequence for context in contexts], dim=1),
             torch.cat(masks, dim=1) if masked else None,
-            torch.stack(maps).sum(0) if maps else None,
+            maps[0].spatial if maps else None,
+            maps[0].mapped if maps else None,
         )

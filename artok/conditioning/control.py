@@ -36,7 +36,8 @@ class Config(ConditionerConfig):
 class Control(Conditioner):
     """Two linear layers on the part of the map that a position covers. It says nothing pooled or as a sequence.
 
-    A map of zeros is the null, a learned vector everywhere. Pixels of 8 bits are never exactly zero in [-1, 1].
+    A map of zeros is the null. Pixels of 8 bits are never exactly zero in [-1, 1]. With `has_null` it is a learned
+    vector everywhere, which a missing map has too; else a condition without maps gives a context without one.
     """
 
     part: ClassVar[ConditionPart] = "control"
@@ -61,19 +62,19 @@ class Control(Conditioner):
 
     def forward(self, condition: Condition) -> Context:
         maps, rows = condition.control, len(condition)
-        if maps is None and not self.has_null:
-            raise LayoutError("this generator makes nothing without a control, and the condition has none")
         if maps is None:
+            neutral = torch.zeros(rows, self.width, device=self.null.device, dtype=self.null.dtype)
+            if not self.has_null:
+                return Context(neutral, neutral[:, None][:, :0])
             spatial = self.null.expand(rows, -1)[..., None].expand(-1, -1, math.prod(self.grid))
-            return self._context(spatial.unflatten(2, self.grid))
+            return self._context(spatial.unflatten(2, self.grid), torch.zeros_like(neutral[:, 0], dtype=torch.bool))
         if tuple(maps.shape[1:]) != self.map:
             given, wanted = ("x".join(map(str, shape)) for shape in (maps.shape[1:], self.map))
             raise LayoutError(f"the control is {given} (channels, size), and this generator hears {wanted}")
-        features = self.encoder(self._patches(maps))
+        features, mapped = self.encoder(self._patches(maps)), maps.flatten(1).any(1)
         if self.has_null:
-            null_B11 = ~maps.flatten(1).any(1)[:, None, None]
-            features = torch.where(null_B11, self.null.to(features.dtype), features)
-        return self._context(features.transpose(1, 2).unflatten(2, self.grid))
+            features = torch.where(mapped[:, None, None], features, self.null.to(features.dtype))
+        return self._context(features.transpose(1, 2).unflatten(2, self.grid), mapped)
 
     def _patches(self, maps: Tensor) -> Tensor:
         """(B, N, C * patch) of maps (B, C, *size). Axes that the grid does not divide begin with copies of their first
@@ -89,9 +90,9 @@ class Control(Conditioner):
         sides = {f"{name}p": side for name, side in zip(names, self.patch, strict=True)}
         return rearrange(maps, f"b c {inner} -> b ({outer}) (c {patch})", **sides)
 
-    def _context(self, spatial: Tensor) -> Context:
+    def _context(self, spatial: Tensor, mapped: Tensor) -> Context:
         neutral = spatial.new_zeros(len(spatial), self.width)
-        return Context(neutral, neutral[:, None][:, :0], None, spatial)
+        return Context(neutral, neutral[:, None][:, :0], None, spatial, mapped)
 
     def example(self, rows: int, device: torch.device) -> Condition:
         return Condition(control=torch.ones(rows, *self.map, device=device))

@@ -50,6 +50,11 @@ class Generator(nn.Module, ABC):
         """The parts of a condition that it uses."""
         return self.conditioner.parts | ({"known"} if self.keeps_known else frozenset())
 
+    @property
+    def needs_control(self) -> bool:
+        """Whether it was given a control for every image in training, so that it knows nothing without one."""
+        return self.conditioner.dropouts.get("control") == 0 and self.conditioner.null_map
+
     def context(self, condition: Condition) -> Context:
         """The context of a condition. LayoutError: the condition has a part that this generator does not use."""
         unheard = [part for part in condition.parts if part not in self.hears]
@@ -174,6 +179,11 @@ class GeneratorConfig(Part, ABC):
             raise ValueError(f"generator {self.kind} hears no control; leave it out of 'conditioning'")
         return self
 
+    @property
+    def needs_init(self) -> bool:
+        """Whether a part of it is not trained, whose weights `init` names."""
+        return False
+
     @abstractmethod
     def refuse(self, layout: TokenLayout) -> str | None:
         """The reason why it cannot model such tokens (a phrase such as "needs codes"), or None."""
@@ -183,13 +193,25 @@ class GeneratorConfig(Part, ABC):
         """Build the generator with random weights. The layout has passed `refuse`."""
 
     def conditioners(
-        self, width: int, grid: tuple[int, ...], *, image: tuple[int, ...], classes: int, null: bool = True
+        self,
+        width: int,
+        grid: tuple[int, ...],
+        *,
+        image: tuple[int, ...],
+        classes: int,
+        null: bool = True,
+        null_map: bool = True,
     ) -> Conditioners:
         """The conditioners of `conditioning`, to contexts of `width` with maps of `grid`, of samples of shape `image`.
 
-        null: whether they embed a missing condition.
+        null, null_map: as in `Conditioners`.
         """
-        return Conditioners(self.conditioning, ContextShape(width, grid, image), classes, null)
+        return Conditioners(self.conditioning, ContextShape(width, grid, image), classes, null, null_map)
+
+    def refuse_initial(self, saved: GeneratorConfig) -> str | None:
+        """The reason why it cannot start from the weights of such a generator (a phrase such as "hears control"), or
+        None: what does not fit is new."""
+        return None
 
     def build_critic(self, layout: TokenLayout, classes: int) -> Critic | None:
         """Build the critic of an AdversarialGenerator with random weights; None for other generators."""

@@ -14,11 +14,12 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from einops import rearrange
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from artok.conditioning.base import Conditioners
-from artok.config import OPEN, of_kind
+from artok.config import OPEN, dump_fixed, of_kind
 from artok.errors import ConfigError
 from artok.generators.base import Generator, GeneratorConfig
 from artok.generators.networks import dit
@@ -40,14 +41,49 @@ class Config(GeneratorConfig):
     inpaint: train with masks: the network also reads the known vectors and where they are, by input channels whose
         weights start at zero (as Stable Diffusion's inpainting model, Rombach et al. 2022). Without it, known tokens
         are kept by RePaint, which takes several times the evaluations.
+    controlnet: the network of the run that `init` names stays as it is, and a trained copy of its first blocks hears
+        the control (Zhang et al. 2023). Without a control, the samples are those of that run.
     guided_channels: number of leading channels that are guided; default all (3 of 4 in DiT's published samples).
     """
 
     kind: Literal["diffusion"] = "diffusion"
     network: Annotated[NetworkConfig, of_kind("generators.networks"), OPEN]
     inpaint: bool = False
+    controlnet: bool = False
     guided_channels: int | None = Field(None, ge=1)
     diffusion: DiffusionConfig = DiffusionConfig(variance="learned", steps=250)
+
+    @model_validator(mode="after")
+    def _check_controlnet(self) -> Self:
+        if self.controlnet and not any(entry.gives_map for entry in self.conditioning):
+            raise ValueError("controlnet hears a control; add {kind: control} to 'conditioning'")
+        if self.controlnet and self.inpaint:
+            raise ValueError(
+                "controlnet leaves the network as it is, and inpaint trains it; train with masks first, or without"
+            )
+        return self
+
+    @property
+    def needs_init(self) -> bool:
+        return self.controlnet
+
+    def refuse_initial(self, saved: GeneratorConfig) -> str | None:
+        if not self.controlnet:
+            return None
+        if not isinstance(saved, Config):
+            return f"is a {saved.kind}, and a ControlNet steers a diffusion model"
+        if any(entry.gives_map for entry in saved.conditioning) and not saved.controlnet:
+            return "hears control already, and a ControlNet gives it to a model that does not"
+        if saved.inpaint:
+            return "is trained with masks, which a ControlNet does not take"
+        other = [
+            name
+            for name in ("network", "diffusion")
+            if dump_fixed(getattr(self, name)) != dump_fixed(getattr(saved, name))
+        ]
+        return (
+            f"has another section {other[0]}; a ControlNet needs that of the model which it steers" if other else None
+        )
 
     def refuse(self, layout: TokenLayout) -> str | None:
         if len(layout.grids) != 1 or layout.codes != 1:
@@ -74,11 +110,13 @@ class LatentDiffusion(Generator):
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)
         self.config = config
-        conditioners = partial(config.conditioners, image=layout.image, classes=classes)
+        conditioners = partial(config.conditioners, image=layout.image, classes=classes, null_map=not config.controlnet)
         out = config.diffusion.channels(layout.width)
         self.network = config.network.build(layout.grid, layout.width, out, conditioners)
         if config.inpaint:
             self.network.widen(layout.width + 1)
+        if config.controlnet:
+            self.network.add_controlnet()
         self.diffusion = Diffusion(config.diffusion)
 
     @property

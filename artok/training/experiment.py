@@ -114,6 +114,12 @@ class Experiment(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_init(self) -> Experiment:
+        if self.generator is not None and self.generator.needs_init and self.init is None:
+            raise ValueError("the generator's controlnet steers a trained model: name its run in 'init'")
+        return self
+
     @property
     def image(self) -> tuple[int, ...]:
         """(channels, *size) of the model's samples."""

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from torch import nn
 
 from artok.adversarial.critic import CriticConfig
 from artok.conditioning.encoders.frozen import FrozenEncoder
@@ -24,6 +25,7 @@ from artok.device import resolve_device
 from artok.discard import check_discardable, discard
 from artok.errors import ArtokError, CheckpointError, ConfigError, RunError
 from artok.locks import hold_lock
+from artok.metrics import cost
 from artok.saved import (
     CONFIG,
     TOKENIZER,
@@ -90,10 +92,10 @@ def train(
     check()
     task = build_task(experiment, folder, accelerator, progress)
     if experiment.init is not None and (fresh or not checkpoints.list_checkpoints(folder / "checkpoints")):
-        load_initial(task.players["model"], experiment.init, experiment.generator is not None, progress.say)
+        load_initial(task.players["model"], experiment.init, experiment.generator, task.facts, progress.say)
     trainer = Trainer(task, folder, accelerator, progress)
     progress.say(
-        f"{experiment.name}: {count_parameters(task):,} parameters, {describe_length(experiment)}, "
+        f"{experiment.name}: {describe_parameters(task.players['model'])}, {describe_length(experiment)}, "
         f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {accelerator.device}, "
         f"{accelerator.mixed_precision.replace('no', 'fp32')}, into {folder}"
     )
@@ -152,8 +154,9 @@ def describe_length(experiment: Experiment) -> str:
     return f"{training.images:,} images in {training.steps():,} steps of {training.global_batch}"
 
 
-def count_parameters(task: Task) -> int:
-    return sum(parameter.numel() for parameter in task.players["model"].parameters())
+def describe_parameters(model: nn.Module) -> str:
+    total, trained = (cost.parameters(model, trained_only=only) for only in (False, True))
+    return f"{total:,} parameters" + ("" if trained == total else f", {trained:,} of them trained")
 
 
 # ---------------------------------------------------------------------------------------------- the task

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners, Context
 from artok.config import Part
+from artok.nn.controlnet import ControlNet
 
 
 class DiffusionNetwork(nn.Module, ABC):
-    """conditioner: makes the contexts that it reads."""
+    """conditioner: makes the contexts that it reads. controlnet: adds a context's map, where there is one."""
 
     conditioner: Conditioners
+    controlnet: ControlNet | None
 
     @abstractmethod
     def forward(self, x_BND: Tensor, times_B: Tensor, context: Context, given_BNG: Tensor | None = None) -> Tensor:
@@ -23,6 +25,10 @@ class DiffusionNetwork(nn.Module, ABC):
     @abstractmethod
     def widen(self, width: int) -> None:
         """Make room for `width` more input channels, whose weights are zero: they change nothing before training."""
+
+    @abstractmethod
+    def add_controlnet(self) -> None:
+        """Freeze the network, and have a trained copy of its first blocks read the context's map."""
 
 
 class NetworkConfig(Part, ABC):

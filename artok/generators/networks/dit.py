@@ -10,9 +10,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from artok.conditioning.base import Conditioners, Context
+from artok.conditioning.base import Conditioners, Context, add_last
 from artok.config import Depth
 from artok.generators.networks.base import DiffusionNetwork, NetworkConfig
+from artok.nn.controlnet import ControlNet
 from artok.nn.gradient_checkpointing import run
 from artok.nn.joint_attention import JointBlock
 from artok.nn.patches import divides, merge_patches, patch_grid, split_patches
@@ -97,6 +98,7 @@ class DiffusionTransformer(DiffusionNetwork):
         self.grid, self.patch, self.gradient_checkpointing = grid, config.patch_size, False
         self.input = nn.Linear(width * config.patch_size**2, hidden)
         self.given: ZeroLinear | None = None
+        self.controlnet: ControlNet | None = None
         self.time = TimeEmbedding(hidden)
         patches = patch_grid(grid, config.patch_size)
         self.conditioner = conditioners(hidden, patches)
@@ -121,19 +123,38 @@ class DiffusionTransformer(DiffusionNetwork):
     def widen(self, width: int) -> None:
         self.given = ZeroLinear(width * self.patch**2, self.input.out_features, bias=False)
 
+    def add_controlnet(self) -> None:
+        """Copy the first half of the blocks, each of which steers its own (PixArt-delta, Chen et al. 2024, arXiv
+        2401.05252, section 3.2)."""
+        copied = self.blocks[: (len(self.blocks) + 1) // 2]
+        width = self.input.out_features
+        self.requires_grad_(False)
+        self.conditioner["control"].requires_grad_(True)
+        self.controlnet = ControlNet({"blocks": copied}, [ZeroLinear(width, width) for _ in copied])
+
     def forward(self, x_BND: Tensor, times_B: Tensor, context: Context, given_BNG: Tensor | None = None) -> Tensor:
-        x = self.tokens(x_BND)
-        if context.places is not None:
-            x = x + context.places
+        x, controlnet, places = self.tokens(x_BND), self.controlnet, context.places
+        if places is not None and controlnet is None:
+            x = x + places
         if self.given is not None and given_BNG is not None:
             x = x + self.given(split_patches(given_BNG, self.grid, self.patch))
         given = self.condition(times_B, context)
         entries = context.sequence.shape[1] if self.attention == "joint" else 0
         if entries:
             x = torch.cat([context.sequence.to(x.dtype), x], dim=1)
-        for block in self.blocks:
+        copies, copy = nn.ModuleList(), x
+        if controlnet is not None and places is not None:
+            copies, copy = controlnet.copy("blocks"), add_last(x, places)
+
+        def step(block: nn.Module, x_BND: Tensor) -> Tensor:
             heard = (entries, context.mask) if entries else context.heard(block.cross)  # type: ignore[arg-type]
-            x = run(block, x, given, *heard, checkpoint=self.gradient_checkpointing)
+            return run(block, x_BND, given, *heard, checkpoint=self.gradient_checkpointing)
+
+        for layer, block in enumerate(self.blocks):
+            x = step(block, x)
+            if controlnet is not None and layer < len(copies):
+                copy = step(copies[layer], copy)
+                x = x + controlnet.residual(layer, copy, context.mapped)
         return merge_patches(self.output(x[:, entries:], given[:, None]), self.grid, self.patch)
 
     def tokens(self, x_BND: Tensor) -> Tensor:

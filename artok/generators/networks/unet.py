@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from artok.conditioning.base import Conditioners, Context
 from artok.config import Depth
 from artok.generators.networks.base import DiffusionNetwork, NetworkConfig
+from artok.nn.controlnet import ControlNet
 from artok.nn.conv2d import Downsample, PixelAttention, Upsample, arrange, group_norm
 from artok.nn.gradient_checkpointing import run
 from artok.nn.time import TimeEmbedding
@@ -75,8 +76,8 @@ class ConditionedResidual(nn.Module):
         return self.skip(x) + self.conv2(F.silu(h * (1 + scale) + shift))
 
 
-def zero_convolution(channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
-    layer = nn.Conv2d(channels, out_channels, 3, padding=1, bias=bias)
+def zero_convolution(channels: int, out_channels: int, bias: bool = True, kernel: int = 3) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2, bias=bias)
     for weight in layer.parameters():
         nn.init.zeros_(weight)
     return layer
@@ -124,16 +125,18 @@ class UNet(DiffusionNetwork):
         self.input = nn.Conv2d(width, config.base_channels, 3, padding=1)
         self.map = nn.Conv2d(condition, config.base_channels, 1) if self.conditioner.gives_map else None
         self.given: nn.Conv2d | None = None
+        self.controlnet: ControlNet | None = None
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        channels, kept = config.base_channels, [config.base_channels]
+        channels, self.kept = config.base_channels, [config.base_channels]
         for index, wide in enumerate(widths):
             for _ in range(config.num_res_blocks):
                 self.down.append(stage(channels, wide, attention=index in config.attention_resolutions))
                 channels = wide
-                kept.append(channels)
+                self.kept.append(channels)
             if index < last:
                 self.down.append(Downsample(channels))
-                kept.append(channels)
+                self.kept.append(channels)
+        kept = list(self.kept)
         self.middle = nn.ModuleList(
             [stage(channels, channels, attention=True), stage(channels, channels, attention=False)]
         )
@@ -149,22 +152,45 @@ class UNet(DiffusionNetwork):
     def widen(self, width: int) -> None:
         self.given = zero_convolution(width, self.input.out_channels, bias=False)
 
+    def add_controlnet(self) -> None:
+        """Copy the way down and the middle, whose states steer those kept for the way up, and the middle's."""
+        assert self.map is not None
+        self.requires_grad_(False)
+        self.conditioner["control"].requires_grad_(True)
+        self.map.requires_grad_(True)
+        zeros = [zero_convolution(channels, channels, kernel=1) for channels in (*self.kept, self.kept[-1])]
+        self.controlnet = ControlNet({"down": self.down, "middle": self.middle}, zeros)
+
     def forward(self, x_BND: Tensor, times_B: Tensor, context: Context, given_BNG: Tensor | None = None) -> Tensor:
         given = self.time(times_B) + context.pooled, context
         x = self.input(arrange(x_BND.transpose(1, 2).unflatten(2, self.grid)))
-        if self.map is not None and context.spatial is not None:
-            x = x + self.map(context.spatial)
+        hint = self.map(context.spatial) if self.map is not None and context.spatial is not None else None
+        if hint is not None and self.controlnet is None:
+            x = x + hint
         if self.given is not None and given_BNG is not None:
             x = x + self.given(arrange(given_BNG.transpose(1, 2).unflatten(2, self.grid)))
-        states = [x]
-        for layer in self.down:
-            x = run(layer, x, *given, checkpoint=self.gradient_checkpointing) if isinstance(layer, Stage) else layer(x)
-            states.append(x)
-        for layer in self.middle:
-            x = run(layer, x, *given, checkpoint=self.gradient_checkpointing)
+        states = self._descend(x, given, self.down, self.middle)
+        if hint is not None and self.controlnet is not None:
+            copies = self.controlnet.copy("down"), self.controlnet.copy("middle")
+            steering = self._descend(x + hint, given, *copies)
+            for index, state in enumerate(steering):
+                states[index] = states[index] + self.controlnet.residual(index, state, context.mapped)
+        x = states.pop()
         for layer in self.up:
             if isinstance(layer, Stage):
                 x = run(layer, torch.cat([x, states.pop()], dim=1), *given, checkpoint=self.gradient_checkpointing)
             else:
                 x = layer(x)
         return rearrange(self.output(F.silu(self.norm_out(x))), "b d h w -> b (h w) d")
+
+    def _descend(
+        self, x: Tensor, given: tuple[Tensor, Context], down: nn.ModuleList, middle: nn.ModuleList
+    ) -> list[Tensor]:
+        """The states kept for the way up, x first, and the middle's last."""
+        states = [x]
+        for layer in down:
+            x = run(layer, x, *given, checkpoint=self.gradient_checkpointing) if isinstance(layer, Stage) else layer(x)
+            states.append(x)
+        for layer in middle:
+            x = run(layer, x, *given, checkpoint=self.gradient_checkpointing)
+        return [*states, x]
