@@ -177,11 +177,12 @@ class Text:
     """A batch of texts.
 
     values: (B, L, E) float features of a text encoder, or (B, L) int64 token ids. mask: (B, L) bool, where a text has
-    an entry; a row without any is an empty text.
+    an entry; a row without any is an empty text. undropped: the mask before texts were dropped, if any were.
     """
 
     values: Tensor
     mask: Tensor
+    undropped: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.values.shape[:2] != self.mask.shape:
@@ -191,10 +192,15 @@ class Text:
         return len(self.mask)
 
     def __getitem__(self, rows: slice | Tensor) -> Text:
-        return Text(self.values[rows], self.mask[rows])
+        return Text(self.values[rows], self.mask[rows], None if self.undropped is None else self.undropped[rows])
 
     def to(self, device: torch.device | str) -> Text:
-        return Text(self.values.to(device), self.mask.to(device))
+        undropped = None if self.undropped is None else self.undropped.to(device)
+        return Text(self.values.to(device), self.mask.to(device), undropped)
+
+    def dropped(self, rows_B: Tensor) -> Text:
+        """With the empty text in the rows where it is True."""
+        return Text(self.values, self.mask & ~rows_B[:, None], self.mask if self.undropped is None else self.undropped)
 
 
 NO_LABEL = -1  # in `Condition.labels`: this row has no label
@@ -260,7 +266,7 @@ class Condition:
             return replace(self, labels=self.labels.masked_fill(drop_B, NO_LABEL))
         if part == "text":
             assert self.text is not None
-            return replace(self, text=Text(self.text.values, self.text.mask & ~drop_B[:, None]))
+            return replace(self, text=self.text.dropped(drop_B))
         if part == "known":
             assert self.known is not None
             return replace(self, known=replace(self.known, known=self.known.flags & ~drop_B[:, None]))

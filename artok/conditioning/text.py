@@ -17,13 +17,18 @@ from artok.layout import Condition, ConditionPart
 
 
 class Config(ConditionerConfig):
-    """kind: text. encoder: a file in `artok/conditioning/encoders`."""
+    """kind: text. encoder: a file in `artok/conditioning/encoders`.
+
+    null_length: entries of the null in the place of a text that is dropped, in training and by guidance: all, or as
+        many as the text has (as in LlamaGen).
+    """
 
     kind: Literal["text"] = "text"
     encoder: Annotated[TextEncoderConfig, of_kind("conditioning.encoders"), OPEN] = learned.Config()
+    null_length: Literal["all", "text"] = "all"
 
     def build(self, shape: ContextShape, classes: int, null: bool) -> Texts:
-        return Texts(self.encoder.build(shape.width), shape.width, null)
+        return Texts(self.encoder.build(shape.width), shape.width, null, self.null_length == "text")
 
     @classmethod
     def tiny(cls) -> Config:
@@ -31,14 +36,17 @@ class Config(ConditionerConfig):
 
 
 class Texts(Conditioner):
-    """The encoder's vectors; those of an empty text are learned (as LlamaGen's and PixArt's null captions are)."""
+    """The encoder's vectors; those of an empty text are learned (as LlamaGen's and PixArt's null captions are).
+
+    alike: a dropped text is read as the last entries of the null, as many as it had.
+    """
 
     part: ClassVar[ConditionPart] = "text"
     encoder: TextEncoder
 
-    def __init__(self, encoder: TextEncoder, width: int, null: bool) -> None:
+    def __init__(self, encoder: TextEncoder, width: int, null: bool, alike: bool = False) -> None:
         super().__init__()
-        self.encoder, self.length = encoder, encoder.length
+        self.encoder, self.length, self.alike = encoder, encoder.length, alike
         self.null = nn.Parameter(0.02 * torch.randn(encoder.length, width)) if null else None
 
     def forward(self, condition: Condition) -> Context:
@@ -49,9 +57,15 @@ class Texts(Conditioner):
             return self._context(self.null.expand(rows, -1, -1), torch.ones(rows, self.length, device=condition.device))
         sequence, mask = self.encoder(text), text.mask
         if self.null is not None:
-            empty_B1 = ~mask.any(1, keepdim=True)
-            sequence = torch.where(empty_B1[..., None], self.null.to(sequence.dtype), sequence)
-            mask = mask | empty_B1
+            empty_B1, heard = ~mask.any(1, keepdim=True), torch.ones_like(mask)
+            null: Tensor = self.null
+            if self.alike and text.undropped is not None:
+                counts_B1 = text.undropped.sum(1, keepdim=True)
+                counts_B1 = counts_B1.masked_fill(counts_B1 == 0, self.length)
+                places = torch.arange(self.length, device=mask.device)
+                null, heard = null[(places - counts_B1) % self.length], places < counts_B1
+            sequence = torch.where(empty_B1[..., None], null.to(sequence.dtype), sequence)
+            mask = torch.where(empty_B1, heard, mask)
         return self._context(sequence, mask)
 
     def _context(self, sequence_BLW: Tensor, mask_BL: Tensor) -> Context:

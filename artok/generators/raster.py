@@ -45,8 +45,9 @@ class Config(GeneratorConfig):
 
     size: a published model. Or set `depth`: by default width is 64 * depth and there are depth heads.
     hidden: width inside SwiGLU; default 8/3 of the width, rounded up to a multiple of `multiple_of`.
-    class_position: the rotary entry of the prefix. Zeros are published, and make attention weigh its entries alike. The
-        grid's origin lets it tell the words of a text apart.
+    class_position: the rotary entry of the prefix. Zeros are published, also for texts, and make attention weigh its
+        entries alike. The grid's origin lets it tell the words of a text apart. Default: zero for a prefix of one
+        entry, such as a class, and origin for a longer one.
     order: of the tokens in training: raster; random, another order for each image (RAR, Yu et al. 2024, arXiv
         2411.00776; sigma-GPT, Pannatier et al. 2024, arXiv 2404.09562); or known_first, those that an editing mask
         leaves and then the hidden ones, for which tokens are encoded at each step. Beyond raster, the model is told the
@@ -65,7 +66,7 @@ class Config(GeneratorConfig):
     qk_norm: bool = False
     tied_head: bool = Field(False, description="share the output weights with the token embedding")
     rope_base: float = Field(10000.0, gt=1)
-    class_position: Literal["zero", "origin"] = "zero"
+    class_position: Literal["zero", "origin"] | None = None
     order: Literal["raster", "random", "known_first"] = "raster"
     target_init: float = Field(0.02, gt=0)
 
@@ -131,8 +132,9 @@ class Raster(Generator):
         self.target = None if config.order == "raster" else nn.Embedding(layout.length, width)
         self.head = nn.Linear(width, layout.vocab, bias=False)
         table = rotary_table(layout.grid, width // self.heads, config.rope_base)
-        first = torch.zeros_like(table[:1]) if config.class_position == "zero" else table[:1]
         self.prefix = ahead + self.conditioner.length
+        position = config.class_position or ("zero" if self.prefix == 1 else "origin")
+        first = torch.zeros_like(table[:1]) if position == "zero" else table[:1]
         table = torch.cat([first.expand(self.prefix, -1, -1), table.repeat_interleave(layout.codes, 0)])
         self.rotary: Tensor
         self.level_offset: Tensor

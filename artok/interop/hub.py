@@ -59,6 +59,8 @@ def _catalogue() -> dict[str, Published]:
         "llamagen-vq-ds16": Published("FoundationVision/LlamaGen", "vq_ds16_c2i.pt", "MIT", "llamagen_vq", 256),
         "llamagen-vq-ds16-384": Published("FoundationVision/LlamaGen", "vq_ds16_c2i.pt", "MIT", "llamagen_vq", 384),
         "llamagen-vq-ds8": Published("FoundationVision/LlamaGen", "vq_ds8_c2i.pt", "MIT", "llamagen_vq", 256),
+        "llamagen-vq-ds16-t2i": Published("peizesun/llamagen_t2i", "vq_ds16_t2i.pt", "MIT", "llamagen_vq", 256),
+        "llamagen-vq-ds16-t2i-512": Published("peizesun/llamagen_t2i", "vq_ds16_t2i.pt", "MIT", "llamagen_vq", 512),
         "sd-vae-ft-mse": Published(
             "stabilityai/sd-vae-ft-mse", "diffusion_pytorch_model.safetensors", "MIT", "sd_vae_kl", 256
         ),
@@ -81,6 +83,14 @@ def _catalogue() -> dict[str, Published]:
             "llamagen_gpt",
             size=side,
             tokenizer="llamagen-vq-ds16" if side == 256 else "llamagen-vq-ds16-384",
+        )
+    reads = "reads flan-t5-xl, which is fetched when the first prompt is read"
+    for file, side, vq in (
+        ("t2i_XL_stage1_256.pt", 256, "llamagen-vq-ds16-t2i"),
+        ("t2i_XL_stage2_512.pt", 512, "llamagen-vq-ds16-t2i-512"),
+    ):
+        found[f"llamagen-t2i-xl-{side}"] = Published(
+            "peizesun/llamagen_t2i", file, "MIT", "llamagen_gpt", size=side, tokenizer=vq, note=reads
         )
     converted = "converted by others than its authors, whose own files are linked from https://github.com/LTH14/mar"
     found["mar-kl16"] = Published("jadechoghari/mar", "kl16.safetensors", "MIT", "mar_kl", 256, note=converted)

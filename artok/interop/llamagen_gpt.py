@@ -1,6 +1,7 @@
-"""LlamaGen's class-conditional transformers (Sun et al. 2024): `c2i_{B,L,XL,XXL,3B}_{256,384}.pt`.
+"""LlamaGen's transformers (Sun et al. 2024): `c2i_{B,L,XL,XXL,3B}_{256,384}.pt`, `t2i_XL_stage{1_256,2_512}.pt`.
 
-B, L and XL are under `model`; XXL and 3B are bare state dicts.
+B, L and XL are under `model`; XXL and 3B are bare state dicts. Those of texts (t2i) read 120 entries of flan-t5-xl,
+padded on the left; the encoder is not in the file.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from artok.errors import CheckpointError
 from artok.generators.raster import SIZES, Raster
 from artok.generators.raster import Config as RasterConfig
-from artok.interop.families import Description, Family, Hints, Source, count, rename, shape_of
+from artok.interop.families import Description, Family, Hints, Source, compute, count, rename, shape_of
+from artok.interop.matching import check_finite
 
 GUIDANCE = {"B": 2.0, "L": 2.0, "XL": 1.75, "XXL": 1.75, "3B": 1.65}  # of the published samples
 LAYER = "layers.{i}.attention.wqkv.weight"
+PROJECTION = ("cls_embedding.cap_proj.fc1.weight", "cls_embedding.cap_proj.fc2.weight")
+NULL = "cls_embedding.uncond_embedding"
 
 
 class LlamaGenGpt(Family):
@@ -25,15 +30,19 @@ class LlamaGenGpt(Family):
     role = "generator"
     source = "https://github.com/FoundationVision/LlamaGen (Sun et al. 2024, arXiv 2406.06525)"
     licence = "MIT"
-    ignored: ClassVar = {"freqs_cis": "the rotary table, which is computed"}
+    ignored: ClassVar = {"freqs_cis": "the rotary table, which is computed", NULL: "kept as its projection"}
 
     def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
         return LAYER.format(i=0) in tensors and any(key.startswith("cls_embedding.") for key in tensors)
 
     def describe(self, tensors: Mapping[str, Tensor], hints: Hints) -> Description:
-        if any(key.startswith("cls_embedding.cap_proj") for key in tensors):
-            raise CheckpointError("this is a text-to-image model; artok imports class-conditional ones only")
-        classes, width = shape_of(tensors, "cls_embedding.embedding_table.weight", 2)
+        told = PROJECTION[0] in tensors
+        if told:
+            (width, features), (length, _) = shape_of(tensors, PROJECTION[0], 2), shape_of(tensors, NULL, 2)
+            classes = 0
+        else:
+            entries, width = shape_of(tensors, "cls_embedding.embedding_table.weight", 2)
+            classes = entries - 1
         layers, hidden = count(tensors, LAYER), shape_of(tensors, "layers.0.feed_forward.w1.weight", 2)[0]
         if shape_of(tensors, LAYER.format(i=0), 2)[0] != 3 * width:
             raise CheckpointError("this model has grouped-query attention, which artok does not support")
@@ -44,12 +53,21 @@ class LlamaGenGpt(Family):
         if size is None or RasterConfig(size=size).hidden_width() != hidden:
             section["hidden"] = hidden
         words = f"LlamaGen-{size}" if size else f"LlamaGen of {layers} layers, width {width}"
-        return Description(section, words, classes=classes - 1, sampling={"cfg_scale": GUIDANCE.get(size or "", 1.0)})
+        if not told:
+            return Description(section, words, classes=classes, sampling={"cfg_scale": GUIDANCE.get(size or "", 1.0)})
+        encoder = {"kind": "t5", "length": length, "features": features, "dtype": "bfloat16", "lowercase": True}
+        section |= {
+            "conditioning": [{"kind": "text", "encoder": encoder, "null_length": "text"}],
+            "class_position": "zero",
+        }
+        return Description(section, f"{words} (text to image)", classes=0, sampling={"cfg_scale": 7.5, "top_k": 1000})
 
     def sources(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         assert isinstance(module, Raster)
-        sources = {
-            "conditioner.labels.embedding.weight": rename("cls_embedding.embedding_table.weight"),
+        sources = {"conditioner.labels.embedding.weight": rename("cls_embedding.embedding_table.weight")}
+        if PROJECTION[0] in tensors:
+            sources = text_sources(tensors)
+        sources |= {
             "token_embedding.weight": rename("tok_embeddings.weight"),
             "norm.weight": rename("norm.weight"),
             "head.weight": rename("output.weight"),
@@ -78,6 +96,22 @@ class LlamaGenGpt(Family):
                 f"the model's rotary table does not fit the tokenizer's {grid} tokens; give the side of its images "
                 "(--size 384) or its heads (generator.heads=N)"
             )
+
+
+def text_sources(tensors: Mapping[str, Tensor]) -> dict[str, Source]:
+    """Sources of a text condition. Its null is what LlamaGen's projection makes of its null features."""
+
+    def null() -> Tensor:
+        features, *layers = (tensors[name].float() for name in (NULL, *PROJECTION))
+        check_finite(features, NULL)
+        return F.linear(F.gelu(F.linear(features, layers[0]), approximate="tanh"), layers[1])
+
+    return {
+        "conditioner.text.null": compute(null),
+        "conditioner.text.encoder.project.0.weight": rename(PROJECTION[0]),
+        "conditioner.text.encoder.project.2.weight": rename(PROJECTION[1]),
+        "conditioner.text.encoder._extra_state": compute(lambda: torch.zeros(0, dtype=torch.uint8)),
+    }
 
 
 def _heads(tensors: Mapping[str, Tensor], width: int) -> int | None:

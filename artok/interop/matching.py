@@ -102,9 +102,14 @@ def assemble(source: Source, tensors: Mapping[str, Tensor], place: Tensor) -> Te
     if source.value is not None:
         return source.value().view(place.shape)
     value = _concatenate(source, [tensors[name].to(place.dtype) for name in source.names])
-    if not torch.isfinite(value).all():
-        raise CheckpointError(f"{' + '.join(source.names)} holds values that are not finite: the file is damaged")
+    check_finite(value, " + ".join(source.names))
     return value.reshape(place.shape)
+
+
+def check_finite(value: Tensor, name: str) -> None:
+    """Raise a CheckpointError when a published tensor holds infinities or NaN."""
+    if not torch.isfinite(value).all():
+        raise CheckpointError(f"{name} holds values that are not finite: the file is damaged")
 
 
 def find_half_precision(checkpoint: Checkpoint, sources: Mapping[str, Source]) -> str | None:

@@ -82,6 +82,26 @@ def test_an_empty_text_reads_the_null() -> None:
     assert all(parameter.grad.isfinite().all() for parameter in conditioner.parameters() if parameter.grad is not None)
 
 
+@pytest.mark.parametrize("null_length", ["all", "text"])
+def test_a_dropped_text_reads_the_last_entries_of_the_null(null_length: str) -> None:
+    section = {"kind": "text", "encoder": {"kind": "learned", "vocab_size": 300, "heads": 2, "length": 3, "depth": 1}}
+    conditioner = text.Config.model_validate(section | {"null_length": null_length}).build(SHAPE, 4, null=True)
+    assert conditioner.null is not None
+    told = Text(torch.ones(3, 3).long(), torch.arange(3) < torch.tensor([2, 3, 0])[:, None])
+    condition = Condition(text=told).dropped("text", torch.tensor([True, False, False]))
+    context = conditioner(condition.dropped("text", torch.tensor([True, False, True]))[torch.tensor([0, 1, 2])])
+    assert context.mask is not None
+    if null_length == "all":
+        assert context.mask.all()
+        assert torch.equal(context.sequence[0], conditioner.null)
+    else:
+        assert context.mask.tolist() == [[True, True, False], [True] * 3, [True] * 3]
+        assert torch.equal(context.sequence[0, :2], conditioner.null[1:])
+    assert torch.equal(context.sequence[2], conditioner.null)  # an empty text has the whole null
+    plain = conditioner(Condition(text=told))
+    assert torch.equal(context.sequence[1], plain.sequence[1])
+
+
 def test_without_a_null_a_condition_must_have_a_text() -> None:
     conditioner = text.Config.tiny().build(SHAPE, 4, null=False)
     with pytest.raises(LayoutError, match="nothing without a text"):

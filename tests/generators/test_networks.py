@@ -48,8 +48,8 @@ def context_of(model: Any) -> Context:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("position", ["zero", "origin"])
-def test_raster_is_llama_over_class_and_codes(position: str) -> None:
+@pytest.mark.parametrize("position", ["zero", "origin", None])
+def test_raster_is_llama_over_class_and_codes(position: str | None) -> None:
     layout = TokenLayout(((2, 3),), 4, 16, IMAGE, codes=2)
     config = raster.Config(depth=2, width=24, heads=2, multiple_of=8, class_position=position)  # type: ignore[arg-type]
     model, given = generic(config.build(layout, CLASSES)), codes(layout)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from artok.config import validate
 from artok.errors import ConfigError
 from artok.generators import raster
-from artok.layout import Condition, TokenLayout, Tokens
+from artok.layout import Condition, Text, TokenLayout, Tokens
 from artok.noise import Noise
 from artok.sampling.settings import Sampling
 
@@ -65,6 +67,25 @@ def test_a_later_code_never_changes_an_earlier_prediction(layout: TokenLayout) -
         changed = (built.logits(after[:, :-1], built.context(Condition(labels))) - logits).abs().amax((0, 2)) > 1e-6
         assert not changed[: place + 1].any()
         assert changed[place + 1 :].any()
+
+
+@torch.no_grad()
+def test_the_words_of_a_text_are_told_apart_unless_the_published_zeros_are_asked_for() -> None:
+    """With zeros all words weigh alike: others of the same length and the same sum give the same codes."""
+    encoder = {"kind": "learned", "vocab_size": 300, "length": 3, "depth": 1, "heads": 2}
+    told = {"conditioning": [{"kind": "text", "encoder": encoder}], "depth": 1}
+    given, apart = codes(LAYOUT)[:, :-1], dict[str, bool]()
+    for position in ("default", "zero", "origin"):
+        built = model(LAYOUT, **told, **({} if position == "default" else {"class_position": position}))
+        for parameter in built.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        context = built.context(Condition(text=Text(torch.arange(9).view(3, 3), torch.ones(3, 3).bool())))
+        middle, one, two = torch.linalg.qr(torch.randn(24, 3)).Q.T
+        words = [torch.stack([middle + step, middle - step, middle]).expand(3, -1, -1) for step in (one, two)]
+        logits, other = (built.logits(given, replace(context, sequence=each))[:, 1:] for each in words)
+        apart[position] = not torch.allclose(logits, other, atol=1e-5)
+    assert apart == {"default": True, "zero": False, "origin": True}
+    assert not model(LAYOUT).rotary[:1].any()  # a class alone is at the published zeros
 
 
 @torch.no_grad()

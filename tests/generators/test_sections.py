@@ -104,7 +104,7 @@ def test_the_rate_of_stochastic_depth_rises_to_the_published_one() -> None:
                 "qk_norm": False,
                 "tied_head": False,
                 "multiple_of": 256,
-                "class_position": "zero",
+                "class_position": None,
             },
         ),
         (
