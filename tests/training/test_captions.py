@@ -267,13 +267,18 @@ def test_a_model_of_text_and_images_writes_captions_with_the_images_of_its_sampl
 
 
 def test_an_evaluation_checks_the_prompts_of_held_out_images_and_of_unseen_combinations(
-    run: Path, tokenizer: Path
+    run: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
-    changes = ["data.hold_out=4", "data.objects=[1,2]", "evaluation.metrics=[prompt_match]"]
+    metrics = f"[prompt_match,{{kind: clip_score, name: {tiny_clip(tmp_path)}}}]"
+    changes = ["data.hold_out=4", "data.objects=[1,2]", f"evaluation.metrics={metrics}"]
     quiet = Progress("evaluate", quiet=True)
     found = evaluate(str(run), 16, "pixels", changes, "cpu", quiet)
-    names = {entry.name.partition("/")[2] for entry in found.measurements}
+    scored = {each.name: each for each in found.measurements if each.name.startswith("clip_score")}
+    assert scored.keys() == {"clip_score", "clip_score/shuffled", "clip_score/unseen"}
+    assert scored["clip_score"].floor is not None and scored["clip_score"].floor != scored["clip_score"].value
+    names = {entry.name.partition("/")[2] for entry in found.measurements if entry.name not in scored}
     assert names >= {"", "shape", "colour", "place", "count", "one_object", "two_objects", "shuffled", "unseen"}
     assert all(entry.n == 16 and 0 <= entry.value <= 1 for entry in found.measurements)
     rebuilt = evaluate(str(tokenizer), 16, "pixels", changes, "cpu", quiet)
+    assert rebuilt.find("clip_score") is not None
     assert rebuilt.find("prompt_match") is not None and rebuilt.find("prompt_match/unseen") is None
