@@ -287,7 +287,11 @@ class Evaluator:
             assert known.real_features is not None
             predicted = None if known.real_predicted is None else known.real_predicted[part]
             yield EvalBatch(
-                images=images, labels=labels, real_features=known.real_features[part], real_predicted=predicted
+                images=images,
+                labels=labels,
+                prompts=None if known.prompts is None else known.prompts[part],
+                real_features=known.real_features[part],
+                real_predicted=predicted,
             )
 
     def training(self) -> Iterator[EvalBatch]:

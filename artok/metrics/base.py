@@ -30,7 +30,7 @@ class EvalBatch:
     Held-out real images, B of them:
         images (B, C, H, W) uint8; labels (B,) int64; reconstructions (B, C, H, W) uint8; codes (B, N, K) int64;
         log_likelihood (B,) float64, nats of each image's tokens; real_features (B, D) float32;
-        real_predicted (B,) int64, the extractor's class of each image.
+        real_predicted (B,) int64, the extractor's class of each image; prompts, their B captions.
     What the model made, B rows of their own (reconstructions count when there are no samples):
         samples (B, C, H, W) uint8; conditions (B,) int64, the class asked for; fake_features (B, D) float32;
         fake_predicted (B,) int64; controls (B, c, H, W) uint8, the maps asked for; made_controls, as many maps of the
@@ -127,12 +127,17 @@ class Metric(ABC):
 
     needs: fields of `EvalBatch` that it must be shown by the end. optional: fields that it also reports when it
     sees them. A batch may carry any of them; fields of other metrics are ignored. k: which neighbour its values are of,
-    where they depend on one.
+    where they depend on one. reference: what it judges by, where that is not the held-out images; values of different
+    ones are not comparable.
     """
 
     needs: ClassVar[frozenset[str]]
     optional: ClassVar[frozenset[str]] = frozenset()
     k: int | None = None
+
+    @property
+    def reference(self) -> str | None:
+        return None
 
     @property
     @abstractmethod
@@ -161,10 +166,12 @@ class SetMetric(Metric):
 class MetricConfig(Part, ABC):
     """A metric's settings; `kind` is the name of its file.
 
-    quantities: what its values are, by the names that `Metric.compute` gives.
+    quantities: what its values are, by the names that `Metric.compute` gives. by_name: whether it is computed only
+    where an evaluation names it.
     """
 
     quantities: ClassVar[tuple[Quantity, ...]]
+    by_name: ClassVar[bool] = False
 
     def suits(self, subject: MetricContext) -> bool:
         """Whether it means anything for the subject; where it does not, an evaluation leaves it out."""

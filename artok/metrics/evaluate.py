@@ -101,7 +101,7 @@ class Evaluation:
                         extractor=self.extractor.name if self.extractor and featured else None,
                         fingerprint=self.extractor.fingerprint if self.extractor and featured else None,
                         dim=self.extractor.dim if self.extractor and paired else None,
-                        reference=reference,
+                        reference=metric.reference or reference,
                         reference_n=self._real if paired else None,
                         floor=known.get(key),
                         k=metric.k,

@@ -44,6 +44,6 @@ class MetricChoice(Config):
 
 
 def _all_metrics() -> list[MetricConfig]:
-    """Every metric of the package with its defaults."""
+    """Every metric of the package with its defaults, without those that are computed only by name."""
     found = [find("metrics", kind).model_validate({"kind": kind}) for kind in kinds("metrics")]
-    return [config for config in found if isinstance(config, MetricConfig)]
+    return [config for config in found if isinstance(config, MetricConfig) and not config.by_name]

@@ -193,14 +193,18 @@ class GeneratorTask(Task):
                 "cache of tokens holds; set tokens.online=true"
             )
         self.class_dropout = experiment.generator.class_dropout
-        if self.generator.conditioner.encoder is not None:
-            self.generator.conditioner.encoder.fit(self._captions())
         self.players = {"model": self.generator}
         self.critic = experiment.generator.build_critic(tokenizer.layout, len(facts.classes))
         if self.critic is not None:
             assert isinstance(self.generator, AdversarialGenerator)
             self.generator.attach_critic(self.critic.to(device))
             self.players["critic"] = self.critic
+
+    def begin(self) -> list[Replacement]:
+        encoder = self.generator.conditioner.encoder
+        if encoder is not None and not encoder.fitted:  # a run that it starts from has given its vocabulary
+            encoder.fit(self._captions())
+        return []
 
     def plays(self, player: str, step: int) -> bool:
         if self.critic is None or player == "critic":

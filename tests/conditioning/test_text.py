@@ -102,6 +102,23 @@ def test_a_dropped_text_reads_the_last_entries_of_the_null(null_length: str) -> 
     assert torch.equal(context.sequence[1], plain.sequence[1])
 
 
+@pytest.mark.parametrize("null", [True, False])
+@torch.no_grad()
+def test_the_pooled_text_is_the_mean_of_its_entries_and_of_an_empty_one_that_of_the_null(null: bool) -> None:
+    config = text.Config(encoder=learned.Config(vocab_size=320, heads=2, length=12, depth=1))
+    conditioner = config.build(SHAPE, 4, null=null)
+    conditioner.initialise(lambda weight: torch.nn.init.normal_(weight))
+    conditioner.encoder.fit(CAPTIONS)
+    encoded = conditioner.encoder.encode(["", *CAPTIONS])
+    context, vectors = conditioner(Condition(text=encoded)), conditioner.encoder(encoded)
+    empty = torch.zeros(8) if conditioner.null is None else conditioner.null.mean(0)
+    torch.testing.assert_close(context.pooled[0], empty)
+    for row in range(1, 5):
+        torch.testing.assert_close(context.pooled[row], vectors[row, encoded.mask[row]].mean(0))
+    hidden = conditioner(Condition(text=encoded).dropped("text"))
+    torch.testing.assert_close(hidden.pooled, empty.expand(5, -1))
+
+
 def test_without_a_null_a_condition_must_have_a_text() -> None:
     conditioner = text.Config.tiny().build(SHAPE, 4, null=False)
     with pytest.raises(LayoutError, match="nothing without a text"):

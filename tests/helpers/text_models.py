@@ -38,7 +38,7 @@ def tiny_t5(folder: Path) -> Path:
 
 
 def tiny_clip(folder: Path) -> Path:
-    """A whole CLIP, of which only the text part is wanted."""
+    """A whole CLIP with its image processor."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     vocab = tiny_tokenizer(folder)
@@ -46,6 +46,8 @@ def tiny_clip(folder: Path) -> Path:
     text = {**sizes, "vocab_size": vocab, "max_position_embeddings": 12, "eos_token_id": 1, "pad_token_id": 0}
     config = transformers.CLIPConfig(text_config=text, vision_config={**sizes, "image_size": 8, "patch_size": 4})
     transformers.CLIPModel(config).save_pretrained(folder)
+    sizes = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
+    transformers.CLIPImageProcessor(**sizes).save_pretrained(folder)
     return folder
 
 

@@ -101,6 +101,11 @@ def tiny(kind):
     return find("metrics", kind).tiny().build(SUBJECT)
 
 
+def rounding(metric):
+    """Of sums in float64, and of a network of the metric's own in float32, whose rounding depends on the batch."""
+    return 1e-9 if metric.reference is None else 1e-5
+
+
 # ---------------------------------------------------------------------------------------------- the contract
 
 
@@ -140,13 +145,13 @@ class TestContract:
             parts.update(replace(batch, **dict.fromkeys(LATE)))
         for batch in batches:
             parts.update(EvalBatch(**{field: getattr(batch, field) for field in LATE}))
-        assert parts.compute() == pytest.approx(whole.compute(), rel=1e-9, abs=1e-12)
+        assert parts.compute() == pytest.approx(whole.compute(), rel=rounding(whole), abs=1e-12)
 
     def test_the_order_of_images_does_not_matter(self, kind):
         one, other, seen = tiny(kind), tiny(kind), everything()
         one.update(seen)
         other.update(rows(seen, torch.arange(11, -1, -1)))
-        assert other.compute() == pytest.approx(one.compute(), rel=1e-9, abs=1e-12)
+        assert other.compute() == pytest.approx(one.compute(), rel=rounding(one), abs=1e-12)
 
     def test_having_seen_nothing_it_refuses_in_one_sentence(self, kind):
         with pytest.raises(ArtokError, match=r"needs at least \d+ images, but has 0") as caught:

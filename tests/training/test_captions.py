@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from helpers.text_models import FEATURES, tiny_clip, tiny_t5
 from PIL import Image
 from safetensors.torch import load_file
 
-from artok.conditioning.encoders import frozen
+from artok.conditioning.encoders import frozen, learned
 from artok.config import merge, read_yaml, validate
 from artok.data import shapes
 from artok.errors import ConfigError
@@ -83,10 +84,28 @@ def test_captions_teach(run: Path, tokenizer: Path) -> None:
     assert texts == [captions[0] for captions in held_out.read(range(10)).captions or []]
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(run: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the vocabulary that it began with: it is learned once, and not at all from another run's weights."""
+    fit, fitted = learned.LearnedEncoder.fit, list[int]()
+
+    def counted(self: learned.LearnedEncoder, texts: Iterable[str]) -> None:
+        fitted.append(1)
+        fit(self, texts)
+
+    monkeypatch.setattr(learned.LearnedEncoder, "fit", counted)
     half = experiment(tokenizer, training={"images": 32, "optimizer": {"schedule": "constant"}})
     whole = experiment(tokenizer, training={"optimizer": {"schedule": "constant"}})
     assert train(half, tmp_path / "run") and train(whole, tmp_path / "run")
+    assert len(fitted) == 1
+    started = experiment(tokenizer, init=str(tmp_path / "run"), data={"caption_templates": ["the {}"]})
+    assert train(started, tmp_path / "started")
+    assert len(fitted) == 1
+    pipelines = [Pipeline.from_pretrained(tmp_path / name) for name in ("run", "started")]
+    encoders = [each.generator.conditioner.encoder for each in pipelines]
+    assert encoders[0] is not None and encoders[1] is not None
+    assert encoders[0].count([CAPTION]) == encoders[1].count([CAPTION])
     assert train(whole, tmp_path / "other")
     states = [load_file(tmp_path / name / "model.safetensors") for name in ("run", "other")]
     assert any(name.endswith("_extra_state") for name in states[0])
@@ -248,13 +267,18 @@ def test_a_model_of_text_and_images_writes_captions_with_the_images_of_its_sampl
 
 
 def test_an_evaluation_checks_the_prompts_of_held_out_images_and_of_unseen_combinations(
-    run: Path, tokenizer: Path
+    run: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
-    changes = ["data.hold_out=4", "data.objects=[1,2]", "evaluation.metrics=[prompt_match]"]
+    metrics = f"[prompt_match,{{kind: clip_score, name: {tiny_clip(tmp_path)}}}]"
+    changes = ["data.hold_out=4", "data.objects=[1,2]", f"evaluation.metrics={metrics}"]
     quiet = Progress("evaluate", quiet=True)
     found = evaluate(str(run), 16, "pixels", changes, "cpu", quiet)
-    names = {entry.name.partition("/")[2] for entry in found.measurements}
+    scored = {each.name: each for each in found.measurements if each.name.startswith("clip_score")}
+    assert scored.keys() == {"clip_score", "clip_score/shuffled", "clip_score/unseen"}
+    assert scored["clip_score"].floor is not None and scored["clip_score"].floor != scored["clip_score"].value
+    names = {entry.name.partition("/")[2] for entry in found.measurements if entry.name not in scored}
     assert names >= {"", "shape", "colour", "place", "count", "one_object", "two_objects", "shuffled", "unseen"}
     assert all(entry.n == 16 and 0 <= entry.value <= 1 for entry in found.measurements)
     rebuilt = evaluate(str(tokenizer), 16, "pixels", changes, "cpu", quiet)
+    assert rebuilt.find("clip_score") is not None
     assert rebuilt.find("prompt_match") is not None and rebuilt.find("prompt_match/unseen") is None

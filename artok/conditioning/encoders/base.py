@@ -92,6 +92,11 @@ class TextEncoder(nn.Module, ABC):
     def initialise(self, fill: Callable[[Tensor], object]) -> None:
         """Give the embeddings their first values. fill: sets a tensor in place."""
 
+    @property
+    @abstractmethod
+    def fitted(self) -> bool:
+        """Whether `fit` was called, or what it gave was loaded."""
+
     @abstractmethod
     def fit(self, texts: Iterable[str]) -> None:
         """Before training, learn from the captions of the training data what `encode` needs."""

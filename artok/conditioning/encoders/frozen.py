@@ -95,6 +95,10 @@ class FrozenEncoder(TextEncoder):
 
     # ------------------------------------------------------------------------------------------ the model
 
+    @property
+    def fitted(self) -> bool:
+        return self._trained_with != ""
+
     def fit(self, texts: Iterable[str]) -> None:
         self._trained_with = digest_model(self._folder())
 

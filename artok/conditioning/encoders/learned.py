@@ -78,6 +78,10 @@ class LearnedEncoder(TextEncoder):
 
     # ------------------------------------------------------------------------------------------ the vocabulary
 
+    @property
+    def fitted(self) -> bool:
+        return self._tokenizer is not None
+
     def fit(self, texts: Iterable[str]) -> None:
         tokenizer = Tokenizer(models.BPE())
         if self.config.lowercase:
