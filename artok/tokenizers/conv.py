@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -21,14 +22,18 @@ class Config(TokenizerConfig):
     """kind: conv.
 
     downsample: image side over grid side, a power of two.
+    patch_size: side in pixels of the squares that become the channels of one position before the first convolution, and
+        after the last, as Cosmos' wavelets do (Agarwal et al. 2025, arXiv 2501.03575); levels of full size take most of
+        the time on a CPU.
     channel_multipliers: base_channels times each gives the channels of a level, finest first; there are
-        log2(downsample) + 1 levels.
+        log2(downsample / patch_size) + 1 levels.
     attention_resolutions: grid sides that have attention, or "coarsest".
     z_channels: channels that the encoder puts out and the decoder takes in, around the quantizer's own width.
     """
 
     kind: Literal["conv"] = "conv"
     downsample: int = Field(16, ge=2, le=32)
+    patch_size: Literal[1, 2, 4] = 1
     base_channels: int = Field(128, ge=1)
     stem: int | None = Field(None, ge=1, description="channels after the first convolution; base_channels unless given")
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -51,11 +56,14 @@ class Config(TokenizerConfig):
     def _levels_match(self) -> Config:
         if self.downsample & (self.downsample - 1):
             raise ValueError(f"downsample must be a power of two (2, 4, 8, 16, 32), got {self.downsample}")
-        levels = self.downsample.bit_length()
+        if self.downsample < self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} is more than downsample {self.downsample}")
+        levels = (self.downsample // self.patch_size).bit_length()
+        after = f" after patches of {self.patch_size}" if self.patch_size > 1 else ""
         for multipliers in filter(None, (self.channel_multipliers, self.decoder_channel_multipliers)):
             if len(multipliers) != levels:
                 raise ValueError(
-                    f"downsample {self.downsample} needs {levels} multipliers, got {len(multipliers)}: "
+                    f"downsample {self.downsample}{after} needs {levels} multipliers, got {len(multipliers)}: "
                     f"{list(multipliers)}"
                 )
         return self
@@ -99,14 +107,15 @@ class ConvTokenizer(Tokenizer):
         grid = tuple(side // config.downsample for side in size)
         quantizer = config.quantizer.build(grid)
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
-        sides = [size[0] >> level for level in range(len(widths))]
+        self.patch = config.patch_size
+        sides = [size[0] // self.patch >> level for level in range(len(widths))]
 
         def attends(where: tuple[int, ...] | Literal["coarsest"]) -> list[bool]:
             return [side == sides[-1] if where == "coarsest" else side in where for side in sides]
 
         padding = config.quantizer_kernel // 2
         self.encoder = Encoder(
-            in_channels=channels,
+            in_channels=channels * self.patch**2,
             stem=config.stem or config.base_channels,
             widths=widths,
             blocks=config.num_res_blocks,
@@ -132,7 +141,7 @@ class ConvTokenizer(Tokenizer):
                 else config.decoder_attention_resolutions
             ),
             middle_attention=config.middle_attention,
-            out_channels=channels,
+            out_channels=channels * self.patch**2,
             groups=config.groups,
         )
         self.layout = TokenLayout(quantizer.grids, quantizer.width, quantizer.vocab, image, quantizer.codes)
@@ -144,11 +153,11 @@ class ConvTokenizer(Tokenizer):
 
     def latents(self, images: Tensor) -> Tensor:
         """What the quantizer receives, (B, input_channels, *grid)."""
-        return self.to_quantizer(self.encoder(arrange(images)))
+        return self.to_quantizer(self.encoder(arrange(F.pixel_unshuffle(images, self.patch))))
 
     def decode_latents(self, vectors: Tensor) -> Tensor:
         """Images (B, C, H, W) of latent vectors (B, D, *grid)."""
-        return self.decoder(self.from_quantizer(arrange(vectors)))
+        return F.pixel_shuffle(self.decoder(self.from_quantizer(arrange(vectors))), self.patch)
 
     def forward(self, images: Tensor) -> Reconstruction:
         quantized = self.quantizer(self.latents(images))

@@ -114,11 +114,11 @@ def test_gradient_checkpointing_changes_no_gradient(config: TokenizerConfig) -> 
         torch.testing.assert_close(plain, again)
 
 
-@pytest.mark.parametrize("downsample", [2, 4, 8, 16, 32])
-def test_the_latent_grid_is_the_image_over_the_downsampling(downsample: int) -> None:
-    levels = int(math.log2(downsample)) + 1
-    config = conv.Config.tiny().model_copy(update={"downsample": downsample, "channel_multipliers": (1,) * levels})
-    tokenizer = config.build((3, 64, 32))
+@pytest.mark.parametrize(("downsample", "patch"), [(2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (2, 2), (4, 4), (16, 4)])
+def test_the_latent_grid_is_the_image_over_the_downsampling(downsample: int, patch: int) -> None:
+    levels = int(math.log2(downsample // patch)) + 1
+    changes = {"downsample": downsample, "patch_size": patch, "channel_multipliers": (1,) * levels}
+    tokenizer = conv.Config.tiny().model_copy(update=changes).build((3, 64, 32))
     assert tokenizer.layout.grid == (64 // downsample, 32 // downsample)
     assert tokenizer(torch.zeros(2, 3, 64, 32)).images.shape == (2, 3, 64, 32)
 
@@ -152,6 +152,21 @@ def test_attention_stands_where_it_was_asked_for() -> None:
 def test_images_that_do_not_fit_are_refused(image: tuple[int, ...], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         conv.Config.tiny().build(image)
+
+
+def test_patches_take_the_place_of_the_finest_levels() -> None:
+    section = conv.Config.tiny().model_dump() | {"downsample": 4, "patch_size": 2}
+    with pytest.raises(ConfigError, match="downsample 4 after patches of 2 needs 2 multipliers, got 3"):
+        validate(conv.Config, section, "test")
+    with pytest.raises(ConfigError, match="patch_size 4 is more than downsample 2"):
+        validate(conv.Config, section | {"downsample": 2, "patch_size": 4}, "test")
+    section |= {"channel_multipliers": (1, 2), "attention_resolutions": (8,), "middle_attention": False}
+    tokenizer = validate(conv.Config, section, "test").build((3, 16, 16))
+    seen: list[tuple[int, ...]] = []
+    tokenizer.encoder.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    tokenizer.encode(images(2))
+    assert seen == [(2, 3 * 4, 8, 8)]
+    assert sum(type(module).__name__ == "PixelAttention" for module in tokenizer.encoder.modules()) == 1
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
