@@ -86,7 +86,7 @@ def test_control_adds_nothing_before_training(case: tuple[Generator, Tokenizer])
     fresh = config_of(type(generator).__module__.rpartition(".")[2])
     if "network" in type(fresh).model_fields:
         fresh = fresh.model_copy(update={"network": generator.config.network})  # type: ignore[union-attr]
-    context = fresh.model_copy(update=BOTH).build(codec.layout, CLASSES).context(mapped(3))
+    context = with_control(fresh).build(codec.layout, CLASSES).context(mapped(3))
     assert context.spatial is not None and not context.spatial.any()
 
 
