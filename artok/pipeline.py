@@ -175,6 +175,8 @@ class Pipeline:
         """One row without label and text. ConfigError: the model was never trained without."""
         if self.saved.generator is not None and self.saved.generator.class_dropout == 0:
             raise ConfigError("this model was trained with class_dropout 0, so it needs a label or a prompt to edit")
+        if self.generator.needs_control:
+            raise ConfigError("this model was given a control for every image in training, and edits have none")
         texts = None if "labels" in self.generator.hears else [""]
         return self.generator.condition(torch.full((1,), NO_LABEL), texts)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from artok.conditioning.base import Conditioner, ConditionerConfig, Context, ContextShape
 from artok.errors import LayoutError
 from artok.layout import Condition, ConditionPart
+from artok.nn.vit import ZeroLinear
 
 
 class Config(ConditionerConfig):
@@ -36,6 +37,9 @@ class Config(ConditionerConfig):
 class Control(Conditioner):
     """Two linear layers on the part of the map that a position covers. It says nothing pooled or as a sequence.
 
+    The last layer starts at zero: vectors of a common size would drown the embeddings of tokens that they are added to,
+    whose deviation is .02.
+
     A map of zeros is the null. Pixels of 8 bits are never exactly zero in [-1, 1]. With `has_null` it is a learned
     vector everywhere, which a missing map has too; else a condition without maps gives a context without one.
     """
@@ -56,7 +60,7 @@ class Control(Conditioner):
         self.patch = tuple(math.ceil(side / count) for side, count in zip(size, shape.grid, strict=True))
         hidden = config.hidden or shape.width
         self.encoder = nn.Sequential(
-            nn.Linear(config.channels * math.prod(self.patch), hidden), nn.GELU(), nn.Linear(hidden, shape.width)
+            nn.Linear(config.channels * math.prod(self.patch), hidden), nn.GELU(), ZeroLinear(hidden, shape.width)
         )
         self.null = nn.Parameter(torch.zeros(int(null), shape.width))
 

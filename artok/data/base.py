@@ -107,11 +107,13 @@ class DataConfig(Part, ABC):
 
     size: side of the images that a model sees. resize: shorter side before the crop to `size`, when it is larger.
     control: a map for each image, for generators that hear control.
-    channels_apart: each channel is a separate image (see `Split.single`).
+    channels_apart: each channel is a separate image (see `Split.single`). holds_maps: the source may have maps beside
+    its images.
     caption_templates: captions made from class names, such as "a photo of a {}", instead of the data's own.
     """
 
     channels_apart: ClassVar[bool] = False
+    holds_maps: ClassVar[bool] = False
 
     size: int = Field(gt=0)
     resize: int | None = Field(None, gt=0)
@@ -136,6 +138,15 @@ class DataConfig(Part, ABC):
             raise ValueError(f"resize ({self.resize}) must be at least size ({self.size}), which is cut out of it")
         return self
 
+    @model_validator(mode="after")
+    def _check_maps(self) -> Self:
+        if self.control is not None and self.control.stored and not self.holds_maps:
+            raise ValueError(
+                "has images without maps beside them, which data.control asks for; have them made of the images, such "
+                "as control={kind: edges}, or use data kind hub or folder"
+            )
+        return self
+
     @property
     def image(self) -> tuple[int, ...]:
         """(channels, *size) of what a model sees; a kind whose samples have other axes overrides it."""
@@ -144,7 +155,7 @@ class DataConfig(Part, ABC):
     @property
     def map(self) -> tuple[int, ...] | None:
         """(channels, *size) of the control of an image, if there is one."""
-        return None if self.control is None else (self.control.channels(self.channels), *self.image[1:])
+        return None if self.control is None else (self.control.count_channels(self.channels), *self.image[1:])
 
     @property
     def side(self) -> int:

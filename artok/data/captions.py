@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def read_beside(
         found = {image: _lines(beside[stem]) for image in images if (stem := os.path.splitext(image)[0]) in beside}
     known, columns = {os.path.normpath(image) for image in images}, set[str]()
     for path in sorted(tables):
-        rows = _table(path)
+        rows = read_table(path)
         named = {key for row in rows for key in row}
         columns |= named
         use = column if column in named else next((name for name in CAPTION_NAMES if name in named), None)
@@ -119,14 +119,17 @@ def read_beside(
 
 
 def _of_images(path: str, rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, tuple[str, ...]]:
+    return {place: read_texts(row.get(column)) for place, row in name_rows(path, rows)}
+
+
+def name_rows(path: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each row of a metadata file with the path of its image. DataError: a row names none."""
     folder = os.path.dirname(path)
-    places = {}
     for number, row in enumerate(rows, 1):
         name = row.get(FILE_COLUMN)
         if not isinstance(name, str):
-            raise DataError(f"row {number} of {path} has no '{FILE_COLUMN}', which says whose caption it is")
-        places[os.path.normpath(os.path.join(folder, name))] = read_texts(row.get(column))
-    return places
+            raise DataError(f"row {number} of {path} has no '{FILE_COLUMN}', which says whose it is")
+        yield os.path.normpath(os.path.join(folder, name)), row
 
 
 def _lines(path: str) -> tuple[str, ...]:
@@ -140,7 +143,8 @@ def _content(path: str) -> str:
         raise DataError(f"the captions in {path} are not in UTF-8; convert the file") from None
 
 
-def _table(path: str) -> list[dict[str, Any]]:
+def read_table(path: str) -> list[dict[str, Any]]:
+    """The rows of a metadata file. DataError: it is damaged."""
     content = _content(path)
     if path.endswith(".csv"):
         return list(csv.DictReader(content.splitlines(keepends=True)))

@@ -37,6 +37,16 @@ def find_image_column(features: Features, named: str | None, where: str) -> str:
     return found[0]
 
 
+def find_map_column(features: Features, named: str, where: str) -> str:
+    """The named column, which must hold pictures, or paths of them."""
+    from datasets import Image
+
+    feature = features[_named(features, named, where, "data.control.column")]
+    if not (isinstance(feature, Image) or _holds_files(feature) or _holds_texts(feature)):
+        raise DataError(f"column '{named}' of {where} holds {feature}, not pictures (data.control.column)")
+    return named
+
+
 def find_label_column(features: Features, named: str | None, where: str) -> str | None:
     """The named column, else one with a usual name, else the first of type ClassLabel, else None (one class)."""
     from datasets import ClassLabel

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -16,9 +16,11 @@ from pydantic import Field
 from artok.config import FREE
 from artok.data.base import Captions, DataConfig, Split, SplitName
 from artok.data.captions import BESIDE, TABLES, StoredCaptions, describe_missing, read_beside, templated
+from artok.data.controls.column import Config as Column
 from artok.data.fingerprints import digest_files, digest_parts, digest_tensor, find_originals
 from artok.data.holdout import hold_out
-from artok.data.pictures import ENDINGS, Encoded
+from artok.data.map_files import find_maps, is_map
+from artok.data.pictures import ENDINGS, Encoded, Mapped
 from artok.data.splits import DecodedSplit, keep_in_memory
 from artok.errors import DataError
 from artok.noise import Seed
@@ -37,8 +39,13 @@ class Config(DataConfig):
     Captions: image.txt beside image.png, one a line, or a metadata.jsonl or metadata.csv with the columns file_name and
     `caption_column`, by default one with a usual name such as text or caption. An image without one has the empty text.
 
+    Maps, for data.control={kind: column, column: depth}: image.depth.png beside image.png, or a column depth of
+    metadata.jsonl or metadata.csv with the paths of files.
+
     in_memory: keep decoded images. Default: up to 1 GiB without workers (each worker would keep its own copy).
     """
+
+    holds_maps: ClassVar[bool] = True
 
     kind: Literal["folder"] = "folder"
     root: Annotated[Path, FREE]
@@ -60,20 +67,15 @@ class Config(DataConfig):
         test_root = next((self.root / name for name in TEST_FOLDERS if (self.root / name).is_dir()), None)
         if train_root == self.root and test_root is not None:
             raise DataError(f"{self.root} has a folder '{test_root.name}' but no folder 'train' beside it")
-        found = training = _scan(train_root)
+        found = training = self._scan(train_root)
         classes = tuple(training.files)
         if split == "test" and test_root is not None:
-            found = _scan(test_root)
+            found = self._scan(test_root)
             if strange := sorted(set(found.files) - set(classes)):
                 raise DataError(f"{test_root} has the class folder '{strange[0]}', which {train_root} does not have")
         paths, captions = found.paths(), None
         if not self.caption_templates:
-            above = (
-                []
-                if found.root == self.root
-                else [str(path) for name in TABLES if (path := self.root / name).is_file()]
-            )
-            captions = read_beside(self.root, paths, found.texts, [*found.tables, *above], self.caption_column)
+            captions = read_beside(self.root, paths, found.texts, found.tables, self.caption_column)
         notes = found.notes()
         number = {name: index for index, name in enumerate(classes)}
         labels = torch.tensor([number[name] for name, files in found.files.items() for _ in files])
@@ -103,9 +105,14 @@ class Config(DataConfig):
         uncaptioned = None if captions is None else sum(not each for each in captions)
         if uncaptioned:
             notes.append(describe_missing(uncaptioned, len(paths), str(found.root)))
-        told = () if stored is None else (digest_tensor(stored.text), digest_tensor(stored.ends))
+        told = [] if stored is None else [digest_tensor(stored.text), digest_tensor(stored.ends)]
+        maps = [found.maps.get(path) for path in paths] if isinstance(self.control, Column) else None
+        if maps is not None:
+            there = [path for path in maps if path is not None and os.path.isfile(path)]
+            told.append(digest_files(there, [os.path.relpath(path, self.root) for path in there]))
+        channels = 0 if maps is None or self.map is None else self.map[0]
         return DecodedSplit(
-            _Files(paths, names, stored),
+            _Files(paths, names, stored, maps, channels),
             labels,
             classes,
             shape,
@@ -113,6 +120,13 @@ class Config(DataConfig):
             keep_in_memory(self.in_memory, len(paths), shape, self.workers),
             notes,
             uncaptioned,
+            channels,
+        )
+
+    def _scan(self, root: Path) -> _Found:
+        above = [path for name in TABLES if (path := self.root / name).is_file()] if root != self.root else []
+        return _scan(
+            root, [str(path) for path in above], self.control.column if isinstance(self.control, Column) else None
         )
 
     @classmethod
@@ -125,11 +139,23 @@ class Config(DataConfig):
 
 
 class _Files:
-    def __init__(self, paths: Sequence[str], names: Sequence[str], captions: StoredCaptions | None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        names: Sequence[str],
+        captions: StoredCaptions | None,
+        maps: Sequence[str | None] | None,
+        channels: int,
+    ) -> None:
+        """maps: of the images, of so many channels; None of data without."""
         self._paths, self._names, self._captions = list(paths), list(names), captions
+        self._maps, self._channels = maps, channels
 
     def fetch(self, indices: Sequence[int]) -> list[Encoded]:
-        return [self._paths[index] for index in indices]
+        paths, maps = self._paths, self._maps
+        if maps is None:
+            return [paths[index] for index in indices]
+        return [Mapped(paths[index], maps[index], self._channels) for index in indices]
 
     def name(self, index: int) -> str:
         return _shown(self._names[index])
@@ -145,12 +171,17 @@ class _Files:
 class _Found:
     """What a folder of class folders holds. files: paths of each class, sorted by name. texts, tables: of captions.
 
+    column: of maps, if they are asked for. beside: maps by their names. maps: of each image.
+
     What is left out: other, files with other endings, by ending; empty classes; broken, what has the ending of an image
     and is no file, such as a dangling link; again, linked folders that are read elsewhere or hold the folder itself.
     """
 
     root: Path
+    column: str | None = None
     files: dict[str, list[str]] = field(default_factory=dict)
+    beside: list[str] = field(default_factory=list)
+    maps: dict[str, str] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
     other: Counter[str] = field(default_factory=Counter)
@@ -189,18 +220,20 @@ class _Found:
             self.other[_shown(ending) or "none"] += 1
         elif not _is(entry, folder=False):
             self.broken.append(os.path.relpath(entry.path, self.root))
+        elif is_map(entry.name, self.column):
+            self.beside.append(entry.path)
         else:
             return True
         return False
 
 
-def _scan(root: Path) -> _Found:
-    """The images of each class folder of `root`, all sorted by name.
+def _scan(root: Path, above: Sequence[str], column: str | None) -> _Found:
+    """The images of each class folder of `root`, all sorted by name, with their maps. above: tables of folders above.
 
     Linked folders are read after all others, so that what lies in two places is read in its own; and once each, so that
     a loop of links ends.
     """
-    found, base = _Found(root), os.path.realpath(root)
+    found, base = _Found(root, column, tables=list(above)), os.path.realpath(root)
     entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     folders = [entry for entry in entries if _is(entry, folder=True) and not entry.name.startswith((".", "__"))]
     loose = [entry.path for entry in entries if not _is(entry, folder=True) and found.takes(entry)]
@@ -225,6 +258,15 @@ def _scan(root: Path) -> _Found:
             raise DataError(f"the name of the class folder '{_shown(name)}' of {root} is not in UTF-8; rename it")
     found.files = {name: sorted(paths, key=_parts) for name, paths in files.items() if paths}
     found.empty = [name for name, paths in files.items() if not paths]
+    if column is not None:
+        found.maps = find_maps(root, [*loose, *found.paths()], found.beside, found.tables, column)
+        maps = set(found.maps.values())
+        loose = [path for path in loose if os.path.normpath(path) not in maps]
+        without = (
+            (name, [path for path in paths if os.path.normpath(path) not in maps])
+            for name, paths in found.files.items()
+        )
+        found.files = {name: paths for name, paths in without if paths}
     named = {os.path.splitext(path)[0] for path in (*loose, *found.paths())}
     beside = [path for path in found.texts if os.path.splitext(path)[0] in named]
     if others := len(found.texts) - len(beside):

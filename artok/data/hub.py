@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -17,11 +17,19 @@ from typing_extensions import Self
 from artok.config import FREE
 from artok.data.base import DataConfig, Split, SplitName
 from artok.data.captions import describe_missing, read_texts, templated
-from artok.data.columns import Classes, find_caption_column, find_image_column, find_label_column, read_classes
+from artok.data.columns import (
+    Classes,
+    find_caption_column,
+    find_image_column,
+    find_label_column,
+    find_map_column,
+    read_classes,
+)
+from artok.data.controls.column import Config as Column
 from artok.data.fingerprints import digest_files, digest_parts, digest_tensor
 from artok.data.holdout import hold_out
 from artok.data.places import Places
-from artok.data.rows import Items, Opened, Rows, find_captioned, undecoded, unreachable
+from artok.data.rows import Images, Items, Opened, Rows, find_captioned, unreachable
 from artok.data.splits import DecodedSplit, keep_in_memory
 from artok.data.streaming import StreamSplit
 from artok.errors import DataError
@@ -51,6 +59,8 @@ class Config(DataConfig):
 
     in_memory: keep decoded images. Default: up to 1 GiB without workers (each worker would keep its own copy).
     """
+
+    holds_maps: ClassVar[bool] = True
 
     kind: Literal["hub"] = "hub"
     path: Annotated[str | None, FREE] = None
@@ -156,7 +166,7 @@ class Config(DataConfig):
         self, loaded: Mapping[str, Dataset], files: _Paths | None, source: str, split: SplitName, whole: bool
     ) -> DecodedSplit:
         data, where = loaded[source], f"{self.label}, split '{source}'"
-        images = find_image_column(data.features, self.image_column, where)
+        images = self._find_images(data.features, files, where)
         first = loaded[self.train_split]  # both splits must use the same classes
         column = find_label_column(first.features, self.label_column, f"{self.label}, split '{self.train_split}'")
         if column is None:
@@ -172,7 +182,8 @@ class Config(DataConfig):
             rows = hold_out(labels, self.holdout, self.seed)[0 if split == "train" else 1]
         if not len(rows):
             raise DataError(f"{where} has no rows")
-        captions, uncaptioned, notes = self._find_captions(data.features, (images, column), where), None, []
+        captions = self._find_captions(data.features, (*images.columns, column), where)
+        uncaptioned, notes = None, []
         if captions is not None:
             uncaptioned = int((~find_captioned(data, captions)[rows]).sum())
             if uncaptioned == len(rows):
@@ -182,11 +193,21 @@ class Config(DataConfig):
                 notes.append(describe_missing(uncaptioned, len(rows), where))
         shape = (self.channels, self.side, self.side)
         identity = _identity(data, files, source)
-        parts = (identity, shape, classes.names, images, column, digest_tensor(rows), *([captions] if captions else []))
+        told = [captions] if captions else []
+        parts = (identity, shape, classes.names, images.column, column, digest_tensor(rows), *told)
         keep = keep_in_memory(self.in_memory, len(rows), shape, self.workers)
-        stored = Rows(data, images, captions, rows, Places.of(self.path, files))
-        fingerprint = digest_parts("hub", *parts)
-        return DecodedSplit(stored, labels[rows], classes.names, shape, fingerprint, keep, notes, uncaptioned)
+        stored, fingerprint = Rows(data, images, captions, rows), digest_parts("hub", *parts)
+        return DecodedSplit(
+            stored, labels[rows], classes.names, shape, fingerprint, keep, notes, uncaptioned, images.channels
+        )
+
+    def _find_images(self, features: Any, files: _Paths | None, where: str) -> Images:
+        places, control = Places.of(self.path, files), self.control
+        if not isinstance(control, Column):
+            return Images(find_image_column(features, self.image_column, where), places)
+        maps = find_map_column(features, control.column, where)
+        others = type(features)({name: feature for name, feature in features.items() if name != maps})
+        return Images(find_image_column(others, self.image_column, where), places, maps, control.channels)
 
     def _find_captions(self, features: Any, taken: Sequence[str | None], where: str) -> str | None:
         return None if self.caption_templates else find_caption_column(features, self.caption_column, taken, where)
@@ -201,18 +222,18 @@ class Config(DataConfig):
     ) -> StreamSplit:
         data, where = loaded[source], f"{self.label}, split '{source}'"
         features = _features(data, where)
-        images = find_image_column(features, self.image_column, where)
+        images = self._find_images(features, files, where)
         column = find_label_column(features, self.label_column, where)
         if column is None:
             classes = self._one_class(where)
         else:
             classes = read_classes(features[column], self.classes, None, column, where)
-        captions = self._find_captions(features, (images, column), where)
+        captions = self._find_captions(features, (*images.columns, column), where)
         if captions and not any(read_texts(row[captions]) for row in Opened(data, [captions], where).first()):
             self._refuse_empty(captions, where)
             captions = None
         told = [] if captions is None else [captions]
-        columns = [name for name in (images, column, *told) if name is not None]
+        columns = [name for name in (*images.columns, column, *told) if name is not None]
         count = self.lengths.get(source) or _rows(data, files, source)
         if count is None:
             raise DataError(f"{where} does not say how many rows it streams: set data.lengths.{source}")
@@ -220,11 +241,11 @@ class Config(DataConfig):
         part = None if whole else (self.holdout, self.seed, split == "test")
         identity = _identity(data, files, source)
         return StreamSplit(
-            Opened(undecoded(data, images), columns, where),
-            Items(images, column, captions, Places.of(self.path, files)),
+            Opened(images.undecoded(data), columns, where),
+            Items(images, column, captions),
             classes,
             shape,
-            digest_parts("stream", identity, shape, classes.names, images, column, count, part, split, *told),
+            digest_parts("stream", identity, shape, classes.names, images.column, column, count, part, split, *told),
             count,
             part,
             self.shuffle_buffer if split == "train" else 1,

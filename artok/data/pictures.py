@@ -40,9 +40,10 @@ PANORAMA = 4  # images of a larger aspect ratio are cropped before resizing, whi
 
 @dataclass
 class Picture:
-    """pixels: (C, R, R) uint8. enlarged: the shorter side of the file was below R."""
+    """pixels: (C, R, R) uint8. size: width and height of the file's picture. enlarged: the shorter one was below R."""
 
     pixels: Tensor
+    size: tuple[int, int]
     enlarged: bool
 
 
@@ -54,11 +55,25 @@ class Unreadable:
     transient: bool = False
 
 
-Encoded: TypeAlias = bytes | str | Unreadable | None  # the bytes of a file, its path or URL, or nothing to read
+@dataclass(frozen=True)
+class Mapped:
+    """An image and the map of so many channels that comes with it."""
+
+    image: Encoded
+    map: Encoded
+    channels: int
+
+
+Encoded: TypeAlias = bytes | str | Mapped | Unreadable | None  # the bytes of a file, its path or URL, or nothing
 
 
 def decode(encoded: Encoded, channels: int, side: int) -> Picture | Unreadable:
-    """Decode a picture; of an animation its first frame. A read that fails is repeated for some seconds."""
+    """Decode a picture; of an animation its first frame. A read that fails is repeated for some seconds.
+
+    A map's channels follow those of its image.
+    """
+    if isinstance(encoded, Mapped):
+        return _decode_mapped(encoded, channels, side)
     if encoded is None:
         return Unreadable("the image is missing")
     if isinstance(encoded, Unreadable):
@@ -79,13 +94,29 @@ def decode(encoded: Encoded, channels: int, side: int) -> Picture | Unreadable:
             upright = ImageOps.exif_transpose(image) if "exif" in image.info else image
             plain = convert(upright, channels)
         pixels = torch.from_numpy(np.array(square(plain, side))).view(side, side, channels).permute(2, 0, 1)
-        return Picture(pixels, min(plain.size) < side)
+        return Picture(pixels, plain.size, min(plain.size) < side)
     except UnidentifiedImageError:
         return Unreadable(f"it is no picture of a known format ({', '.join(_formats())}), or its beginning is damaged")
     except MemoryError:
         raise
     except Exception as error:  # Pillow's parsers raise many kinds of errors on damaged bytes
         return Unreadable(_text(error))
+
+
+def _decode_mapped(encoded: Mapped, channels: int, side: int) -> Picture | Unreadable:
+    image = decode(encoded.image, channels, side)
+    if isinstance(image, Unreadable):
+        return image
+    if encoded.map is None:
+        return Unreadable("its map is missing")
+    found = decode(encoded.map, encoded.channels, side)
+    if isinstance(found, Unreadable):
+        return Unreadable(f"its map: {found.reason}", found.transient)
+    width, height = image.size
+    if abs(found.size[0] * height - found.size[1] * width) > max(width, height):  # up to a pixel of rounding
+        sizes = (f"{across}x{down}" for across, down in (found.size, image.size))
+        return Unreadable("its map has {} pixels and the image {}, which are other proportions".format(*sizes))
+    return Picture(torch.cat([image.pixels, found.pixels]), image.size, image.enlarged)
 
 
 @cache

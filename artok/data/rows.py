@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from artok.data.base import Captions
 from artok.data.captions import read_texts
-from artok.data.pictures import Encoded
+from artok.data.pictures import Encoded, Mapped
 from artok.data.places import Places
 from artok.data.streaming import Item, Row
 from artok.errors import DataError
@@ -26,14 +27,14 @@ TEXTS_AT_ONCE = 10_000
 class Rows:
     """Chosen rows (N,) int64 of a table, as a `Source`. captions: the column of captions, if there is one."""
 
-    def __init__(self, data: Dataset, images: str, captions: str | None, rows: Tensor, places: Places) -> None:
-        self._data, self._images, self._rows = undecoded(data.select_columns([images]), images), images, rows
+    def __init__(self, data: Dataset, images: Images, captions: str | None, rows: Tensor) -> None:
+        self._data, self._images, self._rows = images.undecoded(data.select_columns(images.columns)), images, rows
         self._texts = None if captions is None else data.select_columns([captions])
-        self._places = places
 
     def fetch(self, indices: Sequence[int]) -> list[Encoded]:
-        values = self._data[self._rows[list(indices)].tolist()][self._images]
-        return [self._places.stored(value) for value in values]
+        values = self._data[self._rows[list(indices)].tolist()]
+        rows = zip(*(values[column] for column in self._images.columns), strict=True)
+        return [self._images.stored(dict(zip(self._images.columns, row, strict=True))) for row in rows]
 
     def name(self, index: int) -> str:
         return f"row {int(self._rows[index])}"
@@ -51,13 +52,31 @@ def find_captioned(data: Dataset, column: str) -> Tensor:
     return torch.tensor([bool(read_texts(value)) for part in parts for value in part[column]], dtype=torch.bool)
 
 
-def undecoded(data: Any, images: str) -> Any:
-    """The data with undecoded images. artok decodes them itself, so that a broken file does not end the run."""
-    from datasets import Image as ImageFeature
+@dataclass(frozen=True)
+class Images:
+    """The columns of a table that hold its images and, if there are some, their maps of `channels` channels."""
 
-    if isinstance((data.features or {}).get(images), ImageFeature):
-        return data.cast_column(images, ImageFeature(decode=False))
-    return data
+    column: str
+    places: Places
+    maps: str | None = None
+    channels: int = 0
+
+    @property
+    def columns(self) -> list[str]:
+        return [self.column, *([] if self.maps is None else [self.maps])]
+
+    def stored(self, row: Row) -> Encoded:
+        image = self.places.stored(row[self.column])
+        return image if self.maps is None else Mapped(image, self.places.stored(row[self.maps]), self.channels)
+
+    def undecoded(self, data: Any) -> Any:
+        """The data with undecoded images. artok decodes them itself, so that a broken file does not end the run."""
+        from datasets import Image as ImageFeature
+
+        for column in self.columns:
+            if isinstance((data.features or {}).get(column), ImageFeature):
+                data = data.cast_column(column, ImageFeature(decode=False))
+        return data
 
 
 class Opened:
@@ -85,13 +104,13 @@ class Opened:
 class Items:
     """Makes the items of a stream of its rows, from the columns of images, labels and captions."""
 
-    def __init__(self, images: str, labels: str | None, captions: str | None, places: Places) -> None:
-        self._images, self._labels, self._captions, self._places = images, labels, captions, places
+    def __init__(self, images: Images, labels: str | None, captions: str | None) -> None:
+        self._images, self._labels, self._captions = images, labels, captions
 
     def __call__(self, index: int, row: Row) -> Item:
         label = None if self._labels is None else row[self._labels]
         captions = None if self._captions is None else read_texts(row[self._captions])
-        return Item(index, self._places.stored(row[self._images]), label, captions)
+        return Item(index, self._images.stored(row), label, captions)
 
 
 def unreachable(label: str) -> str:

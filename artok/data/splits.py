@@ -36,7 +36,7 @@ class MemorySplit(Split):
 
 
 class Source(Protocol):
-    """Encoded images and their captions by index."""
+    """Encoded images, with their maps where there are some, and their captions by index."""
 
     def fetch(self, indices: Sequence[int]) -> list[Encoded]: ...
 
@@ -51,6 +51,7 @@ class DecodedSplit(Split):
     """Images decoded when they are read, and then kept in memory if `in_memory`.
 
     labels: (N,) int64, known without decoding. uncaptioned: images without a caption; None where none has one.
+    map_channels: of the maps that come with the images; 0 without.
     """
 
     decodes = True
@@ -66,6 +67,7 @@ class DecodedSplit(Split):
         in_memory: bool,
         notes: Sequence[str] = (),
         uncaptioned: int | None = None,
+        map_channels: int = 0,
     ) -> None:
         self.source, self.labels = source, labels
         self.captioned, self.uncaptioned = uncaptioned is not None, uncaptioned or 0
@@ -76,7 +78,8 @@ class DecodedSplit(Split):
         self.enlarged = set()
         self.notes = tuple(notes)
         self._lost: set[int] = set()  # unreadable for good
-        self._memory = torch.empty(len(labels), *shape, dtype=torch.uint8) if in_memory else None
+        stacked = (len(labels), shape[0] + map_channels, *shape[1:])
+        self._memory = torch.empty(stacked, dtype=torch.uint8) if in_memory else None
         self._filled = torch.zeros(len(labels), dtype=torch.bool)
 
     def __len__(self) -> int:
@@ -93,8 +96,10 @@ class DecodedSplit(Split):
             rows = [self._readable(row, found) for row in rows]
         return self._examples(torch.stack([pixels for row in rows if (pixels := found[row]) is not None]), rows)
 
-    def _examples(self, images: Tensor, rows: list[int]) -> Examples:
-        return Examples(images, self.labels[rows], self.source.captions(rows) if self.captioned else None)
+    def _examples(self, stacked: Tensor, rows: list[int]) -> Examples:
+        captions = self.source.captions(rows) if self.captioned else None
+        images, maps = unstack(stacked, self.shape[0])
+        return Examples(images, self.labels[rows], captions, maps)
 
     def _readable(self, index: int, found: Mapping[int, Tensor | None]) -> int:
         """The next index that is not known to be unreadable. found: of this read, None where it failed."""
@@ -125,6 +130,11 @@ class DecodedSplit(Split):
         if broken:
             note_skipped(self, broken)
         return found
+
+
+def unstack(stacked: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
+    """Images (B, channels, R, R) and the maps whose channels follow, if there are any."""
+    return stacked[:, :channels], stacked[:, channels:] if stacked.shape[1] > channels else None
 
 
 def keep_in_memory(wish: bool | None, count: int, shape: tuple[int, ...], workers: int) -> bool:

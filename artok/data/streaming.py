@@ -12,6 +12,7 @@ from torch import Tensor
 from artok.data.base import Captions, Examples, Split, note_skipped
 from artok.data.columns import Classes
 from artok.data.pictures import Encoded, Unreadable, decode, decode_all
+from artok.data.splits import unstack
 from artok.errors import DataError
 from artok.noise import Noise, fold
 
@@ -100,7 +101,8 @@ class StreamSplit(Split):
             images.append(picture.pixels)
             labels.append(self._table.labels([item.label], self._where, item.row))
             captions.append(item.captions or ())
-        return Examples(torch.stack(images), torch.cat(labels), captions if self.captioned else None)
+        pixels, maps = unstack(torch.stack(images), channels)
+        return Examples(pixels, torch.cat(labels), captions if self.captioned else None, maps)
 
     def _at(self, position: int) -> Item:
         if position in self._ahead:

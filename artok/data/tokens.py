@@ -98,7 +98,7 @@ class TokenIndex:
         """Shape of one packed map."""
         assert self.maps is not None
         channels, *size = self.layout.image
-        blank = torch.zeros(1, self.maps.channels(channels), *size, dtype=torch.uint8)
+        blank = torch.zeros(1, self.maps.count_channels(channels), *size, dtype=torch.uint8)
         return list(self.maps.pack(blank).shape[1:])
 
     def to_dict(self) -> dict[str, Any]:

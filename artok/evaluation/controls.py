@@ -1,4 +1,4 @@
-"""The maps of a generator that hears control: made of pictures as in its training, or read from files."""
+"""The maps of a generator that hears control: made of pictures as in its training, read from files, or held out."""
 
 from __future__ import annotations
 
@@ -10,10 +10,44 @@ import torch
 from torch import Tensor
 
 from artok.config import find
+from artok.data.base import DataConfig
 from artok.data.controls.base import ControlConfig
+from artok.data.loader import Batch
 from artok.data.pictures import read_pictures
 from artok.errors import ConfigError
 from artok.pipeline import Pipeline
+
+
+class HeldOutControls:
+    """The control of held-out images by their number, kept packed from when these are first read.
+
+    config: how maps are made; None of data without.
+    """
+
+    def __init__(self, config: ControlConfig | None) -> None:
+        self.config = config
+        self._packed: dict[int, Tensor] = {}
+
+    def section(self, data: DataConfig) -> DataConfig:
+        """The section to read images with: maps that come with them are read, others are made here of those wanted."""
+        stored = self.config is not None and self.config.stored
+        return data if stored else data.model_copy(update={"control": None})
+
+    def missing(self, numbers: Tensor) -> Tensor:
+        """(N,) bool: of which images no control is kept."""
+        return torch.tensor([number not in self._packed for number in numbers.tolist()])
+
+    def keep(self, batch: Batch, numbers: Tensor, wanted: Tensor) -> None:
+        """Keep the control of those images of a batch, whose numbers (B,) are given, that are wanted (B,) bool."""
+        if self.config is None or not bool(wanted.any()):
+            return
+        maps = self.config.compute(batch.pixels[wanted]) if batch.control is None else batch.control[wanted]
+        self._packed |= zip(numbers[wanted].tolist(), self.config.pack(maps), strict=True)
+
+    def of(self, numbers: Tensor, size: tuple[int, ...]) -> Tensor:
+        """The maps (N, channels, *size) uint8 of images whose control is kept."""
+        assert self.config is not None
+        return self.config.unpack(torch.stack([self._packed[number] for number in numbers.tolist()]), size)
 
 
 def control_of(pipeline: Pipeline) -> ControlConfig:
@@ -37,14 +71,8 @@ def read_controls(pipeline: Pipeline, pictures: Sequence[Path], maps: Sequence[P
     channels, *size = pipeline.saved.facts.image
     made = []
     if pictures:
-        config = control_of(pipeline)
-        if config.stored:
-            raise ConfigError(
-                "the maps of this model came with its images and are not made of pictures; give it ready ones with "
-                "--control-map"
-            )
-        made.append(config.compute(read_pictures(pictures, channels, size[-1])))
+        made.append(control_of(pipeline).compute(read_pictures(pictures, channels, size[-1])))
     if maps:
-        width = control_of(pipeline).channels(channels)
+        width = control_of(pipeline).count_channels(channels)
         made.append(read_pictures(maps, width, size[-1]))
     return torch.cat(made)

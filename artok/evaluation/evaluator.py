@@ -16,6 +16,7 @@ from artok.data.loader import Batch, choose_of, read_rows
 from artok.data.order import choose_rows
 from artok.data.tokens import evaluation_tokens
 from artok.errors import ConfigError
+from artok.evaluation.controls import HeldOutControls
 from artok.evaluation.generation_cost import generation_times, generation_work
 from artok.images import from_uint8, to_uint8
 from artok.layout import TokenLayout, last
@@ -66,7 +67,7 @@ class Evaluator:
     ) -> None:
         self.choice, self.reference = choice or MetricChoice(), reference
         self.data = data.model_copy(update={"control": None})  # images without the maps that may go with them
-        self.with_control = data
+        self.with_control, self.controls = data, HeldOutControls(data.control)
         self.device, self.progress = torch.device(device), progress
         self.train_split, self.test_split = data.open("train"), data.open("test")
         progress.notes(self.train_split, self.test_split)
@@ -98,8 +99,12 @@ class Evaluator:
     def held_out(self) -> EvalBatch:
         """Features, predicted classes, labels and one caption each of the held-out images that samples are compared
         with."""
-        features, predicted, labels, texts = [], [], [], list[str]()
-        for batch in self.read_batches(self.test_split, self.rows):
+        features, predicted, labels, texts, done = [], [], [], list[str](), 0
+        asked = self.asked_rows() if self.controls.config is not None else torch.zeros(0, dtype=torch.int64)
+        for batch in self.read_batches(self.test_split, self.rows, data=self.controls.section(self.with_control)):
+            numbers = torch.arange(done, done + len(batch))
+            self.controls.keep(batch, numbers, torch.isin(numbers, asked))
+            done += len(batch)
             found, logits = extract(self.extractor, batch.pixels)
             features.append(found)
             labels.append(batch.labels)
@@ -345,19 +350,25 @@ class Evaluator:
             return
         if "control" in hears and self.with_control.control is None:
             raise ConfigError("the generator hears control, and the data give none; set data.control")
-        rows = torch.arange(self.n) % len(held_out.labels)
-        if self.n < len(held_out.labels):
-            rows = choose_rows(len(held_out.labels), self.n)
-        for part in rows.split(BATCH):
+        for part in self.asked_rows().split(BATCH):
             told = held_out.prompts
             texts = None if told is None or "text" not in hears else [told[row] for row in part.tolist()]
             maps = self.maps(part) if "control" in hears else None
             yield EvalBatch(conditions=held_out.labels[part], prompts=texts, controls=maps)
 
-    def maps(self, rows: Tensor) -> Tensor | None:
-        """The control (B, ...) uint8 of held-out images, numbered as in `held_out`."""
-        (batch,) = self.read_batches(self.test_split, self.rows[rows], BATCH, self.with_control)
-        return batch.control
+    def asked_rows(self) -> Tensor:
+        """The held-out images, numbered as in `held_out`, whose captions and control are asked for: n of them."""
+        count = len(self.rows)
+        return choose_rows(count, self.n) if self.n < count else torch.arange(self.n) % count
+
+    def maps(self, rows: Tensor) -> Tensor:
+        """The control (B, ...) uint8 of up to BATCH held-out images, numbered as in `held_out`, each made once."""
+        missing = rows[self.controls.missing(rows)]
+        if len(missing):
+            section = self.controls.section(self.with_control)
+            (batch,) = self.read_batches(self.test_split, self.rows[missing], BATCH, section)
+            self.controls.keep(batch, missing, torch.ones(len(batch), dtype=torch.bool))
+        return self.controls.of(rows, self.with_control.image[1:])
 
     def control_of(self, asked: EvalBatch, made: Tensor) -> Tensor | None:
         """The maps of generated images, where maps are made of images and were asked for."""

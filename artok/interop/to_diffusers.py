@@ -161,6 +161,9 @@ def transformer(generator: object) -> Any:
     if not isinstance(generator, LatentDiffusion) or not isinstance(generator.network, DiffusionTransformer):
         raise ConfigError("diffusers has a counterpart only for the generator kind diffusion with network kind dit")
     network, layout = generator.network, generator.layout
+    if generator.conditioner.parts != {"labels"} or generator.trains_known:
+        also = sorted(generator.conditioner.parts - {"labels"} | ({"masks"} if generator.trains_known else set()))
+        raise ConfigError(f"diffusers' DiTTransformer2DModel hears labels alone, and this model {', '.join(also)}")
     depth, width, heads = generator.config.network.shape()  # type: ignore[attr-defined]
     hidden = network.blocks[0].feed_forward[0].out_features  # type: ignore[index, union-attr]
     if layout.grid[0] != layout.grid[-1] or len(layout.grid) != 2 or hidden != 4 * width:

@@ -37,6 +37,10 @@ def to_npz(
     channels, *size = pipeline.tokenizer.layout.image
     if channels not in (1, 3) or len(size) != 2:
         raise ConfigError(f"the evaluator reads colour images, and these are of {channels} channels and size {size}")
+    if pipeline.generator.needs_control:
+        raise ConfigError(
+            "this model was given a control for every image in training, and a reference has classes alone"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     aside, archived = out.with_name(f".{out.stem}.images.npy"), out.with_name(f".{out.name}.tmp")
     try:

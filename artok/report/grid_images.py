@@ -13,7 +13,7 @@ from artok.images import from_uint8, to_uint8
 from artok.layout import TokenLayout
 from artok.pipeline import Pipeline
 from artok.report.data_uris import Picture, strip
-from artok.report.images import NARROW, SEED, Real, RealImages, heard, one_each
+from artok.report.images import NARROW, SEED, Real, RealImages, heard, one_each, pick_control
 from artok.saved import load_tokenizer
 from artok.studies.results import Outcome
 
@@ -96,7 +96,8 @@ def sample_strip(run: Run, real: Real, title: str, device: str) -> Picture:
     pipeline = Pipeline.from_pretrained(run.folder, device)
     sampling = pipeline.settings({**run.results.sampling, "seed": SEED})
     labels, prompts = heard(pipeline, real.labels, real.captions)
-    images = to_uint8(pipeline(labels, EACH, prompts=prompts, sampling=sampling))
+    control = pick_control(pipeline, real)
+    images = to_uint8(pipeline(labels, EACH, prompts=prompts, control=control, sampling=sampling))
     return strip(images, f"Samples of {', '.join(real.names)} by {title}", NARROW)
 
 

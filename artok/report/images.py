@@ -16,7 +16,7 @@ from artok.data.loader import evaluation_batches
 from artok.evaluation.reconstruct import token_map
 from artok.evaluation.run_directory import Run
 from artok.evaluation.sample import thinned
-from artok.images import from_uint8, to_uint8
+from artok.images import from_uint8, put_first, to_uint8
 from artok.layout import Condition, TokenLayout, Tokens
 from artok.pipeline import Pipeline
 from artok.report.data_uris import Picture, animation, strip, thin
@@ -41,7 +41,8 @@ SIDE, NARROW = 48, 32  # CSS pixels of an image, about; narrow in sheets beside 
 class Real:
     """Held-out images of one data set. labels: the classes shown. rows: (up to 8, C, H, W) uint8 for each of them.
 
-    captions: of the first image of each row, empty where the data have none.
+    captions: of the first image of each row, empty where the data have none. control: its map, (rows, ...) uint8, where
+    the data have maps.
     """
 
     data: DataConfig
@@ -49,6 +50,7 @@ class Real:
     labels: list[int]
     rows: list[Tensor]
     captions: list[str]
+    control: Tensor | None = None
 
     @property
     def names(self) -> list[str]:
@@ -74,17 +76,21 @@ def _read(data: DataConfig) -> Real:
     labels = thin(len(split.classes), CLASSES)
     found: dict[int, list[Tensor]] = {label: [] for label in labels}
     said: dict[int, str] = {}
+    maps: dict[int, Tensor] = {}
     for batch in evaluation_batches(split, data, BATCH, SEARCHED):
         texts = first_captions(batch.captions) if batch.captions else [""] * len(batch)
-        for image, label, text in zip(to_uint8(batch.images), batch.labels.tolist(), texts, strict=True):
+        for row, (label, text) in enumerate(zip(batch.labels.tolist(), texts, strict=True)):
             if label in found and len(found[label]) < EACH:
-                found[label].append(image)
+                found[label].append(to_uint8(batch.images[row]))
                 said.setdefault(label, text)
+                if batch.control is not None:
+                    maps.setdefault(label, batch.control[row])
         if all(len(images) == EACH for images in found.values()):
             break
     labels = [label for label in labels if found[label]]
     rows = [torch.stack(found[label]) for label in labels]
-    return Real(data, split.classes, labels, rows, [said[label] for label in labels])
+    control = torch.stack([maps[label] for label in labels]) if maps else None
+    return Real(data, split.classes, labels, rows, [said[label] for label in labels], control)
 
 
 def nearest(data: DataConfig, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,6 +98,7 @@ def nearest(data: DataConfig, images: Tensor) -> tuple[Tensor, Tensor]:
     wanted = images.flatten(1).float() / 127.5
     best = torch.full((len(images),), torch.inf)
     found = torch.zeros_like(images)
+    data = data.model_copy(update={"control": None})  # maps are not compared
     for batch in evaluation_batches(data.open("train"), data, 256, SEARCHED):
         real = to_uint8(batch.images)
         distance, index = torch.cdist(wanted, real.flatten(1).float() / 127.5).min(1)
@@ -168,7 +175,8 @@ class Near:
 
 @dataclass(frozen=True)
 class GeneratorGallery:
-    """rows: class name and strip of samples. moments: step number and picture. film: None when there is one step only.
+    """rows: class name and strip of samples, their control first. moments: step number and picture. film: None when
+    there is one step only.
 
     near: of each class the sample that lies closest to a training image. settings: of sampling, in words.
     """
@@ -182,19 +190,24 @@ class GeneratorGallery:
 
 
 def show_generator(run: Run, real: Real, side: int = NARROW, device: str = "cpu") -> GeneratorGallery:
-    """Samples of the classes that `real` shows, or for its captions, some of them step by step, and their nearest
-    training images.
+    """Samples of the classes that `real` shows, or for its captions, and with its control, some of them step by step,
+    and their nearest training images.
 
     side: CSS pixels of a sample.
     """
     pipeline = Pipeline.from_pretrained(run.folder, device)
     sampling = pipeline.settings({**run.results.sampling, "seed": SEED})
-    prompts = [text for text in real.captions if text] if "text" in pipeline.generator.hears else []
+    hears = pipeline.generator.hears
+    prompted = [row for row, text in enumerate(real.captions) if text] if "text" in hears else []
+    prompts = [real.captions[row] for row in prompted]
     if prompts:
-        real = replace(real, classes=tuple(prompts), labels=list(range(len(prompts))))
+        control = None if real.control is None else real.control[prompted]
+        real = replace(real, classes=tuple(prompts), labels=list(range(len(prompts))), control=control)
     labels = None if prompts else real.labels  # a caption may lack its class
-    samples = to_uint8(pipeline(labels, EACH, prompts=prompts or None, sampling=sampling)).split(EACH)
-    numbers, frames, steps = generate_steps(pipeline, pipeline.condition(labels, prompts=prompts or None), sampling)
+    control = pick_control(pipeline, real)
+    samples = to_uint8(pipeline(labels, EACH, prompts=prompts or None, control=control, sampling=sampling)).split(EACH)
+    condition = pipeline.condition(labels, prompts=prompts or None, control=control)
+    numbers, frames, steps = generate_steps(pipeline, condition, sampling)
     film = None
     if steps > 1:
         text = f"{run.name} generates one image of each: {', '.join(real.names)}"
@@ -203,7 +216,7 @@ def show_generator(run: Run, real: Real, side: int = NARROW, device: str = "cpu"
         (numbers[index], strip(frames[index, :UNFINISHED], _moment(real, numbers[index], steps), side=64, columns=1))
         for index in thin(len(numbers), STEPS)
     ]
-    rows = class_rows(real, samples, f"samples by {run.name}", side)
+    rows = class_rows(real, samples, f"samples by {run.name}", side, control)
     return GeneratorGallery(rows, moments, steps, film, closest(real, samples, "sample"), settings_text(sampling))
 
 
@@ -213,16 +226,29 @@ def heard(pipeline: Pipeline, labels: list[int], captions: list[str]) -> tuple[l
     return labels if "labels" in hears else None, captions if "text" in hears else None
 
 
+def pick_control(pipeline: Pipeline, real: Real) -> Tensor | None:
+    """The control of each row of `real`, for a generator that hears it."""
+    return real.control if "control" in pipeline.generator.hears else None
+
+
 def _moment(real: Real, step: int, steps: int) -> str:
     return f"Images of {', '.join(real.names[:UNFINISHED])} after step {step} of {steps}"
 
 
-def class_rows(real: Real, rows: Sequence[Tensor], what: str, side: int) -> list[tuple[str, Picture]]:
-    """A strip of images for each class, with its name. side: CSS pixels of an image."""
-    return [
-        (name, strip(images, f"{name}: {len(images)} {what}", side))
-        for name, images in zip(real.names, rows, strict=True)
-    ]
+def class_rows(
+    real: Real, rows: Sequence[Tensor], what: str, side: int, control: Tensor | None = None
+) -> list[tuple[str, Picture]]:
+    """A strip of images for each class, with its name. side: CSS pixels of an image. control: maps, each the first of
+    its strip."""
+    shown, after = rows, ""
+    if control is not None:
+        pairs = zip(control.split(1), rows, strict=True)
+        shown, after = (
+            [to_uint8(put_first(given, from_uint8(images))) for given, images in pairs],
+            ", after their control",
+        )
+    strips = zip(real.names, rows, shown, strict=True)
+    return [(name, strip(whole, f"{name}: {len(images)} {what}{after}", side)) for name, images, whole in strips]
 
 
 def closest(real: Real, rows: Sequence[Tensor], what: str) -> list[Near]:

@@ -44,8 +44,8 @@ def tiny(kind: str) -> ControlConfig:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_packed_maps_come_back_exactly(kind: str, channels: int) -> None:
     control, images = tiny(kind), pictures(5, channels)
-    maps = images[:, : control.channels(channels)] if control.stored else control.compute(images)
-    assert maps.shape == (5, control.channels(channels), 16, 16) and maps.dtype == torch.uint8
+    maps = images[:, : control.count_channels(channels)] if control.stored else control.compute(images)
+    assert maps.shape == (5, control.count_channels(channels), 16, 16) and maps.dtype == torch.uint8
     packed = control.pack(maps)
     assert packed.dtype == torch.uint8 and len(packed) == 5
     assert torch.equal(control.unpack(packed, (16, 16)), maps)
@@ -129,7 +129,7 @@ class Stored(ControlConfig):
     stored = True
     kind: Literal["stored"] = "stored"
 
-    def channels(self, image: int) -> int:
+    def count_channels(self, image: int) -> int:
         return 1
 
     def compute(self, images: Tensor) -> Tensor:

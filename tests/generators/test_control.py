@@ -80,6 +80,16 @@ def test_control_changes_the_sample_and_its_null_does_not(case: tuple[Generator,
     assert_same(generate(generator, codec, given.dropped("control")).values, without)
 
 
+def test_control_adds_nothing_before_training(case: tuple[Generator, Tokenizer]) -> None:
+    """Vectors of a common size would drown token embeddings, whose deviation is .02."""
+    generator, codec = case
+    fresh = config_of(type(generator).__module__.rpartition(".")[2])
+    if "network" in type(fresh).model_fields:
+        fresh = fresh.model_copy(update={"network": generator.config.network})  # type: ignore[union-attr]
+    context = with_control(fresh).build(codec.layout, CLASSES).context(mapped(3))
+    assert context.spatial is not None and not context.spatial.any()
+
+
 def test_a_row_of_a_batch_with_control_is_as_alone(case: tuple[Generator, Tokenizer]) -> None:
     generator, codec = case
     given = mapped(3).dropped("control", torch.tensor([False, True, False]))
@@ -117,6 +127,7 @@ def at_position(position: int, value: float = 1.0) -> Condition:
 @torch.no_grad()
 def test_a_part_of_a_map_is_encoded_at_its_position() -> None:
     conditioner = control.Config.tiny().build(ContextShape(8, (4, 4), (3, 16, 16)), CLASSES, null=True)
+    randomise_zeros(conditioner)
     plain = conditioner(at_position(0, value=-1.0)).places
     for position in range(16):
         differs = (conditioner(at_position(position)).places != plain).any(-1)
@@ -129,6 +140,7 @@ def test_maps_of_any_axes_are_encoded_and_causal_ones_begin_with_one_frame(
     size: tuple[int, ...], grid: tuple[int, ...]
 ) -> None:
     conditioner = control.Config(hidden=4).build(ContextShape(8, grid, (3, *size)), CLASSES, null=True)
+    randomise_zeros(conditioner)
     maps = torch.randn(1, 1, *size)
     plain = conditioner(Condition(control=maps)).spatial
     assert plain.shape == (1, 8, *grid)

@@ -145,6 +145,13 @@ def test_another_generator_is_refused(tmp_path: Path) -> None:
     run = generator_run(tmp_path / "run", RASTER, VQ)
     with pytest.raises(ConfigError, match="only for the generator kind diffusion"):
         to_diffusers(run, tmp_path / "out")
+    for changes, words in (
+        ({"conditioning": [{"kind": "labels"}, {"kind": "control"}]}, "and this model control"),
+        ({"inpaint": True}, "and this model masks"),
+    ):
+        run = generator_run(tmp_path / words, DIT | changes, KL, groups=4)
+        with pytest.raises(ConfigError, match=f"hears labels alone, {words}"):
+            to_diffusers(run, tmp_path / "out")
     said: list[str] = []
     run = generator_run(tmp_path / "dit", DIT, KL, groups=4, quantizer_kernel=3)
     assert [path.name for path in to_diffusers(run, tmp_path / "out", said.append)] == ["transformer"]

@@ -17,7 +17,7 @@ class ControlConfig(Part, ABC):
     stored: ClassVar[bool] = False
 
     @abstractmethod
-    def channels(self, image: int) -> int:
+    def count_channels(self, image: int) -> int:
         """Channels of the maps, for images of so many."""
 
     @abstractmethod

@@ -32,7 +32,7 @@ class Config(ControlConfig):
             raise ValueError(f"low ({self.low}) must not be above high ({self.high})")
         return self
 
-    def channels(self, image: int) -> int:
+    def count_channels(self, image: int) -> int:
         return 1
 
     def compute(self, images: Tensor) -> Tensor:

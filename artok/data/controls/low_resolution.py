@@ -19,7 +19,7 @@ class Config(ControlConfig):
     kind: Literal["low_resolution"] = "low_resolution"
     factor: int = Field(2, ge=2)
 
-    def channels(self, image: int) -> int:
+    def count_channels(self, image: int) -> int:
         return image
 
     def compute(self, images: Tensor) -> Tensor:
