@@ -91,6 +91,15 @@ class Noise:
         pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
         return pairs.flatten(1)[:, :count].reshape(len(self), *shape)
 
+    def gumbel(self, places: Tensor, width: int) -> Tensor:
+        """(B, N, width) float32, standard Gumbel: the rows `places` (B, N) int64 of each stream's own table, with rows
+        of `width` numbers. Takes no draw: a row is the same whenever it is asked for."""
+        streams = self.branch("gumbel")._keys_B[:, None, None]
+        counter = places[..., None] * width + torch.arange(1, width + 1, device=places.device)
+        bits = _mix(streams + counter * GOLDEN)
+        uniform = (_shift(bits, 32) + 1).to(torch.float32) * 2.0**-32  # near 0, where it decides, in the finest steps
+        return -torch.log(-torch.log1p(-uniform))
+
     def integers(self, high: int, *shape: int) -> Tensor:
         """(B, *shape) int64 in [0, high)."""
         return (_shift(self._bits(math.prod(shape)), 1) % high).reshape(len(self), *shape)

@@ -40,6 +40,19 @@ def test_a_sample_has_the_same_numbers_in_any_batch() -> None:
     assert torch.equal(whole[50:60].uniform(3), part.uniform(3))
 
 
+def test_gumbel_noise_is_a_function_of_its_place() -> None:
+    noise, places = Noise(5, ROWS), torch.arange(300).expand(len(ROWS), -1)
+    every = noise.gumbel(places, 4)
+    assert stats.kstest(every.flatten(), "gumbel_r").pvalue > 1e-3
+    noise.uniform(3)  # takes no part in it
+    assert torch.equal(noise.gumbel(places[:, 40:43], 4), every[:, 40:43])
+    assert torch.equal(noise[7:9].gumbel(places[7:9].flip(1), 4), every[7:9].flip(1))
+    for x, y in ((every[:, 1:], every[:, :-1]), (every[1:], every[:-1]), (every[..., 1:], every[..., :-1])):
+        assert abs(float(torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1])) < 0.02
+    flat = torch.cat([every.flatten(), noise.uniform(1200).flatten()])
+    assert len(flat.unique()) > 0.8 * len(flat)
+
+
 def test_a_permutation_holds_every_place_once_and_all_orders_occur() -> None:
     orders = Noise(0, torch.arange(6000)).permutation(3)
     assert torch.equal(orders.sort(1).values, torch.arange(3).expand(6000, 3))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from artok.conditioning.base import Context, add_last
 from artok.config import Depth
+from artok.errors import ConfigError
 from artok.generators.base import Generator, GeneratorConfig
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, causal_mask
@@ -27,9 +28,12 @@ from artok.nn.gradient_checkpointing import run
 from artok.nn.rotary import rotary_table
 from artok.nn.transformer import LlamaBlock
 from artok.noise import Noise
+from artok.sampling.decoding import DECODINGS, sequential
 from artok.sampling.guidance import Guidance
-from artok.sampling.logits import draw
-from artok.sampling.settings import DRAWS, GUIDANCE, Sampling
+from artok.sampling.logits import draw_gumbel
+from artok.sampling.settings import DRAFTS, DRAWS, GUIDANCE, Sampling
+
+MOST_NOISE = 2**22  # numbers that are drawn at once for all codes of a batch
 
 SIZES = {  # layers, heads, width: the published LlamaGen models
     "B": (12, 12, 768),
@@ -114,7 +118,7 @@ class Raster(Generator):
     """p(codes | condition) as a product in raster order, or in any order if it was trained on others."""
 
     keeps_known = True
-    reads: ClassVar = GUIDANCE | DRAWS
+    reads: ClassVar = GUIDANCE | DRAWS | DRAFTS
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int, ahead: int = 0) -> None:
         """ahead: entries of the prefix ahead of the context's."""
@@ -166,48 +170,57 @@ class Raster(Generator):
         self,
         codes: Tensor,
         context: Context,
-        start: int = 0,
+        start: int | Tensor = 0,
         cache: KVCache | None = None,
         order: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, n, V) float32 of codes start, start + 1, ...
 
-        codes: (B, n - 1), codes 0, 1, ... when `start` is 0, else (B, n), codes start - 1, start, ... order: (B, N)
-        positions, in which the codes are given; raster order unless given. context: of `prefixed`.
+        codes: (B, n - 1), codes 0, 1, ... when `start` is 0, else (B, n), codes start - 1, start, ... start: of all
+        rows, or of each (B,), above 0; what the cache holds from there on is written anew. order: (B, N) positions, in
+        which the codes are given; raster order unless given. context: of `prefixed`.
         """
+        begins = isinstance(start, int) and start == 0
         x_BND = self.states(codes, context, start, cache, order)
-        return self.head(self.norm(x_BND[:, self.prefix - 1 if start == 0 else 0 :])).float()
+        return self.head(self.norm(x_BND[:, self.prefix - 1 if begins else 0 :])).float()
 
     def states(
         self,
         codes: Tensor,
         context: Context,
-        start: int = 0,
+        start: int | Tensor = 0,
         cache: KVCache | None = None,
         order: Tensor | None = None,
     ) -> Tensor:
         """The last block's output at the codes, (B, n, D), after that at the prefix when `start` is 0. As `logits`."""
-        parts = [context.sequence] if start == 0 else []
-        first = max(start - 1, 0)  # of `codes`, among all codes of the image
-        places = torch.arange(first, first + codes.shape[1], device=codes.device)
-        levels = self.level_offset[places % self.layout.codes]
-        parts.append(self.token_embedding(codes + levels))
-        x_BND = torch.cat(parts, dim=1)
+        begins = isinstance(start, int) and start == 0
+        # of `codes`, among all codes of the image: (n,), or (B, n) where rows differ
+        places = torch.arange(codes.shape[1], device=codes.device)
+        if not begins:
+            places = places + (start - 1 if isinstance(start, int) else start[:, None] - 1)
+        x_BND = self.token_embedding(codes + self.level_offset[places % self.layout.codes])
+        predicted = F.pad(places + 1, (1, 0)) if begins else places + 1
+        if begins:
+            x_BND = torch.cat([context.sequence, x_BND], dim=1)
         length = x_BND.shape[1]
-        place = self.prefix + first if start else 0
-        rotary = self.rotary[place : place + length]
-        predicted = torch.arange(start, start + codes.shape[1] + (start == 0), device=codes.device)
-        aims = (predicted // self.layout.codes)[None] if order is None else order[:, predicted // self.layout.codes]
+        aims, own = predicted // self.layout.codes, places
+        if order is not None:
+            aims = order.gather(1, aims.expand(len(order), -1))
+            own = order.gather(1, (places // self.layout.codes).expand(len(order), -1)) * self.layout.codes
+        rotary = self.rotary[self.prefix + own]
+        if begins:
+            before = self.rotary[: self.prefix]
+            rotary = torch.cat([before.expand(*rotary.shape[:-3], -1, -1, -1), rotary], dim=-3)
         if context.places is not None:
             at = aims.expand(len(x_BND), -1)[..., None].expand(-1, -1, self.width)
             x_BND = add_last(x_BND, context.places.gather(1, at))
         if self.target is not None:
-            x_BND = add_last(x_BND, self.target(aims))
-        if order is not None:
-            own = self.prefix + order[:, places // self.layout.codes] * self.layout.codes
-            before = self.rotary[: length - len(places)].expand(len(own), -1, -1, -1)
-            rotary = torch.cat([before, self.rotary[own]], dim=1)
-        return self.transform(x_BND, rotary, causal_mask(length, x_BND.device, place, context.mask), cache)
+            x_BND = add_last(x_BND, self.target(aims).expand(len(x_BND), -1, -1))
+        rows = None if isinstance(start, int) else self.prefix + start - 1
+        filled = 0 if begins else self.prefix - 1 + (start if isinstance(start, int) else int(start.max()))
+        if cache is not None:
+            cache.filled, cache.rows = filled, rows
+        return self.transform(x_BND, rotary, causal_mask(length, x_BND.device, filled, context.mask, rows), cache)
 
     def transform(self, x_BND: Tensor, rotary: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """All blocks."""
@@ -257,52 +270,98 @@ class Raster(Generator):
         """(B, codes): known codes in order."""
         return in_order(known.values, order).flatten(1)
 
-    # ------------------------------------------------------------------------------------------ token by token
+    # ------------------------------------------------------------------------------------------ sampling
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
-        """One step per code; known codes replace the drawn ones. The known codes that all rows begin with take no step.
+        """One step per pass; known codes replace the drawn ones. The known codes that all rows begin with take no step.
 
-        In raster order a code is drawn without those known ones that follow it.
+        In raster order a code is drawn without those known ones that follow it. The code of each place is drawn with
+        the place's own noise, so all values of `sampling.decoding` give one sample.
         """
-        batch, length = len(condition), self.layout.length * self.layout.codes
-        guidance = Guidance(condition, sampling, length)
-        context = self.prefixed(guidance.condition)
-        device, dtype = condition.device, sampling.activations
-        head_width = self.width // self.heads
-        places = self.prefix + length - 1
-        cache = KVCache.allocate(len(self.blocks), len(context), self.heads, places, head_width, device, dtype)
-        uniform = noise.uniform(length)
-        codes = torch.zeros(batch, length, dtype=torch.int64, device=device)
-        known, given, first = condition.known, None, 0
-        order = known_first(known) if self.target is not None else None
-        if known is not None:
-            given = self.given(known, order)
-            codes = torch.where(given, self.values(known, order), codes)
-            first = min(int(given.long().cumprod(1).sum(1).min()), length - 1)
-        orders = None if order is None else guidance.repeat(order)
-        latest, start = guidance.repeat(codes[:, :first]), 0
-        for step in range(first, length):
-            output = self.logits(latest, context, start, cache, orders)[:, -1]
-            cache.filled, start = self.prefix + step, step + 1
-            logits = guidance(output, step)
-            drawn = draw(logits, uniform[:, step], sampling.temperature, sampling.top_k, sampling.top_p)
-            codes[:, step] = drawn if given is None else torch.where(given[:, step], codes[:, step], drawn)
-            latest = guidance.repeat(codes[:, step : step + 1])
-            yield self._unfinished(codes, step + 1, order, known)
+        decoder = RasterDecoder(self, condition, sampling, noise)
+        # on the meta device no draft is right or wrong
+        decoding = sequential if condition.device.type == "meta" else DECODINGS[sampling.decoding]
+        for done in decoding(decoder, sampling.draft_length):
+            yield self._unfinished(decoder.codes, done, decoder.order, condition.known)
 
-    def _unfinished(self, codes: Tensor, done: int, order: Tensor | None, known: Tokens | None) -> Tokens:
+    def _unfinished(self, codes: Tensor, done: int | Tensor, order: Tensor | None, known: Tokens | None) -> Tokens:
         values = codes.unflatten(1, self.layout.value_shape())
-        whole = torch.arange(self.layout.length, device=codes.device) < done // self.layout.codes
-        whole = whole.expand(len(codes), -1)
+        count_B = torch.as_tensor(done, device=codes.device).expand(len(codes)) // self.layout.codes
+        whole = torch.arange(self.layout.length, device=codes.device) < count_B[:, None]
         if order is not None:
             places = order.argsort(1)
             values, whole = in_order(values, places), whole.gather(1, places)
-        if done == codes.shape[1]:
+        if (done if isinstance(done, int) else int(done.min())) == codes.shape[1]:
             return Tokens(values.clone(), self.layout)
         return Tokens(values.clone(), self.layout, known=whole if known is None else whole | known.flags)
 
+    def check(self, sampling: Sampling) -> None:
+        if sampling.draft_length is not None and sampling.decoding == "sequential":
+            raise ConfigError("draft_length is of decoding jacobi; with sequential, which drafts nothing, leave it out")
+
     def passes(self, sampling: Sampling) -> int:
+        """With drafts, the most that it may take."""
         return self.layout.length * self.layout.codes
+
+
+class RasterDecoder:
+    """One sampling of a raster transformer, with its cache: a `Decoder` of `artok.sampling.decoding`.
+
+    order: (B, N) positions in which the codes are drawn, or None for raster order.
+    """
+
+    def __init__(self, model: Raster, condition: Condition, sampling: Sampling, noise: Noise) -> None:
+        batch, length = len(condition), model.layout.length * model.layout.codes
+        self.model, self.sampling, self.noise = model, sampling, noise
+        self.guidance = Guidance(condition, sampling, length)
+        self.context = model.prefixed(self.guidance.condition)
+        device, places = condition.device, model.prefix + length - 1
+        self.cache = KVCache.allocate(
+            len(model.blocks),
+            len(self.context),
+            model.heads,
+            places,
+            model.width // model.heads,
+            device,
+            sampling.activations,
+        )
+        self.codes = torch.zeros(batch, length, dtype=torch.int64, device=device)
+        self.given: Tensor | None = None
+        self.first, known = 0, condition.known
+        self.order = known_first(known) if model.target is not None else None
+        self.orders = None if self.order is None else self.guidance.repeat(self.order)
+        if known is not None:
+            self.given = model.given(known, self.order)
+            self.codes = torch.where(self.given, model.values(known, self.order), self.codes)
+            self.first = min(int(self.given.long().cumprod(1).sum(1).min()), length - 1)
+        self.begun, self.gumbel = False, None
+        if sampling.temperature and batch * length * model.vocab <= MOST_NOISE:
+            every = torch.arange(length, device=device).expand(batch, -1)
+            self.gumbel = noise.gumbel(every, model.vocab)
+
+    def logits(self, start: int | Tensor, count: int) -> Tensor:
+        if isinstance(start, int):
+            begin = start if self.begun else 0
+            read = self.codes[:, max(begin - 1, 0) : start + count - 1]
+            output = self.model.logits(self.guidance.repeat(read), self.context, begin, self.cache, self.orders)
+            places = torch.arange(start, start + count, device=read.device)
+        else:
+            places = start[:, None] + torch.arange(count, device=start.device)
+            read = self.guidance.repeat(self.codes.gather(1, places - 1))
+            output = self.model.logits(read, self.context, self.guidance.repeat(start), self.cache, self.orders)
+        self.begun = True
+        return self.guidance(output[:, -count:], places)
+
+    def pick(self, logits: Tensor, places: Tensor) -> Tensor:
+        sampling, gumbel = self.sampling, None
+        if self.gumbel is not None:
+            gumbel = self.gumbel.gather(1, places[..., None].expand_as(logits))
+        elif sampling.temperature:
+            gumbel = self.noise.gumbel(places, logits.shape[-1])
+        drawn = draw_gumbel(logits, gumbel, sampling.temperature, sampling.top_k, sampling.top_p)
+        if self.given is None:
+            return drawn
+        return torch.where(self.given.gather(1, places), self.codes.gather(1, places), drawn)
 
 
 def known_first(known: Tokens | None) -> Tensor | None:

@@ -39,16 +39,23 @@ def plain_attention(
     return scores_BHNM.softmax(-1, dtype=torch.float32).to(v_BHMD.dtype) @ v_BHMD
 
 
-def causal_mask(length: int, device: torch.device, before: int = 0, prefix_BL: Tensor | None = None) -> Tensor | None:
+def causal_mask(
+    length: int, device: torch.device, before: int = 0, prefix_BL: Tensor | None = None, rows_B: Tensor | None = None
+) -> Tensor | None:
     """For N positions after `before` cached ones, (N, before + N) bool: a position sees itself and what comes before.
     None where each sees everything.
 
     prefix_BL: which of the first L positions hold an entry; then (B, 1, N, before + N), and nothing sees padding but
-    padding itself (as in LlamaGen), since attention over nothing is not a number.
+    padding itself (as in LlamaGen), since attention over nothing is not a number. rows_B: how many cached positions
+    each row comes after, where that differs, at most `before`; then (B, 1, N, before + N).
     """
-    if length == 1 and prefix_BL is None:
+    if length == 1 and prefix_BL is None and rows_B is None:
         return None
-    sees = torch.ones(length, before + length, dtype=torch.bool, device=device).tril(before)
+    if rows_B is None:
+        sees = torch.ones(length, before + length, dtype=torch.bool, device=device).tril(before)
+    else:
+        own_BN = rows_B[:, None] + torch.arange(length, device=device)
+        sees = (torch.arange(before + length, device=device) <= own_BN[..., None])[:, None]
     if prefix_BL is None:
         return sees
     entries = F.pad(prefix_BL, (0, before + length - prefix_BL.shape[1]), value=True)[:, None, None]
@@ -59,23 +66,32 @@ def causal_mask(length: int, device: torch.device, before: int = 0, prefix_BL: T
 class KVCache:
     """Keys and values of every layer, allocated once and written at a position.
 
-    keys, values: (layers, B, H, N, D). filled: positions written so far.
+    keys, values: (layers, B, H, N, D). filled: positions written so far; lowering it takes positions back. rows: those
+    of each row (B,) int64, where they differ; `filled` is then the largest.
     """
 
     keys: Tensor
     values: Tensor
     filled: int = 0
+    rows: Tensor | None = None
 
     @classmethod
     def allocate(
         cls, layers: int, batch: int, heads: int, length: int, head_width: int, device: torch.device, dtype: torch.dtype
     ) -> KVCache:
         shape = (layers, batch, heads, length, head_width)
-        return cls(torch.empty(shape, device=device, dtype=dtype), torch.empty(shape, device=device, dtype=dtype))
+        # zeros, since attention gives a row's unwritten positions no weight, and 0 times NaN is NaN
+        return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
 
     def write(self, layer: int, k_BHND: Tensor, v_BHND: Tensor) -> tuple[Tensor, Tensor]:
         """Append a layer's keys and values at `filled`; all of that layer's up to there, as views."""
-        end = self.filled + k_BHND.shape[2]
-        self.keys[layer, :, :, self.filled : end] = k_BHND
-        self.values[layer, :, :, self.filled : end] = v_BHND
+        count = k_BHND.shape[2]
+        end = self.filled + count
+        if self.rows is None:
+            self.keys[layer, :, :, self.filled : end] = k_BHND
+            self.values[layer, :, :, self.filled : end] = v_BHND
+        else:
+            places_B1N1 = (self.rows[:, None] + torch.arange(count, device=self.rows.device))[:, None, :, None]
+            self.keys[layer].scatter_(2, places_B1N1.expand_as(k_BHND), k_BHND.to(self.keys.dtype))
+            self.values[layer].scatter_(2, places_B1N1.expand_as(v_BHND), v_BHND.to(self.values.dtype))
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class Guidance:
 
     def __init__(self, condition: Condition, sampling: Sampling, steps: int) -> None:
         self.sampling, self.steps, self.guides = sampling, steps, sampling.guides
-        parts = sampling.cfg_parts
+        parts, self._scales = sampling.cfg_parts, cast("Tensor | None", None)
         self.condition = append_unconditional(condition, parts) if self.guides else condition
 
     def repeat(self, x: Tensor) -> Tensor:
@@ -34,9 +35,18 @@ class Guidance:
         """As `scale_at`."""
         return scale_at(self.sampling, step, self.steps, share)
 
-    def __call__(self, output: Tensor, step: int) -> Tensor:
-        """The guided output (B, ...) from a model's output for `condition`; unchanged without guidance."""
-        return guide(output, self.scale(step)) if self.guides else output
+    def __call__(self, output: Tensor, step: int | Tensor) -> Tensor:
+        """The guided output (B, ...) from a model's output for `condition`; unchanged without guidance.
+
+        step: of all, or (n,) or (B, n) int64 of each vector of an output (2B, n, D).
+        """
+        if not self.guides:
+            return output
+        if isinstance(step, int):
+            return guide(output, self.scale(step))
+        if self._scales is None:
+            self._scales = torch.tensor([self.scale(each) for each in range(self.steps)], device=output.device)
+        return guide(output, self._scales[step][..., None])
 
 
 def append_unconditional(condition: Condition, parts: Sequence[GuidedPart]) -> Condition:
@@ -59,7 +69,7 @@ def append_unconditional(condition: Condition, parts: Sequence[GuidedPart]) -> C
     return replace(both, text=Text(values, mask))
 
 
-def guide(output: Tensor, scale: float, width: int | None = None) -> Tensor:
+def guide(output: Tensor, scale: float | Tensor, width: int | None = None) -> Tensor:
     """unconditional + scale * (conditional - unconditional): 1 is no guidance, 0 ignores the condition.
 
     output: (2B, ...), the unconditional half second. width: number of leading entries of the last axis that are guided,

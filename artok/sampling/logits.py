@@ -44,3 +44,17 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None,
     cumulative = probabilities(logits, temperature, top_k, top_p).double().cumsum(-1)
     target = uniform.double()[..., None] * cumulative[..., -1:]
     return torch.searchsorted(cumulative, target, right=True)[..., 0]
+
+
+def draw_gumbel(
+    logits: Tensor, gumbel: Tensor | None, temperature: float, top_k: int | None, top_p: float | None
+) -> Tensor:
+    """A token (...,) int64 from logits (..., V) and Gumbel noise of their shape: the one with the largest sum of both
+    (Maddison et al. 2014, arXiv 1411.0030). Temperature 0 takes the most likely token without noise.
+
+    Under the same noise two distributions at a total variation T give the same token with a probability of at least
+    (1 - T) / (1 + T), and rounding changes a token only where the two largest sums are within it.
+    """
+    if gumbel is None:
+        return logits.argmax(-1)
+    return (truncate(logits.float() / temperature, top_k, top_p) + gumbel).argmax(-1)

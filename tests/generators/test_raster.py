@@ -11,6 +11,7 @@ from artok.config import validate
 from artok.errors import ConfigError
 from artok.generators import raster
 from artok.layout import Condition, Text, TokenLayout, Tokens
+from artok.nn.attention import KVCache
 from artok.noise import Noise
 from artok.sampling.settings import Sampling
 
@@ -44,8 +45,6 @@ def test_cached_decoding_equals_one_pass(layout: TokenLayout, options: dict) -> 
     logits = built.logits(made.values.flatten(1)[:, :-1], built.context(Condition(labels)))
     assert torch.equal(logits.argmax(-1), made.values.flatten(1))
     cached = []
-    from artok.nn.attention import KVCache
-
     length = layout.length * layout.codes
     cache = KVCache.allocate(2, 3, 2, length, 12, torch.device("cpu"), torch.float32)
     flat = made.values.flatten(1)
@@ -54,6 +53,22 @@ def test_cached_decoding_equals_one_pass(layout: TokenLayout, options: dict) -> 
         cached.append(built.logits(latest, built.context(Condition(labels)), start=step, cache=cache))
         cache.filled += 1
     torch.testing.assert_close(torch.cat(cached, 1), logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, RESIDUAL, VIDEO])
+@torch.no_grad()
+def test_rows_at_places_of_their_own_are_read_as_in_one_pass(layout: TokenLayout) -> None:
+    """Wrong codes are read first, and taken back by reading from an earlier place."""
+    built, read, length = model(layout), codes(layout), layout.length * layout.codes
+    context = built.context(Condition(torch.tensor([0, 3, 5])))
+    wanted = built.logits(read[:, :-1], context)
+    cache = KVCache.allocate(2, 3, 2, length, 12, torch.device("cpu"), torch.float32)
+    wrong = (read + 1) % 32
+    built.logits(torch.cat([read[:, :1], wrong[:, 1:7]], 1), context, 0, cache)
+    for start in (torch.tensor([2, 1, 2]), torch.tensor([5, 2, 4]), torch.tensor([6, 5, 7])):
+        places = start[:, None] + torch.arange(3)
+        made = built.logits(read.gather(1, places - 1), context, start, cache)
+        torch.testing.assert_close(made, wanted.gather(1, places[..., None].expand(-1, -1, 32)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, RESIDUAL, VIDEO])
