@@ -263,7 +263,7 @@ class Raster(Generator):
         In raster order a code is drawn without those known ones that follow it.
         """
         batch, length = len(condition), self.layout.length * self.layout.codes
-        guidance = Guidance(condition, sampling, length)
+        guidance = Guidance(condition, sampling, length, caches=True)
         context = self.prefixed(guidance.condition)
         device, dtype = condition.device, sampling.activations
         head_width = self.width // self.heads
@@ -277,15 +277,16 @@ class Raster(Generator):
             given = self.given(known, order)
             codes = torch.where(given, self.values(known, order), codes)
             first = min(int(given.long().cumprod(1).sum(1).min()), length - 1)
-        orders = None if order is None else guidance.repeat(order)
-        latest, start = guidance.repeat(codes[:, :first]), 0
+        latest, start = codes[:, :first], 0
         for step in range(first, length):
-            output = self.logits(latest, context, start, cache, orders)[:, -1]
+            told, cache = guidance.take(context, step), guidance.take(cache, step)
+            orders = None if order is None else guidance.repeat(order, step)
+            output = self.logits(guidance.repeat(latest, step), told, start, cache, orders)[:, -1]
             cache.filled, start = self.prefix + step, step + 1
             logits = guidance(output, step)
             drawn = draw(logits, uniform[:, step], sampling.temperature, sampling.top_k, sampling.top_p)
             codes[:, step] = drawn if given is None else torch.where(given[:, step], codes[:, step], drawn)
-            latest = guidance.repeat(codes[:, step : step + 1])
+            latest = codes[:, step : step + 1]
             yield self._unfinished(codes, step + 1, order, known)
 
     def _unfinished(self, codes: Tensor, done: int, order: Tensor | None, known: Tokens | None) -> Tokens:

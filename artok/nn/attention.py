@@ -73,6 +73,13 @@ class KVCache:
         shape = (layers, batch, heads, length, head_width)
         return cls(torch.empty(shape, device=device, dtype=dtype), torch.empty(shape, device=device, dtype=dtype))
 
+    def __len__(self) -> int:
+        return self.keys.shape[1]
+
+    def __getitem__(self, rows: slice) -> KVCache:
+        """Some rows, as views."""
+        return KVCache(self.keys[:, rows], self.values[:, rows], self.filled)
+
     def write(self, layer: int, k_BHND: Tensor, v_BHND: Tensor) -> tuple[Tensor, Tensor]:
         """Append a layer's keys and values at `filled`; all of that layer's up to there, as views."""
         end = self.filled + k_BHND.shape[2]
