@@ -95,7 +95,7 @@ class CausalMar(PatchedGenerator):
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
         """One step per token; known tokens replace the drawn ones, which are drawn without those that follow them."""
         batch, total = len(condition), self.passes(sampling)
-        guidance = Guidance(condition, sampling, total)
+        guidance = Guidance(condition, sampling, total, caches=True)
         context = self.context(guidance.condition).left_padded()
         x_BND, given = self.known_patches(condition)
         cache = KVCache.allocate(
@@ -108,9 +108,9 @@ class CausalMar(PatchedGenerator):
             sampling.activations,
         )
         for step in range(total):
-            latest = guidance.repeat(x_BND[:, max(step - 1, 0) : step])
-            z = self.conditions(latest, context, step, cache)
-            drawn = self.head.sample(z, guidance.scale(step), sampling, noise)
+            latest, cache = guidance.repeat(x_BND[:, max(step - 1, 0) : step], step), guidance.take(cache, step)
+            z, scale = self.conditions(latest, guidance.take(context, step), step, cache), guidance.scales[step]
+            drawn = self.head.sample(z if scale != 1 else z[:batch], scale, sampling, noise)
             if given is not None:
                 drawn = torch.where(given[:, step : step + 1, None], x_BND[:, step : step + 1], drawn)
             x_BND = torch.cat([x_BND[:, :step], drawn, x_BND[:, step + 1 :]], dim=1)

@@ -220,19 +220,16 @@ class Guided:
     ) -> None:
         self.model, self.done, self.total = model, 0, total
         self.guidance = Guidance(condition, sampling, total)
-        self.both = model.context(self.guidance.condition).project(model.network)
-        self.alone = self.both[: len(condition)]
+        self.context = model.context(self.guidance.condition).project(model.network)
         self.given = model.given(condition, codec)
         self.channels = model.config.guided_channels or model.layout.width
 
     def __call__(self, x: Tensor, time: Tensor) -> Tensor:
-        scale = self.guidance.scale(self.done)
+        step, guidance = self.done, self.guidance
         self.done += 1
-        if scale == 1:
-            return self.model.network(x, time, self.alone, self.given)
-        given = None if self.given is None else self.guidance.repeat(self.given)
-        output = self.model.network(self.guidance.repeat(x), time.expand(len(x)).repeat(2), self.both, given)
-        return guide(output, scale, self.channels)
+        given = None if self.given is None else guidance.repeat(self.given, step)
+        output = self.model.network(guidance.repeat(x, step), time, guidance.take(self.context, step), given)
+        return guide(output, guidance.scales[step], self.channels) if guidance.doubled[step] else output
 
 
 def code_vectors(codec: Codec, device: torch.device) -> Tensor:

@@ -41,13 +41,13 @@ class DiffusionHead(nn.Module):
     def sample(self, z: Tensor, scale: float, sampling: Sampling, noise: Noise) -> Tensor:
         """Tokens (B, n, D) under z (B, n, Z).
 
-        With guidance z is (2B, n, Z), the unconditional half second; both get the same noise. scale: of guidance.
+        scale: of guidance; unless it is 1, z is (2B, n, Z), the unconditional half second, and both get the same noise.
         """
-        rows = len(z) // 2 if sampling.guides else len(z)
+        rows = len(z) if scale == 1 else len(z) // 2
         shape = (z.shape[1], self.width)
         solver, steps = self.diffusion.config.plan(sampling, sampling.head_steps)
         start = starting_noise(noise.normal(*shape), solver, sampling).flatten(0, 1)
-        network = self.guide_network(z.flatten(0, 1), scale, sampling.guides)
+        network = self.guide_network(z.flatten(0, 1), scale)
         x = start
         options = self.diffusion.options(sampling)
         for state, _ in self.diffusion.sample(
@@ -56,10 +56,10 @@ class DiffusionHead(nn.Module):
             x = state
         return x.unflatten(0, (rows, z.shape[1]))
 
-    def guide_network(self, z: Tensor, scale: float, guides: bool) -> Callable[[Tensor, Tensor], Tensor]:
-        """The net under z (R, Z). guides: z is (2R, Z), the unconditional half second, and the predicted target is
-        guided; a learned variance is the conditional one."""
+    def guide_network(self, z: Tensor, scale: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """The net under z (R, Z). Unless the scale is 1, z is (2R, Z), the unconditional half second, and the predicted
+        target is guided; a learned variance is the conditional one."""
         condition = self.net.condition(z)
-        if not guides:
+        if scale == 1:
             return lambda x, time: self.net(x, time, condition)
         return lambda x, time: guide(self.net(torch.cat([x, x]), time, condition), scale, self.width)

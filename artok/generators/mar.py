@@ -121,20 +121,20 @@ class Mar(PatchedGenerator):
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
         total = self.passes(sampling)
-        guidance, order = Guidance(condition, sampling, total), noise.permutation(self.length)
+        whole_left = schedule(self.length, total)[1:]
+        shares = [(self.length - max(left, 1)) / self.length for left in whole_left]
+        guidance, order = Guidance(condition, sampling, total, shares), noise.permutation(self.length)
         context = self.context(guidance.condition)
         x_BND, known = self.known_patches(condition)
         order, unknown = put_unknown_first(order, known)
         for step in range(total):
             counts, left = (tuple(schedule(whole, total)[at] for whole in unknown) for at in (step, step + 1))
             places = take_positions(order, left, counts)
-            z = guidance.repeat(self.input(x_BND))
-            z = self.body(z, context, guidance.repeat(order), counts * (len(z) // len(counts)))
-            index = guidance.repeat(places.clamp(max=self.length - 1))
+            z, told = guidance.repeat(self.input(x_BND), step), guidance.take(context, step)
+            z = self.body(z, told, guidance.repeat(order, step), counts * (len(z) // len(counts)))
+            index = guidance.repeat(places.clamp(max=self.length - 1), step)
             z = z.gather(1, index[..., None].expand(-1, -1, z.shape[2]))
-            whole_left = schedule(self.length, total)[step + 1]
-            scale = guidance.scale(step, share=(self.length - max(whole_left, 1)) / self.length)
-            x_BND = put(x_BND, places, self.head.sample(z, scale, sampling, noise))
+            x_BND = put(x_BND, places, self.head.sample(z, guidance.scales[step], sampling, noise))
             decided = ~flag_masked(order, torch.tensor(left, device=order.device))
             yield self.to_tokens(x_BND, decided if any(left) else None)
 

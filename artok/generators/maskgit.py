@@ -151,7 +151,8 @@ class MaskedCodes(Generator):
             counts, left = (tuple(schedule(whole, total)[at] for whole in unknown) for at in (step, step + 1))
             places = order[:, : max(counts)]
             free = torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
-            logits = guidance(self.logits(guidance.repeat(codes), context, guidance.repeat(order), counts), step)
+            inputs, told = guidance.repeat(codes, step), guidance.take(context, step)
+            logits = guidance(self.logits(inputs, told, guidance.repeat(order, step), counts), step)
             uniform = noise.uniform(max(counts))
             drawn = draw(logits, uniform, sampling.temperature, sampling.top_k, sampling.top_p)
             codes = codes.scatter(1, places, torch.where(free, drawn, codes.gather(1, places)))

@@ -313,7 +313,7 @@ class RasterDecoder:
     def __init__(self, model: Raster, condition: Condition, sampling: Sampling, noise: Noise) -> None:
         batch, length = len(condition), model.layout.length * model.layout.codes
         self.model, self.sampling, self.noise = model, sampling, noise
-        self.guidance = Guidance(condition, sampling, length)
+        self.guidance = Guidance(condition, sampling, length, caches=True)
         self.context = model.prefixed(self.guidance.condition)
         device, places = condition.device, model.prefix + length - 1
         self.cache = KVCache.allocate(
@@ -329,26 +329,28 @@ class RasterDecoder:
         self.given: Tensor | None = None
         self.first, known = 0, condition.known
         self.order = known_first(known) if model.target is not None else None
-        self.orders = None if self.order is None else self.guidance.repeat(self.order)
         if known is not None:
             self.given = model.given(known, self.order)
             self.codes = torch.where(self.given, model.values(known, self.order), self.codes)
             self.first = min(int(self.given.long().cumprod(1).sum(1).min()), length - 1)
-        self.begun, self.gumbel = False, None
+        self.begun, self.latest, self.gumbel = False, 0, None  # latest: place that all rows have reached
         if sampling.temperature and batch * length * model.vocab <= MOST_NOISE:
             every = torch.arange(length, device=device).expand(batch, -1)
             self.gumbel = noise.gumbel(every, model.vocab)
 
     def logits(self, start: int | Tensor, count: int) -> Tensor:
+        self.latest = at = max(self.latest, start if isinstance(start, int) else int(start.min()))
+        self.context, self.cache = self.guidance.take(self.context, at), self.guidance.take(self.cache, at)
+        orders = None if self.order is None else self.guidance.repeat(self.order, at)
         if isinstance(start, int):
             begin = start if self.begun else 0
-            read = self.codes[:, max(begin - 1, 0) : start + count - 1]
-            output = self.model.logits(self.guidance.repeat(read), self.context, begin, self.cache, self.orders)
+            read = self.guidance.repeat(self.codes[:, max(begin - 1, 0) : start + count - 1], at)
+            output = self.model.logits(read, self.context, begin, self.cache, orders)
             places = torch.arange(start, start + count, device=read.device)
         else:
             places = start[:, None] + torch.arange(count, device=start.device)
-            read = self.guidance.repeat(self.codes.gather(1, places - 1))
-            output = self.model.logits(read, self.context, self.guidance.repeat(start), self.cache, self.orders)
+            read = self.guidance.repeat(self.codes.gather(1, places - 1), at)
+            output = self.model.logits(read, self.context, self.guidance.repeat(start, at), self.cache, orders)
         self.begun = True
         return self.guidance(output[:, -count:], places)
 

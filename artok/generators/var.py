@@ -342,7 +342,7 @@ class Var(Generator):
         Published settings: cfg_scale 2.5 (in VAR's convention 1.5) with the linear schedule, top_k 900, top_p 0.96.
         """
         batch, layout, lent = len(condition), self.layout, _require(codec)
-        known, guidance = condition.known, Guidance(condition, sampling, len(self.parts))
+        known, guidance = condition.known, Guidance(condition, sampling, len(self.parts), caches=True)
         context = self.context(guidance.condition).project(self)
         changes = self.modulations(context)
         device, dtype = condition.device, sampling.activations
@@ -354,8 +354,10 @@ class Var(Generator):
             inputs = []
             if scale > 0:
                 words = self.words(scale, lent.prefix(Tokens(values, layout), scale))
-                inputs = [guidance.repeat(words)]
-            logits = guidance(self.run(inputs, context, first=scale, cache=cache, changes=changes), scale)
+                inputs = [guidance.repeat(words, scale)]
+            told, cache = guidance.take(context, scale), guidance.take(cache, scale)
+            changes = [guidance.take(each, scale) for each in changes]
+            logits = guidance(self.run(inputs, told, first=scale, cache=cache, changes=changes), scale)
             cache.filled = part.stop
             codes = draw(logits, uniform[:, part], sampling.temperature, sampling.top_k, sampling.top_p)
             if known is not None:

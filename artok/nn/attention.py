@@ -83,6 +83,13 @@ class KVCache:
         # zeros, since attention gives a row's unwritten positions no weight, and 0 times NaN is NaN
         return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
 
+    def __len__(self) -> int:
+        return self.keys.shape[1]
+
+    def __getitem__(self, rows: slice) -> KVCache:
+        """Some rows, as views."""
+        return KVCache(self.keys[:, rows], self.values[:, rows], self.filled)
+
     def write(self, layer: int, k_BHND: Tensor, v_BHND: Tensor) -> tuple[Tensor, Tensor]:
         """Append a layer's keys and values at `filled`; all of that layer's up to there, as views."""
         count = k_BHND.shape[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,38 +15,60 @@ from artok.layout import Condition, Text
 from artok.sampling.settings import GuidedPart, Sampling
 
 
+class Rows(Protocol):
+    """A tensor, a context, a cache: what has rows."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> Any: ...
+
+
+R = TypeVar("R", bound=Rows)
+
+
 class Guidance:
-    """Guidance in one sampling: both halves as one batch, and the scale at each step.
+    """Guidance in one sampling: both halves as one batch where a step needs them, and the scale at each step.
 
     condition: B rows, or with guidance 2B, the second half of which is unconditional: without the parts
     `sampling.cfg_parts`, and with the negative texts, where there are some. ConfigError: as in `append_unconditional`.
     """
 
-    def __init__(self, condition: Condition, sampling: Sampling, steps: int) -> None:
-        self.sampling, self.steps, self.guides = sampling, steps, sampling.guides
-        parts, self._scales = sampling.cfg_parts, cast("Tensor | None", None)
+    def __init__(
+        self,
+        condition: Condition,
+        sampling: Sampling,
+        steps: int,
+        shares: Sequence[float | None] | None = None,
+        caches: bool = False,
+    ) -> None:
+        """shares: of `scale_at`, one for each step. caches: whether a step reads what the model kept of both halves at
+        all steps before, so that the second half is left out after the last guided step only."""
+        self.guides, parts = sampling.guides, sampling.cfg_parts
         self.condition = append_unconditional(condition, parts) if self.guides else condition
+        self.half = len(condition)
+        self.scales = [scale_at(sampling, step, steps, share) for step, share in enumerate(shares or [None] * steps)]
+        guided = [self.guides and scale != 1 for scale in self.scales]
+        self.doubled = [any(guided[step:]) for step in range(steps)] if caches else guided
 
-    def repeat(self, x: Tensor) -> Tensor:
-        """Repeat (B, ...) for both halves, (2B, ...); unchanged without guidance."""
-        return x.repeat(2, *[1] * (x.ndim - 1)) if self.guides else x
+    def repeat(self, x: Tensor, step: int) -> Tensor:
+        """Repeat (B, ...) for both halves, (2B, ...), if the step takes both."""
+        return x.repeat(2, *[1] * (x.ndim - 1)) if self.doubled[step] else x
 
-    def scale(self, step: int, share: float | None = None) -> float:
-        """As `scale_at`."""
-        return scale_at(self.sampling, step, self.steps, share)
+    def take(self, rows: R, step: int) -> R:
+        """Of 2B rows those that a step takes: all, or the first half."""
+        whole = self.doubled[step] or len(rows) == self.half
+        taken: R = rows if whole else rows[: self.half]
+        return taken
 
     def __call__(self, output: Tensor, step: int | Tensor) -> Tensor:
-        """The guided output (B, ...) from a model's output for `condition`; unchanged without guidance.
+        """The guided output (B, ...) from a model's output for the rows that the step takes.
 
-        step: of all, or (n,) or (B, n) int64 of each vector of an output (2B, n, D).
+        step: of all, or (n,) or (B, n) int64 of each vector of an output (B or 2B, n, D).
         """
-        if not self.guides:
+        if len(output) == self.half:
             return output
         if isinstance(step, int):
-            return guide(output, self.scale(step))
-        if self._scales is None:
-            self._scales = torch.tensor([self.scale(each) for each in range(self.steps)], device=output.device)
-        return guide(output, self._scales[step][..., None])
+            return guide(output, self.scales[step])
+        return guide(output, torch.tensor(self.scales, device=output.device)[step][..., None])
 
 
 def append_unconditional(condition: Condition, parts: Sequence[GuidedPart]) -> Condition:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from helpers.generators import (
@@ -17,11 +19,13 @@ from helpers.generators import (
 )
 from helpers.models import IMAGE
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from artok.generators import causal_mar, gan
 from artok.generators.base import AdversarialGenerator, Generator
 from artok.layout import Condition, TokenLayout, last
 from artok.noise import Noise
+from artok.sampling import guidance as guidance_module
 from artok.sampling.guidance import Guidance
 from artok.sampling.settings import Sampling
 from artok.tokenizers.base import Tokenizer
@@ -46,12 +50,33 @@ def guided(generator: Generator) -> None:
 
 
 def test_guidance_of_scale_one_at_every_step_is_none(pair: Case) -> None:
-    """Outside its interval the scale is 1, and both halves run in most families."""
+    """Outside its interval the scale is 1."""
     generator, codec = pair
     guided(generator)
     nowhere = Sampling(cfg_scale=3.0, cfg_interval=(0.0, 0.0))
     made = generate(generator, codec, condition(4), nowhere).values
     assert_same(made, generate(generator, codec, condition(4)).values)
+
+
+def test_outside_its_interval_guidance_costs_nothing_and_changes_nothing(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference takes both halves at every step, at the smallest scale above 1. Families with a cache need the
+    second half up to the end of the interval."""
+    generator, codec = case
+    guided(generator)
+    sampling = Sampling(cfg_scale=3.0, cfg_interval=(0.25, 0.5))
+    made, cost = generate(generator, codec, condition(4), sampling).values, cost_of(generator, codec, sampling)
+    scales = guidance_module.scale_at
+    monkeypatch.setattr(guidance_module, "scale_at", lambda *args: max(scales(*args), math.nextafter(1, 2)))
+    assert_same(made, generate(generator, codec, condition(4), sampling).values)
+    assert cost < 0.9 * cost_of(generator, codec, sampling)
+
+
+def cost_of(generator: Generator, codec: Tokenizer, sampling: Sampling) -> int:
+    with FlopCounterMode(display=False) as counter:
+        generate(generator, codec, condition(4), sampling)
+    return counter.get_total_flops()
 
 
 def test_guidance_of_scale_zero_is_the_unconditional_sample(pair: Case) -> None:
@@ -74,7 +99,9 @@ def test_guided_causal_mar_with_its_cache_samples_as_without() -> None:
     context = model.context(guidance.condition)
     x = torch.zeros(3, 0, 4)
     for step in range(16):
-        z = model.conditions(guidance.repeat(x), context)[:, -1:]  # all tokens so far, without a cache
+        z = model.conditions(guidance.repeat(x, step), guidance.take(context, step))[
+            :, -1:
+        ]  # all tokens so far, without a cache
         x = torch.cat([x, model.head.sample(z, 1 + 1.5 * step / 15, sampling, random)], dim=1)
     assert_same(made.values, x)
 

@@ -29,6 +29,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"temperature": 0},
     {"top_k": 5, "top_p": 0.8, "temperature": 1.2},
     {"cfg_scale": 2.5, "cfg_schedule": "cosine", "cfg_interval": (0.2, 0.9)},
+    {"cfg_scale": 3.0, "cfg_interval": (0.0, 0.5)},
 ]
 BATCH = 6
 

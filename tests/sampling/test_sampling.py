@@ -78,10 +78,21 @@ def test_guidance_drops_labels_and_text_in_the_second_half_alone() -> None:
     assert both.labels.tolist() == [4, 7, NO_LABEL, NO_LABEL]
     assert both.text.mask.any(1).tolist() == [True, True, False, False]
     assert both.control.all()
-    assert guidance.repeat(torch.tensor([[1], [2]])).tolist() == [[1], [2], [1], [2]]
+    assert guidance.repeat(torch.tensor([[1], [2]]), 0).tolist() == [[1], [2], [1], [2]]
     alone = Guidance(condition, Sampling(), steps=1)
     assert alone.condition is condition
-    assert alone(text.values, 0) is alone.repeat(text.values) is text.values
+    assert alone(text.values, 0) is alone.repeat(text.values, 0) is text.values
+
+
+@pytest.mark.parametrize(("caches", "doubled"), [(False, [0, 1, 1, 0, 0]), (True, [1, 1, 1, 0, 0])])
+def test_steps_without_guidance_take_the_first_half(caches: bool, doubled: list[bool]) -> None:
+    sampling = Sampling(cfg_scale=3.0, cfg_interval=(0.2, 0.6))
+    guidance = Guidance(Condition(torch.tensor([4])), sampling, steps=5, caches=caches)
+    for step in range(5):
+        assert len(guidance.repeat(torch.zeros(1), step)) == 1 + doubled[step]
+        assert guidance.take(torch.tensor([1, 2]), step).tolist() == [1, 2][: 1 + doubled[step]]
+        assert guidance.take(torch.tensor([1]), 4).tolist() == [1]
+        assert len(guidance(torch.zeros(1 + doubled[step]), step)) == 1
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def mar_head(fixture: Fixture, built: Mar) -> dict[str, Tensor]:
     io, about, head = fixture.io, fixture.about, built.head
     x, z, null, scale = io["head_x"], io["head_c"], io["head_c_null"], about["cfg_scale"]
     net, t = head.net, io["head_t"]
-    guided = head.guide_network(torch.cat([z, null]), scale, True)(x, t.repeat(2))
+    guided = head.guide_network(torch.cat([z, null]), scale)(x, t.repeat(2))
     other = torch.cat([guided[:, : head.width], net(x, t, net.condition(null))[:, head.width :]], dim=1)
     found = {
         "head_time_embed": net.time(t),
@@ -214,7 +214,7 @@ def mar_head(fixture: Fixture, built: Mar) -> dict[str, Tensor]:
         guidance = Sampling(temperature=about["temperature"], cfg_scale=scale)
         for name, rows, sampling in (("nocfg", [z], Sampling()), ("cfg", [z, null], guidance)):
             noise = GivenNoise(io["head_init_noise"][None], io["head_step_noise"][:, None], order, 1)
-            drawn = head.sample(torch.stack(rows), scale, sampling, noise)
+            drawn = head.sample(torch.stack(rows), sampling.cfg_scale, sampling, noise)
             found[f"head_sample{suffix}_{name}"] = drawn[0]
     options = Options(temperature=about["temperature"])
     steps_alone = each_step(
@@ -293,7 +293,11 @@ def dit(fixture: Fixture) -> dict[str, Tensor]:
 def dit_network(fixture: Fixture, built: LatentDiffusion) -> dict[str, Tensor]:
     io, network = fixture.io, built.network
     x, null = sequence(io["x"]), built.context(Condition(torch.full_like(io["y"], built.classes)))
-    guided = Guided(built, Condition(io["y"]), Sampling(cfg_scale=fixture.about["cfg_scale"]), 1, None)(x, io["t"])
+    sampling = Sampling(cfg_scale=fixture.about["cfg_scale"])
+    rows = [slice(row, row + 1) for row in range(len(x))]  # a sampler has one time for all rows
+    guided = torch.cat(
+        [Guided(built, Condition(io["y"][row]), sampling, 1, None)(x[row], io["t"][row]) for row in rows]
+    )
     without, acted = network(x, io["t"], null), built.config.guided_channels or built.layout.width
     other = torch.cat([guided[..., :acted], without[..., acted:]], dim=-1)
     plain = network(x, io["t"], built.context(Condition(io["y"])))
