@@ -213,15 +213,20 @@ def evaluate(
         Path | None,
         typer.Option(help="an .npz with mu and sigma or images, as ADM publishes them, to compare with too"),
     ] = None,
+    edit: Annotated[
+        bool, typer.Option("--edit", help="measure edits of held-out images too; evaluation.edits=[left] names masks")
+    ] = False,
 ) -> None:
     """Measure a tokenizer or a generator on held-out data, and write results.json into its folder."""
     from artok.device import resolve_device
+    from artok.evaluation.edits import MASKS
     from artok.evaluation.evaluate import evaluate as measure
     from artok.metrics.results import side_by_side
     from artok.training.progress import Progress
 
     where = str(resolve_device(device))
-    results = measure(run, n, extractor, overrides or [], where, Progress("evaluate"), reference)
+    masks = [f"evaluation.edits=[{','.join(MASKS)}]"] if edit else []
+    results = measure(run, n, extractor, [*masks, *(overrides or [])], where, Progress("evaluate"), reference)
     typer.echo(str(side_by_side([results])))
 
 

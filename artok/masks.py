@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,7 @@ from artok.noise import Noise
 SIDES = ("left", "right", "top", "bottom")
 NAMES = "left, right, top, bottom, box, outpaint, random, each with :share, or box:x0,y0,x1,y1 in pixels"
 SHARES = (0.25, 0.75)  # of a side, hidden in training
+SWEEPS = 16  # of averaging at each size; what is far is settled at the smaller ones
 
 
 def name_mask(text: str, layout: TokenLayout, samples: Tensor | None = None) -> Tensor:
@@ -147,11 +150,32 @@ def find_known(mask_BHW: Tensor, layout: TokenLayout) -> Tensor:
 
 
 def blank(images_BCHW: Tensor, mask_BHW: Tensor) -> Tensor:
-    """Images whose hidden pixels have each channel's mean over the known ones, so that nothing hidden is left."""
+    """Images whose hidden pixels blend the known ones around them, so that nothing hidden is left.
+
+    Each hidden pixel is about the mean of its four neighbours (Laplace's equation), which puts no edge along the mask
+    into the tokens beside it. An image without known pixels becomes 0.
+    """
     hidden = mask_BHW[:, None]
     known = (~hidden).to(images_BCHW.dtype)
-    mean = (images_BCHW * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1)
-    return torch.where(hidden, mean, images_BCHW)
+    return blend(torch.where(hidden, 0, images_BCHW), known)
+
+
+def blend(values_BCHW: Tensor, known_B1HW: Tensor) -> Tensor:
+    """Values, 0 where unknown, with these solved from the others: first at half the size, then by `SWEEPS` sweeps."""
+    size = values_BCHW.shape[2:]
+    if max(size) == 1:
+        return values_BCHW
+    half = partial(F.avg_pool2d, kernel_size=2, ceil_mode=True, count_include_pad=False)
+    rim = known_B1HW * F.max_pool2d(1 - known_B1HW, 3, stride=1, padding=1)  # known values beside unknown ones
+    weight = rim + 1e-4 * known_B1HW  # the others decide nothing but their own place
+    share = half(weight)
+    coarse = blend(half(weight * values_BCHW) / share.clamp(min=1e-6), (share > 0).to(share.dtype))
+    smooth = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+    for _ in range(SWEEPS):
+        blended = torch.where(known_B1HW > 0, values_BCHW, smooth)
+        above, left = (F.pad(blended, edge, mode="replicate") for edge in ((0, 0, 1, 1), (1, 1, 0, 0)))
+        smooth = (above[:, :, :-2] + above[:, :, 2:] + left[..., :-2] + left[..., 2:]) / 4
+    return torch.where(known_B1HW > 0, values_BCHW, smooth)
 
 
 def paste(made_BCHW: Tensor, images_BCHW: Tensor, mask_BHW: Tensor, feather: float = 0.0) -> Tensor:

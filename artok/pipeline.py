@@ -156,11 +156,29 @@ class Pipeline:
             raise ConfigError(f"{len(asked)} labels or prompts do not go with {len(images)} images; give one for each")
         rows, made = torch.arange(n * len(images)) // n, list[Tensor]()
         for part in rows.split(batch):
-            known = self.tokenizer.encode_known(images[part].to(self.device), mask[part].to(self.device))
             condition = asked[(part if len(asked) > 1 else part * 0).to(self.device)]
-            steps = self.steps(replace(condition, known=known), settings, first=len(made) * batch)
-            made.append(self.decode(last(steps)).cpu())
+            made.append(self.fill(images[part], mask[part], condition, settings, first=len(made) * batch))
         return paste(torch.cat(made), images[rows], mask[rows], feather)
+
+    @torch.inference_mode()
+    def fill(self, images: Tensor, mask: Tensor, condition: Condition, sampling: Sampling, first: int = 0) -> Tensor:
+        """One batch of an edit before known pixels are pasted: (B, C, H, W) in [-1, 1] on the CPU.
+
+        images, mask: (B, C, H, W) and (B, H, W), as `check_edit` gives them. first: number of the first sample. After
+        each round the known tokens are encoded anew with the result in the hole: those of the blanked images decode to
+        something else beside it, and lead a generator astray.
+        """
+        images, mask = images.to(self.device), mask.to(self.device)
+        known = self.tokenizer.encode_known(images, mask)
+        for turn in range(sampling.edit_rounds):
+            seed = fold("edit", sampling.seed, turn) if turn else sampling.seed
+            settings = sampling.model_copy(update={"seed": seed})
+            tokens = last(self.steps(replace(condition, known=known), settings, first))
+            whole = self.tokenizer.encode(paste(self.decode(tokens), images, mask))
+            known = replace(known, values=whole.values)
+        return self.decode(
+            replace(tokens, values=torch.where(known.flags[..., None], known.values, tokens.values))
+        ).cpu()
 
     def check_edit(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The images and masks (B, H, W) of an edit, on the CPU. ConfigError: as in `edit`."""
@@ -187,7 +205,8 @@ class Pipeline:
         """
         before = sampling or self.sampling
         settings, plain = validate(Sampling, merge(before.model_dump(), changes), "sampling"), Sampling()
-        for name in set(Sampling.model_fields) - self.generator.reads - {"seed", "dtype"}:
+        own = {"seed", "dtype", *(("edit_rounds",) if self.generator.keeps_known else ())}  # the pipeline reads these
+        for name in set(Sampling.model_fields) - self.generator.reads - own:
             if getattr(settings, name) not in (getattr(before, name), getattr(plain, name)):
                 kind, reads = type(self.generator).__name__, ", ".join(sorted(self.generator.reads))
                 raise ConfigError(f"{name} changes nothing that {kind} generates; its sampling settings are {reads}")

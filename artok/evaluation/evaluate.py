@@ -8,6 +8,7 @@ from pathlib import Path
 
 from artok.config import override, read_yaml, validate
 from artok.errors import ConfigError
+from artok.evaluation.edits import add_edits
 from artok.evaluation.evaluator import Evaluator
 from artok.metrics.reference import Reference
 from artok.metrics.results import Results
@@ -69,6 +70,7 @@ def evaluate(
         results = evaluator.tokenizer(tokenizer.to(device), folder.name)
     else:
         results = evaluator.generator(pipeline, folder.name, sampling)
+        results = add_edits(evaluator, pipeline, sampling, results)
     seen, wanted = progressed or (None, None)
     results = replace(results, weights=weights, images_seen=seen, images_wanted=wanted, notes=notes)
     results.save(folder / RESULTS)

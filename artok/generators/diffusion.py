@@ -197,7 +197,9 @@ class LatentDiffusion(Generator):
             return torch.where(flags, vectors, clean)
 
         if self.config.inpaint:
-            states = solve(x, levels, draw, 0)
+            # The known vectors are an input. The state follows the network everywhere, as it did in training, where the
+            # known places held the vectors of the whole image and not those of one with a hole.
+            states = self.diffusion.solve(predict, x, levels, draw, solver, options)
         else:
             rows = flags.any(1, keepdim=True)
             states = repaint(solve, x, levels, length, times, draw, lambda: again.normal(*shape), rows)

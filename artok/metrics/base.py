@@ -38,6 +38,9 @@ class EvalBatch:
     What the model made for texts, which may be the same samples or reconstructions:
         prompted (B, C, H, W) uint8; prompts, B texts; unseen (B,) bool, where they are of combinations held out of
         training.
+    Edits of held-out images, whose features count as those of samples:
+        edited, originals, pasted (B, C, H, W) uint8, and hidden (B, H, W) bool: the results, what they were made of,
+        another image of the same class, and where the results were made anew.
     Training images, for comparison:
         train_images (B, C, H, W) uint8, in batches after all samples and held-out images; train_log_likelihood (B,)
         float64.
@@ -59,6 +62,10 @@ class EvalBatch:
     prompted: Tensor | None = None
     prompts: Sequence[str] | None = None
     unseen: Tensor | None = None
+    edited: Tensor | None = None
+    originals: Tensor | None = None
+    pasted: Tensor | None = None
+    hidden: Tensor | None = None
     train_images: Tensor | None = None
     train_log_likelihood: Tensor | None = None
 

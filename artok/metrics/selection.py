@@ -18,6 +18,9 @@ class MetricChoice(Config):
     metrics: tuple[Annotated[MetricConfig, of_kind("metrics"), OPEN], ...] | None = Field(
         None, description="kinds, or sections such as {kind: kid, subsets: 10}; all metrics that suit unless given"
     )
+    edits: tuple[str, ...] = Field(
+        (), description="masks, as in `artok edit`, that held-out images are edited and measured with; see --edit"
+    )
     train_images: int | None = Field(
         None, ge=1, description="training images that copies are looked for among, a random subset; all unless given"
     )

@@ -58,6 +58,9 @@ class Sampling(Config):
     choice_temperature: float = Field(4.5, ge=0)
     jump_length: int = Field(5, ge=1, description="steps of a jump back, for known tokens")
     jump_n_sample: int = Field(4, ge=1, description="passes over the steps of a jump")
+    edit_rounds: int = Field(
+        1, ge=1, description="how often an edit makes the hidden part, each time beside the last result"
+    )
     dtype: Precision | None = Field(None, description="default bfloat16 on a GPU that has it, else float32")
     seed: Seed = 0
 

@@ -18,6 +18,7 @@ import torch
 from artok.config import validate
 from artok.errors import ArtokError
 from artok.evaluation.code_usage import examine
+from artok.evaluation.edits import add_edits
 from artok.evaluation.evaluator import Evaluator
 from artok.evaluation.run_directory import diverged
 from artok.generators.base import Generator, GeneratorConfig
@@ -211,6 +212,8 @@ class CacheKeys:
         settings: list[int | str] = [record.sampling.model_dump_json(), record.n or 0, evaluation.extractor]
         if evaluation.metrics is not None:
             settings.append(repr(evaluation.metrics))
+        if evaluation.edits and record.kind == "final":
+            settings.append(repr(evaluation.edits))
         if record.kind == "tokenizer" and study.robustness is not None:
             settings.append(study.robustness.model_dump_json())
         return f"{fold(*map(digest_file, files), *settings, self.data, self.plan.data.size):016x}"
@@ -283,7 +286,8 @@ def measure_samples(evaluator: Evaluator, pipeline: Pipeline, record: Record) ->
     """Measure a record. Afterwards the pipeline has the run's final weights."""
     sampling = validate(Sampling, record.sampling.model_dump(), "sampling")
     if record.kind == "final":
-        return evaluator.generator(pipeline, record.owner, sampling, timed=False)
+        results = evaluator.generator(pipeline, record.owner, sampling, timed=False)
+        return add_edits(evaluator, pipeline, sampling, results)
     try:
         if record.kind == "images":
             read_weights(pipeline.generator, record.weights)
