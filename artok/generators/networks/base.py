@@ -9,12 +9,21 @@ from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners, Context
 from artok.config import Part
+from artok.nn.time import IntervalEmbedding, TimeEmbedding
 
 
 class DiffusionNetwork(nn.Module, ABC):
-    """conditioner: makes the contexts that it reads."""
+    """conditioner: makes the contexts that it reads. time: embeds times. gradient_checkpointing: of its blocks."""
 
     conditioner: Conditioners
+    gradient_checkpointing: bool
+    time: TimeEmbedding | IntervalEmbedding
+
+    def read_intervals(self) -> None:
+        """Let it read times (B, 2), of x and of where it goes, in the place of times (B,)."""
+        last = self.time.layers[-1]
+        assert isinstance(last, nn.Linear)
+        self.time = IntervalEmbedding(last.out_features)
 
     @abstractmethod
     def forward(self, x_BND: Tensor, times_B: Tensor, context: Context, given_BNG: Tensor | None = None) -> Tensor:
