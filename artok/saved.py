@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from artok.config import OPEN, Config, dump, of_kind, read_yaml, validate
+from artok.distillation.base import DistillConfig
 from artok.errors import CheckpointError, ConfigError, LayoutError, RunError, shorten
 from artok.files import move
 from artok.generators.base import Generator, GeneratorConfig
@@ -60,6 +61,7 @@ class Saved(Config):
 
     tokenizer: Annotated[TokenizerConfig | str, of_kind("tokenizers"), OPEN]
     generator: Annotated[GeneratorConfig | None, of_kind("generators"), OPEN] = None
+    distill: DistillConfig | None = None
     sampling: Sampling = Sampling()
     facts: Facts
 

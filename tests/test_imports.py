@@ -35,11 +35,16 @@ ALLOWED = {
     "adversarial": LEAVES | {"nn"},
     "conditioning": LEAVES | {"nn"},
     "generators": LEAVES | {"nn", "sampling", "adversarial", "conditioning"},
+    "distillation": LEAVES | {"nn", "sampling", "conditioning", "generators"},
     "data": LEAVES,
     "metrics": LEAVES | {"nn"},
     "losses": LEAVES | {"nn", "adversarial", "metrics"},
 }
-MODELS = LEAVES | {"nn", "quantizers", "tokenizers", "sampling", "adversarial", "conditioning", "generators"}
+MODELS = (
+    LEAVES
+    | {"nn", "quantizers", "tokenizers", "sampling", "adversarial", "conditioning", "generators"}
+    | {"distillation"}
+)
 ALLOWED["saved"] = MODELS
 ALLOWED["pipeline"] = MODELS | {"saved"}
 ALLOWED["training"] = MODELS | {"saved", "pipeline", "losses", "data", "metrics"}

@@ -306,8 +306,10 @@ class TokenBatch:
         """The first caption of each image; the empty text of one without captions."""
         return None if self.captions is None else first_captions(self.captions)
 
-    def __getitem__(self, rows: slice) -> TokenBatch:
-        captions = None if self.captions is None else self.captions[rows]
+    def __getitem__(self, rows: slice | Tensor) -> TokenBatch:
+        captions = self.captions
+        if captions is not None:
+            captions = captions[rows] if isinstance(rows, slice) else [captions[row] for row in rows.tolist()]
         control = None if self.control is None else self.control[rows]
         known = None if self.known is None else self.known[rows]
         return TokenBatch(self.tokens[rows], self.labels[rows], self.positions[rows], captions, control, known)

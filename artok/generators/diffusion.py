@@ -7,7 +7,7 @@ It works on the latents of a KL autoencoder, the pixels of the pixel tokenizer, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal
@@ -26,12 +26,15 @@ from artok.generators.networks import dit
 from artok.generators.networks.base import NetworkConfig
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.noise import Noise
-from artok.sampling.diffusion import Diffusion, DiffusionConfig, starting_noise
+from artok.sampling.diffusion import Diffusion, DiffusionConfig, Network, starting_noise
 from artok.sampling.guidance import Guidance, guide
 from artok.sampling.repaint import repaint
 from artok.sampling.schedules import Levels
 from artok.sampling.settings import GUIDANCE, Sampling
 from artok.sampling.solvers import Draw, States, evaluations
+
+Objective = Callable[[Tensor, Condition, Noise, Codec | None], dict[str, Tensor]]
+"""objective(clean tokens (B, N, D), condition, noise, codec): weighted scalar losses."""
 
 
 class Config(GeneratorConfig):
@@ -117,7 +120,10 @@ class LatentDiffusion(Generator):
             self.network.widen(layout.width + 1)
         if config.controlnet:
             self.network.add_controlnet()
+        if config.diffusion.averages:
+            self.network.read_intervals()
         self.diffusion = Diffusion(config.diffusion)
+        self._objective: tuple[Objective, ...] = ()  # in a tuple, so that no module in it is saved as a part of this
 
     @property
     def trains_known(self) -> bool:
@@ -127,12 +133,22 @@ class LatentDiffusion(Generator):
     def conditioner(self) -> Conditioners:  # type: ignore[override]
         return self.network.conditioner
 
+    def attach_objective(self, objective: Objective) -> None:
+        """Set the losses that `forward` gives in the place of the diffusion's own."""
+        self._objective = (objective,)
+
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         clean = self.vectors(tokens, codec)
+        for objective in self._objective:
+            return objective(clean, condition, noise, codec)
         times, added = self.diffusion.times(noise.uniform()), noise.normal(*clean.shape[1:])
-        context, given = self.context(condition), self.given(condition, codec)
-        terms = self.diffusion.losses(lambda x, time: self.network(x, time, context, given), clean, added, times)
+        terms = self.diffusion.losses(self.under(condition, codec), clean, added, times)
         return {name: term.mean() for name, term in terms.items()}
+
+    def under(self, condition: Condition, codec: Codec | None) -> Network:
+        """The network under a condition: noisy tokens (B, N, D) and times to its output."""
+        context, given = self.context(condition), self.given(condition, codec)
+        return lambda x, time: self.network(x, time, context, given)
 
     def given(self, condition: Condition, codec: Codec | None) -> Tensor | None:
         """What a network trained with masks reads, (B, N, D + 1): the known vectors, zero where hidden, and a channel
@@ -230,7 +246,8 @@ class Guided:
         step, guidance = self.done, self.guidance
         self.done += 1
         given = None if self.given is None else guidance.repeat(self.given, step)
-        output = self.model.network(guidance.repeat(x, step), time, guidance.take(self.context, step), given)
+        times = guidance.repeat(time.expand(len(x), *time.shape[1:]), step)
+        output = self.model.network(guidance.repeat(x, step), times, guidance.take(self.context, step), given)
         return guide(output, guidance.scales[step], self.channels) if guidance.doubled[step] else output
 
 

@@ -1,4 +1,4 @@
-"""A diffusion time as a vector."""
+"""Diffusion times as vectors."""
 
 from __future__ import annotations
 
@@ -26,3 +26,26 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, times: Tensor) -> Tensor:
         return self.layers(sinusoids(times, self.frequencies))
+
+
+class IntervalEmbedding(nn.Module):
+    """Two times t and s as a vector, through two linear layers: (M, 2) to (M, width).
+
+    It reads cosines and sines of t and of t - s at `FREQUENCIES` frequencies, from LOWEST to HIGHEST radians over the
+    whole of time. They are low, since its derivative by t is part of what a network of average velocities learns (Geng
+    et al. 2025, arXiv 2505.13447, section 4.3): with those of `TimeEmbedding` it does not learn.
+    """
+
+    FREQUENCIES, LOWEST, HIGHEST = 32, 0.25, 10.0
+    WHOLE = 1000.0  # the largest time
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4 * self.FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, times: Tensor) -> Tensor:
+        steps = torch.linspace(0, 1, self.FREQUENCIES, device=times.device)
+        frequencies = self.LOWEST * (self.HIGHEST / self.LOWEST) ** steps
+        t, s = (times.float() / self.WHOLE).unbind(1)
+        angles = torch.stack([t, t - s], dim=1)[..., None] * frequencies
+        return self.layers(torch.cat([angles.cos(), angles.sin()], dim=-1).flatten(1))

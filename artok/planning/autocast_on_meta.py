@@ -75,9 +75,11 @@ class AutocastOnMeta(TorchFunctionMode):
         scale: float | None = None,
     ) -> Tensor:
         """The kernel that `artok.nn.attention.attend` leads to: on a CPU plain products or the fused kernel, on a GPU
-        FlashAttention, or the memory-efficient kernel with a mask or in float32."""
+        FlashAttention, or the memory-efficient kernel with a mask or in float32. Plain products where a forward-mode
+        derivative has switched these off."""
         assert not dropout_p and not is_causal, "neither artok's models nor the frozen backbones use them"
-        if self.chip == "cpu" and k.shape[2] <= PLAIN_LENGTH:
+        unfused = not torch.backends.cuda.mem_efficient_sdp_enabled()
+        if unfused or (self.chip == "cpu" and k.shape[2] <= PLAIN_LENGTH):
             return plain_attention(q, k, v, attn_mask, scale)
         bias = None if attn_mask is None else torch.where(attn_mask, 0.0, -torch.inf).to(q.dtype)
         fused: Callable[..., Any]

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from artok.conditioning.base import Context
 from artok.nn.attention import KVCache
 from artok.planning.op_trace import OpCost, TensorSpec, Trace
 
@@ -75,6 +76,10 @@ def _kind(value: Any) -> Hashable:
         return (tuple(value.keys.shape), value.keys.dtype, value.filled)
     if isinstance(value, list | tuple):
         return tuple(map(_kind, value))
+    if isinstance(value, Context):
+        return tuple(
+            map(_kind, (value.pooled, value.sequence, value.mask, value.spatial, [*value.keys_values.values()]))
+        )
     return float if isinstance(value, float) else value
 
 

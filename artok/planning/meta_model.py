@@ -12,8 +12,11 @@ from artok.adversarial.critic import Critic
 from artok.config import SHIPPED, load
 from artok.data.base import DataConfig
 from artok.data.hub import Config as HubConfig
+from artok.distillation.base import DistillConfig, Teacher
 from artok.errors import ConfigError
 from artok.generators.base import AdversarialGenerator, Generator
+from artok.generators.diffusion import Config as DiffusionGenerator
+from artok.generators.diffusion import LatentDiffusion
 from artok.layout import TokenLayout
 from artok.losses.base import AdversarialLoss, Loss, Setting
 from artok.saved import CONFIG, TOKENIZER, check_layout, read_saved
@@ -75,6 +78,8 @@ def build(experiment: Experiment, classes: int | None = None) -> Design:
         tokenizer.eval().requires_grad_(False)
     if isinstance(generator, AdversarialGenerator) and critic is not None:
         generator.attach_critic(critic.to("meta"))
+    if experiment.distill is not None and isinstance(generator, LatentDiffusion):
+        attach_method(generator, experiment.distill, classes)
     compared = () if generator else comparisons(experiment)
     return Design(experiment, tokenizer.layout, tokenizer, generator, classes, compared)
 
@@ -95,6 +100,36 @@ def on_layout(experiment: Experiment, layout: TokenLayout, classes: int) -> Desi
     return Design(experiment, layout, None, generator.to("meta"), classes)
 
 
+def attach_method(student: LatentDiffusion, section: DistillConfig, classes: int) -> None:
+    """Give a student its method of distillation, with its teacher."""
+    teacher = None
+    if section.teacher is not None:
+        with torch.device("meta"):
+            model = generator_section(section.teacher).build(student.layout, classes)
+        assert isinstance(model, LatentDiffusion)
+        teacher = Teacher(model.to("meta").eval().requires_grad_(False), section.cfg_scale)
+    student.attach_objective(section.method.build(student, teacher))
+
+
+def generator_section(name: str) -> DiffusionGenerator:
+    """The config of a diffusion model: from the run of this name, or the shipped config. ConfigError: it is neither."""
+    saved = read_saved(Path(name)) if (Path(name) / CONFIG).exists() else shipped(Path(name).name)
+    if saved is None or not isinstance(saved.generator, DiffusionGenerator):
+        raise ConfigError(
+            f"the teacher {name} is neither a run of kind diffusion nor the shipped config of one; train it first"
+        )
+    return saved.generator
+
+
+def shipped(run: str) -> Experiment | None:
+    """The shipped config whose run has this name."""
+    for root in SHIPPED:
+        for path in sorted(root.rglob("*.yaml")):
+            if "-".join(path.relative_to(root).with_suffix("").parts) == run:
+                return load(Experiment, str(path))
+    return None
+
+
 def tokenizer_section(experiment: Experiment) -> TokenizerConfig:
     """The tokenizer's config: from the experiment, from the run that it names, or the shipped config of that name."""
     if not isinstance(experiment.tokenizer, str):
@@ -105,12 +140,9 @@ def tokenizer_section(experiment: Experiment) -> TokenizerConfig:
             saved = read_saved(place)
             if saved.generator is None and not isinstance(saved.tokenizer, str):
                 return saved.tokenizer
-    for root in SHIPPED:
-        for path in sorted(root.rglob("*.yaml")):
-            if "-".join(path.relative_to(root).with_suffix("").parts) == folder.name:
-                other = load(Experiment, str(path))
-                if not isinstance(other.tokenizer, str):
-                    return other.tokenizer
+    other = shipped(folder.name)
+    if other is not None and not isinstance(other.tokenizer, str):
+        return other.tokenizer
     raise ConfigError(
         f"the tokenizer {experiment.tokenizer} is neither a run nor a shipped config; train it first, "
         "or give its config in the section 'tokenizer'"

@@ -41,7 +41,8 @@ def parameters(experiment: Experiment, classes: int | None = None) -> int:
 def training_flops(experiment: Experiment, classes: int | None = None, chip: Chip = "cpu") -> float:
     """FLOPs of training per image: forward and backward pass, a multiply-add counted as two.
 
-    With `tokens.online` they include the frozen tokenizer's encoding; cached tokens cost nothing here. For models that
+    With `tokens.online` they include the frozen tokenizer's encoding; cached tokens cost nothing here, and neither do
+    samples of a teacher that are made before training. Other passes of a teacher are included. For models that
     draw how many tokens they train on (MAR, MaskGIT) it is the mean. The optimizer is left out. classes: number of
     labels, by default of the data. chip: a GPU's fused attention recomputes the scores in the backward pass, which
     counts.

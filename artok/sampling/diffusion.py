@@ -38,6 +38,7 @@ from artok.sampling.solvers import (
     posterior_log_variance,
 )
 from artok.sampling.targets import (
+    Number,
     Target,
     discretised_log_likelihood,
     gaussian_divergence,
@@ -87,11 +88,18 @@ class DiffusionConfig(Config):
                 "prediction_type epsilon does not determine the tokens where there is no signal, as at the start of "
                 "the straight path and of zero_terminal_snr chains; use x0, v or velocity"
             )
+        if self.averages and not is_straight:
+            raise ValueError("prediction_type average_velocity belongs to schedule straight")
         if is_straight and (self.variance == "learned" or self.zero_terminal_snr):
             raise ValueError("a learned variance and zero_terminal_snr belong to chains, not to schedule straight")
         if not is_straight and self.steps > self.timesteps:
             raise ValueError(f"steps {self.steps} are more than the {self.timesteps} timesteps of the schedule")
         return self
+
+    @property
+    def averages(self) -> bool:
+        """Whether the network reads two times, of x and of where it goes, and predicts the average velocity between."""
+        return self.prediction_type == "average_velocity"
 
     def channels(self, width: int) -> int:
         """Outputs of the network for a vector of `width` numbers."""
@@ -187,14 +195,16 @@ class Diffusion(nn.Module):
     def losses(self, network: Network, clean: Tensor, noise: Tensor, times: Times) -> dict[str, Tensor]:
         """The weighted terms of the loss, each (M,): means over all axes but the first.
 
-        network(x, time): x (M, ..., D) and time (M,) to (M, ..., D), or (M, ..., 2D) with a learned variance.
+        network(x, time): x (M, ..., D) and time (M,) to (M, ..., D), or (M, ..., 2D) with a learned variance. One of
+        average velocities gets time (M, 2), of x and of where it goes, here the same.
         clean, noise: (M, ..., D). mse: of the target (Ho et al. 2020, eq. 14). vb: with a learned variance, in bits,
         its gradient to the variance only (Nichol and Dhariwal 2021, section 3.1).
         """
         config, shape = self.config, (-1,) + (1,) * (clean.ndim - 1)
         signal, sigma = times.signal.view(shape), times.sigma.view(shape)
         x = signal * clean + sigma * noise
-        output = network(x, times.time).float()
+        time = times.time[:, None].expand(-1, 2) if config.averages else times.time
+        output = network(x, time).float()
         interpolation: Tensor | None = None
         if config.variance == "learned":
             output, interpolation = output.chunk(2, dim=-1)
@@ -225,7 +235,7 @@ class Diffusion(nn.Module):
     ) -> States:
         """Yield states (x, predicted x_0), from standard noise x (M, ..., D) to the sample.
 
-        network: as in `losses`, but with one time (1,) for all rows.
+        network: as in `losses`, but with one time (1,) for all rows, or with a pair of them (1, 2) for averages.
         """
 
         return self.solve(network, x, self.config.sampling_levels(steps), draw, solver, options)
@@ -242,9 +252,10 @@ class Diffusion(nn.Module):
     ) -> States:
         """`sample` over some levels. known: puts what is known of x_0 into a prediction of it."""
 
-        def denoise(state: Tensor, level: Level) -> Denoised:
-            time = torch.full((1,), level.time, device=state.device)
-            found = self.denoise(network(state, time).float(), state, level)
+        def denoise(state: Tensor, t: Level, s: Level) -> Denoised:
+            times = [[t.time, s.time]] if self.config.averages else [t.time]
+            output = network(state, torch.tensor(times, dtype=torch.float32, device=state.device))
+            found = self.denoise(output.float(), state, t.signal, t.sigma)
             return found if known is None else replace(found, clean=known(found.clean))
 
         return SOLVERS[solver](denoise, x, levels, draw, options)
@@ -253,18 +264,19 @@ class Diffusion(nn.Module):
         beta = self.config.variance == "beta"
         return Options(sampling.eta, sampling.temperature, "beta" if beta else "posterior")
 
-    def denoise(self, output: Tensor, x: Tensor, level: Level) -> Denoised:
-        """Convert a network's output at x to predicted clean tokens."""
+    def denoise(self, output: Tensor, x: Tensor, signal: Number, sigma: Number) -> Denoised:
+        """Convert a network's output at x = signal x_0 + sigma noise to predicted clean tokens."""
         interpolation: Tensor | None = None
         if self.config.variance == "learned":
             output, interpolation = output.chunk(2, dim=-1)
-        clean = to_clean(self.config.prediction_type, output, x, level.signal, level.sigma)
+        clean = to_clean(self.config.prediction_type, output, x, signal, sigma)
         if self.config.clip_sample is not None:
             clean = clean.clamp(-self.config.clip_sample, self.config.clip_sample)
         return Denoised(clean, interpolation)
 
 
 def starting_noise(noise: Tensor, solver: SolverName, sampling: Sampling) -> Tensor:
-    """The start of sampling. Temperature scales the added noise, or the start for solvers that add none."""
+    """The start of sampling. Temperature scales the added noise, or the start for solvers that add none; in consistency
+    sampling, whose samples come from a start each, both."""
     added = solver == "ddpm" or (solver == "ddim" and sampling.eta > 0)
     return noise if added else sampling.temperature * noise

@@ -1,8 +1,9 @@
 """Diffusion solvers: each is a generator function over a denoiser.
 
-A solver is called as solver(denoise, x, levels, draw, options). denoise(x, level) predicts the clean tokens, x is the
-noisiest state, and draw() gives fresh standard noise of x's shape. It yields (x, clean) after each call of the
-denoiser, where x is the new state; the last x is the sample. Coefficients are computed in float64.
+A solver is called as solver(denoise, x, levels, draw, options). denoise(x, t, s) predicts the clean tokens at level t;
+a network of average velocities averages over the way to level s. x is the noisiest state, and draw() gives fresh
+standard noise of x's shape. It yields (x, clean) after each call of the denoiser, where x is the new state; the last x
+is the sample. Coefficients are computed in float64.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from artok.sampling.schedules import Level, Levels
-from artok.sampling.targets import interpolated_log_variance, to_noise, transition
+from artok.sampling.schedules import CLEAN, Level, Levels
+from artok.sampling.targets import Number, interpolated_log_variance, to_noise, transition
 
-SolverName = Literal["ddpm", "ddim", "euler", "heun", "dpm++"]
+SolverName = Literal["ddpm", "ddim", "euler", "heun", "dpm++", "consistency"]
 
 ONLY_NOISE = 1e-5  # signal^2 below which Heun's correction is skipped, since it divides by the signal
 
@@ -41,7 +42,7 @@ class Options:
     variance: Literal["posterior", "beta"] = "posterior"
 
 
-Denoise = Callable[[Tensor, Level], Denoised]
+Denoise = Callable[[Tensor, Level, Level], Denoised]
 Draw = Callable[[], Tensor]
 States = Iterator[tuple[Tensor, Tensor]]
 
@@ -53,7 +54,7 @@ class Solver(Protocol):
 def ddpm(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options: Options) -> States:
     """Ancestral sampling (Ho et al. 2020, algorithm 2), with learned variances as in Nichol and Dhariwal 2021."""
     for index in reversed(range(len(levels))):
-        denoised = denoise(x, levels[index])
+        denoised = denoise(x, levels[index], levels[index])
         mean, log_variance = ancestral(denoised, x, levels, index, options)
         x = mean
         if index or levels.end.sigma:
@@ -86,7 +87,7 @@ def ddim(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options: Optio
     """Denoising diffusion implicit models (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16)."""
     for index in reversed(range(len(levels))):
         t, s = levels[index], levels[index - 1]
-        clean = denoise(x, t).clean
+        clean = denoise(x, t, t).clean
         variance = options.eta**2 * transition(t, s).variance
         x = s.signal * clean + math.sqrt(s.sigma_squared - variance) * to_noise(clean, x, t.signal, t.sigma)
         if variance:
@@ -96,14 +97,25 @@ def ddim(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options: Optio
 
 def euler(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options: Options) -> States:
     """Euler's method on the probability flow ODE: for x over t on the straight path, for x / signal over sigma / signal
-    on a chain (Karras et al. 2022, arXiv 2206.00364, eq. 4). Both are the step of `follow`."""
+    on a chain (Karras et al. 2022, arXiv 2206.00364, eq. 4). Both are the step of `follow`. With the average velocity
+    over the step it is exact (Geng et al. 2025, arXiv 2505.13447, eq. 12)."""
     for index in reversed(range(len(levels))):
-        clean = denoise(x, levels[index]).clean
+        clean = denoise(x, levels[index], levels[index - 1]).clean
         x = follow(x, clean, levels[index], levels[index - 1])
         yield x, clean
 
 
-def follow(x: Tensor, clean: Tensor, t: Level, s: Level) -> Tensor:
+class Mixture(Protocol):
+    """What x is at a level: signal x_0 + sigma noise, with numbers, or with tensors that go with x."""
+
+    @property
+    def signal(self) -> Number: ...
+
+    @property
+    def sigma(self) -> Number: ...
+
+
+def follow(x: Tensor, clean: Tensor, t: Mixture, s: Mixture) -> Tensor:
     """x at level s with the same clean tokens and noise as at level t."""
     return s.signal * clean + s.sigma * to_noise(clean, x, t.signal, t.sigma)
 
@@ -113,17 +125,19 @@ def heun(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options: Optio
     evaluations per step, and one in the last step, which ends at the clean tokens."""
     for index in reversed(range(len(levels))):
         t, s = levels[index], levels[index - 1]
-        clean = denoise(x, t).clean
+        clean = denoise(x, t, t).clean
         reached = follow(x, clean, t, s)
         yield reached, clean
         if (index or s.sigma) and (levels.straight or t.signal_squared > ONLY_NOISE):
-            ahead = denoise(reached, s).clean
+            ahead = denoise(reached, s, s).clean
             reached = corrected(x, clean, reached, ahead, t, s, levels.straight)
             yield reached, ahead
         x = reached
 
 
-def corrected(x: Tensor, clean: Tensor, reached: Tensor, ahead: Tensor, t: Level, s: Level, straight: bool) -> Tensor:
+def corrected(
+    x: Tensor, clean: Tensor, reached: Tensor, ahead: Tensor, t: Mixture, s: Mixture, straight: bool
+) -> Tensor:
     """x_t moved to s along the mean of the slopes at both ends."""
     noise, noise_ahead = to_noise(clean, x, t.signal, t.sigma), to_noise(ahead, reached, s.signal, s.sigma)
     if straight:
@@ -139,7 +153,7 @@ def dpm_solver(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options:
     width_before = 0.0
     for index in reversed(range(len(levels))):
         t, s = levels[index], levels[index - 1]
-        clean = denoise(x, t).clean
+        clean = denoise(x, t, t).clean
         width = log_ratio(s) - log_ratio(t)
         used = clean
         if before is not None and (index or s.sigma):
@@ -147,6 +161,16 @@ def dpm_solver(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options:
         ratio = s.sigma / t.sigma
         x = ratio * x + (s.signal - ratio * t.signal) * used
         before, width_before = clean, width
+        yield x, clean
+
+
+def consistency(denoise: Denoise, x: Tensor, levels: Levels, draw: Draw, options: Options) -> States:
+    """Multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, algorithm 1): each prediction of the clean
+    tokens gets fresh noise for the next level."""
+    for index in reversed(range(len(levels))):
+        s = levels[index - 1]
+        clean = denoise(x, levels[index], CLEAN).clean
+        x = s.signal * clean + options.temperature * s.sigma * draw() if s.sigma else clean
         yield x, clean
 
 
@@ -163,6 +187,7 @@ SOLVERS: dict[SolverName, Solver] = {
     "euler": euler,
     "heun": heun,
     "dpm++": dpm_solver,
+    "consistency": consistency,
 }
 assert set(SOLVERS) == set(get_args(SolverName))
 

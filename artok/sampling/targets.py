@@ -14,7 +14,7 @@ from torch import Tensor
 
 from artok.sampling.schedules import Level
 
-Target = Literal["epsilon", "x0", "v", "velocity"]
+Target = Literal["epsilon", "x0", "v", "velocity", "average_velocity"]
 Number = float | Tensor
 
 
@@ -48,7 +48,8 @@ def regression_target(target: Target, clean: Tensor, noise: Tensor, signal: Numb
     """The regression target at x = signal clean + sigma noise.
 
     epsilon: the noise (Ho et al. 2020). x0: the clean tokens. v: signal noise - sigma clean (Salimans and Ho 2022,
-    arXiv 2202.00512, appendix D). velocity: noise - clean, dx/dt of the straight path (Liu et al. 2022).
+    arXiv 2202.00512, appendix D). velocity: noise - clean, dx/dt of the straight path (Liu et al. 2022), and the limit
+    of its average over a short way, average_velocity (Geng et al. 2025, arXiv 2505.13447).
     """
     if target == "epsilon":
         return noise

@@ -11,8 +11,10 @@ from artok import __version__
 from artok.conditioning.control import Config as ControlCondition
 from artok.config import FREE, OPEN, Config, of_kind
 from artok.data.base import DataConfig, Split
+from artok.distillation.base import DistillConfig
 from artok.errors import ConfigError
 from artok.generators.base import GeneratorConfig
+from artok.generators.diffusion import Config as DiffusionGenerator
 from artok.layout import TokenLayout
 from artok.losses.base import LossConfig
 from artok.losses.reconstruction import Config as PixelLossConfig
@@ -51,6 +53,7 @@ class Experiment(Config):
     init: str | None = Field(
         None, description="a run or checkpoint whose weights a new training starts from, as far as they fit"
     )
+    distill: DistillConfig | None = Field(None, description="trains a diffusion model for few sampling steps")
     losses: tuple[Annotated[LossConfig, of_kind("losses"), OPEN], ...] = (PixelLossConfig(),)
     tokens: CachedTokens = CachedTokens()
     sampling: Annotated[Sampling, FREE] = Sampling()
@@ -90,6 +93,32 @@ class Experiment(Config):
                 f"sampling.cfg_scale {self.sampling.cfg_scale:g} needs a generator trained with class_dropout above 0, "
                 "which has an unconditional half; give it one, or leave cfg_scale at 1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_distillation(self) -> Experiment:
+        student = self.generator.diffusion if isinstance(self.generator, DiffusionGenerator) else None
+        if self.distill is None:
+            if student is not None and student.averages:
+                raise ValueError(
+                    "prediction_type average_velocity is learned by a method of distillation, such as "
+                    "distill.method={kind: meanflow}; add it, or use prediction_type velocity"
+                )
+            return self
+        method = self.distill.method
+        if student is None:
+            raise ValueError("'distill' trains a generator of kind diffusion; use one, or leave 'distill' out")
+        if reason := method.refuse(student):
+            raise ValueError(f"distillation method {method.kind} {reason} in generator.diffusion")
+        if self.distill.teacher is None and method.needs_teacher:
+            raise ValueError(f"distillation method {method.kind} needs a teacher; name its run as distill.teacher")
+        if self.distill.teacher is None and self.distill.cfg_scale != 1:
+            raise ValueError("distill.cfg_scale guides a teacher, and there is none; name one, or leave it at 1")
+        if method.pool is not None and self.tokens.online:
+            raise ValueError(
+                f"method {method.kind} keeps its samples, so it has no use for tokens.online; leave it off"
+            )
+        self.distill.check(self.sampling, student)
         return self
 
     @model_validator(mode="after")

@@ -43,6 +43,7 @@ from artok.saved import (
 )
 from artok.tokenizers.base import Tokenizer
 from artok.training import checkpoints
+from artok.training.distillation import DistillationTask
 from artok.training.encode import open_or_encode, store_captions
 from artok.training.experiment import Experiment, check_codebook
 from artok.training.initial import load_initial
@@ -93,6 +94,7 @@ def train(
     task = build_task(experiment, folder, accelerator, progress)
     if experiment.init is not None and (fresh or not checkpoints.list_checkpoints(folder / "checkpoints")):
         load_initial(task.players["model"], experiment.init, experiment.generator, task.facts, progress.say)
+    task.prepare()
     trainer = Trainer(task, folder, accelerator, progress)
     progress.say(
         f"{experiment.name}: {describe_parameters(task.players['model'])}, {describe_length(experiment)}, "
@@ -189,7 +191,8 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
     if accelerator.is_main_process and experiment.training.monitor_images:
         watch = make_monitor(experiment, train_split, source, held_out, device, progress)
     torch.manual_seed(experiment.seed)
-    trained = GeneratorTask(experiment, tokenizer, saved, facts, source, held_out, device, watch)
+    kind = GeneratorTask if experiment.distill is None else DistillationTask
+    trained = kind(experiment, tokenizer, saved, facts, source, held_out, device, watch)
     encoder = trained.generator.conditioner.encoder
     if isinstance(encoder, FrozenEncoder):
         store_captions(encoder, [each for each in (source, held_out) if isinstance(each, TokenCache)], progress)

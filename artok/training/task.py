@@ -55,6 +55,10 @@ class Task(ABC):
         """Images of training after which a player joins; its learning rate's schedule is counted from there."""
         return 0
 
+    def prepare(self) -> None:
+        """Once the players have their first weights, set what is made from them."""
+        return
+
     def begin(self) -> list[Replacement]:
         """Before the first step, set what starts from data. Returns as `settle` does."""
         return []

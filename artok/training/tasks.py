@@ -288,11 +288,15 @@ class GeneratorTask(Task):
             figures["train"] = self._mean_loss(self.source)
         return {f"{unit}_{name}": value for name, (unit, value) in figures.items()}
 
+    def measured(self, cache: TokenCache) -> Iterator[TokenBatch]:
+        """What validation measures."""
+        return evaluation_tokens(cache, 64, self.experiment.training.validate_images)
+
     def _mean_loss(self, cache: TokenCache) -> tuple[str, float]:
         """("nll", nats per token), or ("loss", the training loss at fixed noise)."""
         per_image = cache.index.layout.length * cache.index.layout.codes
         unit, total, count = "nll", 0.0, 0
-        for batch in evaluation_tokens(cache, 64, self.experiment.training.validate_images):
+        for batch in self.measured(cache):
             batch = batch.to(self.device)
             condition = self.condition(batch)
             nats = self.generator.log_likelihood(batch.tokens, condition, self.tokenizer)
@@ -331,7 +335,7 @@ class GeneratorTask(Task):
 
     def pipeline(self) -> Pipeline:
         """The current generator with its tokenizer."""
-        sections = {name: getattr(self.experiment, name) for name in ("tokenizer", "generator", "sampling")}
+        sections = {name: getattr(self.experiment, name) for name in ("tokenizer", "generator", "distill", "sampling")}
         saved = Saved(**sections, facts=self.facts)
         sampling = self.experiment.sampling
         return Pipeline(self.tokenizer, self.generator, self.facts.classes, sampling, saved, self.saved_tokenizer)

@@ -130,7 +130,7 @@ def ours(
 ) -> Tensor:
     drawn = iter(noises)
 
-    def denoise(state: Tensor, level: Level) -> Denoised:
+    def denoise(state: Tensor, level: Level, _: Level) -> Denoised:
         return Denoised(to_clean(target, network(state, level.time), state, level.signal, level.sigma))
 
     given = Options(**options)  # type: ignore[arg-type]
@@ -249,7 +249,7 @@ def test_solvers_start_from_no_signal_at_all(solver: SolverName) -> None:
     x, noises = fresh(10)
     clean = torch.full_like(x, 0.7)
 
-    def sure(state: Tensor, level: Level) -> Denoised:
+    def sure(state: Tensor, level: Level, _: Level) -> Denoised:
         return Denoised(clean)
 
     *_, (last, _) = SOLVERS[solver](sure, x, levels, iter(noises).__next__, Options())
@@ -257,6 +257,11 @@ def test_solvers_start_from_no_signal_at_all(solver: SolverName) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- a Gaussian target
+
+
+def root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors @ values.sqrt().diag() @ vectors.T
 
 
 @pytest.mark.parametrize("path", ["chain", "straight"])
@@ -270,10 +275,13 @@ def test_a_gaussian_is_sampled_with_its_mean_and_covariance(solver: SolverName, 
     def draw() -> Tensor:
         return torch.randn(20_000, 2, dtype=torch.float64, generator=rng)
 
-    def exactly(x: Tensor, level: Level) -> Denoised:
-        """E[x_0 | x] of the target."""
+    def exactly(x: Tensor, level: Level, end: Level) -> Denoised:
+        """E[x_0 | x] of the target, or where the path of x ends, as consistency models predict."""
         total = level.signal_squared * covariance + level.sigma_squared * torch.eye(2, dtype=torch.float64)
         gain = level.signal * covariance @ torch.linalg.inv(total)
+        if solver == "consistency":
+            assert end == CLEAN
+            gain = root(covariance) @ torch.linalg.inv(root(total))
         return Denoised(mean + (x - level.signal * mean) @ gain.T)
 
     if path == "straight":

@@ -10,13 +10,23 @@ from torch import Tensor, nn
 from artok.conditioning.base import Conditioners, Context
 from artok.config import Part
 from artok.nn.controlnet import ControlNet
+from artok.nn.time import IntervalEmbedding, TimeEmbedding
 
 
 class DiffusionNetwork(nn.Module, ABC):
-    """conditioner: makes the contexts that it reads. controlnet: adds a context's map, where there is one."""
+    """conditioner: makes the contexts that it reads. time: embeds times. controlnet: adds a context's map, where there
+    is one. gradient_checkpointing: of its blocks."""
 
     conditioner: Conditioners
     controlnet: ControlNet | None
+    gradient_checkpointing: bool
+    time: TimeEmbedding | IntervalEmbedding
+
+    def read_intervals(self) -> None:
+        """Let it read times (B, 2), of x and of where it goes, in the place of times (B,)."""
+        last = self.time.layers[-1]
+        assert isinstance(last, nn.Linear)
+        self.time = IntervalEmbedding(last.out_features)
 
     @abstractmethod
     def forward(self, x_BND: Tensor, times_B: Tensor, context: Context, given_BNG: Tensor | None = None) -> Tensor:

@@ -99,7 +99,7 @@ class DiffusionTransformer(DiffusionNetwork):
         self.input = nn.Linear(width * config.patch_size**2, hidden)
         self.given: ZeroLinear | None = None
         self.controlnet: ControlNet | None = None
-        self.time = TimeEmbedding(hidden)
+        time = self.time = TimeEmbedding(hidden)
         patches = patch_grid(grid, config.patch_size)
         self.conditioner = conditioners(hidden, patches)
         self.attention = config.text_attention if self.conditioner.length > 1 else "none"
@@ -116,7 +116,7 @@ class DiffusionTransformer(DiffusionNetwork):
         self.apply(initialise_linear)
         fill = partial(nn.init.normal_, std=config.condition_init)
         self.conditioner.initialise(fill)
-        for layer in (self.time.layers[0], self.time.layers[2]):
+        for layer in (time.layers[0], time.layers[2]):
             assert isinstance(layer, nn.Linear)
             fill(layer.weight)
 

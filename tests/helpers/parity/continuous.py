@@ -59,13 +59,13 @@ def each_step(
     """Each step of a chain by itself from the same x, the noisiest first."""
     kept: dict[str, list[Tensor]] = {name: [] for name in ("mean", "log_variance", "pred_xstart", "sample")}
 
-    def denoise(state: Tensor, level: Level) -> Denoised:
-        return diffusion.denoise(network(state, torch.full((len(state),), level.time)), state, level)
+    def denoise(state: Tensor, t: Level, _: Level) -> Denoised:
+        return diffusion.denoise(network(state, torch.full((len(state),), t.time)), state, t.signal, t.sigma)
 
     for step, noise in enumerate(noises):
         index = len(levels) - 1 - step
         part = first(levels, index + 1)
-        mean, log_variance = ancestral(denoise(x, levels[index]), x, levels, index, options)
+        mean, log_variance = ancestral(denoise(x, levels[index], levels[index]), x, levels, index, options)
         reached, clean = next(SOLVERS[solver](denoise, x, part, lambda noise=noise: noise, options))
         for name, value in zip(kept, (mean, log_variance, clean, reached), strict=True):
             kept[name].append(value)

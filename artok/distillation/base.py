@@ -1,0 +1,179 @@
+"""The base class of distillation methods: the losses of a student in training, with or without a frozen teacher."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from artok.config import OPEN, Config, Part, of_kind
+from artok.errors import ConfigError
+from artok.generators.diffusion import Guided, LatentDiffusion
+from artok.layout import Codec, Condition, Tokens, last
+from artok.noise import Noise
+from artok.sampling.diffusion import DiffusionConfig
+from artok.sampling.schedules import CLEAN, TIME_SCALE, Levels
+from artok.sampling.settings import Sampling
+from artok.sampling.targets import to_clean
+
+LEAST_TIME = 1e-3  # at which a velocity is told from a prediction of the clean tokens
+
+
+class Method(ABC):
+    """Gives the losses of a student, which the student's `forward` returns."""
+
+    def __init__(self, student: LatentDiffusion, teacher: Teacher | None) -> None:
+        self.student, self.teacher = student, teacher
+        self.progress = 0.0  # share of the training that is done
+
+    @abstractmethod
+    def __call__(self, clean: Tensor, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
+        """Weighted scalar losses. clean: the vectors of the training tokens, (B, N, D)."""
+
+    def settle(self) -> None:
+        """At the end of a step, bring in what is not trained by gradients."""
+        return
+
+    def kept(self) -> dict[str, Tensor]:
+        """What `settle` changes, to be kept in checkpoints."""
+        return {}
+
+    def teach(self, condition: Condition, noise: Noise, codec: Codec | None) -> Tokens | None:
+        """The tokens to learn from in the place of the data's, for the same noise as the losses get; else None."""
+        return None
+
+
+class MethodConfig(Part, ABC):
+    """The `method:` section. pool: number of training samples that the teacher makes, or None for a method that learns
+    from the data."""
+
+    pool: int | None = None
+
+    @property
+    def needs_teacher(self) -> bool:
+        return True
+
+    @property
+    def most_steps(self) -> int | None:
+        """The most sampling steps that its students are made for; None for any number."""
+        return None
+
+    @abstractmethod
+    def refuse(self, student: DiffusionConfig) -> str | None:
+        """The reason why it cannot train such a student (a phrase such as "needs schedule straight"), or None."""
+
+    @abstractmethod
+    def build(self, student: LatentDiffusion, teacher: Teacher | None) -> Method:
+        """The method. The student has passed `refuse`, and there is a teacher where it needs one."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls) -> MethodConfig:
+        """A small config for the contract tests."""
+
+
+class DistillConfig(Config):
+    """The `distill:` section: how a diffusion model is trained for few sampling steps.
+
+    teacher: run directory or hub name of a diffusion model on the same tokens; some methods work without one.
+    cfg_scale: guidance of the teacher, which its student folds in.
+    """
+
+    teacher: str | None = None
+    cfg_scale: float = Field(1.0, ge=0)
+    method: Annotated[MethodConfig, of_kind("distillation"), OPEN]
+
+    def check(self, sampling: Sampling, student: DiffusionConfig) -> None:
+        """Raise a ConfigError for sampling settings that the student was not made for."""
+        most, steps = self.method.most_steps, sampling.steps or student.steps
+        if most is not None and steps > most:
+            raise ConfigError(
+                f"{steps} sampling steps are more than the {most} that method {self.method.kind} made this model for; "
+                f"ask for at most {most}"
+            )
+        if self.cfg_scale != 1 and sampling.guides:
+            raise ConfigError(
+                f"this model has its teacher's guidance of cfg_scale {self.cfg_scale:g} folded in, so it takes none in "
+                "sampling; leave cfg_scale at 1"
+            )
+
+
+class Teacher:
+    """A frozen diffusion model with its guidance."""
+
+    def __init__(self, model: LatentDiffusion, cfg_scale: float = 1.0) -> None:
+        self.model, self.sampling = model, Sampling(cfg_scale=cfg_scale)
+
+    @torch.no_grad()
+    def clean(self, x: Tensor, at: Rows, condition: Condition, codec: Codec | None) -> Tensor:
+        """Its prediction of the clean tokens at x (B, N, D)."""
+        output = self._output(x, at.time, condition, codec)
+        return self.model.diffusion.denoise(output, x, at.signal, at.sigma).clean
+
+    @torch.no_grad()
+    def velocity(self, x: Tensor, t: Tensor, condition: Condition, codec: Codec | None) -> Tensor:
+        """Its velocity at x (B, N, D) and times t (B,) in [0, 1] of the straight path."""
+        output, at = self._output(x, t * TIME_SCALE, condition, codec), t[:, None, None].clamp(min=LEAST_TIME)
+        if self.model.config.diffusion.prediction_type in ("velocity", "average_velocity"):
+            return output
+        return (x - self.model.diffusion.denoise(output, x, 1 - at, at).clean) / at
+
+    def _output(self, x: Tensor, times: Tensor, condition: Condition, codec: Codec | None) -> Tensor:
+        predict = Guided(self.model, condition, self.sampling, 1, codec)
+        averages = self.model.config.diffusion.averages
+        return predict(x, times[:, None].expand(-1, 2) if averages else times).float()
+
+    @torch.no_grad()
+    def sample(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Tokens:
+        """Its samples, with its guidance."""
+        guided = sampling.model_copy(update={"cfg_scale": self.sampling.cfg_scale})
+        return last(self.model.steps(condition, guided, noise, codec))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A noise level for each row. time: (B,), the input of a network. signal, sigma: (B, 1, 1)."""
+
+    time: Tensor
+    signal: Tensor
+    sigma: Tensor
+
+
+class Grid:
+    """The levels of sampling in some steps, to be looked up by row; level -1 has no noise."""
+
+    def __init__(self, levels: Levels, device: torch.device) -> None:
+        columns = (levels.times, levels.signal_squared.sqrt(), levels.sigma_squared.sqrt())
+        ends = (CLEAN.time, CLEAN.signal, CLEAN.sigma)
+        self._columns = [
+            torch.cat([column, torch.tensor([end], dtype=torch.float64, device="cpu")]).float().to(device)
+            for column, end in zip(columns, ends, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._columns[0]) - 1
+
+    def __getitem__(self, index: Tensor) -> Rows:
+        """The levels `index` (B,) int64."""
+        time, signal, sigma = (column[index] for column in self._columns)
+        return Rows(time, signal[:, None, None], sigma[:, None, None])
+
+
+def predict_clean(student: LatentDiffusion, x: Tensor, at: Rows, condition: Condition, codec: Codec | None) -> Tensor:
+    """A student's prediction of the clean tokens at x (B, N, D)."""
+    output = student.under(condition, codec)(x, at.time).float()
+    return to_clean(student.config.diffusion.prediction_type, output, x, at.signal, at.sigma)
+
+
+def pseudo_huber(error: Tensor, huber: float) -> Tensor:
+    """The mean over rows of sqrt(|error|^2 + c^2) - c with c = huber * sqrt(numbers of a row) (Song and Dhariwal 2023,
+    arXiv 2310.14189, eq. 7 and 8); for huber 0, the mean squared error."""
+    if not huber:
+        return error.square().mean()
+    offset = huber * math.sqrt(error[0].numel())
+    return ((error.square().flatten(1).sum(1) + offset**2).sqrt() - offset).mean()

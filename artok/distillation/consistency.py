@@ -1,0 +1,127 @@
+"""Consistency models: any noisy state is mapped to where its path ends (Song et al. 2023, arXiv 2303.01469).
+
+The function is f(x, t) = the clean tokens of the student's prediction, which is x itself where there is no noise. With
+prediction_type v it has the published c_skip and c_out at a data deviation of 1 (eq. 25), whatever the schedule; with
+velocity, on the straight path, f(x, t) = x - t v (Yang et al. 2024, arXiv 2407.02398, eq. 5).
+"""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from artok.distillation.base import Grid, Method, MethodConfig, Rows, Teacher, predict_clean, pseudo_huber
+from artok.generators.diffusion import LatentDiffusion
+from artok.layout import Codec, Condition
+from artok.noise import Noise
+from artok.sampling.diffusion import DiffusionConfig
+from artok.sampling.solvers import ONLY_NOISE, corrected, follow
+
+
+class Config(MethodConfig):
+    """kind: consistency. With a teacher it is consistency distillation (algorithm 2), without one consistency training
+    (algorithm 3).
+
+    levels: noise levels at the end of training, evenly spaced in time. first_levels: at its start; their number doubles
+    on the way (Song and Dhariwal 2023, arXiv 2310.14189, section 3.4).
+    teacher_solver: of the teacher's step from a level to the next.
+    target_ema: decay of the target's moving average of the student, or 0 for the student itself.
+    huber: as in `pseudo_huber`; by default as in improved consistency training (section 3.3).
+    """
+
+    kind: Literal["consistency"] = "consistency"
+    levels: int = Field(40, ge=2)
+    first_levels: int | None = Field(None, ge=2)
+    teacher_solver: Literal["euler", "heun"] = "heun"
+    target_ema: float = Field(0.95, ge=0, lt=1)
+    huber: float = Field(0.00054, ge=0)
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> Config:
+        if self.first_levels is not None and self.first_levels > self.levels:
+            raise ValueError(f"first_levels {self.first_levels} are more than the levels {self.levels} of the end")
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        return False
+
+    def refuse(self, student: DiffusionConfig) -> str | None:
+        if student.prediction_type not in ("v", "velocity"):
+            return "needs prediction_type v or velocity, whose clean tokens are x itself where there is no noise,"
+        if student.variance == "learned":
+            return "needs a variance that is not learned"
+        if student.schedule != "straight" and student.timesteps < self.levels:
+            return f"needs at least {self.levels} timesteps"
+        return None
+
+    def build(self, student: LatentDiffusion, teacher: Teacher | None) -> Consistency:
+        return Consistency(self, student, teacher)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(levels=4)
+
+
+class Consistency(Method):
+    def __init__(self, config: Config, student: LatentDiffusion, teacher: Teacher | None) -> None:
+        super().__init__(student, teacher)
+        self.config = config
+        self.target = deepcopy(student).eval().requires_grad_(False) if config.target_ema else student
+        self.grids: dict[int, Grid] = {}
+
+    def __call__(self, clean: Tensor, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
+        grid = self.grid(clean.device)
+        index = (noise.uniform() * len(grid)).long()  # float32 below 1 times a number below 2^24 stays below it
+        t, s = grid[index], grid[index - 1]
+        added = noise.normal(*clean.shape[1:])
+        x = t.signal * clean + t.sigma * added
+        with torch.no_grad():
+            cleaner = s.signal * clean + s.sigma * added
+            if self.teacher is not None:
+                cleaner = self.step(self.teacher, x, t, s, condition, codec)
+            target = predict_clean(self.target, cleaner, s, condition, codec)
+        error = predict_clean(self.student, x, t, condition, codec) - target
+        return {"consistency": pseudo_huber(error, self.config.huber)}
+
+    def grid(self, device: torch.device) -> Grid:
+        """The levels at this time of training."""
+        config, number = self.config, self.config.levels
+        if config.first_levels is not None:
+            doublings = math.floor(math.log2(number / config.first_levels))
+            number = min(number, config.first_levels * 2 ** math.floor(self.progress * (doublings + 1)))
+        if number not in self.grids:
+            self.grids[number] = Grid(self.student.config.diffusion.sampling_levels(number), device)
+        return self.grids[number]
+
+    def step(self, teacher: Teacher, x: Tensor, t: Rows, s: Rows, condition: Condition, codec: Codec | None) -> Tensor:
+        """x moved by the teacher from level t to s."""
+        clean = teacher.clean(x, t, condition, codec)
+        reached = follow(x, clean, t, s)
+        if self.config.teacher_solver == "euler":
+            return reached
+        straight = self.student.config.diffusion.schedule == "straight"
+        ahead = teacher.clean(reached, s, condition, codec)
+        has_slopes = s.sigma > 0 if straight else (s.sigma > 0) & (t.signal.square() > ONLY_NOISE)
+        return torch.where(has_slopes, corrected(x, clean, reached, ahead, t, s, straight), reached)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        if self.target is self.student:
+            return
+        trained = [weight for weight in self.student.parameters() if weight.requires_grad]
+        torch._foreach_lerp_(self._averages(), [weight.detach() for weight in trained], 1 - self.config.target_ema)
+
+    def kept(self) -> dict[str, Tensor]:
+        if self.target is self.student:
+            return {}
+        return {f"target.{index}": weight for index, weight in enumerate(self._averages())}
+
+    def _averages(self) -> list[Tensor]:
+        pairs = zip(self.target.parameters(), self.student.parameters(), strict=True)
+        return [average for average, weight in pairs if weight.requires_grad]

@@ -1,0 +1,66 @@
+"""Knowledge distillation on pairs of a noise and the sample that the teacher makes of it (Luhman and Luhman 2021, arXiv
+2101.02388): the student learns to map one to the other in one step."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from artok.distillation.base import Grid, Method, MethodConfig, Teacher, predict_clean, pseudo_huber
+from artok.generators.diffusion import LatentDiffusion
+from artok.layout import Codec, Condition, Tokens
+from artok.noise import Noise
+from artok.sampling.diffusion import DiffusionConfig
+from artok.sampling.settings import Sampling
+
+
+class Config(MethodConfig):
+    """kind: pairs.
+
+    pool: pairs that the teacher makes before training, under the conditions of as many training images.
+    teacher_solver, teacher_steps: of the samples, without added noise. Heun's takes two evaluations per step.
+    huber: as in `pseudo_huber`.
+    """
+
+    kind: Literal["pairs"] = "pairs"
+    pool: int = Field(2_000, ge=1)
+    teacher_solver: Literal["euler", "heun", "ddim", "dpm++"] = "heun"
+    teacher_steps: int = Field(10, ge=1)
+    huber: float = Field(0.0, ge=0)
+
+    @property
+    def most_steps(self) -> int | None:
+        return 1
+
+    def refuse(self, student: DiffusionConfig) -> str | None:
+        if student.averages or student.variance == "learned":
+            return "needs a prediction_type other than average_velocity and a variance that is not learned"
+        return None
+
+    def build(self, student: LatentDiffusion, teacher: Teacher | None) -> Pairs:
+        assert teacher is not None
+        return Pairs(self, student, teacher)
+
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(pool=24, teacher_steps=2)
+
+
+class Pairs(Method):
+    def __init__(self, config: Config, student: LatentDiffusion, teacher: Teacher) -> None:
+        super().__init__(student, teacher)
+        self.config, self.sampler = config, teacher
+
+    def __call__(self, clean: Tensor, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
+        start = noise.branch("pair").normal(*clean.shape[1:])
+        grid = Grid(self.student.config.diffusion.sampling_levels(1), clean.device)
+        noisiest = grid[torch.zeros(len(clean), dtype=torch.int64, device=clean.device)]
+        error = predict_clean(self.student, start, noisiest, condition, codec) - clean
+        return {"pairs": pseudo_huber(error, self.config.huber)}
+
+    def teach(self, condition: Condition, noise: Noise, codec: Codec | None) -> Tokens:
+        sampling = Sampling(solver=self.config.teacher_solver, steps=self.config.teacher_steps)
+        return self.sampler.sample(condition, sampling, noise.branch("pair"), codec)
