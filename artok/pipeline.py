@@ -52,6 +52,7 @@ class Pipeline:
     sampling: Sampling
     saved: Saved
     saved_tokenizer: Saved
+    _draft: tuple[str, Pipeline] | None = field(default=None, init=False, repr=False, compare=False)
     _prepared: tuple[object, Generator] | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
@@ -328,6 +329,8 @@ class Pipeline:
         if samples is None:
             samples = torch.arange(first, first + len(condition), device=self.device)
         generator, dtype = self.prepare(sampling.dtype)
+        if sampling.draft_model is not None:
+            self._attach_draft(generator, sampling)
         inside = sampling.model_copy(update={"dtype": dtype})
         steps = generator.steps(condition, inside, Noise(sampling.seed, samples), self.tokenizer)
         while True:
@@ -336,6 +339,22 @@ class Pipeline:
             if tokens is None:
                 return
             yield tokens
+
+    def _attach_draft(self, generator: Generator, sampling: Sampling) -> None:
+        """Give the generator its draft model. ConfigError: that is of another tokenizer, or drafts nothing."""
+        if self._draft is None or self._draft[0] != sampling.draft_model:
+            with torch.inference_mode(False):  # weights that are loaded inside it have no version
+                small = Pipeline.from_pretrained(str(sampling.draft_model), self.device)
+            if fingerprint(small.tokenizer) != fingerprint(self.tokenizer):
+                raise ConfigError(
+                    f"draft_model {sampling.draft_model} was trained on another tokenizer; name a run on this one's"
+                )
+            self._draft = str(sampling.draft_model), small
+        attach = getattr(generator, "attach_draft", None)
+        if attach is None:
+            kind = type(self.generator).__module__.rpartition(".")[2]
+            raise ConfigError(f"a {kind} takes no drafts; leave draft_model out")
+        attach(self._draft[1].prepare(sampling.dtype)[0])
 
     def prepare(self, dtype: Precision | None) -> tuple[Generator, Precision]:
         """The generator with its weights ready for sampling under a precision, and the type of its activations.
