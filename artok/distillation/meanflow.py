@@ -70,7 +70,7 @@ class MeanFlow(Method):
             with torch.no_grad():
                 along = predict(x, TIME_SCALE * torch.stack([t, t], dim=1)).float()
         average, change = slope(predict, x, t, r, along, apart=self.student.network.gradient_checkpointing)
-        error = average - (velocity - (t - r)[:, None, None] * change)
+        error = average.float() - (velocity - (t - r)[:, None, None] * change.float())
         squared = error.square().flatten(1).sum(1)
         weight = (squared.detach() + 0.01) ** -self.config.norm_power
         return {"meanflow": (weight * squared).mean()}
@@ -93,7 +93,7 @@ def slope(predict: Network, x: Tensor, t: Tensor, r: Tensor, velocity: Tensor, a
     """
 
     def average(x: Tensor, t: Tensor) -> Tensor:
-        return predict(x, TIME_SCALE * torch.stack([t, r], dim=1)).float()
+        return predict(x, TIME_SCALE * torch.stack([t, r], dim=1))
 
     with sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(torch.is_grad_enabled() and not apart):
         u, change, *_ = torch.func.jvp(average, (x, t), (velocity, torch.ones_like(t)))

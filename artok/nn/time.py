@@ -29,7 +29,7 @@ class TimeEmbedding(nn.Module):
 
 
 class IntervalEmbedding(nn.Module):
-    """Two times t and s as a vector, through two linear layers: (M, 2) to (M, width).
+    """Two times t and s as a vector, through two linear layers: (M, 2) float to (M, width).
 
     It reads cosines and sines of t and of t - s at `FREQUENCIES` frequencies, from LOWEST to HIGHEST radians over the
     whole of time. They are low, since its derivative by t is part of what a network of average velocities learns (Geng
@@ -44,8 +44,8 @@ class IntervalEmbedding(nn.Module):
         self.layers = nn.Sequential(nn.Linear(4 * self.FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, times: Tensor) -> Tensor:
-        steps = torch.linspace(0, 1, self.FREQUENCIES, device=times.device)
+        steps = torch.linspace(0, 1, self.FREQUENCIES, dtype=times.dtype, device=times.device)
         frequencies = self.LOWEST * (self.HIGHEST / self.LOWEST) ** steps
-        t, s = (times.float() / self.WHOLE).unbind(1)
+        t, s = (times / self.WHOLE).unbind(1)
         angles = torch.stack([t, t - s], dim=1)[..., None] * frequencies
         return self.layers(torch.cat([angles.cos(), angles.sin()], dim=-1).flatten(1))
