@@ -15,6 +15,7 @@ from artok.config import OPEN, Config, Part, of_kind
 from artok.errors import ConfigError
 from artok.generators.diffusion import Guided, LatentDiffusion
 from artok.layout import Codec, Condition, Tokens, last
+from artok.nn.time import IntervalEmbedding, TimeEmbedding
 from artok.noise import Noise
 from artok.sampling.diffusion import DiffusionConfig
 from artok.sampling.schedules import CLEAN, TIME_SCALE, Levels
@@ -34,6 +35,10 @@ class Method(ABC):
     @abstractmethod
     def __call__(self, clean: Tensor, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         """Weighted scalar losses. clean: the vectors of the training tokens, (B, N, D)."""
+
+    def start(self) -> None:
+        """Once the student has its first weights, set what is made from them."""
+        return
 
     def settle(self) -> None:
         """At the end of a step, bring in what is not trained by gradients."""
@@ -177,3 +182,14 @@ def pseudo_huber(error: Tensor, huber: float) -> Tensor:
         return error.square().mean()
     offset = huber * math.sqrt(error[0].numel())
     return ((error.square().flatten(1).sum(1) + offset**2).sqrt() - offset).mean()
+
+
+def fit_times(student: LatentDiffusion, teacher: Teacher | None) -> None:
+    """Let a student that reads intervals start with its teacher's embedding of times, where it has as many numbers."""
+    own, other = student.network.time, None if teacher is None else teacher.model.network.time
+    if not isinstance(own, IntervalEmbedding) or other is None:
+        return
+    if all(each.shape == state.shape for each, state in zip(own.parameters(), other.parameters(), strict=True)):
+        own.load_state_dict(other.state_dict())
+    elif isinstance(other, TimeEmbedding) and own.layers[-1].out_features == other.layers[-1].out_features:
+        own.fit(other)

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from artok.distillation.base import Method, MethodConfig, Teacher
+from artok.distillation.base import Method, MethodConfig, Teacher, fit_times
 from artok.generators.diffusion import LatentDiffusion
 from artok.layout import Codec, Condition
 from artok.noise import Noise
@@ -74,6 +74,9 @@ class MeanFlow(Method):
         squared = error.square().flatten(1).sum(1)
         weight = (squared.detach() + 0.01) ** -self.config.norm_power
         return {"meanflow": (weight * squared).mean()}
+
+    def start(self) -> None:
+        fit_times(self.student, self.teacher)
 
     def times(self, noise: Noise) -> tuple[Tensor, Tensor]:
         """Times t >= r, (B,) each."""

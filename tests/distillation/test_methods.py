@@ -19,6 +19,7 @@ from artok.generators.diffusion import LatentDiffusion
 from artok.generators.networks import unet
 from artok.layout import Codec, Condition
 from artok.nn import attention
+from artok.nn.time import IntervalEmbedding, TimeEmbedding
 from artok.sampling.diffusion import DiffusionConfig
 from artok.sampling.settings import Sampling
 
@@ -194,7 +195,7 @@ def test_where_there_is_no_noise_a_student_changes_nothing(target: str) -> None:
 
 
 def test_v_has_the_published_factors() -> None:
-    """c_skip = 1 / (s^2 + 1) and c_out = -s / sqrt(s^2 + 1) over x / signal, s = sigma / signal, at a deviation of 1."""
+    """c_skip = 1 / (s^2 + 1) and c_out = -s / sqrt(s^2 + 1) over x / signal, with s = sigma / signal."""
     section = DiffusionConfig(schedule="cosine", prediction_type="v", timesteps=8, steps=8)
     built, x, at = model(section, tokenizer(CODEC).layout, 2), gaussian(2), torch.tensor([6, 3])
     rows = Grid(section.sampling_levels(8), torch.device("cpu"))[at]
@@ -272,3 +273,31 @@ def test_a_pair_is_the_teachers_sample_of_the_same_noise(cfg_scale: float) -> No
     guided = Sampling(solver="euler", steps=1, cfg_scale=cfg_scale)
     *_, wanted = teacher.steps(condition(5), guided, noise(5).branch("pair"), codec)
     assert torch.equal(sample.values, wanted.values)
+
+
+def test_an_embedding_of_intervals_starts_near_the_teachers() -> None:
+    """Whatever the second time is. A smooth one cannot follow the fast sinusoids of the other."""
+    torch.manual_seed(0)
+    other, own = TimeEmbedding(32), IntervalEmbedding(32)
+    with torch.no_grad():
+        other.layers[2].bias += 2
+    t = torch.tensor([30.0, 400.0, 990.0])
+    wanted = other(t)
+    assert (own(torch.stack([t, 0 * t], 1)) - wanted).abs().max() > 1
+    own.fit(other)
+    for share in (0.0, 0.33, 1.0):
+        found = own(torch.stack([t, share * t], 1))
+        assert float((found - wanted).square().mean().sqrt()) < 0.2 * float(wanted.std(0).mean() + 2)
+        assert (found[0] - found[2]).norm() > 0.5 * (wanted[0] - wanted[2]).norm()
+
+
+def test_a_student_starts_with_the_teachers_times() -> None:
+    layout = tokenizer(CODEC).layout
+    teachers = (model(section, layout, 1) for section in (TEACHER, AVERAGES))
+    for teacher in teachers:
+        student = model(AVERAGES, layout, 2)
+        meanflow.Config().build(student, Teacher(teacher)).start()
+        times = torch.tensor([[500.0, 0.0], [500.0, 500.0]])
+        other = teacher.network.time
+        wanted = other(times) if isinstance(other, IntervalEmbedding) else other(times[:, 0])
+        assert (student.network.time(times) - wanted).square().mean() < 0.1 * wanted.square().mean()
