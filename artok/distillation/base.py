@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -106,6 +107,28 @@ class DistillConfig(Config):
                 f"this model has its teacher's guidance of cfg_scale {self.cfg_scale:g} folded in, so it takes none in "
                 "sampling; leave cfg_scale at 1"
             )
+
+
+class MovingAverage:
+    """A student's average over its training, for targets; with decay 0, the student itself."""
+
+    def __init__(self, student: LatentDiffusion, decay: float) -> None:
+        self.student, self.decay = student, decay
+        self.model = deepcopy(student).eval().requires_grad_(False) if decay else student
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if self.decay:
+            weights = [weight.detach() for weight in self.student.parameters() if weight.requires_grad]
+            torch._foreach_lerp_(self._averages(), weights, 1 - self.decay)
+
+    def kept(self) -> dict[str, Tensor]:
+        """The averages, for a checkpoint."""
+        return {f"target.{index}": each for index, each in enumerate(self._averages())} if self.decay else {}
+
+    def _averages(self) -> list[Tensor]:
+        pairs = zip(self.model.parameters(), self.student.parameters(), strict=True)
+        return [average for average, weight in pairs if weight.requires_grad]
 
 
 class Teacher:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from helpers.generators import CLASSES, condition, hearing, networks, noise, randomise_zeros, texts, tokenizer
 from helpers.students import TEACHER, model
-from torch import Tensor
+from torch import Tensor, nn
 
-from artok.distillation import consistency, meanflow, pairs
+from artok.distillation import consistency, meanflow, pairs, shortcut
 from artok.distillation.base import Grid, Rows, Teacher, predict_clean, pseudo_huber
 from artok.generators import diffusion
 from artok.generators.diffusion import LatentDiffusion
@@ -232,9 +232,9 @@ def test_the_target_follows_the_student() -> None:
         for weight in student.parameters():
             weight += 1
     method.settle()
-    for name, weight in method.target.named_parameters():
+    for name, weight in method.target.model.named_parameters():
         torch.testing.assert_close(weight, before[name] + 0.25)
-    assert not any(weight.requires_grad for weight in method.target.parameters())
+    assert not any(weight.requires_grad for weight in method.target.model.parameters())
 
 
 def test_levels_double_over_the_training() -> None:
@@ -295,9 +295,58 @@ def test_a_student_starts_with_the_teachers_times() -> None:
     layout = tokenizer(CODEC).layout
     teachers = (model(section, layout, 1) for section in (TEACHER, AVERAGES))
     for teacher in teachers:
+        with torch.no_grad():
+            cast(nn.Linear, teacher.network.time.layers[-1]).bias += 1  # as of trained ones, most of it is the same
         student = model(AVERAGES, layout, 2)
         meanflow.Config().build(student, Teacher(teacher)).start()
         times = torch.tensor([[500.0, 0.0], [500.0, 500.0]])
         other = teacher.network.time
         wanted = other(times) if isinstance(other, IntervalEmbedding) else other(times[:, 0])
         assert (student.network.time(times) - wanted).square().mean() < 0.1 * wanted.square().mean()
+
+
+# ------------------------------------------------------------------------------------------------- shortcut
+
+
+def test_true_averages_are_their_own_shortcuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the teacher's velocity in the other rows there is no error but that of the shortest steps, of order 2^-7."""
+    student, teacher = knowing(AVERAGES, monkeypatch), knowing(TEACHER, monkeypatch)
+    monkeypatch.setattr("artok.distillation.shortcut.MovingAverage", lambda *_: Fixed(student))
+    errors = [
+        float(config.build(student, Teacher(teacher))(gaussian(64), condition(64), noise(64), None)["shortcut"])
+        for config in (shortcut.Config(bootstrap_share=0.5), shortcut.Config(bootstrap_share=0.5, halvings=2))
+    ]
+    assert errors[0] < 1e-3 < errors[1]
+    alone = shortcut.Config().build(student, None)
+    assert alone(gaussian(64), condition(64), noise(64), None)["shortcut"] > 0.1
+
+
+class Fixed:
+    def __init__(self, model: LatentDiffusion) -> None:
+        self.model = model
+
+
+def test_shortcut_steps_lie_on_the_grids_of_sampling() -> None:
+    student = model(AVERAGES, tokenizer(CODEC).layout, 0)
+    t, length, bootstraps = shortcut.Config(halvings=3, bootstrap_share=0.25).build(student, None).steps(noise(4000))
+    assert float(bootstraps.float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert set(length[bootstraps].tolist()) == {1.0, 0.5, 0.25} and not length[~bootstraps].any()
+    places = t[bootstraps] / length[bootstraps]
+    assert torch.equal(places, places.round()) and (t <= 1).all() and (t >= length).all()
+    for each, share in ((1.0, 1 / 3), (0.5, 1 / 3), (0.25, 1 / 3)):
+        assert float((length[bootstraps] == each).float().mean()) == pytest.approx(share, abs=0.06)
+
+
+def test_the_shortest_steps_are_by_the_velocity() -> None:
+    """Other half steps are the student's own."""
+    student = model(AVERAGES, tokenizer(CODEC).layout, 0)
+    method = shortcut.Config(halvings=2, target_ema=0).build(student, None)
+    x, t, half = gaussian(2), torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.25])
+    predict = student.under(condition(2), None)
+
+    def u(x: Tensor, t: list[float], s: list[float]) -> Tensor:
+        return predict(x, 1000 * torch.stack([torch.tensor(t), torch.tensor(s)], dim=1))
+
+    first = u(x, [1.0, 1.0], [0.5, 1.0])
+    second = u(x - half[:, None, None] * first, [0.5, 0.75], [0.0, 0.75])
+    torch.testing.assert_close(method.two_steps(x, t, half, condition(2), None), (first + second) / 2)
