@@ -16,7 +16,6 @@ from artok.config import merge, validate
 from artok.device import has_bfloat16
 from artok.errors import ArtokError, CheckpointError, ConfigError, shorten
 from artok.generators.base import Generator
-from artok.generators.diffusion import LatentDiffusion
 from artok.layout import NO_LABEL, Condition, Tokens, last
 from artok.masks import check_mask, paste
 from artok.nn.packed import CastLinear, PackedLinear, can_pack, with_linears
@@ -217,8 +216,7 @@ class Pipeline:
                 "half; use cfg_scale=1"
             )
         self.generator.check(settings)
-        if self.saved.distill is not None and isinstance(self.generator, LatentDiffusion):
-            self.saved.distill.check(settings, self.generator.config.diffusion)
+        self.saved.check(settings)
         return settings
 
     def condition(
