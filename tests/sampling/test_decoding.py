@@ -223,7 +223,7 @@ def test_speculative_samples_follow_the_large_model(length: int, settings: dict)
     from artok.sampling.logits import probabilities
 
     guidance = Guidance(Condition(torch.ones(64, dtype=torch.int64)), plain, 3)
-    logits = guidance(built.logits(guidance.repeat(every)[:, :-1], built.context(guidance.condition)), 0)
+    logits = guidance(built.logits(guidance.repeat(every, 0)[:, :-1], built.context(guidance.condition)), 0)
     found = probabilities(logits, plain.temperature, plain.top_k, plain.top_p).double()
     expected = found.gather(2, every[..., None])[..., 0].prod(1)
     possible = expected > 0
@@ -304,8 +304,8 @@ def test_codes_of_a_pass_are_drawn_without_one_another(cfg_scale: float) -> None
         for place in range(start, end):
             moved = order.clone()
             moved[:, start], moved[:, place] = order[:, place], order[:, start]
-            read = guidance.repeat(codes[:, :start])
-            logits = guidance(built.logits(read, context, order=guidance.repeat(moved))[:, -1], 0)
+            read = guidance.repeat(codes[:, :start], 0)
+            logits = guidance(built.logits(read, context, order=guidance.repeat(moved, 0))[:, -1], 0)
             assert torch.equal(logits.argmax(-1), codes[:, place])
 
 
