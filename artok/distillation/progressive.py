@@ -1,4 +1,4 @@
-"""Progressive distillation: one step of the student for two of its teacher, which it then becomes (Salimans and Ho 2022,
+"""Progressive distillation: one step of a student for two of its teacher, which it then becomes (Salimans and Ho 2022,
 arXiv 2202.00512, algorithm 2)."""
 
 from __future__ import annotations
