@@ -12,7 +12,7 @@ from helpers.generators import CLASSES, condition, hearing, networks, noise, ran
 from helpers.students import TEACHER, model
 from torch import Tensor, nn
 
-from artok.distillation import consistency, meanflow, pairs, shortcut
+from artok.distillation import consistency, meanflow, pairs, progressive, shortcut
 from artok.distillation.base import Grid, Rows, Teacher, predict_clean, pseudo_huber
 from artok.generators import diffusion
 from artok.generators.diffusion import LatentDiffusion
@@ -20,6 +20,7 @@ from artok.generators.networks import unet
 from artok.layout import Codec, Condition
 from artok.nn import attention
 from artok.nn.time import IntervalEmbedding, TimeEmbedding
+from artok.noise import Noise
 from artok.sampling.diffusion import DiffusionConfig
 from artok.sampling.settings import Sampling
 
@@ -350,3 +351,38 @@ def test_the_shortest_steps_are_by_the_velocity() -> None:
     first = u(x, [1.0, 1.0], [0.5, 1.0])
     second = u(x - half[:, None, None] * first, [0.5, 0.75], [0.0, 0.75])
     torch.testing.assert_close(method.two_steps(x, t, half, condition(2), None), (first + second) / 2)
+
+
+# ------------------------------------------------------------------------------------------------- progressive
+
+
+@torch.no_grad()
+def test_a_step_of_the_student_is_two_of_its_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is, it starts with no error: the sampler in one step reaches what its teacher's two steps reach."""
+    layout, rows = tokenizer(CODEC).layout, condition(6)
+    teacher, student = model(TEACHER, layout, 1).eval(), model(TEACHER, layout, 2)
+    method = progressive.Config(first_steps=1).build(student, Teacher(teacher))
+    x = noise(6).normal(16, 4)
+    predict = diffusion.Guided(teacher, rows, Sampling(), 2, None)
+    levels, options = TEACHER.sampling_levels(2), teacher.diffusion.options(Sampling())
+    *_, (reached, _) = teacher.diffusion.solve(predict, x, levels, lambda: x, "euler", options)
+    monkeypatch.setattr(student.network, "forward", lambda *_: x - reached)  # from t = 1 to 0
+    monkeypatch.setattr(Noise, "normal", lambda *_: x)
+    assert method(gaussian(6), rows, noise(6), None)["progressive"] < 1e-9
+
+
+def test_rounds_halve_the_steps_and_begin_with_the_student_as_teacher() -> None:
+    layout = tokenizer(CODEC).layout
+    student = model(TEACHER, layout, 2)
+    method = progressive.Config(first_steps=4, last_steps=1).build(student, Teacher(model(TEACHER, layout, 1)))
+    found = []
+    for progress in (0.0, 0.32, 0.34, 0.66, 0.67, 0.99):
+        method.progress = progress
+        with torch.no_grad():
+            next(student.parameters()).add_(1)
+            method(gaussian(2), condition(2), noise(2), None)
+            same = torch.equal(next(method.before.parameters()), next(student.parameters()))
+        found.append((int(method.round), same))
+    assert found == [(0, False), (0, False), (1, True), (1, False), (2, True), (2, False)]
+    with pytest.raises(ValueError, match="cannot be halved"):
+        progressive.Config(first_steps=6, last_steps=4)
