@@ -29,6 +29,7 @@ from artok.saved import (
     Saved,
     find_saved,
     fingerprint,
+    load_draft,
     load_generator,
     load_tokenizer,
     whole_state,
@@ -52,6 +53,7 @@ class Pipeline:
     sampling: Sampling
     saved: Saved
     saved_tokenizer: Saved
+    _draft: tuple[str, Pipeline] | None = field(default=None, init=False, repr=False, compare=False)
     _prepared: tuple[object, Generator] | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
@@ -328,6 +330,8 @@ class Pipeline:
         if samples is None:
             samples = torch.arange(first, first + len(condition), device=self.device)
         generator, dtype = self.prepare(sampling.dtype)
+        if sampling.draft_model is not None:
+            generator.attach_draft(self._draft_model(sampling))
         inside = sampling.model_copy(update={"dtype": dtype})
         steps = generator.steps(condition, inside, Noise(sampling.seed, samples), self.tokenizer)
         while True:
@@ -336,6 +340,13 @@ class Pipeline:
             if tokens is None:
                 return
             yield tokens
+
+    def _draft_model(self, sampling: Sampling) -> Generator:
+        name = str(sampling.draft_model)
+        if self._draft is None or self._draft[0] != name:
+            with torch.inference_mode(False):  # weights that are loaded inside it have no version
+                self._draft = name, replace(self, generator=load_draft(name, self.tokenizer).to(self.device))
+        return self._draft[1].prepare(sampling.dtype)[0]
 
     def prepare(self, dtype: Precision | None) -> tuple[Generator, Precision]:
         """The generator with its weights ready for sampling under a precision, and the type of its activations.

@@ -156,6 +156,22 @@ def test_impossible_settings_are_refused(pipeline: Pipeline) -> None:
         pipeline([1], cfg_scale=2.0)
 
 
+def test_a_draft_model_is_loaded_and_one_of_another_tokenizer_refused(
+    pipeline: Pipeline, run: Path, tmp_path: Path
+) -> None:
+    settings = {"decoding": "speculative", "draft_model": str(run), "draft_length": 3}
+    made = pipeline([0, 1], 2, seed=3, sampling=pipeline.settings(settings))
+    torch.testing.assert_close(made, pipeline([0, 1], 2, seed=3))  # it drafts for itself, so each draft is right
+    with torch.no_grad():
+        next(pipeline.tokenizer.parameters()).add_(1)
+    facts = pipeline.saved.facts.model_copy(update={"tokenizer": None})
+    pipeline.saved = pipeline.saved.model_copy(update={"facts": facts})
+    pipeline.save_pretrained(tmp_path / "other")
+    fresh = Pipeline.from_pretrained(run)
+    with pytest.raises(ConfigError, match="trained on another tokenizer"):
+        fresh([0], sampling=fresh.settings(settings | {"draft_model": str(tmp_path / "other")}))
+
+
 def test_what_is_no_pipeline_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no run"):
         Pipeline.from_pretrained("runs/nowhere")

@@ -22,18 +22,18 @@ from artok.conditioning.base import Context, add_last
 from artok.config import Depth
 from artok.errors import ConfigError
 from artok.generators.base import Generator, GeneratorConfig
+from artok.generators.masked import schedule
+from artok.generators.raster_decoder import RasterDecoder, in_order, known_first
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, causal_mask
 from artok.nn.gradient_checkpointing import run
 from artok.nn.rotary import rotary_table
 from artok.nn.transformer import LlamaBlock
 from artok.noise import Noise
-from artok.sampling.decoding import DECODINGS, sequential
-from artok.sampling.guidance import Guidance
-from artok.sampling.logits import draw_gumbel
+from artok.sampling.decoding import jacobi, parallel, sequential, speculative
 from artok.sampling.settings import DRAFTS, DRAWS, GUIDANCE, Sampling
 
-MOST_NOISE = 2**22  # numbers that are drawn at once for all codes of a batch
+DRAFTED = 4  # codes that a draft model draws for a pass
 
 SIZES = {  # layers, heads, width: the published LlamaGen models
     "B": (12, 12, 768),
@@ -126,6 +126,7 @@ class Raster(Generator):
         depth, self.heads, width = config.shape()
         assert layout.vocab is not None
         self.config, self.width, self.vocab, self.gradient_checkpointing = config, width, layout.vocab, False
+        self._draft: tuple[Raster, ...] = ()  # in a tuple, so that it is no submodule
         self.conditioner = config.conditioners(width, layout.grid, image=layout.image, classes=classes)
         self.token_embedding = nn.Embedding(layout.codes * layout.vocab, width)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
@@ -173,15 +174,17 @@ class Raster(Generator):
         start: int | Tensor = 0,
         cache: KVCache | None = None,
         order: Tensor | None = None,
+        ahead: int = 1,
     ) -> Tensor:
         """Logits (B, n, V) float32 of codes start, start + 1, ...
 
         codes: (B, n - 1), codes 0, 1, ... when `start` is 0, else (B, n), codes start - 1, start, ... start: of all
         rows, or of each (B,), above 0; what the cache holds from there on is written anew. order: (B, N) positions, in
-        which the codes are given; raster order unless given. context: of `prefixed`.
+        which the codes are given; raster order unless given. context: of `prefixed`. ahead: of how many codes after the
+        last one read, each without the others, where n grows by ahead - 1.
         """
         begins = isinstance(start, int) and start == 0
-        x_BND = self.states(codes, context, start, cache, order)
+        x_BND = self.states(codes, context, start, cache, order, ahead)
         return self.head(self.norm(x_BND[:, self.prefix - 1 if begins else 0 :])).float()
 
     def states(
@@ -191,6 +194,7 @@ class Raster(Generator):
         start: int | Tensor = 0,
         cache: KVCache | None = None,
         order: Tensor | None = None,
+        ahead: int = 1,
     ) -> Tensor:
         """The last block's output at the codes, (B, n, D), after that at the prefix when `start` is 0. As `logits`."""
         begins = isinstance(start, int) and start == 0
@@ -202,7 +206,8 @@ class Raster(Generator):
         predicted = F.pad(places + 1, (1, 0)) if begins else places + 1
         if begins:
             x_BND = torch.cat([context.sequence, x_BND], dim=1)
-        length = x_BND.shape[1]
+        if ahead > 1:
+            predicted = torch.cat([predicted, predicted[-1:] + torch.arange(1, ahead, device=codes.device)])
         aims, own = predicted // self.layout.codes, places
         if order is not None:
             aims = order.gather(1, aims.expand(len(order), -1))
@@ -211,6 +216,9 @@ class Raster(Generator):
         if begins:
             before = self.rotary[: self.prefix]
             rotary = torch.cat([before.expand(*rotary.shape[:-3], -1, -1, -1), rotary], dim=-3)
+        if ahead > 1:  # the last entry once for each code that it predicts
+            x_BND = torch.cat([x_BND, x_BND[:, -1:].expand(-1, ahead - 1, -1)], dim=1)
+            rotary = torch.cat([rotary, rotary[..., -1:, :, :].expand(*rotary.shape[:-3], ahead - 1, -1, -1)], dim=-3)
         if context.places is not None:
             at = aims.expand(len(x_BND), -1)[..., None].expand(-1, -1, self.width)
             x_BND = add_last(x_BND, context.places.gather(1, at))
@@ -220,7 +228,9 @@ class Raster(Generator):
         filled = 0 if begins else self.prefix - 1 + (start if isinstance(start, int) else int(start.max()))
         if cache is not None:
             cache.filled, cache.rows = filled, rows
-        return self.transform(x_BND, rotary, causal_mask(length, x_BND.device, filled, context.mask, rows), cache)
+        alone = ahead if ahead > 1 else 0
+        mask = causal_mask(x_BND.shape[1], x_BND.device, filled, context.mask, rows, alone)
+        return self.transform(x_BND, rotary, mask, cache)
 
     def transform(self, x_BND: Tensor, rotary: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """All blocks."""
@@ -279,10 +289,33 @@ class Raster(Generator):
         the place's own noise, so all values of `sampling.decoding` give one sample.
         """
         decoder = RasterDecoder(self, condition, sampling, noise)
-        # on the meta device no draft is right or wrong
-        decoding = sequential if condition.device.type == "meta" else DECODINGS[sampling.decoding]
-        for done in decoding(decoder, sampling.draft_length):
+        for done in self._decode(decoder, condition, sampling, noise):
             yield self._unfinished(decoder.codes, done, decoder.order, condition.known)
+
+    def _decode(
+        self, decoder: RasterDecoder, condition: Condition, sampling: Sampling, noise: Noise
+    ) -> Iterator[int] | Iterator[Tensor]:
+        if sampling.decoding == "parallel":
+            left = self.layout.length - decoder.first
+            return parallel(decoder, schedule(left, min(self.passes(sampling), left)))
+        if sampling.decoding == "sequential" or condition.device.type == "meta":  # without values no draft is right
+            return sequential(decoder)
+        if sampling.decoding == "jacobi":
+            return jacobi(decoder, sampling.draft_length)
+        if not self._draft:
+            raise ConfigError(
+                "decoding speculative needs a draft model; name a small run of this tokenizer as draft_model"
+            )
+        draft = RasterDecoder(self._draft[0], condition, sampling, noise)
+        return speculative(decoder, draft, sampling.draft_length or DRAFTED, noise)
+
+    def attach_draft(self, draft: Generator) -> None:
+        if not isinstance(draft, Raster) or draft.layout != self.layout or draft.config.order != self.config.order:
+            raise ConfigError(
+                "a draft model draws the same codes in the same order: train a small raster on this run's tokenizer, "
+                f"with order {self.config.order}"
+            )
+        self._draft = (draft,)
 
     def _unfinished(self, codes: Tensor, done: int | Tensor, order: Tensor | None, known: Tokens | None) -> Tokens:
         values = codes.unflatten(1, self.layout.value_shape())
@@ -296,81 +329,23 @@ class Raster(Generator):
         return Tokens(values.clone(), self.layout, known=whole if known is None else whole | known.flags)
 
     def check(self, sampling: Sampling) -> None:
-        if sampling.draft_length is not None and sampling.decoding == "sequential":
-            raise ConfigError("draft_length is of decoding jacobi; with sequential, which drafts nothing, leave it out")
+        decoding, steps, length = sampling.decoding, sampling.steps, self.layout.length
+        if sampling.draft_length is not None and decoding not in ("jacobi", "speculative"):
+            raise ConfigError("draft_length is of decoding jacobi and speculative, which draft codes; leave it out")
+        if (sampling.draft_model is not None) != (decoding == "speculative"):
+            raise ConfigError("decoding speculative and draft_model go together; give both or neither")
+        if steps is not None and decoding != "parallel":
+            raise ConfigError(f"decoding {decoding} draws code by code; steps is of decoding parallel, so leave it out")
+        if decoding == "parallel" and (self.config.order != "random" or self.layout.codes > 1):
+            raise ConfigError(
+                "decoding parallel needs one code per position and a model trained with order random, and this one has "
+                f"{self.layout.codes} and order {self.config.order}; decoding jacobi is for all"
+            )
+        if steps is not None and steps > length:
+            raise ConfigError(f"{steps} steps are more than the {length} codes; ask for fewer")
 
     def passes(self, sampling: Sampling) -> int:
         """With drafts, the most that it may take."""
+        if sampling.decoding == "parallel":
+            return sampling.steps or max(1, self.layout.length // 2)
         return self.layout.length * self.layout.codes
-
-
-class RasterDecoder:
-    """One sampling of a raster transformer, with its cache: a `Decoder` of `artok.sampling.decoding`.
-
-    order: (B, N) positions in which the codes are drawn, or None for raster order.
-    """
-
-    def __init__(self, model: Raster, condition: Condition, sampling: Sampling, noise: Noise) -> None:
-        batch, length = len(condition), model.layout.length * model.layout.codes
-        self.model, self.sampling, self.noise = model, sampling, noise
-        self.guidance = Guidance(condition, sampling, length, caches=True)
-        self.context = model.prefixed(self.guidance.condition)
-        device, places = condition.device, model.prefix + length - 1
-        self.cache = KVCache.allocate(
-            len(model.blocks),
-            len(self.context),
-            model.heads,
-            places,
-            model.width // model.heads,
-            device,
-            sampling.activations,
-        )
-        self.codes = torch.zeros(batch, length, dtype=torch.int64, device=device)
-        self.given: Tensor | None = None
-        self.first, known = 0, condition.known
-        self.order = known_first(known) if model.target is not None else None
-        if known is not None:
-            self.given = model.given(known, self.order)
-            self.codes = torch.where(self.given, model.values(known, self.order), self.codes)
-            self.first = min(int(self.given.long().cumprod(1).sum(1).min()), length - 1)
-        self.begun, self.latest, self.gumbel = False, 0, None  # latest: place that all rows have reached
-        if sampling.temperature and batch * length * model.vocab <= MOST_NOISE:
-            every = torch.arange(length, device=device).expand(batch, -1)
-            self.gumbel = noise.gumbel(every, model.vocab)
-
-    def logits(self, start: int | Tensor, count: int) -> Tensor:
-        self.latest = at = max(self.latest, start if isinstance(start, int) else int(start.min()))
-        self.context, self.cache = self.guidance.take(self.context, at), self.guidance.take(self.cache, at)
-        orders = None if self.order is None else self.guidance.repeat(self.order, at)
-        if isinstance(start, int):
-            begin = start if self.begun else 0
-            read = self.guidance.repeat(self.codes[:, max(begin - 1, 0) : start + count - 1], at)
-            output = self.model.logits(read, self.context, begin, self.cache, orders)
-            places = torch.arange(start, start + count, device=read.device)
-        else:
-            places = start[:, None] + torch.arange(count, device=start.device)
-            read = self.guidance.repeat(self.codes.gather(1, places - 1), at)
-            output = self.model.logits(read, self.context, self.guidance.repeat(start, at), self.cache, orders)
-        self.begun = True
-        return self.guidance(output[:, -count:], places)
-
-    def pick(self, logits: Tensor, places: Tensor) -> Tensor:
-        sampling, gumbel = self.sampling, None
-        if self.gumbel is not None:
-            gumbel = self.gumbel.gather(1, places[..., None].expand_as(logits))
-        elif sampling.temperature:
-            gumbel = self.noise.gumbel(places, logits.shape[-1])
-        drawn = draw_gumbel(logits, gumbel, sampling.temperature, sampling.top_k, sampling.top_p)
-        if self.given is None:
-            return drawn
-        return torch.where(self.given.gather(1, places), self.codes.gather(1, places), drawn)
-
-
-def known_first(known: Tokens | None) -> Tensor | None:
-    """(B, N) positions: the known ones, then the others, both in raster order; None without known tokens."""
-    return None if known is None else (~known.flags).long().argsort(dim=1, stable=True)
-
-
-def in_order(values_BNK: Tensor, order_BN: Tensor | None) -> Tensor:
-    """The values of positions in an order, unchanged when it is None."""
-    return values_BNK if order_BN is None else values_BNK.gather(1, order_BN[..., None].expand_as(values_BNK))

@@ -40,14 +40,20 @@ def plain_attention(
 
 
 def causal_mask(
-    length: int, device: torch.device, before: int = 0, prefix_BL: Tensor | None = None, rows_B: Tensor | None = None
+    length: int,
+    device: torch.device,
+    before: int = 0,
+    prefix_BL: Tensor | None = None,
+    rows_B: Tensor | None = None,
+    apart: int = 0,
 ) -> Tensor | None:
     """For N positions after `before` cached ones, (N, before + N) bool: a position sees itself and what comes before.
     None where each sees everything.
 
     prefix_BL: which of the first L positions hold an entry; then (B, 1, N, before + N), and nothing sees padding but
     padding itself (as in LlamaGen), since attention over nothing is not a number. rows_B: how many cached positions
-    each row comes after, where that differs, at most `before`; then (B, 1, N, before + N).
+    each row comes after, where that differs, at most `before`; then (B, 1, N, before + N). apart: of the last so many
+    positions none sees another.
     """
     if length == 1 and prefix_BL is None and rows_B is None:
         return None
@@ -56,6 +62,8 @@ def causal_mask(
     else:
         own_BN = rows_B[:, None] + torch.arange(length, device=device)
         sees = (torch.arange(before + length, device=device) <= own_BN[..., None])[:, None]
+    if apart:
+        sees[..., -apart:, -apart:] = torch.eye(apart, dtype=torch.bool, device=device)
     if prefix_BL is None:
         return sees
     entries = F.pad(prefix_BL, (0, before + length - prefix_BL.shape[1]), value=True)[:, None, None]

@@ -17,9 +17,9 @@ GUIDANCE = frozenset(  # what every guided family reads
 )
 DRAWS = frozenset({"temperature", "top_k", "top_p"})  # what every family of codes reads
 
-DRAFTS = frozenset({"decoding", "draft_length"})  # what autoregressive families of codes read
+DRAFTS = frozenset({"decoding", "draft_length", "draft_model", "steps"})  # what autoregressive families of codes read
 
-Decoding = Literal["sequential", "jacobi"]
+Decoding = Literal["sequential", "jacobi", "speculative", "parallel"]
 GuidedPart = Literal["labels", "text", "control"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -31,7 +31,8 @@ class Sampling(Config):
     the steps, from 1 to `cfg_scale`. cfg_interval: start and end of the guided steps, as shares of all. cfg_parts: the
     parts of the condition that its unconditional half does not hear.
     decoding: of raster's codes. sequential takes a pass for each; jacobi drafts several, keeps those that sequential
-    would draw, and so gives the same sample in fewer passes.
+    would draw, and so gives the same sample in fewer passes; speculative takes drafts from `draft_model` and leaves the
+    distribution as it is; parallel draws several at once in `steps` passes, of a model trained with order random.
     eta: DDIM's share of DDPM's noise. choice_temperature: of the Gumbel noise on the confidences of masked generation
     (4.5 in MaskGIT's code).
     jump_length, jump_n_sample: of RePaint, for known tokens of a diffusion that was not trained with masks: how many
@@ -50,7 +51,10 @@ class Sampling(Config):
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0, le=1)
     decoding: Decoding = "sequential"
-    draft_length: int | None = Field(None, ge=1, description="most codes of a pass of jacobi; default by those it gets")
+    draft_length: int | None = Field(
+        None, ge=1, description="codes drafted for a pass; of jacobi by default as many as pay"
+    )
+    draft_model: str | None = Field(None, description="a small run of the same tokenizer, for decoding speculative")
     steps: int | None = Field(None, ge=1, description="sampling steps, where a family has a choice")
     solver: SolverName | None = Field(None, description="for diffusion")
     head_steps: int | None = Field(None, ge=1, description="solver steps of a diffusion head, for each token")

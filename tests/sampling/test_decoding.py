@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.generators import TEXTS, randomise_zeros
+from scipy import stats
 from torch import Tensor
 
 from artok.conditioning import control, labels
@@ -18,6 +19,7 @@ from artok.generators import raster
 from artok.layout import Condition, TokenLayout, Tokens
 from artok.noise import Noise
 from artok.sampling.decoding import jacobi, sequential
+from artok.sampling.logits import draw_gumbel
 from artok.sampling.settings import Sampling
 
 LAYOUT = TokenLayout(((3, 4),), 4, 32, (1, 12, 16))
@@ -142,7 +144,7 @@ def test_a_window_that_was_drafted_right_is_taken_whole_and_no_further() -> None
     assert torch.equal(told.codes[0], 1 + torch.arange(24) % 7)
     growing = Told(200)
     assert len(list(jacobi(growing, None))) < 7  # the window follows what it gets
-    assert len(list(sequential(Told(24), None))) == 24
+    assert len(list(sequential(Told(24)))) == 24
 
 
 @torch.no_grad()
@@ -168,16 +170,173 @@ def test_in_bfloat16_only_codes_within_rounding_of_one_another_are_exchanged() -
         assert abs(gap) < 16 * 2.0**-9 * float(logits[row, place].abs().max())
 
 
-def test_drafts_without_a_decoding_that_drafts_are_refused() -> None:
-    with pytest.raises(ConfigError, match="draft_length"):
-        model().check(Sampling(draft_length=4))
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"draft_length": 4}, "draft_length is of decoding jacobi"),
+        ({"steps": 4}, "steps is of decoding parallel"),
+        ({"steps": 4, "decoding": "jacobi"}, "steps is of decoding parallel"),
+        ({"decoding": "speculative"}, "draft_model go together"),
+        ({"draft_model": "runs/small", "decoding": "jacobi"}, "draft_model go together"),
+        ({"decoding": "parallel"}, "order raster; decoding jacobi is for all"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        model().check(Sampling(**settings))
     model().check(Sampling(draft_length=4, decoding="jacobi"))
+    with pytest.raises(ConfigError, match="13 steps are more than the 12 codes"):
+        model(order="random").check(Sampling(decoding="parallel", steps=13))
+
+
+# ------------------------------------------------------------------------------------------------- speculative
+
+TINY = TokenLayout(((1, 3),), 4, 4, (1, 4, 12))
+SPECULATIVE = Sampling(decoding="speculative", draft_model="named", draft_length=2)
+
+
+def with_draft(layout: TokenLayout, std: float = 1.0, **options: object) -> raster.Raster:
+    built = model(layout, **options)
+    torch.manual_seed(1)
+    small = validate(raster.Config, {"kind": "raster", "depth": 1, "width": 8, "heads": 1} | options, "test")
+    draft = small.build(layout, 5).eval()
+    torch.nn.init.normal_(draft.head.weight, std=std)
+    built.attach_draft(draft)
+    return built
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 3, "temperature": 1.5, "cfg_scale": 1.5}], ids=str)
+@pytest.mark.parametrize("length", [1, 2, 3])
+@torch.no_grad()
+def test_speculative_samples_follow_the_large_model(length: int, settings: dict) -> None:
+    """All 64 samples of three codes by their counts. Without acceptance, or with the draft model's own codes kept, the
+    p-value is 0."""
+    built, count = with_draft(TINY), 20_000
+    condition, noise = Condition(torch.ones(count, dtype=torch.int64)), Noise(0, torch.arange(count))
+    sampling = SPECULATIVE.model_copy(update={"draft_length": length, **settings})
+    *_, made = built.steps(condition, sampling, noise, None)
+    counts = torch.bincount((made.values[..., 0] * torch.tensor([16, 4, 1])).sum(1), minlength=64)
+    plain = Sampling(**settings)
+    every = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    expected = torch.ones(64, dtype=torch.float64)
+    from artok.sampling.guidance import Guidance
+    from artok.sampling.logits import probabilities
+
+    guidance = Guidance(Condition(torch.ones(64, dtype=torch.int64)), plain, 3)
+    logits = guidance(built.logits(guidance.repeat(every, 0)[:, :-1], built.context(guidance.condition)), 0)
+    found = probabilities(logits, plain.temperature, plain.top_k, plain.top_p).double()
+    expected = found.gather(2, every[..., None])[..., 0].prod(1)
+    possible = expected > 0
+    assert int(counts[~possible].sum()) == 0
+    assert stats.chisquare(counts[possible], expected[possible] / expected.sum() * count).pvalue > 1e-3
+
+
+def test_speculative_samples_depend_neither_on_the_batch_nor_on_the_number_of_drafts() -> None:
+    built = with_draft(LAYOUT)
+    whole, done = sample(built, SPECULATIVE)
+    assert any(len(set(now.tolist())) > 1 for now in done)
+    for length in (1, 5, 100):
+        assert torch.equal(sample(built, SPECULATIVE.model_copy(update={"draft_length": length}))[0], whole)
+    for row in range(BATCH):
+        assert torch.equal(sample(built, SPECULATIVE, rows=slice(row, row + 1))[0][0], whole[row])
+
+
+def test_a_draft_model_equal_to_the_large_one_is_always_right() -> None:
+    built = model()
+    built.attach_draft(model())
+    made, done = sample(built, SPECULATIVE.model_copy(update={"draft_length": 4}))
+    assert len(done) == 3
+    assert torch.equal(made, sample(built, Sampling())[0])
+    greedy = SPECULATIVE.model_copy(update={"temperature": 0.0})
+    assert torch.equal(sample(with_draft(LAYOUT), greedy)[0], sample(model(), Sampling(temperature=0))[0])
+
+
+def test_speculative_keeps_known_codes() -> None:
+    for order in ("raster", "known_first"):
+        built = with_draft(LAYOUT, order=order)
+        flags = torch.rand(BATCH, 12, generator=torch.Generator().manual_seed(0)) < 0.5
+        values = torch.randint(0, 32, (BATCH, 12, 1), generator=torch.Generator().manual_seed(1))
+        condition = Condition(torch.arange(BATCH) % 5, known=Tokens(values, LAYOUT, known=flags))
+        made, _ = sample(built, SPECULATIVE, condition)
+        assert torch.equal(made[flags], values[flags])
+
+
+def test_a_draft_model_of_other_codes_or_order_is_refused() -> None:
+    for other in (model(RESIDUAL), model(order="random")):
+        with pytest.raises(ConfigError, match="draws the same codes in the same order"):
+            model().attach_draft(other)
+    with pytest.raises(ConfigError, match="name a small run"):
+        sample(model(), SPECULATIVE)
+
+
+# ------------------------------------------------------------------------------------------------- parallel
+
+
+def test_one_code_a_pass_in_parallel_is_token_by_token_in_that_order() -> None:
+    built, noise = model(order="random", target_init=1.0), Noise(3, torch.arange(BATCH))
+    labels = Condition(torch.arange(BATCH) % 5)
+    made, done = sample(built, Sampling(decoding="parallel", steps=12, temperature=0))
+    assert [int(now[0]) for now in done] == list(range(1, 13))
+    order = noise.branch("order").permutation(12)
+    codes = made.gather(1, order[..., None])[..., 0]
+    with torch.no_grad():
+        logits = built.logits(codes[:, :-1], built.context(labels), order=order)
+    assert torch.equal(logits.argmax(-1), codes)
+    assert len({tuple(row) for row in order.tolist()}) == BATCH
+
+
+@pytest.mark.parametrize("cfg_scale", [1.0, 2.0])
+@torch.no_grad()
+def test_codes_of_a_pass_are_drawn_without_one_another(cfg_scale: float) -> None:
+    """Each is the most likely at its position after the codes of the passes before, read alone and without a cache."""
+    from artok.sampling.guidance import Guidance
+
+    built, noise = model(order="random", target_init=1.0), Noise(3, torch.arange(BATCH))
+    settings = Sampling(decoding="parallel", steps=4, temperature=0, cfg_scale=cfg_scale)
+    made, done = sample(built, settings)
+    counts = [0, *(int(now[0]) for now in done)]
+    assert len(done) == 4
+    assert counts == [0, 1, 4, 8, 12]  # MaskGIT's cosine
+    guidance = Guidance(Condition(torch.arange(BATCH) % 5), settings, 12)
+    order = noise.branch("order").permutation(12)
+    codes, context = made.gather(1, order[..., None])[..., 0], built.context(guidance.condition)
+    for start, end in pairwise(counts):
+        for place in range(start, end):
+            moved = order.clone()
+            moved[:, start], moved[:, place] = order[:, place], order[:, start]
+            read = guidance.repeat(codes[:, :start], 0)
+            logits = guidance(built.logits(read, context, order=guidance.repeat(moved, 0))[:, -1], 0)
+            assert torch.equal(logits.argmax(-1), codes[:, place])
+
+
+@pytest.mark.parametrize("start", [0, 1, 5])
+@torch.no_grad()
+def test_several_logits_after_one_code_are_those_of_each_alone(start: int) -> None:
+    built, context_of = model(order="random", target_init=1.0), Condition(torch.arange(BATCH) % 5)
+    chance = torch.Generator().manual_seed(0)
+    codes, context = torch.randint(0, 32, (BATCH, start), generator=chance), built.context(context_of)
+    order = Noise(0, torch.arange(BATCH)).permutation(12)
+    made = built.logits(codes, context, order=order, ahead=4)[:, -4:]
+    for place in range(4):
+        moved = order.clone()
+        moved[:, start], moved[:, start + place] = order[:, start + place], order[:, start]
+        alone = built.logits(codes, context, order=moved)[:, -1]
+        torch.testing.assert_close(made[:, place], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_parallel_keeps_known_codes_in_at_most_as_many_passes() -> None:
+    built = model(order="random")
+    flags = torch.rand(BATCH, 12, generator=torch.Generator().manual_seed(0)) < torch.linspace(0.3, 1, BATCH)[:, None]
+    values = torch.randint(0, 32, (BATCH, 12, 1), generator=torch.Generator().manual_seed(1))
+    condition = Condition(torch.arange(BATCH) % 5, known=Tokens(values, LAYOUT, known=flags))
+    made, done = sample(built, Sampling(decoding="parallel", steps=5), condition)
+    assert torch.equal(made[flags], values[flags])
+    assert len(done) <= 5
+    assert (done[0] >= flags.sum(1)).all()
 
 
 def test_two_near_distributions_give_the_same_code_as_often_as_promised() -> None:
     """At a total variation T under shared noise: (1 - T) / (1 + T) at least (Daliri et al. 2024, theorem 3)."""
-    from artok.sampling.logits import draw_gumbel
-
     count = 20_000
     first = torch.randn(16, generator=torch.Generator().manual_seed(0))
     second = first + 0.5 * torch.randn(16, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,121 @@
+"""One sampling of a raster transformer: its cache, its noise and the codes so far."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from artok.layout import Condition, Tokens
+from artok.nn.attention import KVCache
+from artok.noise import Noise
+from artok.sampling.guidance import Guidance
+from artok.sampling.logits import draw_gumbel, probabilities
+from artok.sampling.settings import Sampling
+
+if TYPE_CHECKING:
+    from artok.generators.raster import Raster
+
+MOST_NOISE = 2**22  # numbers that are drawn at once for all codes of a batch
+
+
+class RasterDecoder:
+    """One sampling of a raster transformer, with its cache: a `Decoder` of `artok.sampling.decoding`.
+
+    order: (B, N) positions in which the codes are drawn, or None for raster order.
+    """
+
+    def __init__(self, model: Raster, condition: Condition, sampling: Sampling, noise: Noise) -> None:
+        batch, length = len(condition), model.layout.length * model.layout.codes
+        self.model, self.sampling, self.noise = model, sampling, noise
+        self.guidance = Guidance(condition, sampling, length, caches=True)
+        self.context = model.prefixed(self.guidance.condition)
+        device, places = condition.device, model.prefix + length - 1
+        self.cache = KVCache.allocate(
+            len(model.blocks),
+            len(self.context),
+            model.heads,
+            places,
+            model.width // model.heads,
+            device,
+            sampling.activations,
+        )
+        self.codes = torch.zeros(batch, length, dtype=torch.int64, device=device)
+        self.given: Tensor | None = None
+        self.first, known = 0, condition.known
+        self.order = known_first(known) if model.target is not None else None
+        if sampling.decoding == "parallel":
+            self.order = known_first(known, noise.branch("order").permutation(model.layout.length))
+        if known is not None:
+            self.given = model.given(known, self.order)
+            self.codes = torch.where(self.given, model.values(known, self.order), self.codes)
+            self.first = min(int(self.given.long().cumprod(1).sum(1).min()), length - 1)
+        self.gumbel: Tensor | None = None
+        self.begun, self.latest = False, 0  # latest: the place that all rows have reached
+        if sampling.temperature and batch * length * model.vocab <= MOST_NOISE:
+            every = torch.arange(length, device=device).expand(batch, -1)
+            self.gumbel = noise.gumbel(every, model.vocab)
+
+    def logits(self, start: int | Tensor, count: int) -> Tensor:
+        if isinstance(start, int):
+            begin = start if self.begun else 0
+            read, places = self.codes[:, max(begin - 1, 0) : start + count - 1], self._places(start, count)
+            return self.guidance(self._pass(read, start, begin)[:, -count:], places)
+        places = start[:, None] + torch.arange(count, device=start.device)
+        return self.guidance(self._pass(self.codes.gather(1, places - 1), int(start.min()), start), places)
+
+    def logits_at_once(self, start: int, count: int) -> Tensor:
+        begin = self.latest + 1 if self.begun else 0  # the codes of the pass before are read in this one
+        read = self.codes[:, max(begin - 1, 0) : start]
+        return self.guidance(self._pass(read, start, begin, count)[:, -count:], self._places(start, count))
+
+    def _places(self, start: int, count: int) -> Tensor:
+        return torch.arange(start, start + count, device=self.codes.device)
+
+    def _pass(self, read: Tensor, reached: int, begin: int | Tensor, ahead: int = 1) -> Tensor:
+        """`Raster.logits` for the halves of guidance that the places from `reached` on take."""
+        self.begun, self.latest = True, max(self.latest, reached)
+        take, repeat, at = self.guidance.take, self.guidance.repeat, self.latest
+        self.context, self.cache = take(self.context, at), take(self.cache, at)
+        begin = begin if isinstance(begin, int) else repeat(begin, at)
+        order = None if self.order is None else repeat(self.order, at)
+        return self.model.logits(repeat(read, at), self.context, begin, self.cache, order, ahead)
+
+    def pick(self, logits: Tensor, places: Tensor) -> Tensor:
+        sampling, gumbel = self.sampling, None
+        if self.gumbel is not None:
+            gumbel = self.gumbel.gather(1, places[..., None].expand_as(logits))
+        elif sampling.temperature:
+            gumbel = self.noise.gumbel(places, logits.shape[-1])
+        drawn = draw_gumbel(logits, gumbel, sampling.temperature, sampling.top_k, sampling.top_p)
+        if self.given is None:
+            return drawn
+        return torch.where(self.given.gather(1, places), self.codes.gather(1, places), drawn)
+
+    def distribution(self, logits: Tensor, places: Tensor) -> Tensor:
+        sampling = self.sampling
+        if self.given is None and sampling.temperature:
+            return probabilities(logits, sampling.temperature, sampling.top_k, sampling.top_p)
+        certain = F.one_hot(self.pick(logits, places), logits.shape[-1]).float()
+        if not sampling.temperature:
+            return certain
+        found = probabilities(logits, sampling.temperature, sampling.top_k, sampling.top_p)
+        assert self.given is not None
+        return torch.where(self.given.gather(1, places)[..., None], certain, found)
+
+
+def known_first(known: Tokens | None, order: Tensor | None = None) -> Tensor | None:
+    """(B, N) positions: the known ones, then the others, both in `order`, by default raster order; without known tokens
+    the order itself."""
+    if known is None:
+        return order
+    if order is None:
+        return (~known.flags).long().argsort(dim=1, stable=True)
+    return order.gather(1, (~known.flags).gather(1, order).long().argsort(dim=1, stable=True))
+
+
+def in_order(values_BNK: Tensor, order_BN: Tensor | None) -> Tensor:
+    """The values of positions in an order, unchanged when it is None."""
+    return values_BNK if order_BN is None else values_BNK.gather(1, order_BN[..., None].expand_as(values_BNK))
