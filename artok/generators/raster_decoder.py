@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from artok.layout import Condition, Tokens
+from artok.conditioning.base import Context
+from artok.layout import Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache
 from artok.noise import Noise
 from artok.sampling.guidance import Guidance
 from artok.sampling.logits import draw_gumbel, probabilities
 from artok.sampling.settings import Sampling
 
-if TYPE_CHECKING:
-    from artok.generators.raster import Raster
-
 MOST_NOISE = 2**22  # numbers that are drawn at once for all codes of a batch
+
+
+class CodeModel(Protocol):
+    """What a decoder uses of a `Raster`. target: tells the next position, of a model that knows orders."""
+
+    layout: TokenLayout
+    vocab: int
+    width: int
+    heads: int
+    prefix: int
+    blocks: nn.ModuleList
+    target: nn.Embedding | None
+
+    def prefixed(self, condition: Condition) -> Context: ...
+
+    def logits(
+        self,
+        codes: Tensor,
+        context: Context,
+        start: int | Tensor = 0,
+        cache: KVCache | None = None,
+        order: Tensor | None = None,
+        ahead: int = 1,
+    ) -> Tensor: ...
 
 
 class RasterDecoder:
@@ -27,7 +49,7 @@ class RasterDecoder:
     order: (B, N) positions in which the codes are drawn, or None for raster order.
     """
 
-    def __init__(self, model: Raster, condition: Condition, sampling: Sampling, noise: Noise) -> None:
+    def __init__(self, model: CodeModel, condition: Condition, sampling: Sampling, noise: Noise) -> None:
         batch, length = len(condition), model.layout.length * model.layout.codes
         self.model, self.sampling, self.noise = model, sampling, noise
         self.guidance = Guidance(condition, sampling, length, caches=True)
@@ -49,8 +71,8 @@ class RasterDecoder:
         if sampling.decoding == "parallel":
             self.order = known_first(known, noise.branch("order").permutation(model.layout.length))
         if known is not None:
-            self.given = model.given(known, self.order)
-            self.codes = torch.where(self.given, model.values(known, self.order), self.codes)
+            self.given = given_codes(known, self.order)
+            self.codes = torch.where(self.given, in_order(known.values, self.order).flatten(1), self.codes)
             self.first = min(int(self.given.long().cumprod(1).sum(1).min()), length - 1)
         self.gumbel: Tensor | None = None
         self.begun, self.latest = False, 0  # latest: the place that all rows have reached
@@ -75,7 +97,7 @@ class RasterDecoder:
         return torch.arange(start, start + count, device=self.codes.device)
 
     def _pass(self, read: Tensor, reached: int, begin: int | Tensor, ahead: int = 1) -> Tensor:
-        """`Raster.logits` for the halves of guidance that the places from `reached` on take."""
+        """The model's logits for the halves of guidance that the places from `reached` on take."""
         self.begun, self.latest = True, max(self.latest, reached)
         take, repeat, at = self.guidance.take, self.guidance.repeat, self.latest
         self.context, self.cache = take(self.context, at), take(self.cache, at)
@@ -119,3 +141,8 @@ def known_first(known: Tokens | None, order: Tensor | None = None) -> Tensor | N
 def in_order(values_BNK: Tensor, order_BN: Tensor | None) -> Tensor:
     """The values of positions in an order, unchanged when it is None."""
     return values_BNK if order_BN is None else values_BNK.gather(1, order_BN[..., None].expand_as(values_BNK))
+
+
+def given_codes(known: Tokens, order: Tensor | None) -> Tensor:
+    """(B, codes) bool: whether each code, in order, is known."""
+    return in_order(known.flags[..., None], order).expand(-1, -1, known.layout.codes).flatten(1)
