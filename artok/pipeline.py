@@ -16,7 +16,6 @@ from artok.config import merge, validate
 from artok.device import has_bfloat16
 from artok.errors import ArtokError, CheckpointError, ConfigError, shorten
 from artok.generators.base import Generator
-from artok.generators.diffusion import LatentDiffusion
 from artok.layout import NO_LABEL, Condition, Tokens, last
 from artok.masks import check_mask, paste
 from artok.nn.packed import CastLinear, PackedLinear, can_pack, with_linears
@@ -116,7 +115,7 @@ class Pipeline:
         images = []
         for start in range(0, len(condition), batch):
             tokens = last(self.steps(condition[start : start + batch], settings, first=start))
-            images.append(self.decode(tokens).cpu())
+            images.append(self.decode(tokens, settings.dtype).cpu())
         return torch.cat(images)
 
     @torch.inference_mode()
@@ -177,11 +176,10 @@ class Pipeline:
             seed = fold("edit", sampling.seed, turn) if turn else sampling.seed
             settings = sampling.model_copy(update={"seed": seed})
             tokens = last(self.steps(replace(condition, known=known), settings, first))
-            whole = self.tokenizer.encode(paste(self.decode(tokens), images, mask))
+            whole = self.tokenizer.encode(paste(self.decode(tokens, sampling.dtype), images, mask))
             known = replace(known, values=whole.values)
-        return self.decode(
-            replace(tokens, values=torch.where(known.flags[..., None], known.values, tokens.values))
-        ).cpu()
+        made = replace(tokens, values=torch.where(known.flags[..., None], known.values, tokens.values))
+        return self.decode(made, sampling.dtype).cpu()
 
     def check_edit(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The images and masks (B, H, W) of an edit, on the CPU. ConfigError: as in `edit`."""
@@ -219,8 +217,7 @@ class Pipeline:
                 "half; use cfg_scale=1"
             )
         self.generator.check(settings)
-        if self.saved.distill is not None and isinstance(self.generator, LatentDiffusion):
-            self.saved.distill.check(settings, self.generator.config.diffusion)
+        self.saved.check(settings)
         return settings
 
     def condition(
@@ -331,7 +328,7 @@ class Pipeline:
             samples = torch.arange(first, first + len(condition), device=self.device)
         generator, dtype = self.prepare(sampling.dtype)
         if sampling.draft_model is not None:
-            generator.attach_draft(self._draft_model(sampling))
+            generator.attach_draft(self._draft_model(sampling.draft_model, sampling.dtype))
         inside = sampling.model_copy(update={"dtype": dtype})
         steps = generator.steps(condition, inside, Noise(sampling.seed, samples), self.tokenizer)
         while True:
@@ -341,12 +338,11 @@ class Pipeline:
                 return
             yield tokens
 
-    def _draft_model(self, sampling: Sampling) -> Generator:
-        name = str(sampling.draft_model)
+    def _draft_model(self, name: str, dtype: Precision | None) -> Generator:
         if self._draft is None or self._draft[0] != name:
             with torch.inference_mode(False):  # weights that are loaded inside it have no version
                 self._draft = name, replace(self, generator=load_draft(name, self.tokenizer).to(self.device))
-        return self._draft[1].prepare(sampling.dtype)[0]
+        return self._draft[1].prepare(dtype)[0]
 
     def prepare(self, dtype: Precision | None) -> tuple[Generator, Precision]:
         """The generator with its weights ready for sampling under a precision, and the type of its activations.
@@ -370,12 +366,16 @@ class Pipeline:
         return self._prepared[1], "float32" if packs else dtype
 
     @torch.inference_mode()
-    def decode(self, tokens: Tokens) -> Tensor:
+    def decode(self, tokens: Tokens, dtype: Precision | None = "float32") -> Tensor:
         """Images (B, C, *size) in [-1, 1] of finished or unfinished tokens.
 
+        dtype: as of sampling. With bfloat16 or auto the decoder computes in bfloat16, where the device does so
+        natively, which in 8-bit images is seen in a sixth of the numbers, mostly by one level; else in float32.
         Undecided tokens give grey where positions are places in the image (`TokenLayout.spatial`).
         """
-        images = self.tokenizer.decode(tokens).float().clamp(-1, 1)
+        short = settle_dtype(dtype, self.device) in ("auto", "bfloat16") and has_bfloat16(self.device)
+        with autocast(self.device, "bfloat16" if short else "float32"):
+            images = self.tokenizer.decode(tokens).float().clamp(-1, 1)
         if tokens.known is None or not tokens.layout.spatial:
             return images
         known = tokens.known.unflatten(1, tokens.layout.grid)[:, None].float()

@@ -28,6 +28,7 @@ from artok.distillation.base import DistillConfig
 from artok.errors import CheckpointError, ConfigError, LayoutError, RunError, shorten
 from artok.files import move
 from artok.generators.base import Generator, GeneratorConfig
+from artok.generators.diffusion import Config as DiffusionGenerator
 from artok.layout import TokenLayout
 from artok.renamed import earlier_name
 from artok.sampling.settings import Sampling
@@ -64,6 +65,11 @@ class Saved(Config):
     distill: DistillConfig | None = None
     sampling: Sampling = Sampling()
     facts: Facts
+
+    def check(self, sampling: Sampling) -> None:
+        """Raise a ConfigError for sampling settings that a distilled model was not made for."""
+        if self.distill is not None and isinstance(self.generator, DiffusionGenerator):
+            self.distill.check(sampling, self.generator.diffusion)
 
 
 def find_saved(name: str | Path) -> Path:

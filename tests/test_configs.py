@@ -17,6 +17,8 @@ from artok.data import hub
 from artok.losses import adversarial
 from artok.planning.meta_model import count_classes
 from artok.planning.training_cost import parameters
+from artok.studies.config import load_study
+from artok.studies.resolve import settle
 from artok.training.experiment import Experiment
 
 ROOT = REPOSITORY / "configs"
@@ -62,6 +64,19 @@ def test_a_shipped_generator_builds_on_its_tokenizers_tokens(name: str) -> None:
         layout = section.build(image).layout
         assert experiment.generator.refuse(layout) is None
         experiment.generator.build(layout, 10)
+
+
+COMPARISONS = sorted(
+    path.stem for path in (ROOT / STUDIES).glob("*.yaml") if "sweep" not in path.stem and "cifar10" not in path.stem
+)
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_a_shipped_comparison_says_what_it_is_and_its_entries_share_their_data(name: str, tmp_path: Path) -> None:
+    header = [line for line in (ROOT / STUDIES / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    assert len(header) >= 3 and any(f"artok compare {name}" in line for line in header)
+    study = load_study(name, [])
+    assert [entry.name for entry in settle(study, tmp_path).entries] == list(study.entries)
 
 
 PASS = {"imagenet": 1_281_167, "cifar10": 50_000}  # training images

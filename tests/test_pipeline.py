@@ -261,6 +261,22 @@ def test_every_precision_samples_and_follows_the_weights(pipeline: Pipeline, dty
     assert torch.equal(pipeline.generator.state_dict()["head.weight"], before)
 
 
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16", "auto"])
+def test_the_decoder_computes_in_bfloat16_where_that_is_asked_for_and_native(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, dtype: Precision | None, native: bool
+) -> None:
+    monkeypatch.setattr("artok.pipeline.has_bfloat16", lambda device: native)
+    seen = set[torch.dtype]()
+    pipeline.tokenizer.decoder.conv_in.register_forward_hook(lambda *args: seen.add(args[-1].dtype))  # type: ignore
+    tokens = last(pipeline.steps(pipeline.condition([1, 2]), Sampling()))
+    wanted, made = pipeline.decode(tokens), pipeline.decode(tokens, dtype)
+    short = native and dtype in ("bfloat16", "auto")
+    assert seen == ({torch.float32, torch.bfloat16} if short else {torch.float32})
+    assert made.dtype == torch.float32
+    assert 0 < float((made - wanted).abs().mean()) < 2**-6 if short else torch.equal(made, wanted)
+
+
 def test_prepared_weights_have_the_logits_of_the_model(pipeline: Pipeline) -> None:
     condition = pipeline.condition([1, 2, 3])
     codes = torch.arange(3 * 15).reshape(3, 15) % pipeline.tokenizer.layout.vocab  # type: ignore[operator]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import torch
 from pydantic import Field, model_validator
@@ -20,7 +20,10 @@ from artok.adversarial.augment import Augmentation, augment
 from artok.adversarial.discriminators.base import Discriminator, DiscriminatorConfig
 from artok.adversarial.gan_losses import GAN_LOSSES, GanLossName, square_gradients
 from artok.config import OPEN, Config, of_kind
+from artok.layout import Condition
 from artok.noise import Noise
+
+Told: TypeAlias = tuple[Tensor | None, ...]  # what a discriminator hears besides the images
 
 
 class CriticConfig(Config):
@@ -58,9 +61,12 @@ class CriticConfig(Config):
             raise ValueError(f"lecam needs scores that have a zero, and those of gan_loss {self.gan_loss} have none")
         return self
 
-    def build(self, image: tuple[int, ...], classes: int) -> Critic:
-        """The critic of images of (channels, height, width) with `classes` labels, or 0 for none."""
-        return Critic(self, self.discriminator.build(image, classes))
+    def build(self, image: tuple[int, ...], classes: int, texts: nn.Module | None = None, width: int = 0) -> Critic:
+        """The critic of images of (channels, height, width) with `classes` labels, or 0 for none.
+
+        texts: makes a context of a condition, whose pooled text (B, width) the critic hears.
+        """
+        return Critic(self, self.discriminator.build(image, classes, width), texts)
 
 
 @dataclass
@@ -74,10 +80,10 @@ class CriticLosses:
 class Critic(nn.Module):
     """A discriminator and what it is trained on."""
 
-    def __init__(self, config: CriticConfig, discriminator: Discriminator) -> None:
+    def __init__(self, config: CriticConfig, discriminator: Discriminator, texts: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
-        self.discriminator = discriminator
+        self.discriminator, self.texts = discriminator, texts
         if config.spectral_norm:
             for module in discriminator.modules():
                 weighted = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear | nn.Embedding)
@@ -88,13 +94,18 @@ class Critic(nn.Module):
         self.register_buffer("mean_scores", torch.zeros(2))
         self._part_scores: list[Tensor] = []  # (2,) mean scores of each part of this step
 
-    def scores(self, images: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
-        return self.discriminator(augment(images, self.config.augment, noise), labels)
+    def told(self, condition: Condition | None) -> Told:
+        """What the discriminator hears of a condition: labels, and the pooled text if it is built for texts."""
+        labels = None if condition is None else condition.labels
+        return (labels,) if self.texts is None else (labels, self.texts(condition).pooled)
+
+    def scores(self, images: Tensor, told: Told, noise: Noise) -> Tensor:
+        return self.discriminator(augment(images, self.config.augment, noise), *told)
 
     def forward(
-        self, real: Tensor, fake: Tensor, labels: Tensor | None, noise: Noise, step: int, progress: float
+        self, real: Tensor, fake: Tensor, condition: Condition | None, noise: Noise, step: int, progress: float
     ) -> CriticLosses:
-        """What the critic minimises on real and generated images (B, C, H, W), one of each for every label (B,).
+        """What the critic minimises on real and generated images (B, C, H, W), one of each for every condition.
 
         step: counted from 0; it decides whether a lazy penalty is due. progress: share of training that is done.
         """
@@ -102,30 +113,32 @@ class Critic(nn.Module):
         due = step % config.penalty_every == 0
         real = real.detach().float().requires_grad_(due and config.r1 > 0)
         fake = fake.detach().float().requires_grad_(due and config.r2 > 0)  # bfloat16 where autocast made it
-        real_scores, fake_scores = self.scores(real, labels, noise).float(), self.scores(fake, labels, noise).float()
+        told = self.told(condition)
+        real_scores, fake_scores = self.scores(real, told, noise).float(), self.scores(fake, told, noise).float()
         losses = {"critic": self.gan_loss.discriminator(real_scores, fake_scores)}
         strength = config.penalty_every * decay_by_cosine(config.penalty_final, progress)
         for name, gamma, scores, images in (("r1", config.r1, real_scores, real), ("r2", config.r2, fake_scores, fake)):
             if images.requires_grad:
                 losses[name] = strength * gamma / 2 * square_gradients(scores, images).mean()
         if due and config.gradient_penalty:
-            losses["gradient_penalty"] = config.penalty_every * self.compute_gradient_penalty(real, fake, labels, noise)
+            losses["gradient_penalty"] = config.penalty_every * self.compute_gradient_penalty(real, fake, told, noise)
         if config.lecam:
             losses["lecam"] = config.lecam * self.compute_lecam(real_scores, fake_scores)
             self._part_scores.append(torch.stack([real_scores.mean(), fake_scores.mean()]).detach())
         return CriticLosses(losses, score_monitors(real_scores, fake_scores))
 
-    def generator_loss(self, real: Tensor, fake: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+    def generator_loss(self, real: Tensor, fake: Tensor, condition: Condition | None, noise: Noise) -> Tensor:
         """What the model that generated `fake` minimises, a scalar."""
-        fake_scores = self.scores(fake, labels, noise).float()
+        told = self.told(condition)
+        fake_scores = self.scores(fake, told, noise).float()
         if self.config.gan_loss != "relativistic":
             return self.gan_loss.generator(fake_scores, fake_scores)
-        return self.gan_loss.generator(self.scores(real, labels, noise).float(), fake_scores)
+        return self.gan_loss.generator(self.scores(real, told, noise).float(), fake_scores)
 
-    def compute_gradient_penalty(self, real: Tensor, fake: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+    def compute_gradient_penalty(self, real: Tensor, fake: Tensor, told: Told, noise: Noise) -> Tensor:
         """WGAN-GP's penalty, at a random place on the line from each generated image to the real one beside it."""
         between = torch.lerp(fake.detach(), real.detach(), noise.uniform(1, 1, 1)).requires_grad_(True)
-        norms = square_gradients(self.scores(between, labels, noise), between).clamp(min=1e-12).sqrt()
+        norms = square_gradients(self.scores(between, told, noise), between).clamp(min=1e-12).sqrt()
         return self.config.gradient_penalty * (norms - 1).square().mean()
 
     def compute_lecam(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:

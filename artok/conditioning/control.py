@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from artok.conditioning.base import Conditioner, ConditionerConfig, Context, ContextShape
 from artok.errors import LayoutError
 from artok.layout import Condition, ConditionPart
-from artok.nn.vit import ZeroLinear
 
 
 class Config(ConditionerConfig):
@@ -37,8 +36,8 @@ class Config(ConditionerConfig):
 class Control(Conditioner):
     """Two linear layers on the part of the map that a position covers. It says nothing pooled or as a sequence.
 
-    The last layer starts at zero: vectors of a common size would drown the embeddings of tokens that they are added to,
-    whose deviation is .02.
+    The vectors are normalised and their gain starts as the family's embeddings do: a vector that all positions share is
+    the sum of many weights, which grow by the same steps as the embeddings of tokens and would soon drown these.
 
     A map of zeros is the null. Pixels of 8 bits are never exactly zero in [-1, 1]. With `has_null` it is a learned
     vector everywhere, which a missing map has too; else a condition without maps gives a context without one.
@@ -60,8 +59,9 @@ class Control(Conditioner):
         self.patch = tuple(math.ceil(side / count) for side, count in zip(size, shape.grid, strict=True))
         hidden = config.hidden or shape.width
         self.encoder = nn.Sequential(
-            nn.Linear(config.channels * math.prod(self.patch), hidden), nn.GELU(), ZeroLinear(hidden, shape.width)
+            nn.Linear(config.channels * math.prod(self.patch), hidden), nn.GELU(), nn.Linear(hidden, shape.width)
         )
+        self.norm = nn.RMSNorm(shape.width, eps=1e-6)
         self.null = nn.Parameter(torch.zeros(int(null), shape.width))
 
     def forward(self, condition: Condition) -> Context:
@@ -75,7 +75,7 @@ class Control(Conditioner):
         if tuple(maps.shape[1:]) != self.map:
             given, wanted = ("x".join(map(str, shape)) for shape in (maps.shape[1:], self.map))
             raise LayoutError(f"the control is {given} (channels, size), and this generator hears {wanted}")
-        features, mapped = self.encoder(self._patches(maps)), maps.flatten(1).any(1)
+        features, mapped = self.norm(self.encoder(self._patches(maps)).float()), maps.flatten(1).any(1)
         if self.has_null:
             features = torch.where(mapped[:, None, None], features, self.null.to(features.dtype))
         return self._context(features.transpose(1, 2).unflatten(2, self.grid), mapped)
@@ -102,4 +102,5 @@ class Control(Conditioner):
         return Condition(control=torch.ones(rows, *self.map, device=device))
 
     def initialise(self, fill: Callable[[Tensor], object]) -> None:
+        fill(self.norm.weight)
         fill(self.null)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from artok.config import OPEN, Config, Part, of_kind
 from artok.errors import ConfigError
 from artok.generators.diffusion import Guided, LatentDiffusion
 from artok.layout import Codec, Condition, Tokens, last
+from artok.nn.time import IntervalEmbedding, TimeEmbedding
 from artok.noise import Noise
 from artok.sampling.diffusion import DiffusionConfig
 from artok.sampling.schedules import CLEAN, TIME_SCALE, Levels
@@ -34,6 +36,10 @@ class Method(ABC):
     @abstractmethod
     def __call__(self, clean: Tensor, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         """Weighted scalar losses. clean: the vectors of the training tokens, (B, N, D)."""
+
+    def start(self) -> None:
+        """Once the student has its first weights, set what is made from them."""
+        return
 
     def settle(self) -> None:
         """At the end of a step, bring in what is not trained by gradients."""
@@ -101,6 +107,28 @@ class DistillConfig(Config):
                 f"this model has its teacher's guidance of cfg_scale {self.cfg_scale:g} folded in, so it takes none in "
                 "sampling; leave cfg_scale at 1"
             )
+
+
+class MovingAverage:
+    """A student's average over its training, for targets; with decay 0, the student itself."""
+
+    def __init__(self, student: LatentDiffusion, decay: float) -> None:
+        self.student, self.decay = student, decay
+        self.model = deepcopy(student).eval().requires_grad_(False) if decay else student
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if self.decay:
+            weights = [weight.detach() for weight in self.student.parameters() if weight.requires_grad]
+            torch._foreach_lerp_(self._averages(), weights, 1 - self.decay)
+
+    def kept(self) -> dict[str, Tensor]:
+        """The averages, for a checkpoint."""
+        return {f"target.{index}": each for index, each in enumerate(self._averages())} if self.decay else {}
+
+    def _averages(self) -> list[Tensor]:
+        pairs = zip(self.model.parameters(), self.student.parameters(), strict=True)
+        return [average for average, weight in pairs if weight.requires_grad]
 
 
 class Teacher:
@@ -177,3 +205,14 @@ def pseudo_huber(error: Tensor, huber: float) -> Tensor:
         return error.square().mean()
     offset = huber * math.sqrt(error[0].numel())
     return ((error.square().flatten(1).sum(1) + offset**2).sqrt() - offset).mean()
+
+
+def fit_times(student: LatentDiffusion, teacher: Teacher | None) -> None:
+    """Let a student that reads intervals start with its teacher's embedding of times, where it has as many numbers."""
+    own, other = student.network.time, None if teacher is None else teacher.model.network.time
+    if not isinstance(own, IntervalEmbedding) or other is None:
+        return
+    if all(each.shape == state.shape for each, state in zip(own.parameters(), other.parameters(), strict=True)):
+        own.load_state_dict(other.state_dict())
+    elif isinstance(other, TimeEmbedding) and own.layers[-1].out_features == other.layers[-1].out_features:
+        own.fit(other)

@@ -8,14 +8,22 @@ velocity, on the straight path, f(x, t) = x - t v (Yang et al. 2024, arXiv 2407.
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from artok.distillation.base import Grid, Method, MethodConfig, Rows, Teacher, predict_clean, pseudo_huber
+from artok.distillation.base import (
+    Grid,
+    Method,
+    MethodConfig,
+    MovingAverage,
+    Rows,
+    Teacher,
+    predict_clean,
+    pseudo_huber,
+)
 from artok.generators.diffusion import LatentDiffusion
 from artok.layout import Codec, Condition
 from artok.noise import Noise
@@ -72,7 +80,7 @@ class Consistency(Method):
     def __init__(self, config: Config, student: LatentDiffusion, teacher: Teacher | None) -> None:
         super().__init__(student, teacher)
         self.config = config
-        self.target = deepcopy(student).eval().requires_grad_(False) if config.target_ema else student
+        self.target = MovingAverage(student, config.target_ema)
         self.grids: dict[int, Grid] = {}
 
     def __call__(self, clean: Tensor, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
@@ -85,7 +93,7 @@ class Consistency(Method):
             cleaner = s.signal * clean + s.sigma * added
             if self.teacher is not None:
                 cleaner = self.step(self.teacher, x, t, s, condition, codec)
-            target = predict_clean(self.target, cleaner, s, condition, codec)
+            target = predict_clean(self.target.model, cleaner, s, condition, codec)
         error = predict_clean(self.student, x, t, condition, codec) - target
         return {"consistency": pseudo_huber(error, self.config.huber)}
 
@@ -110,18 +118,8 @@ class Consistency(Method):
         has_slopes = s.sigma > 0 if straight else (s.sigma > 0) & (t.signal.square() > ONLY_NOISE)
         return torch.where(has_slopes, corrected(x, clean, reached, ahead, t, s, straight), reached)
 
-    @torch.no_grad()
     def settle(self) -> None:
-        if self.target is self.student:
-            return
-        trained = [weight for weight in self.student.parameters() if weight.requires_grad]
-        torch._foreach_lerp_(self._averages(), [weight.detach() for weight in trained], 1 - self.config.target_ema)
+        self.target.update()
 
     def kept(self) -> dict[str, Tensor]:
-        if self.target is self.student:
-            return {}
-        return {f"target.{index}": weight for index, weight in enumerate(self._averages())}
-
-    def _averages(self) -> list[Tensor]:
-        pairs = zip(self.target.parameters(), self.student.parameters(), strict=True)
-        return [average for average, weight in pairs if weight.requires_grad]
+        return self.target.kept()

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from artok.distillation.base import Method, MethodConfig, Teacher
+from artok.distillation.base import Method, MethodConfig, Teacher, fit_times
 from artok.generators.diffusion import LatentDiffusion
 from artok.layout import Codec, Condition
 from artok.noise import Noise
@@ -70,10 +70,13 @@ class MeanFlow(Method):
             with torch.no_grad():
                 along = predict(x, TIME_SCALE * torch.stack([t, t], dim=1)).float()
         average, change = slope(predict, x, t, r, along, apart=self.student.network.gradient_checkpointing)
-        error = average - (velocity - (t - r)[:, None, None] * change)
+        error = average.float() - (velocity - (t - r)[:, None, None] * change.float())
         squared = error.square().flatten(1).sum(1)
         weight = (squared.detach() + 0.01) ** -self.config.norm_power
         return {"meanflow": (weight * squared).mean()}
+
+    def start(self) -> None:
+        fit_times(self.student, self.teacher)
 
     def times(self, noise: Noise) -> tuple[Tensor, Tensor]:
         """Times t >= r, (B,) each."""
@@ -93,7 +96,7 @@ def slope(predict: Network, x: Tensor, t: Tensor, r: Tensor, velocity: Tensor, a
     """
 
     def average(x: Tensor, t: Tensor) -> Tensor:
-        return predict(x, TIME_SCALE * torch.stack([t, r], dim=1)).float()
+        return predict(x, TIME_SCALE * torch.stack([t, r], dim=1))
 
     with sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(torch.is_grad_enabled() and not apart):
         u, change, *_ = torch.func.jvp(average, (x, t), (velocity, torch.ones_like(t)))

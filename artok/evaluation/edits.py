@@ -88,10 +88,15 @@ def edit(evaluator: Evaluator, pipeline: Pipeline, sampling: Sampling, mask: str
 
 
 def pair_within_classes(labels: Tensor) -> Tensor:
-    """(N,) int64: for each label the place of the next one of its class, or of any class where it is the only one."""
-    pairs = (torch.arange(len(labels)) + 1) % len(labels)
+    """(N,) int64: for each label the place of another one of its class, or of any class where it is the only one.
+
+    Pairs are drawn with seed 0: images that follow one another may be alike beyond their class.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    pairs = torch.empty_like(order)
+    pairs[order] = order.roll(-1)
     for label in labels.unique():
-        places = (labels == label).nonzero()[:, 0]
+        places = order[labels[order] == label]
         if len(places) > 1:
             pairs[places] = places.roll(-1)
     return pairs

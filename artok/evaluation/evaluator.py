@@ -321,7 +321,7 @@ class Evaluator:
             for asked in self.asked(pipeline):
                 condition = pipeline.generator.condition(asked.conditions, asked.prompts, control=asked.controls)
                 tokens = last(pipeline.steps(condition, sampling, first=done))
-                made = to_uint8(pipeline.decode(tokens)).cpu()
+                made = to_uint8(pipeline.decode(tokens, sampling.dtype)).cpu()
                 seen = replace(asked, samples=made, made_controls=self.control_of(asked, made))
                 yield seen if asked.prompts is None else replace(seen, prompted=made)
                 done += len(made)
@@ -335,7 +335,9 @@ class Evaluator:
                 prompts = choose_captions(batch)
                 tokens = last(pipeline.steps(pipeline.generator.condition(batch.labels, prompts), sampling, first=done))
                 unseen = torch.ones(len(prompts), dtype=torch.bool)
-                yield EvalBatch(prompted=to_uint8(pipeline.decode(tokens)).cpu(), prompts=prompts, unseen=unseen)
+                yield EvalBatch(
+                    prompted=to_uint8(pipeline.decode(tokens, sampling.dtype)).cpu(), prompts=prompts, unseen=unseen
+                )
                 done += len(prompts)
                 self.progress.advance(done)
 

@@ -67,4 +67,4 @@ def make(pipeline: Pipeline, sampling: Sampling, count: int) -> Tensor:
     """So many images of the first class, or of a text of the largest length."""
     condition = pipeline.generator.conditioner.example(count, pipeline.device)
     tokens = last(pipeline.steps(condition, sampling))
-    return pipeline.decode(tokens)
+    return pipeline.decode(tokens, sampling.dtype)

@@ -100,7 +100,7 @@ def sample(
                 part = condition[start : start + batch]
                 for step, tokens in enumerate(pipeline.steps(part, sampling, first=start), 1):  # noqa: B007
                     progress.advance(start * total + len(part) * step)
-                images.append(pipeline.decode(tokens).cpu())
+                images.append(pipeline.decode(tokens, sampling.dtype).cpu())
         made = torch.cat(images)
         for index, image in enumerate(made):
             to_pil(image).save(folder / f"{index:05d}-{file_name(asked.names[index // n])}.png")
@@ -127,7 +127,7 @@ def generation_frames(
     """
     samples = torch.arange(len(condition), device=pipeline.device) * stride
     kept, _ = thinned(pipeline.steps(condition, sampling, samples=samples), FRAMES)
-    return [grid(pipeline.decode(tokens).cpu(), scale=scale) for _, tokens in kept]
+    return [grid(pipeline.decode(tokens, sampling.dtype).cpu(), scale=scale) for _, tokens in kept]
 
 
 def thinned(steps: Iterable[Tokens], most: int) -> tuple[list[tuple[int, Tokens]], int]:

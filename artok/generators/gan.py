@@ -14,11 +14,11 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from einops import rearrange
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from artok.adversarial.critic import Critic, CriticConfig
 from artok.adversarial.discriminators import residual as residual_discriminator
-from artok.conditioning.base import Conditioners
+from artok.conditioning.base import Conditioners, ContextShape
 from artok.config import OPEN, of_kind
 from artok.generators.base import AdversarialGenerator, GeneratorConfig
 from artok.generators.gan_networks import residual
@@ -31,7 +31,7 @@ from artok.sampling.settings import Sampling
 class Config(GeneratorConfig):
     """kind: gan. z_dim: size of the random vector. network: a file in `artok/generators/gan_networks`.
 
-    critic: trained with it and not saved with it.
+    critic: trained with it and not saved with it. Of texts it hears the pooled vectors, by a text encoder of its own.
     """
 
     reads_maps: ClassVar = False
@@ -51,8 +51,14 @@ class Config(GeneratorConfig):
         return Gan(self, layout, classes)
 
     def build_critic(self, layout: TokenLayout, classes: int) -> Critic:
-        labelled = any(part.kind == "labels" for part in self.conditioning)
-        return self.critic.build((layout.width, *layout.grid), classes if labelled else 0)
+        image, labelled = (layout.width, *layout.grid), any(part.kind == "labels" for part in self.conditioning)
+        told = tuple(part for part in self.conditioning if part.kind == "text")
+        if not told:
+            return self.critic.build(image, classes if labelled else 0)
+        width = self.network.embedding_dim
+        texts = Conditioners(told, ContextShape(width, layout.grid, layout.image), classes, null=False)
+        texts.initialise(nn.init.normal_)
+        return self.critic.build(image, classes if labelled else 0, texts, width)
 
     @classmethod
     def tiny(cls) -> Config:
@@ -83,7 +89,7 @@ class Gan(AdversarialGenerator):
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         """The generator's loss under the critic, on as many generated images."""
         fake = self.generate(condition, noise)
-        return {"adversarial": self.critic.generator_loss(self.to_grid(tokens), fake, condition.labels, noise)}
+        return {"adversarial": self.critic.generator_loss(self.to_grid(tokens), fake, condition, noise)}
 
     def generate(self, condition: Condition, noise: Noise) -> Tensor:
         return self.network(noise.normal(self.config.z_dim), self.context(condition))

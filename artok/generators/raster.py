@@ -254,11 +254,9 @@ class Raster(Generator):
         known = condition.known if self.target is not None else None
         order = noise.permutation(self.layout.length) if self.config.order == "random" else known_first(known)
         codes = in_order(tokens.values, order).flatten(1)
-        read = (
-            codes
-            if known is None
-            else torch.where(given_codes(known, order), in_order(known.values, order).flatten(1), codes)
-        )
+        read = codes
+        if known is not None:
+            read = torch.where(given_codes(known, order), in_order(known.values, order).flatten(1), codes)
         states = self.states(read[:, :-1], self.prefixed(condition), order=order)
         logits = self.head(self.norm(states[:, self.prefix - 1 :])).float()
         nats = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none")

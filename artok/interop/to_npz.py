@@ -49,7 +49,7 @@ def to_npz(
         for start in range(0, n, batch):
             condition = pipeline.generator.condition(labels[start : start + batch])
             tokens = last(pipeline.steps(condition, sampling, first=start))
-            pixels = to_uint8(pipeline.decode(tokens)).cpu().expand(-1, 3, -1, -1)
+            pixels = to_uint8(pipeline.decode(tokens, sampling.dtype)).cpu().expand(-1, 3, -1, -1)
             images[start : start + len(pixels)] = pixels.permute(0, 2, 3, 1).numpy()
             advance(start + len(pixels))
         images.flush()

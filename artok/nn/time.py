@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -29,7 +30,7 @@ class TimeEmbedding(nn.Module):
 
 
 class IntervalEmbedding(nn.Module):
-    """Two times t and s as a vector, through two linear layers: (M, 2) to (M, width).
+    """Two times t and s as a vector, through two linear layers: (M, 2) float to (M, width).
 
     It reads cosines and sines of t and of t - s at `FREQUENCIES` frequencies, from LOWEST to HIGHEST radians over the
     whole of time. They are low, since its derivative by t is part of what a network of average velocities learns (Geng
@@ -38,14 +39,39 @@ class IntervalEmbedding(nn.Module):
 
     FREQUENCIES, LOWEST, HIGHEST = 32, 0.25, 10.0
     WHOLE = 1000.0  # the largest time
+    RIDGE = 1e-4  # share of the fit's penalty on its weights
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(4 * self.FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
+    @torch.no_grad()
+    def fit(self, other: TimeEmbedding) -> None:
+        """Set the last layer so that the embedding of (t, s) is near another's of t, whatever s, by ridge regression.
+
+        A network whose other weights come from one with that embedding then starts near what it computed.
+        """
+        t, share = torch.linspace(0, self.WHOLE, 400, dtype=torch.float64), torch.linspace(0, 1, 5, dtype=torch.float64)
+        times = torch.stack([t.repeat_interleave(5), torch.outer(t, share).flatten()], dim=1)
+        first, swish, last = self.layers
+        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+        weight = first.weight
+        angles = self.read(times.to(weight.device, weight.dtype))
+        hidden = F.pad(swish(first(angles)).double(), (0, 1), value=1)
+        penalty = self.RIDGE * len(times) * torch.eye(hidden.shape[1], dtype=torch.float64, device=weight.device)
+        wanted = other(times[:, 0].to(weight.device, weight.dtype)).double()
+        found = torch.linalg.solve(hidden.T @ hidden + penalty, hidden.T @ wanted)
+        last.weight.copy_(found[:-1].T)
+        last.bias.copy_(found[-1])
+
     def forward(self, times: Tensor) -> Tensor:
-        steps = torch.linspace(0, 1, self.FREQUENCIES, device=times.device)
+        embedded: Tensor = self.layers(self.read(times))
+        return embedded
+
+    def read(self, times: Tensor) -> Tensor:
+        """Cosines, then sines, of the times (M, 2), as (M, 4 FREQUENCIES)."""
+        steps = torch.linspace(0, 1, self.FREQUENCIES, dtype=times.dtype, device=times.device)
         frequencies = self.LOWEST * (self.HIGHEST / self.LOWEST) ** steps
-        t, s = (times.float() / self.WHOLE).unbind(1)
+        t, s = (times / self.WHOLE).unbind(1)
         angles = torch.stack([t, t - s], dim=1)[..., None] * frequencies
-        return self.layers(torch.cat([angles.cos(), angles.sin()], dim=-1).flatten(1))
+        return torch.cat([angles.cos(), angles.sin()], dim=-1).flatten(1)

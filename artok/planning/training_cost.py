@@ -178,15 +178,14 @@ def critic_losses(design: Design, critic: Critic, batch: int, due: bool) -> tupl
 
     due: whether it is a step with penalties, where these are lazy.
     """
-    labels = None
+    condition = None
     real = fake = torch.empty(batch, *design.layout.image, device=META)
     if isinstance(design.generator, AdversarialGenerator):
         condition = design.generator.conditioner.example(batch, META)
-        labels = condition.labels
         with torch.no_grad():
             fake = design.generator.generate(condition, noise(batch))
         real = design.generator.to_grid(blank_tokens(design.layout, batch))
-    verdict = critic(real, fake, labels, noise(batch), 0 if due else 1, 0.0)
+    verdict = critic(real, fake, condition, noise(batch), 0 if due else 1, 0.0)
     return dict(verdict.losses), NOTHING
 
 

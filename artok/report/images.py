@@ -273,7 +273,7 @@ def generate_steps(pipeline: Pipeline, condition: Condition, sampling: Sampling)
     samples = torch.arange(len(condition), device=pipeline.device) * EACH  # the first column of the samples
     kept, steps = thinned(pipeline.steps(condition, sampling, samples=samples), 2 * FRAMES)
     chosen = [kept[index] for index in thin(len(kept), FRAMES)]
-    frames = [to_uint8(pipeline.decode(tokens)).cpu() for _, tokens in chosen]
+    frames = [to_uint8(pipeline.decode(tokens, sampling.dtype)).cpu() for _, tokens in chosen]
     return [step for step, _ in chosen], torch.stack(frames), steps
 
 

@@ -38,7 +38,7 @@ class Sampling(Config):
     jump_length, jump_n_sample: of RePaint, for known tokens of a diffusion that was not trained with masks: how many
     steps it goes back at once, and how often it passes them; 1 never goes back.
     dtype: of the linear layers' weights and products. auto is the fastest one near float32: on a GPU bfloat16; on a CPU
-    weights in float16, and bfloat16 for many rows where the CPU multiplies it natively.
+    weights in float16, and bfloat16 for many rows and for the decoder where the CPU multiplies it natively.
     """
 
     cfg_scale: float = Field(1.0, ge=0)

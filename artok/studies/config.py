@@ -36,11 +36,14 @@ class EntryConfig(Config):
     tokenizer: its config, trained once for all entries that share it, or the directory of a trained one. It is omitted
     if the generator's config has a tokenizer that needs no training, such as pixels. generator: its config; omitted to
     compare tokenizers. settings, tokenizer_settings: sections on top of the two configs.
+    teacher: the entry before it that a config with a `distill` section learns from, seed by seed. An `init` that names
+    the same run as `distill.teacher` follows it.
     run: instead of these, a finished or imported run, or several that differ only in their seed; used unchanged.
     """
 
     tokenizer: str | None = None
     generator: str | None = None
+    teacher: str | None = None
     settings: dict[str, Any] = Field({})
     tokenizer_settings: dict[str, Any] = Field({})
     run: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
@@ -53,6 +56,8 @@ class EntryConfig(Config):
             raise ValueError("a finished 'run' is used unchanged; leave tokenizer and settings out")
         if self.tokenizer_settings and not self.tokenizer:
             raise ValueError("'tokenizer_settings' are for a 'tokenizer' config, and there is none")
+        if self.teacher and not self.generator:
+            raise ValueError("a 'teacher' is for a 'generator' config, and there is none")
         if self.settings and not self.generator:
             raise ValueError("'settings' are for a 'generator' config, and there is none")
         return self
@@ -200,6 +205,7 @@ class Study(Config):
     grid: dict[str, list[Any]] = Field({})
     impossible: Literal["refuse", "skip"] = "refuse"
     data: Annotated[DataConfig | None, of_kind("data"), OPEN] = None
+    teacher: str | None = None
     settings: dict[str, Any] = Field({})
     tokenizer_settings: dict[str, Any] = Field({})
     budget: Budget | None = None

@@ -26,7 +26,7 @@ from artok.metrics.results import Results
 from artok.noise import fold
 from artok.pipeline import Pipeline
 from artok.sampling.settings import Sampling
-from artok.saved import TOKENIZER, WEIGHTS, digest_file, load_tokenizer, read_saved, read_training, write_json
+from artok.saved import TOKENIZER, WEIGHTS, Saved, digest_file, load_tokenizer, read_saved, read_training, write_json
 from artok.studies.resolve import Entry, StudyPlan
 from artok.tokenizers.base import TokenizerConfig
 from artok.training.checkpoints import list_snapshots
@@ -155,9 +155,9 @@ def _of_seed(plan: StudyPlan, entry: Entry, seed: int) -> Iterator[Record]:
     if grid.n not in (None, study.evaluation.n):
         yield record("own", grid.n)
     generator = build_on_meta(entry, saved.generator)
-    for steps in possible_steps(generator, sampling, grid.steps):
+    for steps in possible_steps(generator, saved, sampling, grid.steps):
         yield record("steps", grid.n, steps, steps=steps)
-    if saved.generator.class_dropout:
+    if saved.generator.class_dropout and not (saved.distill and saved.distill.cfg_scale != 1):
         for scale in grid.cfg_scale:
             yield record("cfg_scale", grid.n, scale, cfg_scale=scale)
 
@@ -178,13 +178,14 @@ def build_on_meta(entry: Entry, config: GeneratorConfig) -> Generator:
         return config.build(entry.layout, entry.classes)
 
 
-def possible_steps(generator: Generator, sampling: Sampling, wanted: tuple[int, ...]) -> list[int]:
-    """The wanted numbers of steps that a family supports; none for a family with a fixed number."""
+def possible_steps(generator: Generator, saved: Saved, sampling: Sampling, wanted: tuple[int, ...]) -> list[int]:
+    """The wanted numbers of steps that a model supports; none for a family with a fixed number."""
     passes: dict[int, int] = {}
     for steps in wanted:
         try:
             changed = sampling.model_copy(update={"steps": steps})
             generator.check(changed)
+            saved.check(changed)
             passes[steps] = generator.passes(changed)
         except ArtokError:  # noqa: PERF203
             continue

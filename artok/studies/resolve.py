@@ -86,9 +86,14 @@ def settle(study: Study, folder: Path, only: str | None = None) -> StudyPlan:
     other settings. DataError: images are missing.
     """
     tokenizers: dict[str, Planned] = {}
-    entries, skipped = [], []
+    entries = list[Entry]()
+    skipped = []
     for name, config in study.entries.items():
-        entries.append((_settle_given if config.run else _settle_trained)(study, folder, name, config, tokenizers))
+        teacher = _find_teacher(name, config, entries)
+        if config.run:
+            entries.append(_settle_given(study, folder, name, config))
+        else:
+            entries.append(_settle_trained(study, folder, name, config, tokenizers, teacher))
     for point in read_points(study) if study.grid else ():
         if only not in (None, point.name):
             continue
@@ -112,8 +117,26 @@ def settle(study: Study, folder: Path, only: str | None = None) -> StudyPlan:
 # ---------------------------------------------------------------------------------------------- trained entries
 
 
+def _find_teacher(name: str, config: EntryConfig, entries: list[Entry]) -> Entry | None:
+    """The entry that is an entry's teacher. ConfigError: there is none before it, or its tokenizer is another."""
+    if config.teacher is None:
+        return None
+    found = next((entry for entry in entries if entry.name == config.teacher), None)
+    if found is None or not found.runs:
+        before = ", ".join(entry.name for entry in entries if entry.runs) or "none"
+        raise ConfigError(
+            f"{name} names the teacher {config.teacher}, which is no generator among the entries before it ({before})"
+        )
+    return found
+
+
 def _settle_trained(
-    study: Study, folder: Path, name: str, config: EntryConfig, tokenizers: dict[str, Planned]
+    study: Study,
+    folder: Path,
+    name: str,
+    config: EntryConfig,
+    tokenizers: dict[str, Planned],
+    teacher: Entry | None = None,
 ) -> Entry:
     places = _settle_tokenizers(study, folder, name, config, tokenizers)
     if config.generator is None:
@@ -133,12 +156,24 @@ def _settle_trained(
         if places:
             changes["tokenizer"] = str(places[seed])
             after = (f"train {places[seed].name}",) if places[seed].name in tokenizers else ()
+        if teacher is not None:
+            changes |= _learning(name, settings, str(teacher.runs[seed]))
+            after += (teacher.trainings[seed].name,) if teacher.trainings else ()
         experiment = validate(Experiment, settings | changes, f"{config.generator} for {name}")
         if isinstance(experiment.tokenizer, str) and not places:
             raise ConfigError(f"{name} needs a 'tokenizer': a config to train it from, or the run of a trained one")
         trainings[seed] = Planned(f"train {name} seed {seed}", experiment, runs[seed], after)
     layout, split = _check_tokens(name, trainings[study.seeds[0]].experiment, tokenizers)
     return Entry(name, layout, len(split.classes), runs, tokenizers=places, trainings=trainings)
+
+
+def _learning(name: str, settings: Mapping[str, Any], teacher: str) -> dict[str, Any]:
+    """The sections of a student's settings that name its teacher, with another one in its place."""
+    section = settings.get("distill")
+    if not section:
+        raise ConfigError(f"{name} has a teacher, and its config has no 'distill' section to learn from it by")
+    starts = settings.get("init") is not None and settings["init"] == section.get("teacher")
+    return {"distill": {**section, "teacher": teacher}} | ({"init": teacher} if starts else {})
 
 
 def _check_tokens(name: str, experiment: Experiment, tokenizers: Mapping[str, Planned]) -> tuple[TokenLayout, Split]:
@@ -225,7 +260,7 @@ def tokenizer_section(
 # ---------------------------------------------------------------------------------------------- finished runs
 
 
-def _settle_given(study: Study, folder: Path, name: str, config: EntryConfig, tokenizers: dict[str, Planned]) -> Entry:
+def _settle_given(study: Study, folder: Path, name: str, config: EntryConfig) -> Entry:
     folders = [find_saved(run) for run in config.run]
     if len(folders) == 1:
         folders *= len(study.seeds)

@@ -53,6 +53,7 @@ class DistillationTask(GeneratorTask):
     def prepare(self) -> None:
         teacher = None if self.teacher is None else Teacher(self.teacher, self.section.cfg_scale)
         self.method = self.section.method.build(self.student, teacher)
+        self.method.start()
         self.student.attach_objective(self.method)
 
     def losses(self, modules: Mapping[str, nn.Module], player: str, batch: TokenBatch, seen: int) -> Step:

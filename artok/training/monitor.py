@@ -79,7 +79,7 @@ class Monitor:
             control = None if self.control is None else self.control[part]
             condition = pipeline.generator.condition(labels[part], texts, control=control)
             tokens = last(pipeline.steps(condition, pipeline.sampling, first=start))
-            features.append(extract(self.extractor, to_uint8(pipeline.decode(tokens)))[0])
+            features.append(extract(self.extractor, to_uint8(pipeline.decode(tokens, pipeline.sampling.dtype)))[0])
         fake = torch.cat(features)
         return {"samples": len(fake)} | measure_diversity(
             self.real, self.train, fake, self.real_labels, self.train_labels, labels

@@ -274,7 +274,7 @@ class GeneratorTask(Task):
             fake = self.generator.generate(condition, noise)
         real = self.generator.to_grid(batch.tokens)
         step, share = seen // self.experiment.training.global_batch, seen / self.experiment.training.images
-        verdict = critic(real, fake, condition.labels, noise, step, share)
+        verdict = critic(real, fake, condition, noise, step, share)
         return Step(verdict.losses, verdict.monitors)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import nn
 
 from artok.adversarial.augment import augment, change_color, cut_out, translate
 from artok.adversarial.critic import Critic, CriticConfig, decay_by_cosine
-from artok.adversarial.discriminators.base import Discriminator
+from artok.adversarial.discriminators.base import Discriminator, DiscriminatorConfig
 from artok.adversarial.gan_losses import GAN_LOSSES, square_gradients
 from artok.config import find, kinds, validate
 from artok.errors import ConfigError
@@ -32,9 +32,10 @@ def noise(count: int, seed: int = 0) -> Noise:
     return Noise(seed, torch.arange(count))
 
 
-def discriminator(kind: str, classes: int = 0) -> Discriminator:
+def discriminator(kind: str, classes: int = 0, text: int = 0) -> Discriminator:
     torch.manual_seed(0)
-    built: Discriminator = find("adversarial.discriminators", kind).tiny().build(IMAGE, classes)  # type: ignore[attr-defined]
+    config: DiscriminatorConfig = find("adversarial.discriminators", kind).tiny()  # type: ignore[attr-defined]
+    built = config.build(IMAGE, classes, text)
     for parameter in built.parameters():  # outputs that start at zero would make every test pass
         if parameter.requires_grad and parameter.ndim >= 2 and not parameter.any():
             nn.init.normal_(parameter, std=0.2)
@@ -74,12 +75,29 @@ def test_a_penalty_on_slopes_reaches_the_weights(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_matter_or_are_refused(kind: str) -> None:
     if kind not in LABELLED:
-        with pytest.raises(ConfigError, match="classes"):
+        with pytest.raises(ConfigError, match="hears no labels or texts"):
             discriminator(kind, classes=3)
+        with pytest.raises(ConfigError, match="hears no labels or texts"):
+            discriminator(kind, text=5)
         return
     scorer = discriminator(kind, classes=3).eval()
     scores = [scorer(images(2), torch.full((2,), label)) for label in range(3)]
     assert not torch.allclose(scores[0], scores[1]) and not torch.allclose(scores[1], scores[2])
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize("kind", LABELLED)
+def test_a_text_is_a_linear_part_of_the_score(kind: str, classes: int) -> None:
+    scorer = discriminator(kind, classes=classes, text=5).eval()
+    labels = torch.tensor([0, 2]) if classes else None
+    one, two = torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(0)).unbind()
+    silent, *scores = (scorer(images(2), labels, text) for text in (torch.zeros(2, 5), one, two, one + two))
+    assert (scores[0] != silent).all() and (scores[1] != silent).all()
+    torch.testing.assert_close(scores[2] - silent, scores[0] + scores[1] - 2 * silent)
+    if classes:
+        assert (scorer(images(2), labels.flip(0), one) != scores[0]).all()
+    assert [name for name, _ in scorer.named_parameters() if "text" in name]
+    assert not [name for name, _ in discriminator(kind, classes=classes).named_parameters() if "text" in name]
 
 
 def test_a_frozen_backbone_stays_as_it_is() -> None:
@@ -185,7 +203,7 @@ def test_lecam_pulls_scores_to_the_other_sides_running_mean() -> None:
     built.settle(lambda value: value)
     torch.testing.assert_close(built.mean_scores, means)  # the first means are taken whole
     second = built(images(4, 2), images(4, 3), None, noise(4), 1, 0.0)
-    real, fake = (built.scores(x, None, noise(4)).detach() for x in (images(4, 2), images(4, 3)))
+    real, fake = (built.scores(x, (None,), noise(4)).detach() for x in (images(4, 2), images(4, 3)))
     expected = 2.0 * ((real - means[1]).square().mean() + (fake - means[0]).square().mean())
     torch.testing.assert_close(second.losses["lecam"].detach(), expected)
     built.settle(lambda value: value)
@@ -207,7 +225,7 @@ def test_lecam_is_refused_where_scores_have_no_zero() -> None:
 def test_spectral_normalisation_bounds_every_layer() -> None:
     built = critic(spectral_norm=True).train()
     for _ in range(30):
-        built.scores(images(2), None, noise(2))
+        built.scores(images(2), (None,), noise(2))
     built.eval()
     weights = [m.weight.detach().flatten(1) for m in built.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(weights) == 3
@@ -317,11 +335,11 @@ def test_a_critic_and_its_opponent_see_images_that_are_augmented() -> None:
 def test_the_opponent_of_a_relativistic_critic_is_compared_with_the_real_images() -> None:
     built = critic(gan_loss="relativistic")
     real, fake = images(4), images(4, 1)
-    scores = [built.scores(x, None, noise(4)).detach() for x in (real, fake)]
+    scores = [built.scores(x, (None,), noise(4)).detach() for x in (real, fake)]
     expected = nn.functional.softplus(scores[0] - scores[1]).mean()
     torch.testing.assert_close(built.generator_loss(real, fake, None, noise(4)).detach(), expected)
     hinge = critic(gan_loss="hinge")
-    expected = -hinge.scores(fake, None, noise(4)).detach().mean()
+    expected = -hinge.scores(fake, (None,), noise(4)).detach().mean()
     torch.testing.assert_close(hinge.generator_loss(real, fake, None, noise(4)).detach(), expected)
 
 

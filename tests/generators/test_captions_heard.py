@@ -6,7 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.generators import CLASSES, TEXTS, Case, assert_same, generate, noise, real_tokens, texts, total_loss
+from helpers.generators import (
+    CLASSES,
+    TEXTS,
+    Case,
+    assert_same,
+    generate,
+    noise,
+    real_tokens,
+    texts,
+    total_loss,
+)
 from torch import Tensor
 
 from artok.conditioning.base import Context
@@ -192,6 +202,33 @@ def test_no_other_last_code_is_likelier_than_the_one_decoded_with_the_cache(case
         values[:, -1] = code
         nats = generator.log_likelihood(replace(made, values=values), given, case.codec)
         assert ((nats < best) | (values == made.values).flatten(1).all(1)).all()
+
+
+def test_a_critic_learns_which_image_a_caption_belongs_to(case: Case) -> None:
+    """Of two real images it scores each higher under its own caption, once it was trained on the pairs."""
+    generator = case.build()
+    if not isinstance(generator, AdversarialGenerator):
+        pytest.skip("has no critic")
+    torch.manual_seed(0)
+    critic = case.config.build_critic(case.codec.layout, CLASSES)
+    assert critic is not None
+    generator.attach_critic(critic)
+    rows = torch.arange(16) % 2
+    tokens, given = real_tokens(case.codec, 2)[rows], told(case, texts(2))[rows]
+    if given.labels is not None:
+        given = replace(given, labels=torch.zeros(16, dtype=torch.int64))
+    real = generator.to_grid(tokens)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=5e-3)
+    for step in range(60):  # against images of the other caption, as a generator that does not hear it makes them
+        optimizer.zero_grad()
+        losses = critic(real, real.flip(0), given, noise(16, step), step, 0.0).losses
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        right, wrong = (critic.scores(real[:2], critic.told(each), noise(2)) for each in (given[:2], given[[1, 0]]))
+    assert (right > wrong + 0.5).all()
+    plain = type(case.config).tiny().build_critic(case.codec.layout, CLASSES)
+    assert plain is not None and not any("text" in name for name in plain.state_dict())
 
 
 STRAIGHT = DiffusionConfig(schedule="straight", prediction_type="velocity", solver="euler", steps=10)

@@ -191,7 +191,7 @@ def learned_against_a_critic(generator: AdversarialGenerator, codec: Tokenizer, 
                 losses = generator(tokens, condition(4), random, codec)
             else:
                 made = generator.generate(condition(4), random).detach()
-                losses = critic(generator.to_grid(tokens), made, condition(4).labels, random, step, 0.0).losses
+                losses = critic(generator.to_grid(tokens), made, condition(4), random, step, 0.0).losses
             for player, _ in players:
                 player.zero_grad()
             torch.stack(list(losses.values())).sum().backward()

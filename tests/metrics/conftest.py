@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.text_models import tiny_clip
 
 from artok.metrics import clip_score
@@ -12,7 +13,15 @@ from artok.metrics import clip_score
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_clip(tmp_path_factory.mktemp("clip"))
+    """The folder of a CLIP whose weights are large, so that it tells images and texts apart."""
+    folder = tiny_clip(tmp_path_factory.mktemp("clip"))
+    model = pytest.importorskip("transformers").CLIPModel.from_pretrained(str(folder))
+    random = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.5, generator=random)
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from helpers.text_models import tiny_clip, tiny_t5
 
 from artok.errors import ArtokError, ConfigError
 from artok.metrics.base import EvalBatch, MetricContext
-from artok.metrics.clip_score import ClipScore, Config, score
+from artok.metrics.clip_score import ClipScore, Config
 from artok.metrics.evaluate import Evaluation
 from artok.metrics.selection import MetricChoice
 
@@ -48,7 +48,8 @@ def similarities(clip: Path, images: torch.Tensor) -> torch.Tensor:
 def test_it_is_the_published_formula_of_each_image_and_its_caption(clip: Path) -> None:
     images = pictures(0)
     cosine = similarities(clip, images)
-    assert float(cosine.min()) > 0 and float(cosine.std()) > 0.003
+    assert (cosine < 0).any() and (cosine.diagonal() > 0).any()
+    cosine = cosine.clamp(min=0)
     metric = build(clip)
     metric.update(EvalBatch(prompted=images, prompts=PROMPTS))
     found = metric.compute()
@@ -56,7 +57,6 @@ def test_it_is_the_published_formula_of_each_image_and_its_caption(clip: Path) -
     others = cosine[~torch.eye(5, dtype=torch.bool)]
     assert found["clip_score/shuffled"] == pytest.approx(2.5 * float(others.mean()), rel=1e-5)
     assert found.keys() == {"clip_score", "clip_score/shuffled"} and metric.count == 5
-    assert score(torch.tensor([-0.5, 0.2])).tolist() == pytest.approx([0, 0.5])
 
 
 def test_held_out_images_are_its_floor_and_unseen_combinations_stand_apart(clip: Path) -> None:

@@ -356,6 +356,7 @@ def test_other_settings_are_refused_and_other_measures_measured_again(swept: Pat
 
     assert unmeasured() == []
     assert unmeasured(robustness={"shares": [0.5]}) == ["tokenizer"]
+    assert unmeasured(evaluation={"n": 60, "edits": ["left"]}) == ["final"]
     changed = study(swept, grid=grid, tokenizer_settings={"training": {"global_batch": 8}})
     with pytest.raises(CheckpointError, match=r"training.global_batch: 16, now 8.*artok compare"):
         compare(changed, swept / "out", "cpu")

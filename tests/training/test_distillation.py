@@ -12,6 +12,7 @@ from helpers.students import KINDS, method_of, student_of
 from helpers.training import assert_same_run, train_in_two, weights
 
 from artok.config import merge, validate
+from artok.errors import ArtokError, CheckpointError, ConfigError, LayoutError
 from artok.evaluation.evaluate import evaluate
 from artok.pipeline import Pipeline
 from artok.planning.meta_model import build
@@ -80,3 +81,87 @@ def test_it_is_planned_with_the_cost_of_its_teacher(kind: str, runs: Path) -> No
         "kind": "diffusion", "network": NETWORK, "diffusion": PATH}}), "test")), PlanOptions())  # fmt: skip
     assert planned.sampling is not None and planned.sampling.passes == 1
     assert planned.training.flops > 1.2 * alone.training.flops or kind == "pairs"
+
+
+# ---------------------------------------------------------------------------------------------- mistakes
+
+NARROW = {"tokenizer": {"quantizer": {"kind": "gaussian", "latent_channels": 2}}, "name": "narrow"}
+MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "no teacher": ("pairs", {"distill": {"teacher": None}}, "method pairs needs a teacher; name its run"),
+    "a teacher's guidance without one": ("meanflow", {"distill": {"teacher": None, "cfg_scale": 2}}, "there is none"),
+    "another target": (
+        "meanflow",
+        {"generator": {"diffusion": {"prediction_type": "velocity"}}},
+        "needs schedule straight and prediction_type average_velocity in generator.diffusion",
+    ),
+    "a target without its boundary": (
+        "consistency",
+        {"generator": {"diffusion": {"prediction_type": "x0"}}},
+        "needs prediction_type v or velocity",
+    ),
+    "more steps than made for": ("pairs", {"sampling": {"steps": 2}}, "2 sampling steps are more than the 1"),
+    "guidance twice": (
+        "meanflow",
+        {"distill": {"cfg_scale": 2}, "sampling": {"cfg_scale": 2}},
+        "teacher's guidance of cfg_scale 2 folded in",
+    ),
+    "a pool of fresh tokens": ("pairs", {"tokens": {"online": True}}, "no use for tokens.online"),
+    "another family": (
+        "meanflow",
+        {"generator": {"kind": "mar", "depth": 1, "width": 16, "heads": 2}},
+        "trains a generator of kind diffusion",
+    ),
+    "an unknown method": ("meanflow", {"distill": {"method": {"kind": "meanflows"}}}, "did you mean 'meanflow'"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_said(name: str, runs: Path) -> None:
+    kind, changes, message = MISTAKES[name]
+    with pytest.raises(ConfigError, match=message):
+        student(runs, kind, **changes)
+
+
+def test_average_velocities_are_not_learned_without_a_method(runs: Path) -> None:
+    with pytest.raises(ConfigError, match="learned by a method of distillation"):
+        student(runs, "meanflow", distill=None)
+
+
+def test_a_teacher_must_fit(runs: Path, tmp_path: Path) -> None:
+    """Refused: another layout, tokenizer or schedule, a tokenizer for a teacher, and no run at all."""
+    assert train(validate(Experiment, merge(KL, {"training": {"images": 16}, "seed": 1}), "test"), tmp_path / "other")
+    narrow = merge(KL, {"training": {"images": 16}, **NARROW})
+    assert train(validate(Experiment, narrow, "test"), tmp_path / "narrow")
+    for folder, error, message in (
+        ("other", ConfigError, "trained on the tokens of another tokenizer"),
+        ("narrow", LayoutError, r"models 16 tokens.*width 16\), and its student 16 tokens.*width 2"),
+    ):
+        with pytest.raises(error, match=message):
+            train(student(runs, tokenizer=str(tmp_path / folder)), tmp_path / "run")
+    chain = {"schedule": "cosine", "prediction_type": "v"}
+    for changes, message in (
+        ({"generator": {"diffusion": chain}}, "noise schedule cosine, and its teacher straight"),
+        ({"distill": {"teacher": str(runs / "kl")}}, "holds a tokenizer, not a generator"),
+        ({"distill": {"teacher": str(runs / "none")}}, "there is no run"),
+    ):
+        with pytest.raises(ArtokError, match=message):
+            train(student(runs, "consistency", **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_deeper_than_its_teacher_does_not_start_from_it(runs: Path, tmp_path: Path) -> None:
+    deeper = {"generator": {"network": {"depth": 2}}}
+    with pytest.raises(CheckpointError, match="the student is deeper than the teacher that init starts it from"):
+        train(student(runs, init=str(runs / "teacher"), **deeper), tmp_path / "run")
+    assert train(student(runs, **deeper), tmp_path / "run")
+
+
+def test_a_student_says_what_it_was_not_made_for(runs: Path, tmp_path: Path) -> None:
+    assert train(student(runs, "pairs", distill={"cfg_scale": 2.0}), tmp_path / "run")
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")
+    for changes, message in (({"steps": 4}, "4 sampling steps are more than"), ({"cfg_scale": 3}, "folded in")):
+        with pytest.raises(ConfigError, match=message):
+            pipeline.settings(changes)
+    pipeline.save_pretrained(tmp_path / "exported")
+    with pytest.raises(ConfigError, match="folded in"):
+        Pipeline.from_pretrained(tmp_path / "exported").settings({"cfg_scale": 3})

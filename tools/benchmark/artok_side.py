@@ -45,14 +45,14 @@ def build(case: dict[str, Any], checkout: Path) -> Callable[[], object]:
         return lambda: tokenizer.encode(images)
     if case["what"] == "decode":
         tokens = tokenizer.encode(images)
-        return lambda: pipeline_of(experiment, tokenizer, case).decode(tokens)
+        return lambda: pipeline_of(experiment, tokenizer, case).decode(tokens, case["dtype"])
     pipeline = pipeline_of(experiment, tokenizer, case)
     changes: dict[str, object] = {"dtype": case["dtype"]}
     if not experiment.sampling.guides and not isinstance(pipeline.generator, Gan):
         changes["cfg_scale"] = 1.5
     settings = pipeline.settings(changes)
     labels = torch.arange(case["batch"], device=DEVICE) % CLASSES[case["size"]]
-    return lambda: pipeline.decode(last(pipeline.steps(Condition(labels), settings)))
+    return lambda: pipeline.decode(last(pipeline.steps(Condition(labels), settings)), settings.dtype)
 
 
 def facts(case: dict[str, Any], checkout: Path) -> dict[str, Any]:

@@ -34,9 +34,9 @@ class Config(DiscriminatorConfig):
     size: int | None = Field(None, ge=8)
     random: bool = Field(False, description="random weights instead of learned ones, to try the rest out")
 
-    def build(self, image: tuple[int, ...], classes: int) -> BackboneDiscriminator:
-        if classes:
-            raise ConfigError("discriminator kind backbone knows no classes; use residual, stylegan or dcgan")
+    def build(self, image: tuple[int, ...], classes: int, text: int = 0) -> BackboneDiscriminator:
+        if classes or text:
+            raise ConfigError("discriminator kind backbone hears no labels or texts; use residual, stylegan or dcgan")
         return BackboneDiscriminator(self)
 
     @classmethod
@@ -72,6 +72,6 @@ class BackboneDiscriminator(Discriminator):
         with_maps = self.backbone.maps(self.backbone.blank(), config.layers)
         self.heads = nn.ModuleList(Head(features.shape[1], config.kernel) for features in with_maps)
 
-    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None, text: Tensor | None = None) -> Tensor:
         maps = self.backbone.maps(images, self.layers)
         return torch.cat([head(features) for head, features in zip(self.heads, maps, strict=True)], dim=1)

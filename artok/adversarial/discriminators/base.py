@@ -1,4 +1,4 @@
-"""The interface of discriminators: images and labels in, scores out, high for what looks real."""
+"""The interface of discriminators: images, labels and texts in, scores out, high for what looks real."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ class Discriminator(nn.Module, ABC):
     """Scores images."""
 
     @abstractmethod
-    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None, text: Tensor | None = None) -> Tensor:
         """Scores (B, ...), one per image or one per patch, for images (B, C, H, W) in about [-1, 1].
 
-        labels: (B,) int64, or None where it was built for no classes.
+        labels: (B,) int64, or None where it was built for no classes. text: (B, W) vectors of texts, or None where it
+        was built for none.
         """
 
 
@@ -24,10 +25,11 @@ class DiscriminatorConfig(Part, ABC):
     """The `discriminator:` section of a critic."""
 
     @abstractmethod
-    def build(self, image: tuple[int, ...], classes: int) -> Discriminator:
+    def build(self, image: tuple[int, ...], classes: int, text: int = 0) -> Discriminator:
         """The discriminator of images of (channels, height, width), with fresh weights.
 
-        classes: number of labels, or 0 for none. A ConfigError when the size or the labels do not fit.
+        classes: number of labels, or 0 for none. text: width of the vectors of texts, or 0 for none. A ConfigError when
+        the size, the labels or the texts do not fit.
         """
 
     @classmethod
@@ -37,16 +39,20 @@ class DiscriminatorConfig(Part, ABC):
 
 
 class Projection(nn.Module):
-    """A score of features (B, D) under a label: linear(h) + <embedding(label), h> (Miyato and Koyama 2018, eq. 3)."""
+    """A score of features (B, D) under a label and a text: linear(h) + <embedding(label) + map(text), h> (Miyato and
+    Koyama 2018, eq. 3; texts as in GigaGAN, Kang et al. 2023, arXiv 2303.05511, section 3.3)."""
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, width: int, classes: int, text: int = 0) -> None:
         super().__init__()
         self.score = nn.Linear(width, 1)
         self.embedding = nn.Embedding(classes, width) if classes else None
+        self.text = nn.Linear(text, width, bias=False) if text else None
 
-    def forward(self, features_BD: Tensor, labels_B: Tensor | None) -> Tensor:
+    def forward(self, features_BD: Tensor, labels_B: Tensor | None, text_BW: Tensor | None = None) -> Tensor:
         """(B,)."""
         score_B = self.score(features_BD)[:, 0]
-        if self.embedding is None or labels_B is None:
-            return score_B
-        return score_B + (self.embedding(labels_B) * features_BD).sum(1)
+        if self.embedding is not None and labels_B is not None:
+            score_B = score_B + (self.embedding(labels_B) * features_BD).sum(1)
+        if self.text is not None and text_BW is not None:
+            score_B = score_B + (self.text(text_BW) * features_BD).sum(1)
+        return score_B

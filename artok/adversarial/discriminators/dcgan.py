@@ -24,8 +24,8 @@ class Config(DiscriminatorConfig):
     base_channels: int = Field(64, ge=1)
     norm: Literal["batch", "group", "none"] = "batch"
 
-    def build(self, image: tuple[int, ...], classes: int) -> DcganDiscriminator:
-        return DcganDiscriminator(self, image, classes)
+    def build(self, image: tuple[int, ...], classes: int, text: int = 0) -> DcganDiscriminator:
+        return DcganDiscriminator(self, image, classes, text)
 
     @classmethod
     def tiny(cls) -> Config:
@@ -35,7 +35,7 @@ class Config(DiscriminatorConfig):
 class DcganDiscriminator(Discriminator):
     """Scores (B,). Each halving is a 4x4 convolution of stride 2; the first has no normalisation, as published."""
 
-    def __init__(self, config: Config, image: tuple[int, ...], classes: int) -> None:
+    def __init__(self, config: Config, image: tuple[int, ...], classes: int, text: int) -> None:
         super().__init__()
         channels, height, width = image
         halvings = max(1, int(math.log2(min(height, width) / 4)))
@@ -48,7 +48,7 @@ class DcganDiscriminator(Discriminator):
             layers += [nn.Conv2d(widths[level], widths[level + 1], 4, 2, 1), norm, nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers)
         area = (height >> halvings) * (width >> halvings)
-        self.score = Projection(widths[-1] * area, classes)
+        self.score = Projection(widths[-1] * area, classes, text)
 
-    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        return self.score(self.layers(images).flatten(1), labels)
+    def forward(self, images: Tensor, labels: Tensor | None, text: Tensor | None = None) -> Tensor:
+        return self.score(self.layers(images).flatten(1), labels, text)

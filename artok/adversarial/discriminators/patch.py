@@ -28,9 +28,11 @@ class Config(DiscriminatorConfig):
     layers: Depth = Field(3, description="convolutions of stride 2")
     norm: Literal["batch", "group", "none"] = "batch"
 
-    def build(self, image: tuple[int, ...], classes: int) -> PatchDiscriminator:
-        if classes:
-            raise ConfigError("discriminator kind patch scores patches and knows no classes; use residual or dcgan")
+    def build(self, image: tuple[int, ...], classes: int, text: int = 0) -> PatchDiscriminator:
+        if classes or text:
+            raise ConfigError(
+                "discriminator kind patch scores patches and hears no labels or texts; use residual, stylegan or dcgan"
+            )
         if self.side(min(image[1:])) < 1:
             raise ConfigError(
                 f"images of {image[1]}x{image[2]} are too small for a patch discriminator of {self.layers} layers; "
@@ -69,7 +71,7 @@ class PatchDiscriminator(Discriminator):
             elif isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
-    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None, text: Tensor | None = None) -> Tensor:
         return self.layers(images)
 
 

@@ -26,10 +26,10 @@ class Config(DiscriminatorConfig):
     channels: tuple[int, ...] = Field(min_length=1)
     blocks: Depth = Field(2, description="residual blocks per resolution")
     groups: int = Field(1, ge=1)
-    embedding_dim: int = Field(64, ge=1, description="width of the space in which images meet labels")
+    embedding_dim: int = Field(64, ge=1, description="width of the space in which images meet labels and texts")
 
-    def build(self, image: tuple[int, ...], classes: int) -> ResidualDiscriminator:
-        return ResidualDiscriminator(self, image, classes)
+    def build(self, image: tuple[int, ...], classes: int, text: int = 0) -> ResidualDiscriminator:
+        return ResidualDiscriminator(self, image, classes, text)
 
     @classmethod
     def tiny(cls) -> Config:
@@ -37,9 +37,10 @@ class Config(DiscriminatorConfig):
 
 
 class ResidualDiscriminator(Discriminator):
-    """Scores (B,): <features(image), embedding(label)>, or a linear map of the features where there are no labels."""
+    """Scores (B,): <features(image), embedding(label) + map(text)>, or a linear map of the features where there are
+    neither labels nor texts."""
 
-    def __init__(self, config: Config, image: tuple[int, ...], classes: int) -> None:
+    def __init__(self, config: Config, image: tuple[int, ...], classes: int, text: int) -> None:
         super().__init__()
         widths = config.channels[::-1]  # in running order, finest first
         in_all = len(widths) * config.blocks
@@ -51,19 +52,22 @@ class ResidualDiscriminator(Discriminator):
         self.transitions = nn.ModuleList(widen(a, b) for a, b in pairwise(widths))
         last, base = widths[-1], base_grid(image[1:], len(widths))
         self.basis = nn.Parameter(torch.randn(last, *base) / math.sqrt(base[0] * base[1]))
-        self.features = scaled_(nn.Linear(last, config.embedding_dim if classes else 1, bias=False), 1.0)
+        self.features = scaled_(nn.Linear(last, config.embedding_dim if classes or text else 1, bias=False), 1.0)
         self.embedding = nn.Embedding(classes, config.embedding_dim) if classes else None
         if self.embedding is not None:
             nn.init.normal_(self.embedding.weight, 0.0, 1 / math.sqrt(config.embedding_dim))
+        self.text = nn.Linear(text, config.embedding_dim, bias=False) if text else None
+        if self.text is not None:
+            scaled_(self.text, 1 / math.sqrt(config.embedding_dim))
 
-    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None, text: Tensor | None = None) -> Tensor:
         x = self.start(images)
         for index, stage in enumerate(self.stages):
             x = stage(x)
             if index < len(self.transitions):
                 x = self.transitions[index](halve(x))
         features_BD = self.features((x * self.basis).sum((2, 3)))
-        if self.embedding is None:
-            return features_BD[:, 0]
-        assert labels is not None
-        return (features_BD * self.embedding(labels)).sum(1)
+        told = [] if self.embedding is None or labels is None else [self.embedding(labels)]
+        if self.text is not None and text is not None:
+            told.append(self.text(text))
+        return (features_BD * sum(told)).sum(1) if told else features_BD[:, 0]

@@ -27,8 +27,8 @@ class Config(DiscriminatorConfig):
     base_channels: int = Field(64, ge=1)
     largest: int = Field(512, ge=1)
 
-    def build(self, image: tuple[int, ...], classes: int) -> StyleGanDiscriminator:
-        return StyleGanDiscriminator(self, image, classes)
+    def build(self, image: tuple[int, ...], classes: int, text: int = 0) -> StyleGanDiscriminator:
+        return StyleGanDiscriminator(self, image, classes, text)
 
     @classmethod
     def tiny(cls) -> Config:
@@ -53,7 +53,7 @@ class DownBlock(nn.Module):
 class StyleGanDiscriminator(Discriminator):
     """Scores (B,). Halves down to 4 pixels on the shorter side."""
 
-    def __init__(self, config: Config, image: tuple[int, ...], classes: int) -> None:
+    def __init__(self, config: Config, image: tuple[int, ...], classes: int, text: int) -> None:
         super().__init__()
         channels, height, width = image
         halvings = max(0, int(math.log2(min(height, width) / 4)))
@@ -65,9 +65,9 @@ class StyleGanDiscriminator(Discriminator):
         self.last = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
         area = (height >> halvings) * (width >> halvings)
         self.features = nn.Linear(widths[-1] * area, widths[-1])
-        self.score = Projection(widths[-1], classes)
+        self.score = Projection(widths[-1], classes, text)
 
-    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None, text: Tensor | None = None) -> Tensor:
         x = self.blocks(F.leaky_relu(self.start(images), SLOPE))
         x = F.leaky_relu(self.last(x), SLOPE)
-        return self.score(F.leaky_relu(self.features(x.flatten(1)), SLOPE), labels)
+        return self.score(F.leaky_relu(self.features(x.flatten(1)), SLOPE), labels, text)

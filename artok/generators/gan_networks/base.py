@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners, Context
@@ -22,7 +23,9 @@ class GanNetwork(nn.Module, ABC):
 
 
 class GanNetworkConfig(Part, ABC):
-    """The `network:` section of a GAN."""
+    """The `network:` section of a GAN. embedding_dim: numbers that a condition adds to the latent."""
+
+    embedding_dim: int = Field(64, ge=1)
 
     @abstractmethod
     def refuse(self, grid: tuple[int, ...]) -> str | None:

@@ -24,7 +24,7 @@ class Config(GanNetworkConfig):
 
     kind: Literal["dcgan"] = "dcgan"
     channels: tuple[int, ...] = Field(min_length=1)
-    embedding_dim: int = Field(32, ge=1, description="numbers that a label adds to the latent")
+    embedding_dim: int = Field(32, ge=1)
 
     def refuse(self, grid: tuple[int, ...]) -> str | None:
         return refuse_halving(grid, len(self.channels))

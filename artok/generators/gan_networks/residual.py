@@ -27,7 +27,6 @@ class Config(GanNetworkConfig):
     channels: tuple[int, ...] = Field(min_length=1)
     blocks: Depth = Field(2, description="residual blocks per resolution")
     groups: int = Field(1, ge=1)
-    embedding_dim: int = Field(64, ge=1, description="numbers that a label adds to the latent")
 
     def refuse(self, grid: tuple[int, ...]) -> str | None:
         return refuse_halving(grid, len(self.channels) - 1)
