@@ -28,6 +28,7 @@ from artok.saved import (
     Saved,
     find_saved,
     fingerprint,
+    load_draft,
     load_generator,
     load_tokenizer,
     whole_state,
@@ -327,7 +328,7 @@ class Pipeline:
             samples = torch.arange(first, first + len(condition), device=self.device)
         generator, dtype = self.prepare(sampling.dtype)
         if sampling.draft_model is not None:
-            self._attach_draft(generator, sampling)
+            generator.attach_draft(self._draft_model(sampling.draft_model, sampling.dtype))
         inside = sampling.model_copy(update={"dtype": dtype})
         steps = generator.steps(condition, inside, Noise(sampling.seed, samples), self.tokenizer)
         while True:
@@ -337,21 +338,11 @@ class Pipeline:
                 return
             yield tokens
 
-    def _attach_draft(self, generator: Generator, sampling: Sampling) -> None:
-        """Give the generator its draft model. ConfigError: that is of another tokenizer, or drafts nothing."""
-        if self._draft is None or self._draft[0] != sampling.draft_model:
+    def _draft_model(self, name: str, dtype: Precision | None) -> Generator:
+        if self._draft is None or self._draft[0] != name:
             with torch.inference_mode(False):  # weights that are loaded inside it have no version
-                small = Pipeline.from_pretrained(str(sampling.draft_model), self.device)
-            if fingerprint(small.tokenizer) != fingerprint(self.tokenizer):
-                raise ConfigError(
-                    f"draft_model {sampling.draft_model} was trained on another tokenizer; name a run on this one's"
-                )
-            self._draft = str(sampling.draft_model), small
-        attach = getattr(generator, "attach_draft", None)
-        if attach is None:
-            kind = type(self.generator).__module__.rpartition(".")[2]
-            raise ConfigError(f"a {kind} takes no drafts; leave draft_model out")
-        attach(self._draft[1].prepare(sampling.dtype)[0])
+                self._draft = name, replace(self, generator=load_draft(name, self.tokenizer).to(self.device))
+        return self._draft[1].prepare(dtype)[0]
 
     def prepare(self, dtype: Precision | None) -> tuple[Generator, Precision]:
         """The generator with its weights ready for sampling under a precision, and the type of its activations.

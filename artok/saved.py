@@ -136,6 +136,13 @@ def load_generator(name: str | Path, layout: TokenLayout) -> tuple[Generator, Sa
     return generator.eval().requires_grad_(False), saved
 
 
+def load_draft(name: str, tokenizer: Tokenizer) -> Generator:
+    """The generator of a folder, to draft codes of a tokenizer. ConfigError: it was trained on another one."""
+    if fingerprint(load_tokenizer(name)[0]) != fingerprint(tokenizer):
+        raise ConfigError(f"draft_model {name} was trained on another tokenizer; name a run on this model's")
+    return load_generator(name, tokenizer.layout)[0]
+
+
 def check_layout(generator: GeneratorConfig, layout: TokenLayout) -> None:
     """Raise a LayoutError that names both sides when the generator cannot model such tokens."""
     reason = generator.refuse(layout)

@@ -114,6 +114,10 @@ class Generator(nn.Module, ABC):
         """The text of each row, drawn where the condition has none. ConfigError: the family does not generate text."""
         raise ConfigError(f"{type(self).__name__} generates no text")
 
+    def attach_draft(self, draft: Generator) -> None:
+        """Set the model whose codes `decoding: speculative` verifies. ConfigError: it cannot draft for this one."""
+        raise ConfigError(f"a {type(self).__module__.rpartition('.')[2]} takes no drafts; leave draft_model out")
+
     def check(self, sampling: Sampling) -> None:
         """Raise a ConfigError for impossible sampling settings, such as more steps than tokens."""
         return

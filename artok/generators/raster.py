@@ -23,7 +23,7 @@ from artok.config import Depth
 from artok.errors import ConfigError
 from artok.generators.base import Generator, GeneratorConfig
 from artok.generators.masked import schedule
-from artok.generators.raster_decoder import RasterDecoder, in_order, known_first
+from artok.generators.raster_decoder import RasterDecoder, given_codes, in_order, known_first
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, causal_mask
 from artok.nn.gradient_checkpointing import run
@@ -254,13 +254,15 @@ class Raster(Generator):
         known = condition.known if self.target is not None else None
         order = noise.permutation(self.layout.length) if self.config.order == "random" else known_first(known)
         codes = in_order(tokens.values, order).flatten(1)
-        read = codes if known is None else torch.where(self.given(known, order), self.values(known, order), codes)
+        read = codes
+        if known is not None:
+            read = torch.where(given_codes(known, order), in_order(known.values, order).flatten(1), codes)
         states = self.states(read[:, :-1], self.prefixed(condition), order=order)
         logits = self.head(self.norm(states[:, self.prefix - 1 :])).float()
         nats = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none")
         if known is None:
             return nats.mean(), states
-        hidden = ~self.given(known, order)
+        hidden = ~given_codes(known, order)
         return (nats.view_as(hidden) * hidden).sum(1).div(hidden.sum(1).clamp(min=1)).mean(), states
 
     def log_likelihood(
@@ -271,14 +273,6 @@ class Raster(Generator):
         context = self.prefixed(condition)
         log_probability = self.logits(codes[:, :-1], context, order=order).log_softmax(-1)
         return log_probability.gather(-1, codes[..., None])[..., 0].double().sum(1)
-
-    def given(self, known: Tokens, order: Tensor | None) -> Tensor:
-        """(B, codes) bool: whether each code, in order, is known."""
-        return in_order(known.flags[..., None], order).expand(-1, -1, self.layout.codes).flatten(1)
-
-    def values(self, known: Tokens, order: Tensor | None) -> Tensor:
-        """(B, codes): known codes in order."""
-        return in_order(known.values, order).flatten(1)
 
     # ------------------------------------------------------------------------------------------ sampling
 
@@ -310,7 +304,6 @@ class Raster(Generator):
         return speculative(decoder, draft, sampling.draft_length or DRAFTED, noise)
 
     def attach_draft(self, draft: Generator) -> None:
-        """Set the model whose codes `decoding: speculative` verifies. ConfigError: it cannot draft this one's codes."""
         if not isinstance(draft, Raster) or draft.layout != self.layout or draft.config.order != self.config.order:
             raise ConfigError(
                 "a draft model draws the same codes in the same order: train a small raster on this run's tokenizer, "

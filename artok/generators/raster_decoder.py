@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from artok.layout import Condition, Tokens
+from artok.conditioning.base import Context
+from artok.layout import Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache
 from artok.noise import Noise
 from artok.sampling.guidance import Guidance
 from artok.sampling.logits import draw_gumbel, probabilities
 from artok.sampling.settings import Sampling
 
-if TYPE_CHECKING:
-    from artok.generators.raster import Raster
-
 MOST_NOISE = 2**22  # numbers that are drawn at once for all codes of a batch
+
+
+class CodeModel(Protocol):
+    """What a decoder uses of a `Raster`. target: tells the next position, of a model that knows orders."""
+
+    layout: TokenLayout
+    vocab: int
+    width: int
+    heads: int
+    prefix: int
+    blocks: nn.ModuleList
+    target: nn.Embedding | None
+
+    def prefixed(self, condition: Condition) -> Context: ...
+
+    def logits(
+        self,
+        codes: Tensor,
+        context: Context,
+        start: int | Tensor = 0,
+        cache: KVCache | None = None,
+        order: Tensor | None = None,
+        ahead: int = 1,
+    ) -> Tensor: ...
 
 
 class RasterDecoder:
@@ -27,7 +49,7 @@ class RasterDecoder:
     order: (B, N) positions in which the codes are drawn, or None for raster order.
     """
 
-    def __init__(self, model: Raster, condition: Condition, sampling: Sampling, noise: Noise) -> None:
+    def __init__(self, model: CodeModel, condition: Condition, sampling: Sampling, noise: Noise) -> None:
         batch, length = len(condition), model.layout.length * model.layout.codes
         self.model, self.sampling, self.noise = model, sampling, noise
         self.guidance = Guidance(condition, sampling, length, caches=True)
@@ -49,39 +71,39 @@ class RasterDecoder:
         if sampling.decoding == "parallel":
             self.order = known_first(known, noise.branch("order").permutation(model.layout.length))
         if known is not None:
-            self.given = model.given(known, self.order)
-            self.codes = torch.where(self.given, model.values(known, self.order), self.codes)
+            self.given = given_codes(known, self.order)
+            self.codes = torch.where(self.given, in_order(known.values, self.order).flatten(1), self.codes)
             self.first = min(int(self.given.long().cumprod(1).sum(1).min()), length - 1)
-        self.read, self.latest, self.gumbel = 0, 0, None
-        # read: the `start` of the next pass over a whole batch. latest: the place that all rows have reached
+        self.gumbel: Tensor | None = None
+        self.begun, self.latest = False, 0  # latest: the place that all rows have reached
         if sampling.temperature and batch * length * model.vocab <= MOST_NOISE:
             every = torch.arange(length, device=device).expand(batch, -1)
             self.gumbel = noise.gumbel(every, model.vocab)
 
     def logits(self, start: int | Tensor, count: int) -> Tensor:
         if isinstance(start, int):
-            begin = start if self.read else 0
-            output = self.run(self.codes[:, max(begin - 1, 0) : start + count - 1], start, begin)
-            places = torch.arange(start, start + count, device=output.device)
-        else:
-            places = start[:, None] + torch.arange(count, device=start.device)
-            output = self.run(self.codes.gather(1, places - 1), int(start.min()), start)
-        self.read = 1
-        return self.guidance(output[:, -count:], places)
+            begin = start if self.begun else 0
+            read, places = self.codes[:, max(begin - 1, 0) : start + count - 1], self._places(start, count)
+            return self.guidance(self._pass(read, start, begin)[:, -count:], places)
+        places = start[:, None] + torch.arange(count, device=start.device)
+        return self.guidance(self._pass(self.codes.gather(1, places - 1), int(start.min()), start), places)
 
     def logits_at_once(self, start: int, count: int) -> Tensor:
-        begin = self.read
-        read, self.read = self.codes[:, max(begin - 1, 0) : start], start + 1
-        output = self.run(read, start, begin, count)
-        return self.guidance(output[:, -count:], torch.arange(start, start + count, device=read.device))
+        begin = self.latest + 1 if self.begun else 0  # the codes of the pass before are read in this one
+        read = self.codes[:, max(begin - 1, 0) : start]
+        return self.guidance(self._pass(read, start, begin, count)[:, -count:], self._places(start, count))
 
-    def run(self, codes: Tensor, lowest: int, start: int | Tensor, ahead: int = 1) -> Tensor:
-        """The model's logits, for both halves of guidance while a place from `lowest` on needs them."""
-        self.latest = at = max(self.latest, lowest)
-        self.context, self.cache = self.guidance.take(self.context, at), self.guidance.take(self.cache, at)
-        order = None if self.order is None else self.guidance.repeat(self.order, at)
-        begin = start if isinstance(start, int) else self.guidance.repeat(start, at)
-        return self.model.logits(self.guidance.repeat(codes, at), self.context, begin, self.cache, order, ahead)
+    def _places(self, start: int, count: int) -> Tensor:
+        return torch.arange(start, start + count, device=self.codes.device)
+
+    def _pass(self, read: Tensor, reached: int, begin: int | Tensor, ahead: int = 1) -> Tensor:
+        """The model's logits for the halves of guidance that the places from `reached` on take."""
+        self.begun, self.latest = True, max(self.latest, reached)
+        take, repeat, at = self.guidance.take, self.guidance.repeat, self.latest
+        self.context, self.cache = take(self.context, at), take(self.cache, at)
+        begin = begin if isinstance(begin, int) else repeat(begin, at)
+        order = None if self.order is None else repeat(self.order, at)
+        return self.model.logits(repeat(read, at), self.context, begin, self.cache, order, ahead)
 
     def pick(self, logits: Tensor, places: Tensor) -> Tensor:
         sampling, gumbel = self.sampling, None
@@ -119,3 +141,8 @@ def known_first(known: Tokens | None, order: Tensor | None = None) -> Tensor | N
 def in_order(values_BNK: Tensor, order_BN: Tensor | None) -> Tensor:
     """The values of positions in an order, unchanged when it is None."""
     return values_BNK if order_BN is None else values_BNK.gather(1, order_BN[..., None].expand_as(values_BNK))
+
+
+def given_codes(known: Tokens, order: Tensor | None) -> Tensor:
+    """(B, codes) bool: whether each code, in order, is known."""
+    return in_order(known.flags[..., None], order).expand(-1, -1, known.layout.codes).flatten(1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from artok.config import validate
 from artok.generators import diffusion, raster
 from artok.generators.networks.base import NetworkConfig
+from artok.generators.raster_decoder import given_codes
 from artok.layout import Condition, TokenLayout, Tokens, last
 from artok.sampling.diffusion import DiffusionConfig
 from artok.sampling.repaint import Solve, jumps, noised, repaint
@@ -246,7 +247,7 @@ def test_decoding_known_tokens_first_equals_one_pass_in_that_order(layout: Token
     assert order is not None
     flat = raster.in_order(made.values, order).flatten(1)
     logits = built.logits(flat[:, :-1], built.context(LABELS).left_padded(), order=order)
-    hidden = ~built.given(known, order)
+    hidden = ~given_codes(known, order)
     assert torch.equal(logits.argmax(-1)[hidden], flat[hidden]) and hidden.any()
     assert torch.equal(made.values[known.flags], tokens.values[known.flags])
 
@@ -307,6 +308,6 @@ def test_training_with_masks_predicts_hidden_codes_from_the_known_tokens_given()
     flat = raster.in_order(read.values, order).flatten(1)
     logits = built.logits(flat[:, :-1], built.context(LABELS).left_padded(), order=order)
     nats = -logits.log_softmax(-1).gather(-1, flat[..., None])[..., 0]
-    hidden = ~built.given(known, order)
+    hidden = ~given_codes(known, order)
     expected = ((nats * hidden).sum(1) / hidden.sum(1)).mean()
     assert float(nll) == pytest.approx(float(expected), rel=1e-5)
