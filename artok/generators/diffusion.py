@@ -190,16 +190,14 @@ class LatentDiffusion(Generator):
         shape, known = (self.layout.length, self.layout.width), condition.known
         solver, count = self.config.diffusion.plan(sampling, sampling.steps)
         length, times = sampling.jump_length, sampling.jump_n_sample
-        x = starting_noise(noise.normal(*shape), solver, sampling)
+        drawn = noise.normals(count + 1, *shape)
+        x = starting_noise(next(drawn), solver, sampling)
         levels = self.config.diffusion.sampling_levels(count)
         predict = Guided(self, condition, sampling, evaluations(solver, count), codec)
         options = self.diffusion.options(sampling)
 
-        def draw() -> Tensor:
-            return noise.normal(*shape)
-
         if known is None or not known.flags.any():
-            for _, clean in self.diffusion.solve(predict, x, levels, draw, solver, options):
+            for _, clean in self.diffusion.solve(predict, x, levels, drawn.__next__, solver, options):
                 yield self.tokens(clean, codec)
             return
         flags, vectors = known.flags[..., None], self.vectors(known, codec)
@@ -215,10 +213,10 @@ class LatentDiffusion(Generator):
         if self.config.inpaint:
             # The known vectors are an input. The state follows the network everywhere, as it did in training, where the
             # known places held the vectors of the whole image and not those of one with a hole.
-            states = self.diffusion.solve(predict, x, levels, draw, solver, options)
+            states = self.diffusion.solve(predict, x, levels, drawn.__next__, solver, options)
         else:
             rows = flags.any(1, keepdim=True)
-            states = repaint(solve, x, levels, length, times, draw, lambda: again.normal(*shape), rows)
+            states = repaint(solve, x, levels, length, times, drawn.__next__, lambda: again.normal(*shape), rows)
         for _, clean in states:
             made = self.tokens(clean, codec)
             yield replace(made, values=torch.where(flags, known.values, made.values))
