@@ -102,6 +102,8 @@ def test_a_student_is_saved_without_its_teacher(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_guidance_of_the_teacher_is_learned(kind: str) -> None:
+    if method_of(kind).largest_scale is not None:
+        pytest.skip("draws its own scales")
     codec, losses = tokenizer(CODEC), []
     for scale in (1.0, 3.0):
         student, method = taught(method_of(kind), codec, cfg_scale=scale)
