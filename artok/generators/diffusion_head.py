@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from artok.errors import ConfigError
 from artok.nn.denoiser_mlp import DenoiserMlp
 from artok.noise import Noise
 from artok.sampling.diffusion import Diffusion, DiffusionConfig, starting_noise
@@ -19,6 +20,8 @@ class DiffusionHead(nn.Module):
 
     def __init__(self, config: DiffusionConfig, width: int, condition: int, net_width: int, depth: int) -> None:
         super().__init__()
+        if config.averages or config.reads_scale:
+            raise ConfigError("a diffusion head reads one time, so it knows no average_velocity and no reads_scale")
         self.width = width
         self.diffusion = Diffusion(config)
         self.net = DenoiserMlp(width, condition, net_width, depth, config.channels(width))

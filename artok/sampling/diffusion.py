@@ -62,7 +62,8 @@ class DiffusionConfig(Config):
     times: uniform, or logit-normal (Esser et al. 2024, arXiv 2403.03206, eq. 19) with its mean and deviation.
     timestep_spacing: the steps that a shortened chain keeps. clip_sample: largest magnitude of a predicted x_0 in
     sampling, for pixels.
-    solver, steps: defaults of sampling.
+    reads_scale: the network reads the guidance scale, so that guidance takes no second pass; a method of distillation
+    teaches it. solver, steps: defaults of sampling.
     """
 
     schedule: Schedule = "linear"
@@ -78,6 +79,7 @@ class DiffusionConfig(Config):
     logit_std: float = Field(1.0, gt=0)
     timestep_spacing: Spacing = "linspace"
     clip_sample: float | None = Field(None, gt=0)
+    reads_scale: bool = False
     solver: SolverName = "ddpm"
     steps: int = Field(100, ge=1)
 
@@ -91,6 +93,8 @@ class DiffusionConfig(Config):
             )
         if self.averages and not is_straight:
             raise ValueError("prediction_type average_velocity belongs to schedule straight")
+        if self.averages and self.reads_scale:
+            raise ValueError("a network of prediction_type average_velocity reads two times and no guidance scale")
         if is_straight and (self.variance == "learned" or self.zero_terminal_snr):
             raise ValueError("a learned variance and zero_terminal_snr belong to chains, not to schedule straight")
         if not is_straight and self.steps > self.timesteps:
