@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -13,8 +12,8 @@ import typer
 from artok import __version__
 from artok.allocator import keep_freed_memory
 from artok.commands.plan import plan
-from artok.errors import ArtokError, ConfigError, RunError, describe_failure, shorten
-from artok.files import read_place
+from artok.errors import ArtokError, ConfigError, RunError, describe_failure
+from artok.files import check_arguments, read_place
 
 # Heavy imports stay inside the commands, so that --help and a mistyped argument answer at once.
 
@@ -24,8 +23,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-MOST_FOLDERS = 200  # of a path in an argument
 
 ConfigFile = Annotated[str, typer.Argument(help="a YAML file, or a shipped config such as digits/vq (see 'configs')")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings on top, as key.sub=value")]
@@ -386,15 +383,6 @@ def main() -> None:
         if reason is None:
             raise
         fail(reason, RunError.exit_code)
-
-
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Raise a ConfigError for an argument that is not UTF-8, which no config or page could hold, or far too deep."""
-    for argument in arguments:
-        if any("\ud800" <= letter <= "\udfff" for letter in argument):  # what stands for a byte that is not UTF-8
-            raise ConfigError(f"the argument {shorten(ascii(argument))} is not UTF-8; rename the file")
-        if argument.count("/") > MOST_FOLDERS:
-            raise ConfigError(f"the path {shorten(argument)} has more than {MOST_FOLDERS} folders")
 
 
 def fail(text: str, code: int) -> NoReturn:

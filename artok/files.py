@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from artok.errors import ConfigError, RunError
+from artok.errors import ConfigError, RunError, shorten
+
+MOST_FOLDERS = 200  # of a path in an argument
 
 
 def sync(path: Path) -> None:
@@ -65,3 +67,12 @@ def read_place(text: str) -> Path:
     if not str(text).strip():
         raise ConfigError("the name of a file or folder to write to is empty; name one, or leave --out out")
     return Path(text)
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise a ConfigError for an argument that is not UTF-8, which no config or page could hold, or far too deep."""
+    for argument in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):  # what stands for a byte that is not UTF-8
+            raise ConfigError(f"the argument {shorten(ascii(argument))} is not UTF-8; rename the file")
+        if argument.count("/") > MOST_FOLDERS:
+            raise ConfigError(f"the path {shorten(argument)} has more than {MOST_FOLDERS} folders")

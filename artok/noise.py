@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from typing import Annotated
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 SEEDS = 2**32  # NumPy takes seeds below this
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]  # of a config
 
+AT_ONCE = 2**18  # numbers of several draws that are computed together
+
+DRAW = 0x5851F42D4C957F2D  # times its number, what a draw adds to a stream
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the increment of SplitMix64; constants are signed 64-bit integers
 MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 MIX_2 = 0x94D049BB133111EB - (1 << 64)
@@ -25,13 +29,26 @@ MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Logical right shift of int64 (torch's own is arithmetic)."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * MIX_1
-    x = (x ^ _shift(x, 27)) * MIX_2
-    return x ^ _shift(x, 31)
+    x = _shift(x, 30).bitwise_xor_(x).mul_(MIX_1)
+    x = _shift(x, 27).bitwise_xor_(x).mul_(MIX_2)
+    return _shift(x, 31).bitwise_xor_(x)
+
+
+def _spread(streams: Tensor, count: int) -> Tensor:
+    """(..., count) random int64 of streams (...)."""
+    counter = torch.arange(1, count + 1, device=streams.device, dtype=torch.int64) * GOLDEN
+    return _mix(streams[..., None] + counter)
+
+
+def _normal(bits: Tensor, count: int) -> Tensor:
+    """(..., count) standard normal numbers of half as many random int64, rounded up."""
+    radius = _shift(bits, 32).add_(1).to(torch.float32).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+    angle = (bits & 0xFFFFFFFF).to(torch.float32).mul_(2.0**-32 * 2 * math.pi)
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(-2)[..., :count]
 
 
 def _wrap(x: int) -> int:
@@ -73,9 +90,7 @@ class Noise:
     def _bits(self, count: int) -> Tensor:
         """(B, count) random int64."""
         self._draws += 1
-        stream_B = _mix(self._keys_B + _wrap(self._draws * 0x5851F42D4C957F2D))
-        counter = torch.arange(1, count + 1, device=stream_B.device, dtype=torch.int64) * GOLDEN
-        return _mix(stream_B[:, None] + counter)
+        return _spread(_mix(self._keys_B + _wrap(self._draws * DRAW)), count)
 
     def uniform(self, *shape: int) -> Tensor:
         """(B, *shape) float32 in [0, 1)."""
@@ -85,11 +100,19 @@ class Noise:
     def normal(self, *shape: int) -> Tensor:
         """(B, *shape) float32, standard normal (Box and Muller 1958)."""
         count = math.prod(shape)
-        bits = self._bits((count + 1) // 2)
-        radius = torch.sqrt(-2.0 * torch.log((_shift(bits, 32) + 1).to(torch.float32) * 2.0**-32))
-        angle = (bits & 0xFFFFFFFF).to(torch.float32) * (2.0**-32 * 2 * math.pi)
-        pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
-        return pairs.flatten(1)[:, :count].reshape(len(self), *shape)
+        return _normal(self._bits((count + 1) // 2), count).reshape(len(self), *shape)
+
+    def normals(self, expected: int, *shape: int) -> Iterator[Tensor]:
+        """What calls of `normal(*shape)` give, without end, with about as many operators as one call takes for all the
+        `expected` ones. No other draw may come between two of them."""
+        count = math.prod(shape)
+        together = max(1, min(expected, AT_ONCE // max(len(self) * count, 1)))
+        while True:
+            draws = torch.arange(self._draws + 1, self._draws + together + 1, device=self._keys_B.device) * DRAW
+            bits = _spread(_mix(self._keys_B + draws[:, None]), (count + 1) // 2)
+            for drawn in _normal(bits, count).reshape(together, len(self), *shape).unbind():
+                self._draws += 1
+                yield drawn
 
     def gumbel(self, places: Tensor, width: int) -> Tensor:
         """(B, N, width) float32, standard Gumbel: the rows `places` (B, N) int64 of each stream's own table, with rows

@@ -211,7 +211,7 @@ class Pipeline:
             if getattr(settings, name) not in (getattr(before, name), getattr(plain, name)):
                 kind, reads = type(self.generator).__name__, ", ".join(sorted(self.generator.reads))
                 raise ConfigError(f"{name} changes nothing that {kind} generates; its sampling settings are {reads}")
-        if settings.guides and self.saved.generator and self.saved.generator.class_dropout == 0:
+        if settings.guides and self.saved.generator and not self.saved.generator.guides:
             raise ConfigError(
                 "guidance needs a generator trained with class_dropout above 0, and this one has no unconditional "
                 "half; use cfg_scale=1"

@@ -61,6 +61,16 @@ def test_a_permutation_holds_every_place_once_and_all_orders_occur() -> None:
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
+def test_draws_made_together_are_those_made_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for numbers in (0, 100, 10_000):  # one, a few and all draws at once
+        monkeypatch.setattr("artok.noise.AT_ONCE", numbers)
+        one, together = Noise(5, ROWS[:7]), Noise(5, ROWS[:7])
+        several = together.normals(6, 3, 3)
+        for _ in range(8):  # also more than were expected
+            assert torch.equal(next(several), one.normal(3, 3))
+        assert torch.equal(together.uniform(2), one.uniform(2))  # what was not taken is not drawn
+
+
 def test_the_numbers_never_change_between_versions() -> None:
     assert fold("a", 1) == 6920629095001669593
     torch.testing.assert_close(

@@ -15,10 +15,11 @@ from torch import Tensor
 from artok.config import OPEN, Config, Part, of_kind
 from artok.errors import ConfigError
 from artok.generators.diffusion import Guided, LatentDiffusion
-from artok.layout import Codec, Condition, Tokens, last
+from artok.layout import GUIDED, Codec, Condition, Tokens, last
 from artok.nn.time import IntervalEmbedding, TimeEmbedding
 from artok.noise import Noise
 from artok.sampling.diffusion import DiffusionConfig
+from artok.sampling.guidance import append_unconditional, guide
 from artok.sampling.schedules import CLEAN, TIME_SCALE, Levels
 from artok.sampling.settings import Sampling
 from artok.sampling.targets import to_clean
@@ -65,6 +66,11 @@ class MethodConfig(Part, ABC):
         return True
 
     @property
+    def largest_scale(self) -> float | None:
+        """The largest guidance scale that its students read, from 1 on; None if they read none."""
+        return None
+
+    @property
     def most_steps(self) -> int | None:
         """The most sampling steps that its students are made for; None for any number."""
         return None
@@ -101,6 +107,12 @@ class DistillConfig(Config):
             raise ConfigError(
                 f"{steps} sampling steps are more than the {most} that method {self.method.kind} made this model for; "
                 f"ask for at most {most}"
+            )
+        largest = self.method.largest_scale
+        if largest is not None and not 1 <= sampling.cfg_scale <= largest:
+            raise ConfigError(
+                f"this model learned guidance scales from 1 to {largest:g}, and cfg_scale is {sampling.cfg_scale:g}; "
+                "ask for one of these"
             )
         if self.cfg_scale != 1 and sampling.guides:
             raise ConfigError(
@@ -142,6 +154,14 @@ class Teacher:
         """Its prediction of the clean tokens at x (B, N, D)."""
         output = self._output(x, at.time, condition, codec)
         return self.model.diffusion.denoise(output, x, at.signal, at.sigma).clean
+
+    @torch.no_grad()
+    def guided(self, x: Tensor, at: Rows, scale: Tensor, condition: Condition, codec: Codec | None) -> Tensor:
+        """`clean` with a guidance scale (B,) for each row."""
+        both = append_unconditional(condition, GUIDED)
+        output = self.model.under(both, codec)(x.repeat(2, 1, 1), at.time.repeat(2)).float()
+        guided = guide(output, scale[:, None, None], self.model.config.guided_channels)
+        return self.model.diffusion.denoise(guided, x, at.signal, at.sigma).clean
 
     @torch.no_grad()
     def velocity(self, x: Tensor, t: Tensor, condition: Condition, codec: Codec | None) -> Tensor:
@@ -192,9 +212,17 @@ class Grid:
         return Rows(time, signal[:, None, None], sigma[:, None, None])
 
 
-def predict_clean(student: LatentDiffusion, x: Tensor, at: Rows, condition: Condition, codec: Codec | None) -> Tensor:
-    """A student's prediction of the clean tokens at x (B, N, D)."""
-    output = student.under(condition, codec)(x, at.time).float()
+def predict_clean(
+    student: LatentDiffusion,
+    x: Tensor,
+    at: Rows,
+    condition: Condition,
+    codec: Codec | None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """A student's prediction of the clean tokens at x (B, N, D). scale: of guidance (B,), where it reads one."""
+    times = at.time if scale is None else torch.stack([at.time, scale], dim=1)
+    output = student.under(condition, codec)(x, times).float()
     return to_clean(student.config.diffusion.prediction_type, output, x, at.signal, at.sigma)
 
 

@@ -77,9 +77,13 @@ class Config(MethodConfig):
 
 
 class Consistency(Method):
-    def __init__(self, config: Config, student: LatentDiffusion, teacher: Teacher | None) -> None:
+    """most_scale: the largest guidance scale that the student learns to read, from 1 on, if it reads one."""
+
+    def __init__(
+        self, config: Config, student: LatentDiffusion, teacher: Teacher | None, most_scale: float | None = None
+    ) -> None:
         super().__init__(student, teacher)
-        self.config = config
+        self.config, self.most_scale = config, most_scale
         self.target = MovingAverage(student, config.target_ema)
         self.grids: dict[int, Grid] = {}
 
@@ -89,12 +93,13 @@ class Consistency(Method):
         t, s = grid[index], grid[index - 1]
         added = noise.normal(*clean.shape[1:])
         x = t.signal * clean + t.sigma * added
+        scale = None if self.most_scale is None else 1 + (self.most_scale - 1) * noise.uniform()
         with torch.no_grad():
             cleaner = s.signal * clean + s.sigma * added
             if self.teacher is not None:
-                cleaner = self.step(self.teacher, x, t, s, condition, codec)
-            target = predict_clean(self.target.model, cleaner, s, condition, codec)
-        error = predict_clean(self.student, x, t, condition, codec) - target
+                cleaner = self.step(self.teacher, x, t, s, condition, codec, scale)
+            target = predict_clean(self.target.model, cleaner, s, condition, codec, scale)
+        error = predict_clean(self.student, x, t, condition, codec, scale) - target
         return {"consistency": pseudo_huber(error, self.config.huber)}
 
     def grid(self, device: torch.device) -> Grid:
@@ -107,14 +112,29 @@ class Consistency(Method):
             self.grids[number] = Grid(self.student.config.diffusion.sampling_levels(number), device)
         return self.grids[number]
 
-    def step(self, teacher: Teacher, x: Tensor, t: Rows, s: Rows, condition: Condition, codec: Codec | None) -> Tensor:
-        """x moved by the teacher from level t to s."""
-        clean = teacher.clean(x, t, condition, codec)
+    def step(
+        self,
+        teacher: Teacher,
+        x: Tensor,
+        t: Rows,
+        s: Rows,
+        condition: Condition,
+        codec: Codec | None,
+        scale: Tensor | None = None,
+    ) -> Tensor:
+        """x moved by the teacher from level t to s. scale: of guidance (B,), by default the teacher's own."""
+
+        def predict(x: Tensor, at: Rows) -> Tensor:
+            if scale is None:
+                return teacher.clean(x, at, condition, codec)
+            return teacher.guided(x, at, scale, condition, codec)
+
+        clean = predict(x, t)
         reached = follow(x, clean, t, s)
         if self.config.teacher_solver == "euler":
             return reached
         straight = self.student.config.diffusion.schedule == "straight"
-        ahead = teacher.clean(reached, s, condition, codec)
+        ahead = predict(reached, s)
         has_slopes = s.sigma > 0 if straight else (s.sigma > 0) & (t.signal.square() > ONLY_NOISE)
         return torch.where(has_slopes, corrected(x, clean, reached, ahead, t, s, straight), reached)
 

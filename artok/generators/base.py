@@ -188,6 +188,11 @@ class GeneratorConfig(Part, ABC):
         """Whether a part of it is not trained, whose weights `init` names."""
         return False
 
+    @property
+    def guides(self) -> bool:
+        """Whether it can be guided."""
+        return self.class_dropout > 0
+
     @abstractmethod
     def refuse(self, layout: TokenLayout) -> str | None:
         """The reason why it cannot model such tokens (a phrase such as "needs codes"), or None."""

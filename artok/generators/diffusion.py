@@ -24,10 +24,10 @@ from artok.errors import ConfigError
 from artok.generators.base import Generator, GeneratorConfig
 from artok.generators.networks import dit
 from artok.generators.networks.base import NetworkConfig
-from artok.layout import Codec, Condition, TokenLayout, Tokens
+from artok.layout import GUIDED, Codec, Condition, TokenLayout, Tokens
 from artok.noise import Noise
 from artok.sampling.diffusion import Diffusion, DiffusionConfig, Network, starting_noise
-from artok.sampling.guidance import Guidance, guide
+from artok.sampling.guidance import Guidance, guide, scale_at
 from artok.sampling.repaint import repaint
 from artok.sampling.schedules import Levels
 from artok.sampling.settings import GUIDANCE, Sampling
@@ -88,6 +88,10 @@ class Config(GeneratorConfig):
             f"has another section {other[0]}; a ControlNet needs that of the model which it steers" if other else None
         )
 
+    @property
+    def guides(self) -> bool:
+        return self.diffusion.reads_scale or self.class_dropout > 0
+
     def refuse(self, layout: TokenLayout) -> str | None:
         if len(layout.grids) != 1 or layout.codes != 1:
             return "needs a single grid with one vector or one code per position"
@@ -122,6 +126,8 @@ class LatentDiffusion(Generator):
             self.network.add_controlnet()
         if config.diffusion.averages:
             self.network.read_intervals()
+        if config.diffusion.reads_scale:
+            self.network.read_scales()
         self.diffusion = Diffusion(config.diffusion)
         self._objective: tuple[Objective, ...] = ()  # in a tuple, so that no module in it is saved as a part of this
 
@@ -190,16 +196,14 @@ class LatentDiffusion(Generator):
         shape, known = (self.layout.length, self.layout.width), condition.known
         solver, count = self.config.diffusion.plan(sampling, sampling.steps)
         length, times = sampling.jump_length, sampling.jump_n_sample
-        x = starting_noise(noise.normal(*shape), solver, sampling)
+        drawn = noise.normals(count + 1, *shape)
+        x = starting_noise(next(drawn), solver, sampling)
         levels = self.config.diffusion.sampling_levels(count)
         predict = Guided(self, condition, sampling, evaluations(solver, count), codec)
         options = self.diffusion.options(sampling)
 
-        def draw() -> Tensor:
-            return noise.normal(*shape)
-
         if known is None or not known.flags.any():
-            for _, clean in self.diffusion.solve(predict, x, levels, draw, solver, options):
+            for _, clean in self.diffusion.solve(predict, x, levels, drawn.__next__, solver, options):
                 yield self.tokens(clean, codec)
             return
         flags, vectors = known.flags[..., None], self.vectors(known, codec)
@@ -215,15 +219,17 @@ class LatentDiffusion(Generator):
         if self.config.inpaint:
             # The known vectors are an input. The state follows the network everywhere, as it did in training, where the
             # known places held the vectors of the whole image and not those of one with a hole.
-            states = self.diffusion.solve(predict, x, levels, draw, solver, options)
+            states = self.diffusion.solve(predict, x, levels, drawn.__next__, solver, options)
         else:
             rows = flags.any(1, keepdim=True)
-            states = repaint(solve, x, levels, length, times, draw, lambda: again.normal(*shape), rows)
+            states = repaint(solve, x, levels, length, times, drawn.__next__, lambda: again.normal(*shape), rows)
         for _, clean in states:
             made = self.tokens(clean, codec)
             yield replace(made, values=torch.where(flags, known.values, made.values))
 
     def check(self, sampling: Sampling) -> None:
+        if self.config.diffusion.reads_scale and sampling.cfg_parts != GUIDED:
+            raise ConfigError("this model reads its guidance scale, so cfg_parts cannot be chosen; leave them out")
         self.config.diffusion.plan(sampling, sampling.steps)
 
     def passes(self, sampling: Sampling) -> int:
@@ -237,6 +243,10 @@ class Guided:
         self, model: LatentDiffusion, condition: Condition, sampling: Sampling, total: int, codec: Codec | None
     ) -> None:
         self.model, self.done, self.total = model, 0, total
+        self.scales: list[float] = []  # that the network reads
+        if model.config.diffusion.reads_scale:
+            self.scales = [scale_at(sampling, step, total) for step in range(total)]
+            sampling = sampling.model_copy(update={"cfg_scale": 1.0})
         self.guidance = Guidance(condition, sampling, total)
         self.context = model.context(self.guidance.condition).project(model.network)
         self.given = model.given(condition, codec)
@@ -245,6 +255,8 @@ class Guided:
     def __call__(self, x: Tensor, time: Tensor) -> Tensor:
         step, guidance = self.done, self.guidance
         self.done += 1
+        if self.scales:
+            time = torch.stack([time, torch.full_like(time, self.scales[step])], dim=1)
         given = None if self.given is None else guidance.repeat(self.given, step)
         times = guidance.repeat(time.expand(len(x), *time.shape[1:]), step)
         output = self.model.network(guidance.repeat(x, step), times, guidance.take(self.context, step), given)

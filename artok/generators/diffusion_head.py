@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from artok.errors import ConfigError
 from artok.nn.denoiser_mlp import DenoiserMlp
 from artok.noise import Noise
 from artok.sampling.diffusion import Diffusion, DiffusionConfig, starting_noise
@@ -19,6 +20,8 @@ class DiffusionHead(nn.Module):
 
     def __init__(self, config: DiffusionConfig, width: int, condition: int, net_width: int, depth: int) -> None:
         super().__init__()
+        if config.averages or config.reads_scale:
+            raise ConfigError("a diffusion head reads one time, so it knows no average_velocity and no reads_scale")
         self.width = width
         self.diffusion = Diffusion(config)
         self.net = DenoiserMlp(width, condition, net_width, depth, config.channels(width))
@@ -46,20 +49,21 @@ class DiffusionHead(nn.Module):
         rows = len(z) if scale == 1 else len(z) // 2
         shape = (z.shape[1], self.width)
         solver, steps = self.diffusion.config.plan(sampling, sampling.head_steps)
-        start = starting_noise(noise.normal(*shape), solver, sampling).flatten(0, 1)
+        drawn = noise.normals(steps + 1, *shape)
+        start = starting_noise(next(drawn), solver, sampling).flatten(0, 1)
         network = self.guide_network(z.flatten(0, 1), scale)
         x = start
         options = self.diffusion.options(sampling)
         for state, _ in self.diffusion.sample(
-            network, start, lambda: noise.normal(*shape).flatten(0, 1), solver, steps, options
+            network, start, lambda: next(drawn).flatten(0, 1), solver, steps, options, self.net.time
         ):
             x = state
         return x.unflatten(0, (rows, z.shape[1]))
 
     def guide_network(self, z: Tensor, scale: float) -> Callable[[Tensor, Tensor], Tensor]:
-        """The net under z (R, Z). Unless the scale is 1, z is (2R, Z), the unconditional half second, and the predicted
-        target is guided; a learned variance is the conditional one."""
+        """The net under z (R, Z), which takes embedded times. Unless the scale is 1, z is (2R, Z), the unconditional
+        half second, and the predicted target is guided; a learned variance is the conditional one."""
         condition = self.net.condition(z)
         if scale == 1:
-            return lambda x, time: self.net(x, time, condition)
-        return lambda x, time: guide(self.net(torch.cat([x, x]), time, condition), scale, self.width)
+            return lambda x, time: self.net.denoise(x, time + condition)
+        return lambda x, time: guide(self.net.denoise(torch.cat([x, x]), time + condition), scale, self.width)

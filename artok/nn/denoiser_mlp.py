@@ -40,7 +40,10 @@ class DenoiserMlp(nn.Module):
         self.output = ConditionedOutput(width, out)
 
     def forward(self, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
-        given = self.time(times) + condition
+        return self.denoise(x, self.time(times) + condition)
+
+    def denoise(self, x: Tensor, given: Tensor) -> Tensor:
+        """`forward` with the sum of the embedded time and the condition, (M, width) or (1, width) for all."""
         h = self.input(x)
         for block in self.blocks:
             h = run(block, h, given, checkpoint=self.gradient_checkpointing)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from artok.nn.vit import ZeroLinear
+
 
 def sinusoids(times: Tensor, width: int) -> Tensor:
     """(M, width) of times (M,): cosines, then sines, of t * 10000^(-i / (width / 2)), in float32 (Ho et al. 2020)."""
@@ -27,6 +29,19 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, times: Tensor) -> Tensor:
         return self.layers(sinusoids(times, self.frequencies))
+
+
+class GuidedTimeEmbedding(TimeEmbedding):
+    """`TimeEmbedding` of times and guidance scales, (M, 2) to (M, width). The scale changes nothing at first (Luo et
+    al. 2023, arXiv 2310.04378, section 4.2)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.scale = ZeroLinear(self.frequencies, width, bias=False)
+
+    def forward(self, times: Tensor) -> Tensor:
+        t, scale = times.unbind(1)
+        return super().forward(t) + self.scale(sinusoids(1000 * scale, self.frequencies))
 
 
 class IntervalEmbedding(nn.Module):

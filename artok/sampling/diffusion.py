@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from artok.config import Config
 from artok.sampling.schedules import (
+    CLEAN,
     TIME_SCALE,
     Level,
     Levels,
@@ -61,7 +62,8 @@ class DiffusionConfig(Config):
     times: uniform, or logit-normal (Esser et al. 2024, arXiv 2403.03206, eq. 19) with its mean and deviation.
     timestep_spacing: the steps that a shortened chain keeps. clip_sample: largest magnitude of a predicted x_0 in
     sampling, for pixels.
-    solver, steps: defaults of sampling.
+    reads_scale: the network reads the guidance scale, so that guidance takes no second pass; a method of distillation
+    teaches it. solver, steps: defaults of sampling.
     """
 
     schedule: Schedule = "linear"
@@ -77,6 +79,7 @@ class DiffusionConfig(Config):
     logit_std: float = Field(1.0, gt=0)
     timestep_spacing: Spacing = "linspace"
     clip_sample: float | None = Field(None, gt=0)
+    reads_scale: bool = False
     solver: SolverName = "ddpm"
     steps: int = Field(100, ge=1)
 
@@ -90,6 +93,8 @@ class DiffusionConfig(Config):
             )
         if self.averages and not is_straight:
             raise ValueError("prediction_type average_velocity belongs to schedule straight")
+        if self.averages and self.reads_scale:
+            raise ValueError("a network of prediction_type average_velocity reads two times and no guidance scale")
         if is_straight and (self.variance == "learned" or self.zero_terminal_snr):
             raise ValueError("a learned variance and zero_terminal_snr belong to chains, not to schedule straight")
         if not is_straight and self.steps > self.timesteps:
@@ -231,14 +236,21 @@ class Diffusion(nn.Module):
     # ------------------------------------------------------------------------------------------ sampling
 
     def sample(
-        self, network: Network, x: Tensor, draw: Draw, solver: SolverName, steps: int, options: Options
+        self,
+        network: Network,
+        x: Tensor,
+        draw: Draw,
+        solver: SolverName,
+        steps: int,
+        options: Options,
+        embed: Callable[[Tensor], Tensor] | None = None,
     ) -> States:
         """Yield states (x, predicted x_0), from standard noise x (M, ..., D) to the sample.
 
-        network: as in `losses`, but with one time (1,) for all rows, or with a pair of them (1, 2) for averages.
+        network: as in `losses`, but with one time (1,) for all rows, or with a pair of them (1, 2) for averages. embed:
+        maps the times (K,) of all steps at once to rows (K, W), of which the network gets one, (1, W), for its time.
         """
-
-        return self.solve(network, x, self.config.sampling_levels(steps), draw, solver, options)
+        return self.solve(network, x, self.config.sampling_levels(steps), draw, solver, options, embed=embed)
 
     def solve(
         self,
@@ -249,12 +261,15 @@ class Diffusion(nn.Module):
         solver: SolverName,
         options: Options,
         known: Callable[[Tensor], Tensor] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
     ) -> States:
         """`sample` over some levels. known: puts what is known of x_0 into a prediction of it."""
+        every = [CLEAN, *(levels[index] for index in range(-1, len(levels)))]
+        times = torch.tensor([level.time for level in every], dtype=torch.float32, device=x.device)
+        rows = dict(zip(every, (times if embed is None else embed(times)).split(1), strict=True))
 
         def denoise(state: Tensor, t: Level, s: Level) -> Denoised:
-            times = [[t.time, s.time]] if self.config.averages else [t.time]
-            output = network(state, torch.tensor(times, dtype=torch.float32, device=state.device))
+            output = network(state, torch.stack([rows[t], rows[s]], dim=1) if self.config.averages else rows[t])
             found = self.denoise(output.float(), state, t.signal, t.sigma)
             return found if known is None else replace(found, clean=known(found.clean))
 

@@ -157,7 +157,7 @@ def _of_seed(plan: StudyPlan, entry: Entry, seed: int) -> Iterator[Record]:
     generator = build_on_meta(entry, saved.generator)
     for steps in possible_steps(generator, saved, sampling, grid.steps):
         yield record("steps", grid.n, steps, steps=steps)
-    if saved.generator.class_dropout and not (saved.distill and saved.distill.cfg_scale != 1):
+    if saved.generator.guides and not (saved.distill and saved.distill.cfg_scale != 1):
         for scale in grid.cfg_scale:
             yield record("cfg_scale", grid.n, scale, cfg_scale=scale)
 

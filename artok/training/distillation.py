@@ -131,10 +131,11 @@ def load_teacher(section: DistillConfig, tokenizer: Tokenizer, facts: Facts) -> 
             f"the teacher {section.teacher} knows {len(saved.facts.classes)} classes, and the data have "
             f"{len(facts.classes)}; use the data that it was trained on"
         )
-    if section.cfg_scale != 1 and not config.class_dropout:
+    guided = section.cfg_scale != 1 or section.method.largest_scale is not None
+    if guided and not config.guides:
         raise ConfigError(
-            f"the teacher {section.teacher} was trained with class_dropout 0, so it has no guidance; leave "
-            "distill.cfg_scale at 1"
+            f"the teacher {section.teacher} was trained with class_dropout 0, so it has no guidance; "
+            "learn from one that was trained with some, or leave distill.cfg_scale at 1"
         )
     return teacher
 

@@ -101,7 +101,7 @@ class Experiment(Config):
 
     @model_validator(mode="after")
     def _check_guidance(self) -> Experiment:
-        if self.generator is not None and self.sampling.guides and not self.generator.class_dropout:
+        if self.generator is not None and self.sampling.guides and not self.generator.guides:
             raise ValueError(
                 f"sampling.cfg_scale {self.sampling.cfg_scale:g} needs a generator trained with class_dropout above 0, "
                 "which has an unconditional half; give it one, or leave cfg_scale at 1"
@@ -112,10 +112,13 @@ class Experiment(Config):
     def _check_distillation(self) -> Experiment:
         student = self.generator.diffusion if isinstance(self.generator, DiffusionGenerator) else None
         if self.distill is None:
-            if student is not None and student.averages:
+            if student is not None and (student.averages or student.reads_scale):
+                what, kind = ("prediction_type average_velocity", "meanflow")
+                if student.reads_scale:
+                    what, kind = "reads_scale", "latent_consistency"
                 raise ValueError(
-                    "prediction_type average_velocity is learned by a method of distillation, such as "
-                    "distill.method={kind: meanflow}; add it, or use prediction_type velocity"
+                    f"{what} is learned by a method of distillation, such as distill.method={{kind: {kind}}}; add it, "
+                    f"or leave generator.diffusion.{what.split()[0]} out"
                 )
             return self
         method = self.distill.method
@@ -123,6 +126,12 @@ class Experiment(Config):
             raise ValueError("'distill' trains a generator of kind diffusion; use one, or leave 'distill' out")
         if reason := method.refuse(student):
             raise ValueError(f"distillation method {method.kind} {reason} in generator.diffusion")
+        teaches_scales = method.largest_scale is not None
+        if student.reads_scale != teaches_scales:
+            switch = "on" if teaches_scales else "off"
+            raise ValueError(f"distillation method {method.kind} needs generator.diffusion.reads_scale {switch}")
+        if teaches_scales and self.distill.cfg_scale != 1:
+            raise ValueError(f"method {method.kind} teaches many guidance scales; leave distill.cfg_scale at 1")
         if self.distill.teacher is None and method.needs_teacher:
             raise ValueError(f"distillation method {method.kind} needs a teacher; name its run as distill.teacher")
         if self.distill.teacher is None and self.distill.cfg_scale != 1:

@@ -102,6 +102,8 @@ def test_a_student_is_saved_without_its_teacher(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_guidance_of_the_teacher_is_learned(kind: str) -> None:
+    if method_of(kind).largest_scale is not None:
+        pytest.skip("draws its own scales")
     codec, losses = tokenizer(CODEC), []
     for scale in (1.0, 3.0):
         student, method = taught(method_of(kind), codec, cfg_scale=scale)
@@ -124,7 +126,7 @@ def test_it_samples_in_the_steps_that_it_is_made_for(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_settles_is_what_is_kept(kind: str) -> None:
+def test_what_changes_beside_the_weights_is_kept(kind: str) -> None:
     """A checkpoint that brings `kept` back brings the method back."""
     codec = tokenizer(CODEC)
     student, method = taught(method_of(kind), codec)
@@ -139,12 +141,15 @@ def test_what_settles_is_what_is_kept(kind: str) -> None:
     with torch.no_grad():
         for weight in student.parameters():
             weight.add_(0.1 * torch.ones_like(weight))
+    method.progress = 0.99
+    changed = loss()
     method.settle()
-    assert all(not torch.equal(tensor, kept[name]) for name, tensor in method.kept().items())
+    assert not kept or any(not torch.equal(tensor, kept[name]) for name, tensor in method.kept().items())
     student.load_state_dict(weights)
+    method.progress = 0.0
     for name, tensor in method.kept().items():
         tensor.copy_(kept[name])
-    assert torch.equal(loss(), before)
+    assert torch.equal(loss(), before) and not torch.equal(changed, before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,3 +157,13 @@ def test_a_method_says_why_it_refuses_a_student(kind: str) -> None:
     method = method_of(kind)
     sections = [student_of(method).model_copy(update={"prediction_type": "x0"}), student_of(method)]
     assert [method.refuse(section) is None for section in sections][1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_it_has_the_same_loss(kind: str) -> None:
+    codec = tokenizer(CODEC)
+    student, _ = taught(method_of(kind), codec)
+    torch._dynamo.reset()
+    compiled = torch.compile(student, backend="eager", dynamic=False)
+    losses = [each(real_tokens(codec, 4), condition(4), noise(4), codec) for each in (student, compiled)]
+    torch.testing.assert_close(losses[1], losses[0])

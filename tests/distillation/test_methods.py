@@ -8,18 +8,20 @@ from typing import cast
 
 import pytest
 import torch
-from helpers.generators import CLASSES, condition, hearing, networks, noise, randomise_zeros, texts, tokenizer
+from helpers.generators import CLASSES, condition, generate, hearing, networks, noise, randomise_zeros, texts, tokenizer
 from helpers.students import TEACHER, model
 from torch import Tensor, nn
 
-from artok.distillation import consistency, meanflow, pairs, shortcut
+from artok.distillation import consistency, meanflow, pairs, progressive, shortcut
 from artok.distillation.base import Grid, Rows, Teacher, predict_clean, pseudo_huber
+from artok.errors import ConfigError
 from artok.generators import diffusion
 from artok.generators.diffusion import LatentDiffusion
 from artok.generators.networks import unet
 from artok.layout import Codec, Condition
 from artok.nn import attention
-from artok.nn.time import IntervalEmbedding, TimeEmbedding
+from artok.nn.time import GuidedTimeEmbedding, IntervalEmbedding, TimeEmbedding
+from artok.noise import Noise
 from artok.sampling.diffusion import DiffusionConfig
 from artok.sampling.settings import Sampling
 
@@ -350,3 +352,73 @@ def test_the_shortest_steps_are_by_the_velocity() -> None:
     first = u(x, [1.0, 1.0], [0.5, 1.0])
     second = u(x - half[:, None, None] * first, [0.5, 0.75], [0.0, 0.75])
     torch.testing.assert_close(method.two_steps(x, t, half, condition(2), None), (first + second) / 2)
+
+
+# ------------------------------------------------------------------------------------------------- progressive
+
+
+@torch.no_grad()
+def test_a_step_of_the_student_is_two_of_its_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is, it starts with no error: the sampler in one step reaches what its teacher's two steps reach."""
+    layout, rows = tokenizer(CODEC).layout, condition(6)
+    teacher, student = model(TEACHER, layout, 1).eval(), model(TEACHER, layout, 2)
+    method = progressive.Config(first_steps=1).build(student, Teacher(teacher))
+    x = noise(6).normal(16, 4)
+    predict = diffusion.Guided(teacher, rows, Sampling(), 2, None)
+    levels, options = TEACHER.sampling_levels(2), teacher.diffusion.options(Sampling())
+    *_, (reached, _) = teacher.diffusion.solve(predict, x, levels, lambda: x, "euler", options)
+    monkeypatch.setattr(student.network, "forward", lambda *_: x - reached)  # from t = 1 to 0
+    monkeypatch.setattr(Noise, "normal", lambda *_: x)
+    assert method(gaussian(6), rows, noise(6), None)["progressive"] < 1e-9
+
+
+def test_rounds_halve_the_steps_and_begin_with_the_student_as_teacher() -> None:
+    layout = tokenizer(CODEC).layout
+    student = model(TEACHER, layout, 2)
+    method = progressive.Config(first_steps=4, last_steps=1).build(student, Teacher(model(TEACHER, layout, 1)))
+    found = []
+    for progress in (0.0, 0.32, 0.34, 0.66, 0.67, 0.99):
+        method.progress = progress
+        with torch.no_grad():
+            next(student.parameters()).add_(1)
+            method(gaussian(2), condition(2), noise(2), None)
+            same = torch.equal(next(method.before.parameters()), next(student.parameters()))
+        found.append((int(method.round), same))
+    assert found == [(0, False), (0, False), (1, True), (1, False), (2, True), (2, False)]
+    with pytest.raises(ValueError, match="cannot be halved"):
+        progressive.Config(first_steps=6, last_steps=4)
+
+
+# ------------------------------------------------------------------------------------------------- latent consistency
+
+
+@torch.no_grad()
+def test_a_teacher_is_guided_row_by_row() -> None:
+    teacher = model(TEACHER, tokenizer(CODEC).layout, 1)
+    x, at = gaussian(2), levels(4)[torch.tensor([3, 1])]
+    found = Teacher(teacher).guided(x, at, torch.tensor([1.0, 3.0]), condition(2), None)
+    for row, scale in enumerate((1.0, 3.0)):
+        wanted = Teacher(teacher, scale).clean(x, at, condition(2), None)
+        torch.testing.assert_close(found[row], wanted[row], rtol=1e-4, atol=1e-5)
+    assert (found - Teacher(teacher).clean(x, at, condition(2), None))[1].abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_a_scale_that_is_read_takes_no_second_half() -> None:
+    section = TEACHER.model_copy(update={"reads_scale": True, "solver": "consistency", "steps": 2})
+    plain, student = (model(each, tokenizer(CODEC).layout, 2).eval() for each in (TEACHER, section))
+    student.load_state_dict(plain.state_dict(), strict=False)
+    torch.nn.init.zeros_(cast(GuidedTimeEmbedding, student.network.time).scale.weight)
+    rows, found = [], dict[tuple[float, bool], Tensor]()
+    student.network.register_forward_hook(lambda _, inputs, __: rows.append(inputs[1].tolist()))
+    for learned in (False, True):
+        for scale in (1.0, 3.0):
+            found[scale, learned] = generate(student, tokenizer(CODEC), condition(2), Sampling(cfg_scale=scale)).values
+        torch.nn.init.normal_(cast(GuidedTimeEmbedding, student.network.time).scale.weight)
+    wanted = [[[time, scale]] * 2 for scale in (1.0, 3.0) for time in (1000.0, 500.0)]
+    assert rows == wanted * 2, "two rows each, and none without a label"
+    assert torch.equal(found[1.0, False], found[3.0, False]) and not torch.equal(found[1.0, True], found[3.0, True])
+    same = generate(plain, tokenizer(CODEC), condition(2), Sampling(solver="consistency", steps=2)).values
+    torch.testing.assert_close(found[1.0, False], same, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match="cfg_parts cannot be chosen"):
+        student.check(Sampling(cfg_parts=("labels",)))

@@ -108,6 +108,16 @@ def test_written_texts_are_the_likeliest_ids_of_passes_without_a_cache(model: da
 
 
 @torch.no_grad()
+def test_no_text_is_written_empty() -> None:
+    """Where all ids are as likely, the first of them is taken, which is the end but at the first place."""
+    model = build(conditioning=TEXT_LABELS[:1])
+    model.text_head.weight.zero_()
+    written = model.complete(given(model, texts(4)).dropped("text"), Sampling(temperature=0.0), noise(4)).text
+    assert written is not None
+    assert written.values.tolist() == [[1, 0, 0, 0, 0, 0]] * 4 and written.mask.sum() == 4
+
+
+@torch.no_grad()
 def test_texts_are_drawn_from_the_model() -> None:
     """The share of each first id, of 20,000 rows, against its probability: five deviations are below .018."""
     model, count = build(conditioning=TEXT_LABELS[:1]), 20_000

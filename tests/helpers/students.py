@@ -28,7 +28,8 @@ def method_of(kind: str) -> MethodConfig:
 def student_of(method: MethodConfig) -> DiffusionConfig:
     """A section that the method can train."""
     targets = ("velocity", "average_velocity", "v", "x0")
-    sections = (TEACHER.model_copy(update={"prediction_type": target, "steps": 1}) for target in targets)
+    changes: dict[str, object] = {"steps": 1, "reads_scale": method.largest_scale is not None}
+    sections = (TEACHER.model_copy(update={"prediction_type": target, **changes}) for target in targets)
     return next(section for section in sections if method.refuse(section) is None)
 
 

@@ -111,6 +111,21 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
         {"generator": {"kind": "mar", "depth": 1, "width": 16, "heads": 2}},
         "trains a generator of kind diffusion",
     ),
+    "a scale that is not learned": (
+        "latent_consistency",
+        {"sampling": {"cfg_scale": 9}},
+        "learned guidance scales from 1 to 4, and cfg_scale is 9",
+    ),
+    "a scale that is not read": (
+        "latent_consistency",
+        {"generator": {"diffusion": {"reads_scale": False}}},
+        "needs generator.diffusion.reads_scale on",
+    ),
+    "a scale that nothing teaches": (
+        "consistency",
+        {"generator": {"diffusion": {"reads_scale": True}}},
+        "needs generator.diffusion.reads_scale off",
+    ),
     "an unknown method": ("meanflow", {"distill": {"method": {"kind": "meanflows"}}}, "did you mean 'meanflow'"),
 }
 

@@ -120,7 +120,7 @@ def pipeline_of(experiment: Experiment, tokenizer: Tokenizer, case: dict[str, An
     generator: nn.Module = nn.Linear(1, 1)
     if experiment.generator is not None:
         generator = experiment.generator.build(tokenizer.layout, CLASSES[case["size"]])
-    blank = cast(Any, SimpleNamespace(generator=None))
+    blank = cast(Any, SimpleNamespace(generator=None, check=lambda settings: None))
     return Pipeline(tokenizer, cast(Any, generator.eval().to(DEVICE)), (), experiment.sampling, blank, blank)
 
 

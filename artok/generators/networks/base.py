@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from artok.conditioning.base import Conditioners, Context
 from artok.config import Part
 from artok.nn.controlnet import ControlNet
-from artok.nn.time import IntervalEmbedding, TimeEmbedding
+from artok.nn.time import GuidedTimeEmbedding, IntervalEmbedding, TimeEmbedding
 
 
 class DiffusionNetwork(nn.Module, ABC):
@@ -31,6 +31,12 @@ class DiffusionNetwork(nn.Module, ABC):
     @abstractmethod
     def forward(self, x_BND: Tensor, times_B: Tensor, context: Context, given_BNG: Tensor | None = None) -> Tensor:
         """(B, N, out) for noisy tokens (B, N, D) row-major. given_BNG: the input that `widen` made room for."""
+
+    def read_scales(self) -> None:
+        """Let it read times (B, 2), of x and of the guidance scale, in the place of times (B,)."""
+        last = self.time.layers[-1]
+        assert isinstance(last, nn.Linear)
+        self.time = GuidedTimeEmbedding(last.out_features)
 
     @abstractmethod
     def widen(self, width: int) -> None:

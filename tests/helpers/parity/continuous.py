@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -88,6 +88,10 @@ class GivenNoise(Noise):
 
     def permutation(self, n: int) -> Tensor:
         return self.orders
+
+    def normals(self, expected: int, *shape: int) -> Iterator[Tensor]:
+        while True:
+            yield self.normal(*shape)
 
     def normal(self, *shape: int) -> Tensor:
         iteration, draw = divmod(self.calls, len(self.noises) - 1)  # the start and one a step, none in the last
@@ -200,7 +204,7 @@ def mar_head(fixture: Fixture, built: Mar) -> dict[str, Tensor]:
     io, about, head = fixture.io, fixture.about, built.head
     x, z, null, scale = io["head_x"], io["head_c"], io["head_c_null"], about["cfg_scale"]
     net, t = head.net, io["head_t"]
-    guided = head.guide_network(torch.cat([z, null]), scale)(x, t.repeat(2))
+    guided = head.guide_network(torch.cat([z, null]), scale)(x, net.time(t.repeat(2)))
     other = torch.cat([guided[:, : head.width], net(x, t, net.condition(null))[:, head.width :]], dim=1)
     found = {
         "head_time_embed": net.time(t),
@@ -351,8 +355,8 @@ def from_the_entrance(built: LatentDiffusion, condition: Condition, draws: list[
         def __init__(self) -> None:
             self.draws = iter(draws)
 
-        def normal(self, *shape: int) -> Tensor:
-            return next(self.draws)
+        def normals(self, expected: int, *shape: int) -> Iterator[Tensor]:
+            return self.draws
 
     *_, last = built.steps(condition, Sampling(steps=len(draws) - 1), Given(), None)
     return last.values
