@@ -56,17 +56,17 @@ class Pipeline:
     _prepared: tuple[object, Generator] | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu") -> Pipeline:
-        """Load a generator's run directory, a saved pipeline, or a hub repository of one.
+    def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu", decoder: str = "") -> Pipeline:
+        """Load a generator's run directory, a saved pipeline, or a hub repository. decoder: a run of `post_training`.
 
         CheckpointError: there is none, it holds a tokenizer only, or its tokenizer is not the one it was trained on.
         """
         folder = find_saved(name)
-        tokenizer, saved_tokenizer = load_tokenizer(folder)
+        tokenizer, saved_tokenizer = load_tokenizer(decoder or folder)
         generator, saved = load_generator(folder, tokenizer.layout)
-        if saved.facts.tokenizer is not None and saved.facts.tokenizer != fingerprint(tokenizer):
+        if saved.facts.tokenizer not in (None, fingerprint(tokenizer), saved_tokenizer.facts.tokenizer):
             raise CheckpointError(
-                f"the tokenizer in {folder / TOKENIZER} is not the one that the generator was trained on "
+                f"the tokenizer in {decoder or folder / TOKENIZER} is not the one that the generator was trained on "
                 f"(fingerprint {saved.facts.tokenizer}); put the right one back"
             )
         return cls(tokenizer, generator, saved.facts.classes, saved.sampling, saved, saved_tokenizer).to(device)

@@ -43,8 +43,9 @@ PIECE = 2**24  # bytes of a file that are digested at once
 class Facts(Config):
     """What a model was trained on.
 
-    image: (channels, *size) of its samples. classes: names of the labels. data, tokenizer: fingerprints. control: how
-    the maps were made that a generator was given, the data's `control` section.
+    image: (channels, *size) of its samples. classes: names of the labels. data, tokenizer: fingerprints; of a tokenizer
+    whose decoder alone was trained, that of the one before. control: how the maps were made that a generator was given,
+    the data's `control` section.
     """
 
     image: tuple[int, ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -35,10 +35,15 @@ class Tokenizer(nn.Module, ABC):
     """
 
     layout: TokenLayout
+    perturb: Callable[[Tokens], Tokens] | None = None  # set while the decoder alone is trained, on such tokens
 
     @abstractmethod
     def forward(self, images: Tensor) -> Reconstruction:
         """The training pass; gradients reach every trained parameter through its results."""
+
+    def decoder_parts(self) -> list[nn.Module]:
+        """What turns tokens into images and has no part in making them; none where that is not trained."""
+        return []
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tokens:

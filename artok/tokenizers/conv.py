@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Literal
 
 import torch
@@ -159,7 +159,20 @@ class ConvTokenizer(Tokenizer):
         """Images (B, C, H, W) of latent vectors (B, D, *grid)."""
         return F.pixel_shuffle(self.decoder(self.from_quantizer(arrange(vectors))), self.patch)
 
+    def decoder_parts(self) -> list[nn.Module]:
+        return [self.from_quantizer, self.decoder]
+
+    def _decode_perturbed(self, images: Tensor, perturb: Callable[[Tokens], Tokens]) -> Reconstruction:
+        for part in (self.encoder, self.to_quantizer, self.quantizer):
+            part.eval()  # in training it would follow the images
+        with torch.no_grad():
+            tokens = perturb(self.encode(images))
+            vectors = self.embed(tokens)
+        return Reconstruction(self.decode_latents(vectors), tokens, {}, {})
+
     def forward(self, images: Tensor) -> Reconstruction:
+        if self.perturb is not None:
+            return self._decode_perturbed(images, self.perturb)
         quantized = self.quantizer(self.latents(images))
         reconstructed = self.decode_latents(quantized.vectors)
         # reconstruction errors are means over the numbers of an image, so sums per image are divided by these

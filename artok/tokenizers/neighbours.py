@@ -68,11 +68,12 @@ def _nearest_others(vectors: Tensor, count: int) -> Tensor:
     return torch.cat(list(blocks()))
 
 
-def replace_codes(tokens: Tokens, near: Tensor, share: float, noise: Noise) -> Tokens:
+def replace_codes(tokens: Tokens, near: Tensor, share: float | Tensor, noise: Noise) -> Tokens:
     """The tokens with each code replaced, with probability `share`, by one of its neighbours, all alike.
 
-    near: (S, K, V, count) from `near_codes`. noise: the images' random numbers. The codes replaced at a small share are
-    among those at a larger one, and their neighbours are the same, where both begin with equal noise.
+    near: (S, K, V, count) from `near_codes`. share: of all images, or of each (B, 1, 1). noise: the images' random
+    numbers. The codes replaced at a small share are among those at a larger one, and their neighbours are the same,
+    where both begin with equal noise.
     """
     shape = tokens.layout.value_shape()
     chosen = noise.uniform(*shape) < share

@@ -41,6 +41,18 @@ class CachedTokens(Config):
     cache: Annotated[str | None, FREE] = None
 
 
+class PostTraining(Config):
+    """The `post_training:` section: a tokenizer's decoder is trained on perturbed tokens, and nothing else.
+
+    share: most of an image's codes that are replaced, each by one of its `neighbours` nearest in the codebook.
+    noise: for continuous tokens, which have a deviation of 1, the largest deviation of Gaussian noise.
+    """
+
+    share: float = Field(0.5, gt=0, le=1)
+    neighbours: int = Field(10, ge=1)
+    noise: float = Field(0.5, gt=0)
+
+
 class Experiment(Config):
     """A config file. With a `generator` section it trains a generator on a trained tokenizer, else a tokenizer."""
 
@@ -54,6 +66,7 @@ class Experiment(Config):
         None, description="a run or checkpoint whose weights a new training starts from, as far as they fit"
     )
     distill: DistillConfig | None = Field(None, description="trains a diffusion model for few sampling steps")
+    post_training: PostTraining | None = Field(None, description="trains only the decoder of the tokenizer in init")
     losses: tuple[Annotated[LossConfig, of_kind("losses"), OPEN], ...] = (PixelLossConfig(),)
     tokens: CachedTokens = CachedTokens()
     sampling: Annotated[Sampling, FREE] = Sampling()
@@ -150,6 +163,12 @@ class Experiment(Config):
                 f"the maps of data.control have {made[0]} channel{'s' if made[0] > 1 else ''}, and the generator's "
                 f"control has {entry.channels}; set its channels to {made[0]}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_post_training(self) -> Experiment:
+        if self.post_training is not None and (self.generator is not None or self.init is None):
+            raise ValueError("'post_training' trains a tokenizer's decoder: name its run in 'init', and no 'generator'")
         return self
 
     @model_validator(mode="after")

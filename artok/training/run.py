@@ -49,6 +49,7 @@ from artok.training.experiment import Experiment, check_codebook
 from artok.training.initial import load_initial
 from artok.training.loop import Trainer
 from artok.training.monitor import FEWEST, Monitor
+from artok.training.post_training import DecoderTask
 from artok.training.progress import Progress
 from artok.training.settings import settle_precision
 from artok.training.task import Task
@@ -171,7 +172,8 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
     if experiment.generator is None:
         train_split, test_split = experiment.data.open("train"), experiment.data.open("test")
         progress.notes(train_split, test_split)
-        task = TokenizerTask(experiment, train_split, test_split, device)
+        kind = TokenizerTask if experiment.post_training is None else DecoderTask
+        task = kind(experiment, train_split, test_split, device)
         check_codebook(task.tokenizer.layout, len(train_split))
         return task
     tokenizer, saved = load_frozen_tokenizer(experiment)
@@ -191,8 +193,9 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
     if accelerator.is_main_process and experiment.training.monitor_images:
         watch = make_monitor(experiment, train_split, source, held_out, device, progress)
     torch.manual_seed(experiment.seed)
-    kind = GeneratorTask if experiment.distill is None else DistillationTask
-    trained = kind(experiment, tokenizer, saved, facts, source, held_out, device, watch)
+    trained = (GeneratorTask if experiment.distill is None else DistillationTask)(
+        experiment, tokenizer, saved, facts, source, held_out, device, watch
+    )
     encoder = trained.generator.conditioner.encoder
     if isinstance(encoder, FrozenEncoder):
         store_captions(encoder, [each for each in (source, held_out) if isinstance(each, TokenCache)], progress)
