@@ -42,7 +42,7 @@ def add_edits(evaluator: Evaluator, pipeline: Pipeline, sampling: Sampling, resu
         for seen in edit(evaluator, pipeline, sampling, mask):
             evaluation.update(seen)
         found = evaluation.results(results.name, sampling.seed).measurements
-        measurements += [replace(each, name=f"{each.name}/edit_{mask}") for each in found]
+        measurements += [replace(each, name=f"{each.name}/{edits.EDIT}{mask}") for each in found]
     return replace(results, measurements=tuple(measurements))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 from artok.config import find, kinds
 from artok.metrics.base import MetricConfig
 from artok.metrics.cost import QUANTITIES
+from artok.metrics.edits import EDIT
 from artok.metrics.quantity import Quantity
 
 
@@ -20,8 +22,9 @@ def catalogue() -> dict[str, Quantity]:
 
 def describe(name: str) -> Quantity:
     """The quantity of an identifier, which may end in `/part`. One that nothing defines has its name as its label."""
-    base = name.partition("/")[0]
-    return catalogue().get(base) or Quantity(base, base.replace("_", " "), "", "", "Other", "")
+    base, _, part = name.partition("/")
+    found = catalogue().get(base) or Quantity(base, base.replace("_", " "), "", "", "Other", "")
+    return replace(found, group="Editing") if part.startswith(EDIT) else found
 
 
 def title(name: str, extractor: str | None = None, k: int | None = None) -> str:

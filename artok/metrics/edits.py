@@ -12,6 +12,7 @@ from artok.metrics.base import EvalBatch, Metric, MetricConfig, MetricContext, e
 from artok.metrics.quantity import Quantity
 
 ERROR, KEPT = "fill_error", "known_kept"
+EDIT = "edit_"  # begins the part of a value's name that says how images were edited, as in `fd/edit_left`
 
 
 class Config(MetricConfig):
@@ -24,7 +25,7 @@ class Config(MetricConfig):
             "fill error",
             "",
             "lower",
-            "Fidelity to the condition",
+            "Editing",
             "Squared error of the hidden part over that of another image of the class. A blur has a low one too.",
         ),
         Quantity(
@@ -32,7 +33,7 @@ class Config(MetricConfig):
             "known part kept",
             "",
             "higher",
-            "Fidelity to the condition",
+            "Editing",
             "Share of edits whose known pixels all equal the image's own.",
         ),
     )

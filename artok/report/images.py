@@ -18,6 +18,8 @@ from artok.evaluation.run_directory import Run
 from artok.evaluation.sample import thinned
 from artok.images import from_uint8, put_first, to_uint8
 from artok.layout import Condition, TokenLayout, Tokens
+from artok.masks import name_mask, paste
+from artok.metrics.edits import EDIT, KEPT
 from artok.pipeline import Pipeline
 from artok.report.data_uris import Picture, animation, strip, thin
 from artok.report.plots.codebook import codebook_plot
@@ -178,7 +180,8 @@ class GeneratorGallery:
     """rows: class name and strip of samples, their control first. moments: step number and picture. film: None when
     there is one step only.
 
-    near: of each class the sample that lies closest to a training image. settings: of sampling, in words.
+    near: of each class the sample that lies closest to a training image. settings: of sampling, in words. edits: mask
+    and picture, for each mask that was measured.
     """
 
     rows: list[tuple[str, Picture]]
@@ -187,6 +190,7 @@ class GeneratorGallery:
     film: Picture | None
     near: list[Near]
     settings: str
+    edits: list[tuple[str, Picture]]
 
 
 def show_generator(run: Run, real: Real, side: int = NARROW, device: str = "cpu") -> GeneratorGallery:
@@ -197,6 +201,7 @@ def show_generator(run: Run, real: Real, side: int = NARROW, device: str = "cpu"
     """
     pipeline = Pipeline.from_pretrained(run.folder, device)
     sampling = pipeline.settings({**run.results.sampling, "seed": SEED})
+    edits = show_edits(pipeline, run, real, sampling)
     hears = pipeline.generator.hears
     prompted = [row for row, text in enumerate(real.captions) if text] if "text" in hears else []
     prompts = [real.captions[row] for row in prompted]
@@ -217,7 +222,28 @@ def show_generator(run: Run, real: Real, side: int = NARROW, device: str = "cpu"
         for index in thin(len(numbers), STEPS)
     ]
     rows = class_rows(real, samples, f"samples by {run.name}", side, control)
-    return GeneratorGallery(rows, moments, steps, film, closest(real, samples, "sample"), settings_text(sampling))
+    near = closest(real, samples, "sample")
+    return GeneratorGallery(rows, moments, steps, film, near, settings_text(sampling), edits)
+
+
+def show_edits(pipeline: Pipeline, run: Run, real: Real, sampling: Sampling) -> list[tuple[str, Picture]]:
+    """The first held-out image of each row with a part hidden, above its result, for each mask that was measured."""
+    names = [entry.name for entry in run.results.measurements]
+    masks = [name.removeprefix(f"{KEPT}/{EDIT}") for name in names if name.startswith(f"{KEPT}/{EDIT}")]
+    if not masks:
+        return []
+    images = from_uint8(torch.stack([row[0] for row in real.rows[:EACH]]))
+    labels, texts = heard(pipeline, real.labels[:EACH], real.captions[:EACH])
+    control = pick_control(pipeline, real)
+    condition = pipeline.condition(labels, prompts=texts, control=None if control is None else control[:EACH])
+    pictures = []
+    for mask in masks:
+        hidden = name_mask(mask, pipeline.tokenizer.layout, torch.arange(len(images))).expand(len(images), -1, -1)
+        made = paste(pipeline.fill(images, hidden, condition, sampling), images, hidden)
+        text = f"Held-out images with mask {mask}, above what {run.name} makes of them"
+        shown = torch.cat([images.masked_fill(hidden[:, None], 0), made])
+        pictures.append((mask, strip(to_uint8(shown), text, SIDE, columns=len(images))))
+    return pictures
 
 
 def heard(pipeline: Pipeline, labels: list[int], captions: list[str]) -> tuple[list[int] | None, list[str] | None]:

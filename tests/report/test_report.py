@@ -57,7 +57,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, depth in (("raster", 1), ("deeper", 2)):
         sections = {"data": data, "training": brief, "generator": {"depth": depth}}
         train(generator_experiment(str(root / "vq"), name=name, **sections), root / name)
-        keep(generator_results(name), root / name)
+        results = generator_results(name)
+        edits = (entry("fd/edit_left", 1.1, featured=True), entry("known_kept/edit_left", 1.0))
+        keep(replace(results, measurements=(*results.measurements, *edits)), root / name)
     keep(tokenizer_results(), root / "vq")
     return root
 
@@ -157,6 +159,14 @@ def test_every_metric_and_both_generators_are_shown(page: str) -> None:
     assert text.count("deeper") > 3
     assert "fingerprint abc" in text
     assert "artok evaluate" in text
+
+
+def test_measured_edits_are_shown_as_pictures_and_figures(page: str) -> None:
+    for name in ("raster", "deeper"):
+        assert f'alt="Held-out images with mask left, above what {name} makes of them"' in page
+    figures = page[page.index("FD[classifier], edit left") :]
+    assert page.index("Editing") < page.index("FD[classifier], edit left")
+    assert "known part kept, edit left" in figures
 
 
 def test_names_are_escaped(page: str) -> None:
@@ -326,6 +336,7 @@ def test_the_best_is_marked_only_where_it_can_be_told() -> None:
     [
         ("nats_per_token_train", "Likelihood"),
         ("fd", "Quality"),
+        ("fd/edit_left", "Editing"),
         ("perplexity/2x2", "Codebook"),
         ("throughput_images_per_s", "Cost"),
         ("never_heard_of", "Other"),
