@@ -258,8 +258,7 @@ class Guided:
         if self.scales:
             time = torch.stack([time, torch.full_like(time, self.scales[step])], dim=1)
         given = None if self.given is None else guidance.repeat(self.given, step)
-        times = guidance.repeat(time.expand(len(x), *time.shape[1:]), step)
-        output = self.model.network(guidance.repeat(x, step), times, guidance.take(self.context, step), given)
+        output = self.model.network(guidance.repeat(x, step), time, guidance.take(self.context, step), given)
         return guide(output, guidance.scales[step], self.channels) if guidance.doubled[step] else output
 
 
