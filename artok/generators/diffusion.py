@@ -237,7 +237,8 @@ class LatentDiffusion(Generator):
 
 
 class Guided:
-    """The guided network under a condition. It counts its evaluations for the guidance schedule."""
+    """The guided network under a condition, at one time for all rows or one for each. It counts its evaluations for the
+    guidance schedule."""
 
     def __init__(
         self, model: LatentDiffusion, condition: Condition, sampling: Sampling, total: int, codec: Codec | None
@@ -258,7 +259,7 @@ class Guided:
         if self.scales:
             time = torch.stack([time, torch.full_like(time, self.scales[step])], dim=1)
         given = None if self.given is None else guidance.repeat(self.given, step)
-        times = guidance.repeat(time.expand(len(x), *time.shape[1:]), step)
+        times = time if len(time) == 1 else guidance.repeat(time, step)
         output = self.model.network(guidance.repeat(x, step), times, guidance.take(self.context, step), given)
         return guide(output, guidance.scales[step], self.channels) if guidance.doubled[step] else output
 

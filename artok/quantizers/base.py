@@ -131,7 +131,7 @@ class Quantizer(nn.Module, ABC):
             return reduce(torch.add, parts)
 
     def prefixes(self, values: Tensor) -> list[Tensor]:
-        """Vectors (B, D, *grid) of the first 1, 2, ... scales; the last is `lookup`."""
+        """Vectors (B, D, *grid) of the first 1, 2, ... scales in `values`; of all scales the last is `lookup`."""
         with full_precision(values.device):
             return self.dequantize_prefixes(values)
 

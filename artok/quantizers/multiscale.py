@@ -8,7 +8,7 @@ smoothly to the latent grid, and passed through a convolution phi, before it is 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import numpy as np
@@ -205,8 +205,9 @@ class MultiScaleQuantizer(Quantizer):
         codes = F.embedding(values[..., 0], self.book.vectors())
         if known is not None:
             codes = codes * known[..., None]
-        lengths = [math.prod(grid) for grid in self.grids]
-        return [self._part(scale, part) for scale, part in enumerate(codes.split(lengths, dim=1))]
+        ends = list(accumulate(math.prod(grid) for grid in self.grids))
+        parts = codes.tensor_split(ends, dim=1)[: ends.index(codes.shape[1]) + 1]
+        return [self._part(scale, part) for scale, part in enumerate(parts)]
 
     def _part(self, scale: int, codes: Tensor) -> Tensor:
         """What the code vectors (B, n, D) of one scale add to the latent (B, D, *grid)."""

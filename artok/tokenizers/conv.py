@@ -211,7 +211,10 @@ class ConvTokenizer(Tokenizer):
         return self.quantizer.lookup(self._latent(tokens.values), tokens.known)
 
     def prefix(self, tokens: Tokens, scales: int) -> Tensor:
-        return self.embed(tokens.first_scales(scales))
+        if scales == 0 or tokens.known is not None:
+            return self.embed(tokens.first_scales(scales))
+        end = list(self.layout.scales())[scales - 1].stop
+        return self.quantizer.prefixes(self._latent(tokens.values[:, :end]))[-1]  # the other scales take no time
 
     def prefixes(self, tokens: Tokens) -> list[Tensor]:
         return self.quantizer.prefixes(self._latent(tokens.values))

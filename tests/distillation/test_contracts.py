@@ -167,3 +167,14 @@ def test_compiled_it_has_the_same_loss(kind: str) -> None:
     compiled = torch.compile(student, backend="eager", dynamic=False)
     losses = [each(real_tokens(codec, 4), condition(4), noise(4), codec) for each in (student, compiled)]
     torch.testing.assert_close(losses[1], losses[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_the_vectors_of_codes(kind: str) -> None:
+    codec = tokenizer("conv-vq")
+    student, method = taught(method_of(kind), codec)
+    tokens = method.teach(condition(), noise(ROWS), codec) or real_tokens(codec, ROWS)
+    assert tokens.values.dtype == torch.int64
+    total = torch.stack(list(student(tokens, condition(), noise(ROWS), codec).values())).sum()
+    total.backward()
+    assert total > 0 and generate(student.eval(), codec, condition(2)).values.dtype == torch.int64

@@ -410,12 +410,12 @@ def test_a_scale_that_is_read_takes_no_second_half() -> None:
     student.load_state_dict(plain.state_dict(), strict=False)
     torch.nn.init.zeros_(cast(GuidedTimeEmbedding, student.network.time).scale.weight)
     rows, found = [], dict[tuple[float, bool], Tensor]()
-    student.network.register_forward_hook(lambda _, inputs, __: rows.append(inputs[1].tolist()))
+    student.network.register_forward_hook(lambda _, inputs, __: rows.append((len(inputs[0]), inputs[1].tolist())))
     for learned in (False, True):
         for scale in (1.0, 3.0):
             found[scale, learned] = generate(student, tokenizer(CODEC), condition(2), Sampling(cfg_scale=scale)).values
         torch.nn.init.normal_(cast(GuidedTimeEmbedding, student.network.time).scale.weight)
-    wanted = [[[time, scale]] * 2 for scale in (1.0, 3.0) for time in (1000.0, 500.0)]
+    wanted = [(2, [[time, scale]]) for scale in (1.0, 3.0) for time in (1000.0, 500.0)]
     assert rows == wanted * 2, "two rows each, and none without a label"
     assert torch.equal(found[1.0, False], found[3.0, False]) and not torch.equal(found[1.0, True], found[3.0, True])
     same = generate(plain, tokenizer(CODEC), condition(2), Sampling(solver="consistency", steps=2)).values

@@ -63,7 +63,7 @@ def solve_with(clean: Tensor, known: Tensor) -> Solve:
     """DDPM's solver of a network that predicts 0, with the known values put in."""
 
     def solve(x: Tensor, levels: Levels, draw: Draw, done: int) -> States:
-        def denoise(state: Tensor, level: Level) -> Denoised:
+        def denoise(state: Tensor, level: Level, to: Level) -> Denoised:
             return Denoised(torch.where(known, clean, 0.0))
 
         return ddpm(denoise, x, levels, draw, Options())

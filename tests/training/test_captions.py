@@ -12,6 +12,7 @@ from helpers.commands import artok
 from helpers.images import paint
 from helpers.models import TOKENIZER
 from helpers.text_models import FEATURES, tiny_clip, tiny_t5
+from helpers.training import assert_same_run, train_in_two
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -110,6 +111,20 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     states = [load_file(tmp_path / name / "model.safetensors") for name in ("run", "other")]
     assert any(name.endswith("_extra_state") for name in states[0])
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+
+
+def test_a_gan_whose_critic_reads_captions_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    critic = {"discriminator": {"kind": "dcgan", "base_channels": 8, "norm": "none"}, "gan_loss": "relativistic"}
+    network = {"kind": "dcgan", "channels": [8], "embedding_dim": 16}
+    gan = {"kind": "gan", "network": network, "critic": critic | {"r1": 1.0, "r2": 1.0}, "conditioning": [TEXT]}
+    section = merge(SPED, {"training": {"global_batch": 8, "checkpoint_every": 16, "ema": None}})
+    setting = section | {"name": "gan", "data": DATA, "tokenizer": {"kind": "pixels"}, "generator": gan}
+    config = validate(Experiment, setting, "test")
+    assert train(config, tmp_path / "whole")
+    train_in_two(config, tmp_path / "parts", monkeypatch, stop=48)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_both_conditions_and_each_alone(tokenizer: Path, tmp_path: Path) -> None:

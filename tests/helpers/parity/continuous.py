@@ -298,10 +298,7 @@ def dit_network(fixture: Fixture, built: LatentDiffusion) -> dict[str, Tensor]:
     io, network = fixture.io, built.network
     x, null = sequence(io["x"]), built.context(Condition(torch.full_like(io["y"], built.classes)))
     sampling = Sampling(cfg_scale=fixture.about["cfg_scale"])
-    rows = [slice(row, row + 1) for row in range(len(x))]  # a sampler has one time for all rows
-    guided = torch.cat(
-        [Guided(built, Condition(io["y"][row]), sampling, 1, None)(x[row], io["t"][row]) for row in rows]
-    )
+    guided = Guided(built, Condition(io["y"]), sampling, 1, None)(x, io["t"])
     without, acted = network(x, io["t"], null), built.config.guided_channels or built.layout.width
     other = torch.cat([guided[..., :acted], without[..., acted:]], dim=-1)
     plain = network(x, io["t"], built.context(Condition(io["y"])))

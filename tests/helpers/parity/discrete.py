@@ -10,11 +10,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from artok.generators import raster, var
+from artok.generators import raster, raster_decoder, var
 from artok.generators.base import Generator
 from artok.layout import Codec, Condition, Tokens
 from artok.noise import Noise
-from artok.sampling.logits import draw, probabilities
+from artok.sampling.logits import probabilities
 from artok.sampling.settings import Sampling
 from helpers.parity.fixtures import Fixture, any_tokenizer, imported_generator
 from helpers.parity.fixtures import fixture as read_fixture
@@ -35,16 +35,17 @@ def filtered(fixture: Fixture) -> dict[str, Tensor]:
 
 
 def generated(
-    module: ModuleType, built: Generator, labels: Tensor, sampling: Sampling, codec: Codec | None
+    module: ModuleType, drawing: str, built: Generator, labels: Tensor, sampling: Sampling, codec: Codec | None
 ) -> tuple[Tokens, list[Tensor]]:
-    """Tokens of a whole generation, and the logits that each draw was given."""
-    given: list[Tensor] = []
+    """Tokens of a whole generation, and the logits that each draw was given. drawing: the function of the module that
+    draws."""
+    given, draw = list[Tensor](), getattr(module, drawing)
 
     def watched(logits: Tensor, *rest: object) -> Tensor:
         given.append(logits)
-        return draw(logits, *rest)  # type: ignore[arg-type]
+        return draw(logits, *rest)
 
-    with mock.patch.object(module, "draw", watched):
+    with mock.patch.object(module, drawing, watched):
         *_, tokens = built.steps(Condition(labels), sampling, Noise(0, torch.arange(len(labels))), codec)
     return tokens, given
 
@@ -69,8 +70,8 @@ def llamagen_gpt(fixture: Fixture) -> dict[str, Tensor]:
         last = given.get("cfg_interval", -1)  # the last decode step that is guided; the prefill comes before step 0
         until = 1.0 if last < 0 else min(1.0, (last + 2) / codes.shape[1])
         sampling = Sampling(temperature=0, cfg_scale=max(given["cfg_scale"], 1.0), cfg_interval=(0.0, until))
-        made_tokens, logits = generated(raster, built, labels, sampling, codec)
-        found |= {f"{name}_idx": made_tokens.values[..., 0], f"{name}_logits": torch.stack(logits, dim=1)}
+        made_tokens, logits = generated(raster_decoder, "draw_gumbel", built, labels, sampling, codec)
+        found |= {f"{name}_idx": made_tokens.values[..., 0], f"{name}_logits": torch.cat(logits, dim=1)}
     return found | filtered(fixture)
 
 
@@ -87,7 +88,7 @@ def var_transformer(fixture: Fixture) -> dict[str, Tensor]:
     }
     for name, given in fixture.about["generation"].items():
         sampling = Sampling(temperature=0, cfg_scale=1 + given["cfg"], cfg_schedule="linear")
-        made_tokens, logits = generated(var, built, labels, sampling, codec)
+        made_tokens, logits = generated(var, "draw", built, labels, sampling, codec)
         found |= {
             f"{name}_idx": made_tokens.values[..., 0],
             f"{name}_logits": torch.cat(logits, dim=1),
