@@ -41,11 +41,9 @@ class MemoryEstimate:
 
 
 def state_bytes(design: Design) -> float:
-    """Bytes of weights, AdamW's two moments and the EMA of the weights if there is one; no gradients."""
-    training = design.experiment.training
-    copies = 3 + (training.ema is not None)
-    buffers = size_in_bytes(design.trained) - NUMBER * parameters(design.trained)
-    found = copies * NUMBER * parameters(design.trained, trained_only=True) + max(buffers, 0)
+    """Bytes of weights, and AdamW's two moments and the EMA, if there is one, of the trained ones; no gradients."""
+    copies = 2 + (design.experiment.training.ema is not None)
+    found = size_in_bytes(design.trained) + copies * NUMBER * parameters(design.trained, trained_only=True)
     if design.critic is not None:
         found += size_in_bytes(design.critic) + 2 * NUMBER * parameters(design.critic, trained_only=True)
     return float(found)

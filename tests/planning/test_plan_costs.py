@@ -293,3 +293,11 @@ def test_more_devices_need_less_memory_each() -> None:
     assert found[8, "DDP"].local == 32
     # 16 bytes a weight and average, 4 for the buckets, and no less than the gradients
     assert found[8, "DDP"].bytes > (16 + 4 + 4) * 110_888_448
+
+
+def test_weights_that_are_not_trained_take_no_moments_and_no_average() -> None:
+    planned = design.build(load(Experiment, "shapes/dit-controlnet"))
+    tensors = [*planned.trained.parameters(), *planned.trained.buffers()]
+    trained = sum(4 * weight.numel() for weight in planned.trained.parameters() if weight.requires_grad)
+    assert 0 < trained < sum(4 * weight.numel() for weight in planned.trained.parameters()) / 2
+    assert memory.state_bytes(planned) == sum(tensor.nbytes for tensor in tensors) + 3 * trained
