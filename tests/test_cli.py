@@ -88,7 +88,11 @@ MISTAKES = {
     "an export over another run": ("export {runs}/vq --out {runs}/raster", "holds another run"),
     "an export onto a file": ("export {runs}/vq --format onnx --out {runs}/vq.yaml", "file exists; choose another"),
     "an import over other files": ("import {runs}/nothing.pt --out {runs}", "holds other files already"),
-    "an option that the family does not read": ("sample {runs}/raster --steps 3", "steps changes nothing that Raster"),
+    "an option that the family does not read": (
+        "sample {runs}/raster --truncation 3",
+        "truncation changes nothing that Raster",
+    ),
+    "steps for a decoding without steps": ("sample {runs}/raster --steps 3", "steps is of decoding parallel"),
     "a setting that the family does not read": ("evaluate {runs}/raster truncation=1", "truncation changes nothing"),
     "a sampling setting that is none": ("sample {runs}/raster temprature=1", "did you mean 'temperature'"),
     "no device": ("sample {runs}/raster --device gpu", "give cpu, cuda, cuda:1 or mps"),

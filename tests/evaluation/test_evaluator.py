@@ -30,6 +30,7 @@ from artok.noise import Noise
 from artok.pipeline import Pipeline
 from artok.planning.op_trace import Trace
 from artok.sampling.settings import Sampling
+from artok.saved import Facts, Saved
 from artok.tokenizers import pixels
 from artok.tokenizers.base import Tokenizer
 from artok.training import monitor as monitoring
@@ -114,8 +115,10 @@ class Repeats(Generator):
 
 
 def pipeline_of(split: Split | None, side: int = 8) -> Pipeline:
-    tokenizer = pixels.Config(patch_size=4).build((3, side, side))
-    return Pipeline(tokenizer, Repeats(tokenizer.layout, split), ("a", "b"), Sampling(), None, None)  # type: ignore[arg-type]
+    tokenizer, classes = tokenizer_of(side), ("a", "b")
+    facts = Facts(image=(3, side, side), classes=classes, data="", version="")
+    saved = Saved(tokenizer=pixels.Config(patch_size=4), facts=facts)
+    return Pipeline(tokenizer, Repeats(tokenizer.layout, split), classes, Sampling(), saved, saved)
 
 
 def tokenizer_of(side: int = 8) -> Tokenizer:

@@ -81,7 +81,7 @@ def rows_of(module: nn.Module) -> list[int]:
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_the_head_runs_on_the_tokens_of_the_step_only(guidance: float) -> None:
     model = built(mar.Config.tiny(), LATENTS)
-    rows = rows_of(model.head.net)
+    rows = rows_of(model.head.net.output)
     last(model, Sampling(cfg_scale=guidance, steps=4, head_steps=5), count=3)
     left = [16]
     for step in range(4):
