@@ -47,7 +47,8 @@ class Guidance:
         self.half = len(condition)
         self.scales = [scale_at(sampling, step, steps, share) for step, share in enumerate(shares or [None] * steps)]
         guided = [self.guides and scale != 1 for scale in self.scales]
-        self.doubled = [any(guided[step:]) for step in range(steps)] if caches else guided
+        ended = max((step + 1 for step, needed in enumerate(guided) if needed), default=0)
+        self.doubled = [step < ended for step in range(steps)] if caches else guided
 
     def repeat(self, x: Tensor, step: int) -> Tensor:
         """Repeat (B, ...) for both halves, (2B, ...), if the step takes both."""
