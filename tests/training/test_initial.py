@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.models import generator_experiment, tokenizer_experiment
+from torch import nn
 
 from artok.errors import CheckpointError
 from artok.generators.diffusion import LatentDiffusion
 from artok.pipeline import Pipeline
-from artok.saved import load_tokenizer
+from artok.saved import load_tokenizer, read_saved
 from artok.training.experiment import Experiment
 from artok.training.initial import load_initial
 from artok.training.run import train
@@ -47,10 +49,15 @@ def build(experiment: Experiment, runs: Path) -> LatentDiffusion:
     return built
 
 
+def start(module: nn.Module, runs: Path, name: str, say: Callable[[str], None], generates: bool = True) -> None:
+    config = diffusion(runs).generator if generates else None
+    load_initial(module, str(runs / name), config, read_saved(runs / "diffusion").facts, say)
+
+
 def test_everything_that_fits_is_loaded_and_the_new_input_is_named(runs: Path) -> None:
     said: list[str] = []
     model = build(diffusion(runs, inpaint=True), runs)
-    load_initial(model, str(runs / "diffusion"), True, said.append)
+    start(model, runs, "diffusion", said.append)
     source = Pipeline.from_pretrained(runs / "diffusion").generator.state_dict()
     state = model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in source.items())
@@ -65,7 +72,7 @@ def test_everything_that_fits_is_loaded_and_the_new_input_is_named(runs: Path) -
 def test_the_same_architecture_is_loaded_whole(runs: Path) -> None:
     said: list[str] = []
     model = build(diffusion(runs), runs)
-    load_initial(model, str(runs / "diffusion"), True, said.append)
+    start(model, runs, "diffusion", said.append)
     assert len(said) == 1 and said[0].endswith("numbers loaded, all of them")
 
 
@@ -73,7 +80,7 @@ def test_what_is_left_out_is_said(runs: Path) -> None:
     said: list[str] = []
     shallow = DIFFUSION["network"] | {"depth": 1}
     model = build(diffusion(runs, network=shallow), runs)
-    load_initial(model, str(runs / "diffusion"), True, said.append)
+    start(model, runs, "diffusion", said.append)
     assert "left out of that checkpoint: network.blocks.1." in said[-1] and "and " in said[-1]
 
 
@@ -83,7 +90,7 @@ def test_more_input_channels_start_at_zero(runs: Path) -> None:
     colour = tokenizer_experiment(data={"channels": 3})
     wide = colour.tokenizer.build((3, 16, 16))  # type: ignore[union-attr]
     torch.manual_seed(1)
-    load_initial(wide, str(runs / "vq"), False, said.append)
+    start(wide, runs, "vq", said.append, generates=False)
     narrow, _ = load_tokenizer(runs / "vq")
     (line,) = (line for line in said if line.startswith("wider, with zeros: "))
     name = line.removeprefix("wider, with zeros: ")
@@ -94,7 +101,7 @@ def test_more_input_channels_start_at_zero(runs: Path) -> None:
 def test_a_tokenizer_starts_from_that_of_a_generator(runs: Path) -> None:
     said: list[str] = []
     tokenizer = tokenizer_experiment().tokenizer.build((1, 16, 16))  # type: ignore[union-attr]
-    load_initial(tokenizer, str(runs / "raster"), False, said.append)
+    start(tokenizer, runs, "raster", said.append, generates=False)
     source, _ = load_tokenizer(runs / "vq")
     state = tokenizer.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in source.state_dict().items())
@@ -113,7 +120,7 @@ def test_what_cannot_start_a_training_is_refused_in_one_sentence(runs: Path, sou
     model = build(diffusion(runs), runs)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=message) as caught:
-        load_initial(model, str(runs / source), True, print)
+        start(model, runs, source, print)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
