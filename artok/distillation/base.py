@@ -33,10 +33,17 @@ class Method(ABC):
     def __init__(self, student: LatentDiffusion, teacher: Teacher | None) -> None:
         self.student, self.teacher = student, teacher
         self.progress = 0.0  # share of the training that is done
+        self._grids: dict[int, Grid] = {}
 
     @abstractmethod
     def __call__(self, clean: Tensor, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         """Weighted scalar losses. clean: the vectors of the training tokens, (B, N, D)."""
+
+    def grid(self, steps: int, device: torch.device) -> Grid:
+        """The student's levels of sampling in so many steps."""
+        if steps not in self._grids:
+            self._grids[steps] = Grid(self.student.config.diffusion.sampling_levels(steps), device)
+        return self._grids[steps]
 
     def start(self) -> None:
         """Once the student has its first weights, set what is made from them."""

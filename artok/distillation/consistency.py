@@ -15,7 +15,6 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from artok.distillation.base import (
-    Grid,
     Method,
     MethodConfig,
     MovingAverage,
@@ -85,10 +84,9 @@ class Consistency(Method):
         super().__init__(student, teacher)
         self.config, self.most_scale = config, most_scale
         self.target = MovingAverage(student, config.target_ema)
-        self.grids: dict[int, Grid] = {}
 
     def __call__(self, clean: Tensor, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
-        grid = self.grid(clean.device)
+        grid = self.grid(self.levels(), clean.device)
         index = (noise.uniform() * len(grid)).long()  # float32 below 1 times a number below 2^24 stays below it
         t, s = grid[index], grid[index - 1]
         added = noise.normal(*clean.shape[1:])
@@ -102,15 +100,13 @@ class Consistency(Method):
         error = predict_clean(self.student, x, t, condition, codec, scale) - target
         return {"consistency": pseudo_huber(error, self.config.huber)}
 
-    def grid(self, device: torch.device) -> Grid:
-        """The levels at this time of training."""
-        config, number = self.config, self.config.levels
-        if config.first_levels is not None:
-            doublings = math.floor(math.log2(number / config.first_levels))
-            number = min(number, config.first_levels * 2 ** math.floor(self.progress * (doublings + 1)))
-        if number not in self.grids:
-            self.grids[number] = Grid(self.student.config.diffusion.sampling_levels(number), device)
-        return self.grids[number]
+    def levels(self) -> int:
+        """The number of levels at this time of training."""
+        first, last = self.config.first_levels, self.config.levels
+        if first is None:
+            return last
+        doublings = math.floor(math.log2(last / first))
+        return min(last, first * 2 ** math.floor(self.progress * (doublings + 1)))
 
     def step(
         self,

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from artok.distillation.base import Grid, Method, MethodConfig, Teacher, predict_clean, pseudo_huber
+from artok.distillation.base import Method, MethodConfig, Teacher, predict_clean, pseudo_huber
 from artok.generators.diffusion import LatentDiffusion
 from artok.layout import Codec, Condition, Tokens
 from artok.noise import Noise
@@ -56,8 +56,7 @@ class Pairs(Method):
 
     def __call__(self, clean: Tensor, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         start = noise.branch("pair").normal(*clean.shape[1:])
-        grid = Grid(self.student.config.diffusion.sampling_levels(1), clean.device)
-        noisiest = grid[torch.zeros(len(clean), dtype=torch.int64, device=clean.device)]
+        noisiest = self.grid(1, clean.device)[torch.zeros(len(clean), dtype=torch.int64, device=clean.device)]
         error = predict_clean(self.student, start, noisiest, condition, codec) - clean
         return {"pairs": pseudo_huber(error, self.config.huber)}
 

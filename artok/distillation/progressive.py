@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from artok.distillation.base import Grid, Method, MethodConfig, Teacher, predict_clean
+from artok.distillation.base import Method, MethodConfig, Teacher, predict_clean
 from artok.generators.diffusion import LatentDiffusion
 from artok.layout import Codec, Condition
 from artok.noise import Noise
@@ -75,7 +75,7 @@ class Progressive(Method):
     def __call__(self, clean: Tensor, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         self._begin_round()
         steps = self.config.first_steps >> int(self.round)
-        grid = Grid(self.student.config.diffusion.sampling_levels(2 * steps), clean.device)
+        grid = self.grid(2 * steps, clean.device)
         index = 2 * (noise.uniform() * steps).long() + 1
         t, middle, s = grid[index], grid[index - 1], grid[index - 2]
         x = t.signal * clean + t.sigma * noise.normal(*clean.shape[1:])

@@ -81,8 +81,14 @@ def edit(evaluator: Evaluator, pipeline: Pipeline, sampling: Sampling, mask: str
             )
             made = to_uint8(paste(pipeline.fill(images, hidden, condition, sampling, done), images, hidden))
             pasted = torch.where(hidden[:, None], other.pixels, batch.pixels)
-            seen = EvalBatch(samples=made, conditions=batch.labels)
-            yield replace(seen, edited=made, originals=batch.pixels, pasted=pasted, hidden=hidden)
+            yield EvalBatch(
+                samples=made,
+                conditions=batch.labels,
+                edited=made,
+                originals=batch.pixels,
+                pasted=pasted,
+                hidden=hidden,
+            )
             done += len(part)
             evaluator.progress.advance(done)
 

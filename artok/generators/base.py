@@ -189,6 +189,10 @@ class GeneratorConfig(Part, ABC):
         return False
 
     @property
+    def hears_text(self) -> bool:
+        return any(entry.kind == "text" for entry in self.conditioning)
+
+    @property
     def guides(self) -> bool:
         """Whether it can be guided."""
         return self.class_dropout > 0

@@ -280,7 +280,7 @@ class Raster(Generator):
         """One step per pass; known codes replace the drawn ones. The known codes that all rows begin with take no step.
 
         In raster order a code is drawn without those known ones that follow it. The code of each place is drawn with
-        the place's own noise, so all values of `sampling.decoding` give one sample.
+        the place's own noise, so jacobi decoding gives the sample of sequential decoding.
         """
         decoder = RasterDecoder(self, condition, sampling, noise)
         for done in self._decode(decoder, condition, sampling, noise):

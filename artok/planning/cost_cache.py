@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from artok.conditioning.base import Context
 from artok.nn.attention import KVCache
 from artok.planning.op_trace import OpCost, TensorSpec, Trace
 
@@ -72,14 +72,12 @@ def _kind(value: Any) -> Hashable:
     """The part of an argument that decides the cost; the value of a float does not."""
     if isinstance(value, Tensor):
         return _spec(value)
-    if isinstance(value, KVCache):
-        return (tuple(value.keys.shape), value.keys.dtype, value.filled)
+    if is_dataclass(value):  # a context, a cache
+        return tuple(_kind(getattr(value, each.name)) for each in fields(value))
+    if isinstance(value, Mapping):
+        return tuple(map(_kind, value.values()))
     if isinstance(value, list | tuple):
         return tuple(map(_kind, value))
-    if isinstance(value, Context):
-        return tuple(
-            map(_kind, (value.pooled, value.sequence, value.mask, value.spatial, [*value.keys_values.values()]))
-        )
     return float if isinstance(value, float) else value
 
 

@@ -18,7 +18,6 @@ from artok.metrics.prompt_match import NAME
 from artok.pipeline import Pipeline
 from artok.report.data_uris import Picture, strip
 from artok.report.images import SEED, heard
-from artok.studies.measure import build_on_meta
 from artok.studies.results import EntryResults, Outcome
 
 SHOWN, NEW = 6, 2  # captions of held-out images, and of combinations that training never shows
@@ -75,7 +74,7 @@ def prompts_part(outcome: Outcome, device: str) -> PromptsPart | None:
 
 def hears_text(one: EntryResults) -> bool:
     config = one.first.saved.generator
-    return config is not None and "text" in build_on_meta(one.entry, config).hears
+    return config is not None and config.hears_text
 
 
 def ask(data: DataConfig) -> Asked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -69,7 +70,11 @@ class Guidance:
             return output
         if isinstance(step, int):
             return guide(output, self.scales[step])
-        return guide(output, torch.tensor(self.scales, device=output.device)[step][..., None])
+        return guide(output, self._scale_of_step[step][..., None])
+
+    @cached_property
+    def _scale_of_step(self) -> Tensor:
+        return torch.tensor(self.scales, device=self.condition.device)
 
 
 def append_unconditional(condition: Condition, parts: Sequence[GuidedPart]) -> Condition:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from artok.errors import CheckpointError, RunError
 from artok.files import move
-from artok.saved import CONFIG, STATE, WEIGHTS, write_weights
+from artok.saved import CONFIG, STATE, TOKENIZER, WEIGHTS, write_weights
 from artok.training.ema import Ema
 from artok.training.log import LOG
 
@@ -111,10 +111,9 @@ def clear_leftovers(run: Path, keep: int) -> None:
 
     To be called by the process that holds the run's lock.
     """
-    for path in (*run.rglob(f".{WEIGHTS}.*.tmp"), *run.rglob(f".{CONFIG}.*.tmp"), *run.glob(f".{LOG}.*.tmp")):
-        path.unlink(missing_ok=True)
-    for snapshot in (run / SNAPSHOTS).glob(".*.tmp"):
-        snapshot.unlink(missing_ok=True)
+    for folder, name in ((run, LOG), (run, CONFIG), (run, WEIGHTS), (run / TOKENIZER, ""), (run / SNAPSHOTS, "")):
+        for path in folder.glob(f".{name}*.tmp"):
+            path.unlink(missing_ok=True)
     saved = run / "checkpoints"
     for old in (*saved.glob(".*.tmp"), *list_checkpoints(saved)[keep:]):
         shutil.rmtree(old, ignore_errors=True)

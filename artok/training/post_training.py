@@ -7,7 +7,7 @@ arXiv 2507.15856).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -46,9 +46,9 @@ class DecoderTask(TokenizerTask):
     def begin(self) -> list[Replacement]:
         return []
 
-    def settle(self, mean: object) -> list[Replacement]:
+    def settle(self, mean: Callable[[Tensor], Tensor]) -> list[Replacement]:
         if self.adversary is not None:
-            self.adversary.settle(mean)  # type: ignore[arg-type]
+            self.adversary.settle(mean)
         return []
 
     def figures(self) -> dict[str, float]:

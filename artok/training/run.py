@@ -205,7 +205,7 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
 def check_captions(experiment: Experiment, split: Split) -> None:
     """Raise a ConfigError when the generator hears text, and the data have none or for few images only."""
     assert experiment.generator is not None
-    if "text" not in {each.kind for each in experiment.generator.conditioning}:
+    if not experiment.generator.hears_text:
         return
     for name, part in (("train", split), ("test", experiment.data.open("test"))):
         missing = part.uncaptioned if part.captioned else len(part)

@@ -178,7 +178,7 @@ def test_the_teachers_step_is_that_of_its_solver(solver: str, schedule: str) -> 
     teacher = model(section, tokenizer(CODEC).layout, 1).eval()
     config = consistency.Config(levels=4, teacher_solver=solver)  # type: ignore[arg-type]
     method = config.build(model(section, tokenizer(CODEC).layout, 2), Teacher(teacher, 2.0))
-    grid, x, index = method.grid(torch.device("cpu")), gaussian(4), torch.tensor([3, 2, 1, 0])
+    grid, x, index = method.grid(method.levels(), torch.device("cpu")), gaussian(4), torch.tensor([3, 2, 1, 0])
     with torch.no_grad():
         assert method.teacher is not None
         found = method.step(method.teacher, x, grid[index], grid[index - 1], condition(4), None)
@@ -245,7 +245,7 @@ def test_levels_double_over_the_training() -> None:
     found = []
     for progress in (0.0, 0.24, 0.26, 0.5, 0.76, 0.99):
         method.progress = progress
-        found.append(len(method.grid(torch.device("cpu"))))
+        found.append(len(method.grid(method.levels(), torch.device("cpu"))))
     assert found == [5, 5, 10, 20, 40, 40]
 
 

@@ -19,7 +19,8 @@ from artok.generators import raster
 from artok.layout import Condition, TokenLayout, Tokens
 from artok.noise import Noise
 from artok.sampling.decoding import jacobi, sequential
-from artok.sampling.logits import draw_gumbel
+from artok.sampling.guidance import Guidance
+from artok.sampling.logits import draw_gumbel, probabilities
 from artok.sampling.settings import Sampling
 
 LAYOUT = TokenLayout(((3, 4),), 4, 32, (1, 12, 16))
@@ -219,8 +220,6 @@ def test_speculative_samples_follow_the_large_model(length: int, settings: dict)
     plain = Sampling(**settings)
     every = torch.cartesian_prod(*[torch.arange(4)] * 3)
     expected = torch.ones(64, dtype=torch.float64)
-    from artok.sampling.guidance import Guidance
-    from artok.sampling.logits import probabilities
 
     guidance = Guidance(Condition(torch.ones(64, dtype=torch.int64)), plain, 3)
     logits = guidance(built.logits(guidance.repeat(every, 0)[:, :-1], built.context(guidance.condition)), 0)
@@ -289,7 +288,6 @@ def test_one_code_a_pass_in_parallel_is_token_by_token_in_that_order() -> None:
 @torch.no_grad()
 def test_codes_of_a_pass_are_drawn_without_one_another(cfg_scale: float) -> None:
     """Each is the most likely at its position after the codes of the passes before, read alone and without a cache."""
-    from artok.sampling.guidance import Guidance
 
     built, noise = model(order="random", target_init=1.0), Noise(3, torch.arange(BATCH))
     settings = Sampling(decoding="parallel", steps=4, temperature=0, cfg_scale=cfg_scale)
