@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,12 @@ def lines(path: Path) -> int:
 
 def test_the_readme_is_short() -> None:
     assert lines(REPOSITORY / "README.md") <= 160
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """Test folders are no packages, so pytest imports a file by its name alone and refuses the second of one name."""
+    names = Counter(path.name for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    assert [name for name, times in names.items() if times > 1] == []
 
 
 def test_no_room_is_more_than_a_quarter_of_the_package() -> None:
