@@ -38,6 +38,11 @@ def _levels(device: torch.device) -> Tensor:
     return from_uint8(torch.arange(256, dtype=torch.uint8)).to(device)
 
 
+def frames_of(images: Tensor) -> Tensor:
+    """The frames (B * T, C, H, W) of clips (B, C, T, H, W); images (B, C, H, W) as they are."""
+    return images if images.ndim == 4 else images.transpose(1, 2).flatten(0, 1)
+
+
 def to_pil(image: Tensor) -> Image.Image:
     """One float image (C, H, W) in [-1, 1], or uint8, as a PIL image."""
     pixels = image if image.dtype == torch.uint8 else to_uint8(image)

@@ -118,7 +118,7 @@ class TokenizerTask(Task):
             if self.plays("critic", seen // self.experiment.training.global_batch):
                 self.made.append(reconstructions.detach())
         with torch.no_grad():
-            errors = ((reconstructions.clamp(-1, 1) - images) / 2).square().mean((1, 2, 3))
+            errors = ((reconstructions.clamp(-1, 1) - images) / 2).square().flatten(1).mean(1)
             monitors["psnr"] = -10 * errors.clamp(min=1e-10).log10().mean()
         return Step(losses | compared, monitors)
 
