@@ -37,7 +37,8 @@ def pipeline(config: GeneratorConfig, quantizer: str = "fsq") -> Pipeline:
     tokenizer.eval().requires_grad_(False)
     generator = config.build(tokenizer.layout, CLASSES).eval()
     randomise_zeros(generator)
-    saved = Saved.model_construct(tokenizer=tiny, generator=None, facts=Facts())
+    facts = Facts(image=IMAGE, classes=tuple("abcd"), data="", version="test")
+    saved = Saved.model_construct(tokenizer=tiny, generator=None, facts=facts)
     made = Pipeline(tokenizer, generator, tuple("abcd"), Sampling(), saved, saved)
     assert made.generator.layout.grid == (5, 4, 4)
     return made
