@@ -57,9 +57,11 @@ class Config(GeneratorConfig):
         entry, such as a class, and origin for a longer one.
     order: of the tokens in training: raster; random, another order for each image (RAR, Yu et al. 2024, arXiv
         2411.00776; sigma-GPT, Pannatier et al. 2024, arXiv 2404.09562); or known_first, those that an editing mask
-        leaves and then the hidden ones, for which tokens are encoded at each step. Beyond raster, the model is told the
-        position that it predicts next, and sampling takes known tokens first.
-    target_init: deviation of the initial weights that tell this position.
+        leaves and then the hidden ones, for which tokens are encoded at each step. Beyond raster, sampling takes known
+        tokens first.
+    target_init: deviation of the initial weights of an embedding of the position that is predicted next (RAR, section
+        3.3). Beyond raster order it is needed, and .02 by default. In raster order there is none by default, since the
+        rotary embedding tells positions apart; a short training learns faster with it what to draw where.
     past_frames: of a video, how many frames before the predicted one a convolution reads around the predicted place, to
         be added to the input. In short runs on video it learns what moves much sooner than attention alone.
     history_noise: the largest share of the codes read in training that are replaced by random ones; each sample draws
@@ -79,7 +81,7 @@ class Config(GeneratorConfig):
     rope_base: float = Field(10000.0, gt=1)
     class_position: Literal["zero", "origin"] | None = None
     order: Literal["raster", "random", "known_first"] = "raster"
-    target_init: float = Field(0.02, gt=0)
+    target_init: float | None = Field(None, gt=0)
     past_frames: int = Field(0, ge=0)
     history_noise: float = Field(0.0, ge=0, lt=1)
 
@@ -148,7 +150,8 @@ class Raster(Generator):
         )
         self.past = PastFrames(width, layout.grid, config.past_frames) if config.past_frames else None
         self.norm = nn.RMSNorm(width, eps=1e-5)
-        self.target = None if config.order == "raster" else nn.Embedding(layout.length, width)
+        self.ordered = config.order != "raster"  # each image has an order of its own
+        self.target = nn.Embedding(layout.length, width) if self.ordered or config.target_init else None
         self.head = nn.Linear(width, layout.vocab, bias=False)
         table = rotary_table(layout.grid, width // self.heads, config.rope_base)
         self.prefix = ahead + self.conditioner.length
@@ -169,7 +172,7 @@ class Raster(Generator):
         else:
             nn.init.zeros_(self.head.weight)
         if self.target is not None:
-            nn.init.normal_(self.target.weight, std=config.target_init)
+            nn.init.normal_(self.target.weight, std=config.target_init or 0.02)
 
     @property
     def trains_known(self) -> bool:
@@ -275,7 +278,7 @@ class Raster(Generator):
 
         Given known tokens, they are read in place of the image's own and not predicted.
         """
-        known = condition.known if self.target is not None else None
+        known = condition.known if self.ordered else None
         order = noise.permutation(self.layout.length) if self.config.order == "random" else known_first(known)
         codes = in_order(tokens.values, order).flatten(1)
         read = codes
@@ -333,7 +336,7 @@ class Raster(Generator):
     def stream(
         self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None, given: Tensor
     ) -> Iterator[Tensor]:
-        if self.target is not None:
+        if self.ordered:
             raise ConfigError("a video without end is drawn in raster order, and this model was trained in others")
         window = self.layout.grid[0] - 1 - sampling.sinks if sampling.cache_frames is None else sampling.cache_frames
         return iter(RasterStream(self, condition, sampling, noise, given, window, sampling.sinks))
