@@ -64,7 +64,29 @@ class Mapped:
     channels: int
 
 
-Encoded: TypeAlias = bytes | str | Mapped | Unreadable | None  # the bytes of a file, its path or URL, or nothing
+@dataclass(frozen=True)
+class VideoLength:
+    """frames of a video, and how many a second has, on average."""
+
+    frames: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Some frames of a video file, from number `first` on, at `fps` frames per second or as the file has them.
+
+    length: of the video, where it is known.
+    """
+
+    file: bytes | str | Unreadable | None
+    first: int
+    frames: int
+    fps: float | None
+    length: VideoLength | None = None
+
+
+Encoded: TypeAlias = bytes | str | Mapped | Clip | Unreadable | None  # the bytes of a file, its path or URL, or nothing
 
 
 def decode(encoded: Encoded, channels: int, side: int) -> Picture | Unreadable:
@@ -74,18 +96,13 @@ def decode(encoded: Encoded, channels: int, side: int) -> Picture | Unreadable:
     """
     if isinstance(encoded, Mapped):
         return _decode_mapped(encoded, channels, side)
-    if encoded is None:
-        return Unreadable("the image is missing")
-    if isinstance(encoded, Unreadable):
-        return encoded
-    try:
-        data = _read(encoded)
-    except MemoryError:
-        raise
-    except Exception as error:  # clients of remote files raise errors of their own
-        return Unreadable(_text(error), _may_pass(error))
-    if not data:
-        return Unreadable("the file is empty")
+    if isinstance(encoded, Clip):
+        from artok.data.clip_files import decode_clip  # which resizes frames as pictures are
+
+        return decode_clip(encoded, channels, side)
+    data = read_bytes(encoded)
+    if isinstance(data, Unreadable):
+        return data
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             image.load()
@@ -101,6 +118,21 @@ def decode(encoded: Encoded, channels: int, side: int) -> Picture | Unreadable:
         raise
     except Exception as error:  # Pillow's parsers raise many kinds of errors on damaged bytes
         return Unreadable(_text(error))
+
+
+def read_bytes(encoded: bytes | str | Unreadable | None) -> bytes | Unreadable:
+    """The bytes of a file. A read that fails is repeated for some seconds."""
+    if encoded is None:
+        return Unreadable("the image is missing")
+    if isinstance(encoded, Unreadable):
+        return encoded
+    try:
+        data = _read(encoded)
+    except MemoryError:
+        raise
+    except Exception as error:  # clients of remote files raise errors of their own
+        return Unreadable(_text(error), _may_pass(error))
+    return data or Unreadable("the file is empty")
 
 
 def _decode_mapped(encoded: Mapped, channels: int, side: int) -> Picture | Unreadable:

@@ -114,7 +114,7 @@ class DecodedSplit(Split):
         if self._memory is not None:
             found = {index: self._memory[index] for index in indices if self._filled[index]}
         fresh = [index for index in indices if index not in found]
-        channels, side = self.shape[:2]
+        channels, side = self.shape[0], self.shape[-1]
         broken = {}
         for index, picture in zip(fresh, decode_all(self.source.fetch(fresh), channels, side), strict=True):
             if isinstance(picture, Unreadable):

@@ -87,7 +87,7 @@ class StreamSplit(Split):
         positions = [int(index) for index in indices]
         self._ahead = {place: item for place, item in self._ahead.items() if place >= positions[0]}
         items = [self._at(position) for position in positions]
-        channels, side = self.shape[:2]
+        channels, side = self.shape[0], self.shape[-1]
         images, labels = [], []
         captions: Captions = []
         pictures = decode_all([item.encoded for item in items], channels, side)
