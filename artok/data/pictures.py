@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,7 +32,6 @@ ENDINGS = (
 )  # fmt: skip
 WAITS = (0.1, 0.5, 2.5)  # seconds before another attempt at a read that failed
 LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
-LARGE = 16 * 1024  # bytes of a file above which decoding in threads is faster, since decoding releases the GIL
 PANORAMA = 4  # images of a larger aspect ratio are cropped before resizing, which would need too much memory
 
 
@@ -96,10 +93,7 @@ def decode(encoded: Encoded, channels: int, side: int) -> Picture | Unreadable:
     """
     if isinstance(encoded, Mapped):
         return _decode_mapped(encoded, channels, side)
-    if isinstance(encoded, Clip):
-        from artok.data.clip_files import decode_clip  # which resizes frames as pictures are
-
-        return decode_clip(encoded, channels, side)
+    assert not isinstance(encoded, Clip), "of videos, see artok.data.decoding"
     data = read_bytes(encoded)
     if isinstance(data, Unreadable):
         return data
@@ -180,21 +174,6 @@ def read_pictures(paths: Sequence[Path], channels: int, side: int) -> Tensor:
             raise DataError(f"{path} cannot be read as a picture ({picture.reason})")
         pixels.append(picture.pixels)
     return torch.stack(pixels)
-
-
-def decode_all(encoded: Sequence[Encoded], channels: int, side: int) -> list[Picture | Unreadable]:
-    """`decode` for each picture, in threads if the files are large."""
-    threads = min(8, os.cpu_count() or 1)
-    in_worker = torch.utils.data.get_worker_info() is not None
-    if threads < 2 or in_worker or len(encoded) < 8 or not _large(encoded):
-        return [decode(each, channels, side) for each in encoded]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda each: decode(each, channels, side), encoded))
-
-
-def _large(encoded: Sequence[Encoded]) -> bool:
-    sizes = [len(each) for each in encoded if isinstance(each, bytes)]
-    return not sizes or sum(sizes) > LARGE * len(sizes)
 
 
 def _read(encoded: bytes | str) -> bytes:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from artok.data.base import Captions, Examples, Split, note_skipped
-from artok.data.pictures import Encoded, Unreadable, decode_all
+from artok.data.decoding import decode_all
+from artok.data.pictures import Encoded, Unreadable
 
 IN_MEMORY = 2**30  # bytes of decoded pixels that are kept by default
 
