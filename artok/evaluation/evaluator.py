@@ -73,10 +73,10 @@ class Evaluator:
         progress.notes(self.train_split, self.test_split)
         self.rows = choose_of(self.test_split, MOST)
         self.n = n or len(self.rows)
-        progress.say(f"measuring with {extractor} features on {self.n:,} images")
         self.extractor: Extractor = build_extractor(
             parse(extractor), self.train_split, data.size, device, watch=progress
         )
+        progress.say(f"measuring with {self.extractor.name} features on {self.n:,} images")
         first, _ = next(self.read(self.test_split, self.rows[:1]))
         predicts = extract(self.extractor, first)[1] is not None
         self.modes = find_modes(self.train_split, data.size) if predicts else None

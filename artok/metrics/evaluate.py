@@ -107,7 +107,8 @@ class Evaluation:
                         k=metric.k,
                     )
                 )
-        return Results(name, tuple(measurements))
+        series = {key: values for metric in self.metrics for key, values in metric.series().items()}
+        return Results(name, tuple(measurements), series=series)
 
 
 def _with(seen: EvalBatch, field: str, value: object) -> EvalBatch:
