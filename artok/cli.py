@@ -211,7 +211,7 @@ def reconstruct(
 def evaluate(
     run: Run,
     n: Annotated[int | None, typer.Option("-n", min=2, help="number of images; default all held-out ones")] = None,
-    extractor: Annotated[str, typer.Option(help="classifier, pixels, inception, or timm:NAME")] = "classifier",
+    extractor: Annotated[str, typer.Option(help="classifier, motion, pixels, inception, or timm:NAME")] = "classifier",
     overrides: Settings = None,
     device: Device = None,
     reference: Annotated[
@@ -220,6 +220,9 @@ def evaluate(
     ] = None,
     edit: Annotated[
         bool, typer.Option("--edit", help="measure edits of held-out images too; evaluation.edits=[left] names masks")
+    ] = False,
+    rollout: Annotated[
+        bool, typer.Option("--rollout", help="continue held-out clips too; evaluation.rollout.frames=65 says how far")
     ] = False,
 ) -> None:
     """Measure a tokenizer or a generator on held-out data, and write results.json into its folder."""
@@ -231,7 +234,8 @@ def evaluate(
 
     where = str(resolve_device(device))
     masks = [f"evaluation.edits=[{','.join(MASKS)}]"] if edit else []
-    results = measure(run, n, extractor, [*masks, *(overrides or [])], where, Progress("evaluate"), reference)
+    asked = [*masks, *(["evaluation.rollout={}"] if rollout else [])]
+    results = measure(run, n, extractor, [*asked, *(overrides or [])], where, Progress("evaluate"), reference)
     typer.echo(str(side_by_side([results])))
 
 

@@ -120,7 +120,7 @@ class MetricContext:
     are known and are the extractor's classes. oracle: what checks captions in images, where the data have one.
     train_images: how many the data have, where a metric may be shown a part. device: where large products of float64
     are computed. control: the kind of the maps that were asked for. motion_oracle: what knows how things move in
-    the data's clips.
+    the data's clips. clips: whether the images are clips.
     """
 
     layout: TokenLayout | None = None
@@ -132,6 +132,7 @@ class MetricContext:
     device: str = "cpu"
     control: str | None = None
     motion_oracle: MotionOracle | None = None
+    clips: bool = False
 
     def require_layout(self, metric: str) -> TokenLayout:
         if self.layout is None:

@@ -30,6 +30,9 @@ class Config(MetricConfig):
         ),
     )
 
+    def suits(self, subject: MetricContext) -> bool:
+        return subject.clips
+
     def build(self, subject: MetricContext) -> Frames:
         return Frames()
 

@@ -62,7 +62,7 @@ class Brightest(MotionOracle):
 
 
 SUBJECT = MetricContext(
-    layout=LAYOUT, extractor="classifier", train_images=24, oracle=Brightness(), motion_oracle=Brightest()
+    layout=LAYOUT, extractor="classifier", train_images=24, oracle=Brightness(), motion_oracle=Brightest(), clips=True
 )
 LATE = ("train_images",)  # fields that come after all others
 
