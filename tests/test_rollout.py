@@ -7,41 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.generators import CLASSES, condition, randomise_zeros
+from helpers.generators import condition
+from helpers.videos import IMAGE, pipeline
 from torch import Tensor
 
-from artok.config import find, validate
+from artok.config import validate
 from artok.errors import ConfigError
 from artok.generators import diffusion, mar, maskgit, raster
 from artok.generators.base import GeneratorConfig
 from artok.layout import Condition, TokenLayout, Tokens
-from artok.pipeline import Pipeline
-from artok.quantizers.base import QuantizerConfig
 from artok.rollout import Clip, roll_out
 from artok.sampling.settings import Sampling
-from artok.saved import Facts, Saved
-from artok.tokenizers import conv3d
 
-IMAGE = (3, 17, 16, 16)  # 5 frames of 4 x 4 tokens, 4 frames each after the first
 STRAIGHT = {"schedule": "straight", "prediction_type": "velocity", "solver": "euler", "steps": 4}
 DIT = {"kind": "dit", "depth": 1, "width": 24, "heads": 2, "patch_size": 1}
-
-
-def pipeline(config: GeneratorConfig, quantizer: str = "fsq") -> Pipeline:
-    torch.manual_seed(0)
-    around = find("quantizers", quantizer)
-    assert issubclass(around, QuantizerConfig)
-    tiny = conv3d.Config.tiny().model_copy(update={"quantizer": around.tiny()})
-    tokenizer = tiny.build(IMAGE)
-    tokenizer(torch.rand(4, *IMAGE) * 2 - 1)
-    tokenizer.eval().requires_grad_(False)
-    generator = config.build(tokenizer.layout, CLASSES).eval()
-    randomise_zeros(generator)
-    facts = Facts(image=IMAGE, classes=tuple("abcd"), data="", version="test")
-    saved = Saved.model_construct(tokenizer=tiny, generator=None, facts=facts)
-    made = Pipeline(tokenizer, generator, tuple("abcd"), Sampling(), saved, saved)
-    assert made.generator.layout.grid == (5, 4, 4)
-    return made
 
 
 def diffuse(forcing: str = "none") -> GeneratorConfig:
