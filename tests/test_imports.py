@@ -35,7 +35,7 @@ ALLOWED = {
     "adversarial": LEAVES | {"nn"},
     "conditioning": LEAVES | {"nn"},
     "generators": LEAVES | {"nn", "sampling", "adversarial", "conditioning"},
-    "distillation": LEAVES | {"nn", "sampling", "conditioning", "generators"},
+    "distillation": LEAVES | {"nn", "sampling", "adversarial", "conditioning", "generators"},
     "data": LEAVES,
     "metrics": LEAVES | {"nn"},
     "losses": LEAVES | {"nn", "adversarial", "metrics"},

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from artok.adversarial.critic import Opponent
 from artok.config import OPEN, Config, Part, of_kind
 from artok.errors import ConfigError
 from artok.generators.diffusion import Guided, LatentDiffusion
@@ -62,6 +63,16 @@ class Method(ABC):
         return None
 
 
+class AdversarialMethod(Method):
+    """A method that trains its student against a second player."""
+
+    critic: Opponent
+
+    @abstractmethod
+    def generate(self, clean: Tensor, condition: Condition, noise: Noise, codec: Codec | None) -> Tensor:
+        """The student's samples (B, N, D) for the critic, beside as many real ones `clean`."""
+
+
 class MethodConfig(Part, ABC):
     """The `method:` section. pool: number of training samples that the teacher makes, or None for a method that learns
     from the data."""
@@ -82,6 +93,11 @@ class MethodConfig(Part, ABC):
         """The most sampling steps that its students are made for; None for any number."""
         return None
 
+    @property
+    def folds_guidance(self) -> bool:
+        """Whether its students learn the guidance of their teacher."""
+        return True
+
     @abstractmethod
     def refuse(self, student: DiffusionConfig) -> str | None:
         """The reason why it cannot train such a student (a phrase such as "needs schedule straight"), or None."""
@@ -94,6 +110,22 @@ class MethodConfig(Part, ABC):
     @abstractmethod
     def tiny(cls) -> MethodConfig:
         """A small config for the contract tests."""
+
+
+class SamplesConfig(MethodConfig, ABC):
+    """A method whose students map noise to samples directly, and may learn from samples of the teacher.
+
+    pool: as in `MethodConfig`, under the conditions of as many training images. teacher_solver, teacher_steps: of the
+    samples, without added noise. Heun's takes two evaluations per step.
+    """
+
+    teacher_solver: Literal["euler", "heun", "ddim", "dpm++"] = "heun"
+    teacher_steps: int = Field(10, ge=1)
+
+    def refuse(self, student: DiffusionConfig) -> str | None:
+        if student.averages or student.variance == "learned":
+            return "needs a prediction_type other than average_velocity and a variance that is not learned"
+        return None
 
 
 class DistillConfig(Config):
@@ -178,16 +210,31 @@ class Teacher:
             return output
         return (x - self.model.diffusion.denoise(output, x, 1 - at, at).clean) / at
 
+    def features(self, x: Tensor, at: Rows, condition: Condition) -> list[Tensor]:
+        """What its network's stages put out at x (B, N, D), each (B, M, W) at M places; with gradients to x, without
+        guidance and known tokens."""
+        config, found = self.model.config.diffusion, list[Tensor]()
+        second = at.time if config.averages else torch.ones_like(at.time)  # an interval of no length, or a scale of 1
+        times = torch.stack([at.time, second], dim=1) if config.averages or config.reads_scale else at.time
+        network = self.model.network
+        hooks = [stage.register_forward_hook(lambda *given: found.append(given[2])) for stage in network.stages]
+        try:
+            self.model.under(replace(condition, known=None), None)(x, times)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [each.flatten(2).transpose(1, 2) if each.ndim > 3 else each for each in found]
+
     def _output(self, x: Tensor, times: Tensor, condition: Condition, codec: Codec | None) -> Tensor:
         predict = Guided(self.model, condition, self.sampling, 1, codec)
         averages = self.model.config.diffusion.averages
         return predict(x, times[:, None].expand(-1, 2) if averages else times).float()
 
     @torch.no_grad()
-    def sample(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Tokens:
+    def sample(self, condition: Condition, config: SamplesConfig, noise: Noise, codec: Codec | None) -> Tokens:
         """Its samples, with its guidance."""
-        guided = sampling.model_copy(update={"cfg_scale": self.sampling.cfg_scale})
-        return last(self.model.steps(condition, guided, noise, codec))
+        changes = {"solver": config.teacher_solver, "steps": config.teacher_steps}
+        return last(self.model.steps(condition, self.sampling.model_copy(update=changes), noise, codec))
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,11 @@ class Experiment(Config):
             raise ValueError(f"distillation method {method.kind} needs a teacher; name its run as distill.teacher")
         if self.distill.teacher is None and self.distill.cfg_scale != 1:
             raise ValueError("distill.cfg_scale guides a teacher, and there is none; name one, or leave it at 1")
+        if self.distill.cfg_scale != 1 and not method.folds_guidance:
+            raise ValueError(
+                f"distillation method {method.kind} learns its teacher's guidance from samples or by distribution "
+                "matching; set its pool or its distribution_matching, or leave distill.cfg_scale at 1"
+            )
         if method.pool is not None and self.tokens.online:
             raise ValueError(
                 f"method {method.kind} keeps its samples, so it has no use for tokens.online; leave it off"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_it_is_planned_with_the_cost_of_its_teacher(kind: str, runs: Path) -> No
     alone = plan(build(validate(Experiment, merge(KL, {"generator": {
         "kind": "diffusion", "network": NETWORK, "diffusion": PATH}}), "test")), PlanOptions())  # fmt: skip
     assert planned.sampling is not None and planned.sampling.passes == 1
-    assert planned.training.flops > 1.2 * alone.training.flops or kind == "pairs"
+    assert planned.training.flops > (2 if kind == "adversarial" else 1.2) * alone.training.flops or kind == "pairs"
 
 
 # ---------------------------------------------------------------------------------------------- mistakes
@@ -104,6 +105,11 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
         "meanflow",
         {"distill": {"cfg_scale": 2}, "sampling": {"cfg_scale": 2}},
         "teacher's guidance of cfg_scale 2 folded in",
+    ),
+    "guidance that nothing learns": (
+        "adversarial",
+        {"distill": {"cfg_scale": 2, "method": {"distribution_matching": 0}}},
+        "set its pool or its distribution_matching",
     ),
     "a pool of fresh tokens": ("pairs", {"tokens": {"online": True}}, "no use for tokens.online"),
     "another family": (
@@ -135,6 +141,15 @@ def test_a_mistake_is_said(name: str, runs: Path) -> None:
     kind, changes, message = MISTAKES[name]
     with pytest.raises(ConfigError, match=message):
         student(runs, kind, **changes)
+
+
+def test_the_critic_takes_its_turns(runs: Path, tmp_path: Path) -> None:
+    """Two steps of it for one of the student, whose weights alone are shared."""
+    assert train(student(runs, "adversarial", distill={"method": {"n_critic": 2}}), tmp_path / "run")
+    events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    steps = [{name for name in event if name in ("critic_loss", "model_loss")} for event in events]
+    assert [each for each in steps if each] == [{"critic_loss"}, {"critic_loss", "model_loss"}] * 2
+    assert not any("heads" in name or "samples" in name for name in weights(tmp_path / "run"))
 
 
 def test_average_velocities_are_not_learned_without_a_method(runs: Path) -> None:
