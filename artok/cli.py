@@ -126,6 +126,7 @@ def sample(
     negative: Annotated[str | None, typer.Option(help="what guidance leads away from")] = None,
     control: Annotated[list[Path] | None, typer.Option(help="a picture to make the control of; repeatable")] = None,
     control_map: Annotated[list[Path] | None, typer.Option(help="a ready map as control; repeatable")] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="a run that enlarges these images; repeatable")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="images per label, prompt or control")] = 8,
     cfg_scale: Annotated[float | None, typer.Option(min=0, help="classifier-free guidance; 1 is none")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, hidden=True)] = None,
@@ -147,7 +148,7 @@ def sample(
     flags |= {"truncation": truncation, "steps": steps, "guidance": guidance}
     folder = out or Path("samples") / Path(run).name
     told = labels, prompt or [], prompts, negative, control or [], control_map or []
-    images = run_sample(run, overrides or [], flags, *told, n, batch, folder, device)
+    images = run_sample(run, overrides or [], flags, *told, n, batch, folder, device, stage or [])
     typer.echo(f"{len(images)} images, grid.png and generation.gif are in {folder}")
 
 
@@ -210,6 +211,9 @@ def evaluate(
         Path | None,
         typer.Option(help="an .npz with mu and sigma or images, as ADM publishes them, to compare with too"),
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="a run whose samples a stage enlarges, in the place of held-out images")
+    ] = None,
     edit: Annotated[
         bool, typer.Option("--edit", help="measure edits of held-out images too; evaluation.edits=[left] names masks")
     ] = False,
@@ -223,7 +227,7 @@ def evaluate(
 
     where = str(resolve_device(device))
     masks = [f"evaluation.edits=[{','.join(MASKS)}]"] if edit else []
-    results = measure(run, n, extractor, [*masks, *(overrides or [])], where, Progress("evaluate"), reference)
+    results = measure(run, n, extractor, [*masks, *(overrides or [])], where, Progress("evaluate"), reference, base)
     typer.echo(str(side_by_side([results])))
 
 

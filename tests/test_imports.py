@@ -47,10 +47,13 @@ MODELS = (
 )
 ALLOWED["saved"] = MODELS
 ALLOWED["pipeline"] = MODELS | {"saved"}
+ALLOWED["cascade"] = ALLOWED["pipeline"] | {"pipeline"}
 ALLOWED["training"] = MODELS | {"saved", "pipeline", "losses", "data", "metrics"}
 ALLOWED["interop"] = MODELS | {"saved", "pipeline", "metrics"}
 for below, above in itertools.pairwise(("training", "planning", "evaluation", "studies", "report", "commands")):
     ALLOWED[above] = ALLOWED[below] | {below}
+for above in ("evaluation", "commands"):
+    ALLOWED[above] |= {"cascade"}
 ALLOWED["api"] = ALLOWED["evaluation"] | {"evaluation"}
 ALLOWED[""] = {"api", "pipeline"}  # for type checkers, and when a public name is first used
 ALLOWED["commands"] |= {"interop"}
