@@ -81,6 +81,12 @@ class Noise:
         part._keys_B, part._draws = self._keys_B[rows], self._draws
         return part
 
+    def split(self, count: int) -> Noise:
+        """(B * count) streams, `count` of each sample one after the other."""
+        part = object.__new__(Noise)
+        part._keys_B, part._draws = _spread(self._keys_B, count).flatten(), 0
+        return part
+
     def branch(self, name: str) -> Noise:
         """Other streams of the same samples, whose draws leave those of these untouched."""
         part = object.__new__(Noise)

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from pydantic import Field
@@ -15,7 +15,9 @@ from torch import Tensor
 from artok.adversarial.critic import Opponent
 from artok.config import OPEN, Config, Part, of_kind
 from artok.errors import ConfigError
+from artok.generators.base import Generator
 from artok.generators.diffusion import Guided, LatentDiffusion
+from artok.generators.patched import PatchedGenerator
 from artok.layout import GUIDED, Codec, Condition, Tokens, last
 from artok.nn.time import IntervalEmbedding, TimeEmbedding
 from artok.noise import Noise
@@ -43,7 +45,7 @@ class Method(ABC):
     def grid(self, steps: int, device: torch.device) -> Grid:
         """The student's levels of sampling in so many steps."""
         if steps not in self._grids:
-            self._grids[steps] = Grid(self.student.config.diffusion.sampling_levels(steps), device)
+            self._grids[steps] = Grid(self.student.diffusion.config.sampling_levels(steps), device)
         return self._grids[steps]
 
     def start(self) -> None:
@@ -139,9 +141,9 @@ class DistillConfig(Config):
     cfg_scale: float = Field(1.0, ge=0)
     method: Annotated[MethodConfig, of_kind("distillation"), OPEN]
 
-    def check(self, sampling: Sampling, student: DiffusionConfig) -> None:
-        """Raise a ConfigError for sampling settings that the student was not made for."""
-        most, steps = self.method.most_steps, sampling.steps or student.steps
+    def check(self, sampling: Sampling, student: DiffusionConfig, asked: int | None) -> None:
+        """Raise a ConfigError for sampling settings that the student was not made for. asked: its steps, if given."""
+        most, steps = self.method.most_steps, asked or student.steps
         if most is not None and steps > most:
             raise ConfigError(
                 f"{steps} sampling steps are more than the {most} that method {self.method.kind} made this model for; "
@@ -158,6 +160,12 @@ class DistillConfig(Config):
                 f"this model has its teacher's guidance of cfg_scale {self.cfg_scale:g} folded in, so it takes none in "
                 "sampling; leave cfg_scale at 1"
             )
+
+
+def student_of(generator: Generator) -> LatentDiffusion:
+    """What is trained of a generator: a diffusion model, or a diffusion head, which has all that methods without a
+    teacher use of one; its conditions are vectors z and not a `Condition`."""
+    return cast(LatentDiffusion, generator.head if isinstance(generator, PatchedGenerator) else generator)
 
 
 class MovingAverage:
@@ -277,7 +285,7 @@ def predict_clean(
     """A student's prediction of the clean tokens at x (B, N, D). scale: of guidance (B,), where it reads one."""
     times = at.time if scale is None else torch.stack([at.time, scale], dim=1)
     output = student.under(condition, codec)(x, times).float()
-    return to_clean(student.config.diffusion.prediction_type, output, x, at.signal, at.sigma)
+    return to_clean(student.diffusion.config.prediction_type, output, x, at.signal, at.sigma)
 
 
 def pseudo_huber(error: Tensor, huber: float) -> Tensor:

@@ -12,11 +12,12 @@ from artok.adversarial.critic import Opponent
 from artok.config import SHIPPED, load
 from artok.data.base import DataConfig
 from artok.data.hub import Config as HubConfig
-from artok.distillation.base import AdversarialMethod, DistillConfig, Method, Teacher
+from artok.distillation.base import AdversarialMethod, DistillConfig, Method, Teacher, student_of
 from artok.errors import ConfigError
 from artok.generators.base import AdversarialGenerator, Generator
 from artok.generators.diffusion import Config as DiffusionGenerator
 from artok.generators.diffusion import LatentDiffusion
+from artok.generators.patched import PatchedGenerator
 from artok.layout import TokenLayout
 from artok.losses.base import AdversarialLoss, Loss, Setting
 from artok.saved import CONFIG, TOKENIZER, check_layout, read_saved
@@ -82,7 +83,7 @@ def build(experiment: Experiment, classes: int | None = None) -> Design:
     if isinstance(generator, AdversarialGenerator) and critic is not None:
         generator.attach_critic(critic.to("meta"))
     method = None
-    if experiment.distill is not None and isinstance(generator, LatentDiffusion):
+    if experiment.distill is not None and isinstance(generator, LatentDiffusion | PatchedGenerator):
         method = attach_method(generator, experiment.distill, classes)
     compared = () if generator else comparisons(experiment)
     return Design(experiment, tokenizer.layout, tokenizer, generator, classes, compared, method)
@@ -104,18 +105,18 @@ def on_layout(experiment: Experiment, layout: TokenLayout, classes: int) -> Desi
     return Design(experiment, layout, None, generator.to("meta"), classes)
 
 
-def attach_method(student: LatentDiffusion, section: DistillConfig, classes: int) -> Method:
-    """Give a student its method of distillation, with its teacher; and return it."""
+def attach_method(generator: LatentDiffusion | PatchedGenerator, section: DistillConfig, classes: int) -> Method:
+    """Give a generator its method of distillation, with its teacher; and return it."""
     teacher = None
     if section.teacher is not None:
         with torch.device("meta"):
-            model = generator_section(section.teacher).build(student.layout, classes)
+            model = generator_section(section.teacher).build(generator.layout, classes)
         assert isinstance(model, LatentDiffusion)
         teacher = Teacher(model.to("meta").eval().requires_grad_(False), section.cfg_scale)
-    method = section.method.build(student, teacher)
+    method = section.method.build(student_of(generator), teacher)
     if isinstance(method, AdversarialMethod):
         method.critic.to("meta")
-    student.attach_objective(method)
+    generator.attach_objective(method)  # type: ignore[arg-type]
     return method
 
 

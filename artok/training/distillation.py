@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from artok.data.order import Order, choose_rows, rank_positions
 from artok.data.tokens import TokenBatch, TokenCache
-from artok.distillation.base import AdversarialMethod, DistillConfig, Method, Teacher
+from artok.distillation.base import AdversarialMethod, DistillConfig, Method, Teacher, student_of
 from artok.errors import CheckpointError, ConfigError, LayoutError
 from artok.generators.diffusion import LatentDiffusion
+from artok.generators.patched import PatchedGenerator
 from artok.layout import Condition, Tokens
 from artok.noise import Noise, fold
 from artok.quantizers.base import Replacement
@@ -35,8 +36,8 @@ class DistillationTask(GeneratorTask):
         self, experiment: Experiment, data: TokenData, device: torch.device, watch: Monitor | None = None
     ) -> None:
         super().__init__(experiment, data, device, watch)
-        assert experiment.distill is not None and isinstance(self.generator, LatentDiffusion)
-        self.section, self.student = experiment.distill, self.generator
+        assert experiment.distill is not None and isinstance(self.generator, LatentDiffusion | PatchedGenerator)
+        self.section, self.student = experiment.distill, student_of(self.generator)
         self.teacher = load_teacher(self.section, self.tokenizer, self.facts)
         if self.teacher is not None:
             check_student(self.student, self.teacher.to(device), experiment.init == self.section.teacher)
@@ -45,7 +46,8 @@ class DistillationTask(GeneratorTask):
         teacher = None if self.teacher is None else Teacher(self.teacher, self.section.cfg_scale)
         self.method = self.section.method.build(self.student, teacher)
         self.method.start()
-        self.student.attach_objective(self.method)
+        assert isinstance(self.generator, LatentDiffusion | PatchedGenerator)
+        self.generator.attach_objective(self.method)  # type: ignore[arg-type]
         if isinstance(self.method, AdversarialMethod):
             self.join(self.method.critic)
 

@@ -15,6 +15,7 @@ from artok.distillation.base import DistillConfig
 from artok.errors import ConfigError
 from artok.generators.base import GeneratorConfig
 from artok.generators.diffusion import Config as DiffusionGenerator
+from artok.generators.patched import PatchedConfig
 from artok.layout import TokenLayout
 from artok.losses.base import LossConfig
 from artok.losses.reconstruction import Config as PixelLossConfig
@@ -110,7 +111,8 @@ class Experiment(Config):
 
     @model_validator(mode="after")
     def _check_distillation(self) -> Experiment:
-        student = self.generator.diffusion if isinstance(self.generator, DiffusionGenerator) else None
+        head = isinstance(self.generator, PatchedConfig)
+        student = self.generator.diffusion if isinstance(self.generator, DiffusionGenerator | PatchedConfig) else None
         if self.distill is None:
             if student is not None and (student.averages or student.reads_scale):
                 what, kind = ("prediction_type average_velocity", "meanflow")
@@ -123,7 +125,15 @@ class Experiment(Config):
             return self
         method = self.distill.method
         if student is None:
-            raise ValueError("'distill' trains a generator of kind diffusion; use one, or leave 'distill' out")
+            raise ValueError(
+                "'distill' trains a generator of kind diffusion, or the diffusion head of mar and causal_mar; "
+                "use one of these, or leave 'distill' out"
+            )
+        if head and (method.needs_teacher or self.distill.teacher is not None):
+            raise ValueError(
+                f"a diffusion head learns few steps without a teacher, and not by {method.kind} from one: use "
+                "consistency, meanflow or shortcut, and name the trained run as init in the place of distill.teacher"
+            )
         if reason := method.refuse(student):
             raise ValueError(f"distillation method {method.kind} {reason} in generator.diffusion")
         teaches_scales = method.largest_scale is not None
@@ -145,7 +155,7 @@ class Experiment(Config):
             raise ValueError(
                 f"method {method.kind} keeps its samples, so it has no use for tokens.online; leave it off"
             )
-        self.distill.check(self.sampling, student)
+        self.distill.check(self.sampling, student, self.sampling.head_steps if head else self.sampling.steps)
         return self
 
     @model_validator(mode="after")

@@ -75,6 +75,17 @@ def test_a_stopped_distillation_resumes_to_the_bit(
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_the_head_of_mar_is_a_student_too(runs: Path, tmp_path: Path) -> None:
+    section = {"kind": "mar", "depth": 1, "width": 16, "heads": 2, "dropout": 0.0, "diffusion": AVERAGE}
+    experiment = student(runs, "shortcut", generator=section, distill={"teacher": None})
+    assert train(experiment, tmp_path / "run")
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")
+    assert pipeline([0, 1]).shape == (2, 1, 16, 16)
+    with pytest.raises(ConfigError, match="8 sampling steps are more than the 4"):
+        pipeline.settings({"head_steps": 8})
+    assert plan(build(experiment), PlanOptions()).training.flops > 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_planned_with_the_cost_of_its_teacher(kind: str, runs: Path) -> None:
     planned = plan(build(student(runs, kind)), PlanOptions())
@@ -86,6 +97,7 @@ def test_it_is_planned_with_the_cost_of_its_teacher(kind: str, runs: Path) -> No
 
 # ---------------------------------------------------------------------------------------------- mistakes
 
+AVERAGE = {"schedule": "straight", "prediction_type": "average_velocity", "solver": "euler", "steps": 1}
 NARROW = {"tokenizer": {"quantizer": {"kind": "gaussian", "latent_channels": 2}}, "name": "narrow"}
 MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
     "no teacher": ("pairs", {"distill": {"teacher": None}}, "method pairs needs a teacher; name its run"),
@@ -114,8 +126,22 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
     "a pool of fresh tokens": ("pairs", {"tokens": {"online": True}}, "no use for tokens.online"),
     "another family": (
         "meanflow",
-        {"generator": {"kind": "mar", "depth": 1, "width": 16, "heads": 2}},
+        {"generator": {"kind": "raster", "depth": 1, "width": 16, "heads": 2}},
         "trains a generator of kind diffusion",
+    ),
+    "a teacher of a head": (
+        "meanflow",
+        {"generator": {"kind": "mar", "depth": 1, "width": 16, "heads": 2, "diffusion": AVERAGE}},
+        "a diffusion head learns few steps without a teacher",
+    ),
+    "more steps of a head than made for": (
+        "shortcut",
+        {
+            "generator": {"kind": "mar", "depth": 1, "width": 16, "heads": 2, "diffusion": AVERAGE},
+            "distill": {"teacher": None},
+            "sampling": {"head_steps": 8},
+        },
+        "8 sampling steps are more than the 4",
     ),
     "a scale that is not learned": (
         "latent_consistency",
