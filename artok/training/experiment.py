@@ -45,13 +45,14 @@ class CachedTokens(Config):
 class PostTraining(Config):
     """The `post_training:` section: a tokenizer's decoder is trained on perturbed tokens, and nothing else.
 
-    share: most of an image's codes that are replaced, each by one of its `neighbours` nearest in the codebook.
-    noise: for continuous tokens, which have a deviation of 1, the largest deviation of Gaussian noise.
+    share: most of an image's codes that are replaced, each by one of its `neighbours` nearest in the codebook; 0 for
+    none, where the tokenizer has another decoder than the one in `init`.
+    noise: for continuous tokens, which have a deviation of 1, the largest deviation of Gaussian noise, or 0.
     """
 
-    share: float = Field(0.5, gt=0, le=1)
+    share: float = Field(0.5, ge=0, le=1)
     neighbours: int = Field(10, ge=1)
-    noise: float = Field(0.5, gt=0)
+    noise: float = Field(0.5, ge=0)
 
 
 class Experiment(Config):
