@@ -94,7 +94,7 @@ MISTAKES = {
     ),
     "steps for a decoding without steps": (
         "sample {runs}/raster --steps 3",
-        "has no choice of steps, which is of parallel",
+        "has no choice of steps",
     ),
     "a setting that the family does not read": ("evaluate {runs}/raster truncation=1", "truncation changes nothing"),
     "a sampling setting that is none": ("sample {runs}/raster temprature=1", "did you mean 'temperature'"),
