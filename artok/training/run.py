@@ -23,6 +23,7 @@ from artok.data.order import choose_rows
 from artok.data.tokens import TokenCache
 from artok.device import resolve_device
 from artok.discard import check_discardable, discard
+from artok.distillation.adversarial import Config as AdversarialConfig
 from artok.errors import ArtokError, CheckpointError, ConfigError, RunError
 from artok.locks import hold_lock
 from artok.metrics import cost
@@ -53,7 +54,7 @@ from artok.training.post_training import DecoderTask
 from artok.training.progress import Progress
 from artok.training.settings import settle_precision
 from artok.training.task import Task
-from artok.training.tasks import GeneratorTask, TokenizerTask
+from artok.training.tasks import GeneratorTask, TokenData, TokenizerTask
 
 LOCK = ".training"  # lock file of a training
 UNCAPTIONED = 0.5  # largest share of images without a caption that a text model is trained on
@@ -194,7 +195,7 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
         watch = make_monitor(experiment, train_split, source, held_out, device, progress)
     torch.manual_seed(experiment.seed)
     trained = (GeneratorTask if experiment.distill is None else DistillationTask)(
-        experiment, tokenizer, saved, facts, source, held_out, device, watch
+        experiment, TokenData(tokenizer, saved, facts, source, held_out), device, watch
     )
     encoder = trained.generator.conditioner.encoder
     if isinstance(encoder, FrozenEncoder):
@@ -311,7 +312,8 @@ def follows_length(experiment: Experiment) -> bool:
     training = experiment.training
     parts = experiment.losses if experiment.generator is None else [experiment.generator]
     critics = [critic for part in parts if isinstance(critic := getattr(part, "critic", None), CriticConfig)]
-    optimizers = [training.optimizer, *([training.critic] if critics else [])]
+    distilled = experiment.distill is not None and isinstance(experiment.distill.method, AdversarialConfig)
+    optimizers = [training.optimizer, *([training.critic] if critics or distilled else [])]
     changes = [optimizer.schedule != "constant" for optimizer in optimizers]
     return any(changes) or any(critic.penalty_final != 1 for critic in critics)
 
