@@ -26,6 +26,7 @@ from artok.generators.masked import schedule
 from artok.generators.raster_decoder import RasterDecoder, given_codes, in_order, known_first
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, causal_mask
+from artok.nn.dropout import Dropout
 from artok.nn.gradient_checkpointing import run
 from artok.nn.rotary import rotary_table
 from artok.nn.transformer import LlamaBlock
@@ -129,7 +130,7 @@ class Raster(Generator):
         self._draft: tuple[Raster, ...] = ()  # in a tuple, so that it is no submodule
         self.conditioner = config.conditioners(width, layout.grid, image=layout.image, classes=classes)
         self.token_embedding = nn.Embedding(layout.codes * layout.vocab, width)
-        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             LlamaBlock(width, self.heads, config.hidden_width(), config.dropout, config.qk_norm) for _ in range(depth)
         )

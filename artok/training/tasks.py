@@ -27,6 +27,7 @@ from artok.metrics.base import EvalBatch, MetricContext
 from artok.metrics.codebook import Config as CodebookConfig
 from artok.metrics.features import Extractor, ExtractorConfig
 from artok.metrics.reconstruction import psnr
+from artok.nn.dropout import draw_dropout
 from artok.noise import Noise, fold
 from artok.pipeline import Pipeline
 from artok.quantizers.base import Replacement
@@ -264,6 +265,7 @@ class GeneratorTask(Task):
         condition = self.condition(batch, self.experiment.seed)
         condition = self.generator.conditioner.drop(condition, self.class_dropout, noise)
         condition = replace(condition, known=batch.known)
+        draw_dropout(self.generator, noise)
         return Step(modules["model"](batch.tokens, condition, noise, self.tokenizer))
 
     def _critic_losses(self, critic: nn.Module, batch: TokenBatch, seen: int) -> Step:
