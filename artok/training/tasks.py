@@ -46,6 +46,9 @@ FITTED = 100_000  # training images whose stored captions a vocabulary is learne
 class TokenizerTask(Task):
     """Reconstruct images through their tokens."""
 
+    model = "tokenizer"
+    calls_past_forward = True  # k-means starts from what `encode` gives
+
     def __init__(self, experiment: Experiment, train: Split, test: Split, device: torch.device) -> None:
         assert not isinstance(experiment.tokenizer, str)
         self.experiment, self.device = experiment, device
@@ -168,6 +171,8 @@ class TokenizerTask(Task):
 
 class GeneratorTask(Task):
     """Model the tokens of images under a frozen tokenizer."""
+
+    model = "generator"
 
     def __init__(
         self,
