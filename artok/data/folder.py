@@ -141,9 +141,9 @@ class Config(DataConfig):
         column = self.control.column if isinstance(self.control, Column) else None
         key = ("folder", os.path.realpath(root), root, column, *above)
 
-        def list_all() -> tuple[dict[str, Any], dict[str, int]]:
+        def list_all() -> tuple[dict[str, Any], dict[str, int], int]:
             found = _scan(root, above, column)
-            return vars(found) | {"root": str(root), "folders": {}}, found.folders
+            return vars(found) | {"root": str(root), "folders": {}}, found.folders, len(found.paths())
 
         manifest = Manifest(
             key, list_all, lambda listed: [path for each in listed["files"].values() for path in each], self.verify

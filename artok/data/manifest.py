@@ -19,7 +19,7 @@ from artok.data.fingerprints import digest_contents, digest_parts
 from artok.data.order import choose_rows
 from artok.files import move
 
-MANY = 10_000  # files of a tree from which on it has a manifest
+MANY = 10_000  # images from which on a source has a manifest
 SAMPLE = 1_000  # files whose sizes and times are looked at
 VERSION = 1
 
@@ -33,11 +33,12 @@ class Manifest:
     def __init__(
         self,
         key: tuple[object, ...],
-        list_all: Callable[[], tuple[dict[str, Any], dict[str, int]]],
+        list_all: Callable[[], tuple[dict[str, Any], dict[str, int], int]],
         paths: Callable[[dict[str, Any]], list[str]],
         verify: bool,
     ) -> None:
-        """key: what the listing depends on. list_all: a listing that JSON can hold, and the times of its folders.
+        """key: what the listing depends on. list_all: a listing that JSON can hold, the times of its folders, or of
+        its files where these are few, and the number of images. paths: the files of a listing.
 
         verify: list anew, whatever is in the cache, and read all files.
         """
@@ -49,9 +50,9 @@ class Manifest:
             self.listed, self._folders, self._files = stored["listed"], stored["folders"], stored["files"]
             self._answers, self.trusted = stored["answers"], True
             return
-        self.listed, self._folders = list_all()
+        self.listed, self._folders, images = list_all()
         everything = paths(self.listed)
-        chosen = choose_rows(len(everything), SAMPLE).tolist() if len(everything) >= MANY else []
+        chosen = choose_rows(len(everything), SAMPLE).tolist() if images >= MANY else []
         self._files = {everything[row]: _state(everything[row]) for row in chosen}
         if verify:
             self._answers["contents"] = digest_contents(everything)
