@@ -22,7 +22,7 @@ SHORT = {
     "global_batch": 8,
     "precision": "fp32",
     "ema": 0.9,
-    "validate_images": 24,
+    "validate_images": 150,
     "monitor_images": 0,
     "optimizer": STEADY,
     "critic": STEADY,
