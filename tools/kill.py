@@ -43,31 +43,45 @@ SHORT = {
 }  # fmt: skip
 
 
-QUANTIZERS: dict[str, Any] = {"vq": {}, "kl": {"kind": "gaussian", "latent_channels": 4}}
+FROM_DATA = {"tokenizer", "vqgan", "gan"}  # kinds that need no trained models
 
 
-def make_tokenizers(folder: Path) -> None:
-    """The trained tokenizers that other kinds need."""
+def make_material(folder: Path) -> None:
+    """The trained models that other kinds need: tokenizers `vq` and `kl`, and a `teacher`."""
     os.environ["ARTOK_CACHE"] = str(folder / "cache")
-    for name, quantizer in QUANTIZERS.items():
-        (folder / f"{name}.yaml").write_text(
-            yaml.safe_dump(merge(BASE, {"name": name, "tokenizer": {"quantizer": quantizer}}))
-        )
+    models = {
+        "vq": BASE,
+        "kl": merge(BASE, {"tokenizer": {"quantizer": {"kind": "gaussian", "latent_channels": 4}}}),
+        "teacher": {**BASE, "tokenizer": str(folder / "kl"), "generator": straight(steps=4)},
+    }
+    for name, config in models.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config | {"name": name}))
         run_quietly("train", str(folder / f"{name}.yaml"), "--out", str(folder / name))
 
 
+def straight(steps: int) -> dict[str, Any]:
+    """A diffusion model that progressive distillation can teach or train."""
+    path = {"schedule": "straight", "prediction_type": "velocity", "solver": "euler", "steps": steps}
+    return {"kind": "diffusion", "network": tiny("diffusion")["network"], "diffusion": path}
+
+
 def configs(material: Path) -> dict[str, dict[str, Any]]:
-    """The experiments by kind. material: the folder of `make_tokenizers`."""
+    """The experiments by kind. material: the folder of `make_material`."""
     base = merge(BASE, {"training": SHORT})
     critic = {"discriminator": {"kind": "patch", "base_channels": 4, "layers": 1}}
     losses = [{"kind": "reconstruction"}, {"kind": "adversarial", "critic": critic, "start": 96}]
     raster = {"tokenizer": str(material / "vq"), "generator": tiny("raster"), "training": {"monitor_images": 16}}
+    teacher = str(material / "teacher")
+    student = {"tokenizer": str(material / "kl"), "generator": straight(steps=1), "init": teacher}
+    halved = {"teacher": teacher, "method": {"kind": "progressive", "first_steps": 4}}
     return {
         "tokenizer": base,
         "vqgan": base | {"losses": losses},
         "raster": merge(base, raster),
         "gan": merge(base | {"tokenizer": {"kind": "pixels"}}, {"generator": GAN}),
         "mar": merge(base | {"tokenizer": str(material / "kl")}, {"generator": tiny("mar")}),
+        "distill": base | student | {"distill": halved},
+        "post_training": base | {"init": str(material / "vq"), "post_training": {"neighbours": 4}},
     }
 
 
@@ -206,7 +220,7 @@ def kill_often(kind: str, arguments: list[str], folder: Path, times: int) -> tup
         number += 1
         code = None
         for turn in range(KILLS_PER_RUN):
-            near = turn % 2 == 1
+            near = turn % 2 == 0
             limit = random.randrange(1, changes + 1) if near else 10**9
             code, _ = run_until(arguments, out, cache, 1e9 if near else random.random() * duration, limit)
             if code is not None:
@@ -236,8 +250,8 @@ def main() -> None:
     if wrong:
         parser.error(f"there is no kind {wrong[0]}; the kinds are {', '.join(commands)}")
     import_everything()
-    if set(given.kinds or commands) - {"tokenizer", "vqgan", "gan"}:
-        make_tokenizers(work / "material")
+    if set(given.kinds or commands) - FROM_DATA:
+        make_material(work / "material")
     failed = False
     for kind in given.kinds or commands:
         random.seed(f"{given.seed} {kind}")
