@@ -84,6 +84,7 @@ def train(
     """Train a tokenizer or a generator, or resume a stopped training."""
     from artok.config import dump, load
     from artok.training.experiment import Experiment, default_folder
+    from artok.training.run import leave_processes
     from artok.training.run import train as run
 
     experiment = load(Experiment, config, overrides or [])
@@ -91,7 +92,9 @@ def train(
         typer.echo(dump(experiment).rstrip())
         return
     folder = out or default_folder(experiment)
-    if not run(experiment, folder, fresh, device, extend):
+    finished = run(experiment, folder, fresh, device, extend)
+    leave_processes()
+    if not finished:
         typer.echo(f"stopped and saved; run the same command again to resume {folder}", err=True)
         raise typer.Exit(130)
 

@@ -28,6 +28,7 @@ from artok.generators.raster_decoder import RasterDecoder, given_codes, in_order
 from artok.generators.raster_stream import RasterStream
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, causal_mask
+from artok.nn.dropout import Dropout
 from artok.nn.gradient_checkpointing import run
 from artok.nn.grid_layers import PastFrames
 from artok.nn.rotary import rotary_table
@@ -144,7 +145,7 @@ class Raster(Generator):
         self._draft: tuple[Raster, ...] = ()  # in a tuple, so that it is no submodule
         self.conditioner = config.conditioners(width, layout.grid, image=layout.image, classes=classes)
         self.token_embedding = nn.Embedding(layout.codes * layout.vocab, width)
-        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             LlamaBlock(width, self.heads, config.hidden_width(), config.dropout, config.qk_norm) for _ in range(depth)
         )
