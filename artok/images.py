@@ -1,6 +1,7 @@
 """Converts images between files and tensors with one rounding rule; writes grids and GIFs.
 
-A tensor image is float in [-1, 1], (B, C, H, W), with C 1 or 3; a stored one is uint8.
+A tensor image is float in [-1, 1], (B, C, H, W), with C 1 or 3; a stored one is uint8. A clip has its frames between
+these axes, (B, C, T, H, W).
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+FRAME_RATE = 12  # frames per second of clips that say nothing else
+SHOWN = 9  # frames of a clip on a sheet
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -34,6 +38,11 @@ def _levels(device: torch.device) -> Tensor:
     return from_uint8(torch.arange(256, dtype=torch.uint8)).to(device)
 
 
+def frames_of(images: Tensor) -> Tensor:
+    """The frames (B * T, C, H, W) of clips (B, C, T, H, W); images (B, C, H, W) as they are."""
+    return images if images.ndim == 4 else images.transpose(1, 2).flatten(0, 1)
+
+
 def to_pil(image: Tensor) -> Image.Image:
     """One float image (C, H, W) in [-1, 1], or uint8, as a PIL image."""
     pixels = image if image.dtype == torch.uint8 else to_uint8(image)
@@ -42,7 +51,10 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 1, scale: int = 1) -> Image.Image:
-    """Images (B, C, H, W) side by side on white, row by row, enlarged by whole pixels."""
+    """Images (B, C, H, W) side by side on white, row by row, enlarged by whole pixels; of clips (B, C, T, H, W) a row
+    each, of up to `SHOWN` frames."""
+    if images.ndim == 5:
+        images, columns = film_strips(images)
     pixels = (images if images.dtype == torch.uint8 else to_uint8(images)).cpu()
     pixels = pixels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     count, channels, height, width = pixels.shape
@@ -53,6 +65,21 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 1, scale: int = 
         y, x = (index // columns) * (height + gap), (index % columns) * (width + gap)
         sheet[:, y : y + height, x : x + width] = image
     return to_pil(sheet)
+
+
+def film_strips(clips: Tensor, most: int = SHOWN) -> tuple[Tensor, int]:
+    """Frames (B * n, C, H, W) of clips (B, C, T, H, W), n of each with its first and last, and n."""
+    count = min(most, clips.shape[2])
+    chosen = torch.linspace(0, clips.shape[2] - 1, count).round().long()
+    return clips[:, :, chosen].transpose(1, 2).flatten(0, 1), count
+
+
+def save_grid(images: Tensor, path: Path, columns: int | None = None, gap: int = 1, scale: int = 1) -> None:
+    """Write the `grid` of images; of clips (B, C, T, H, W) also the moving one, as a GIF of the same name."""
+    grid(images, columns, gap, scale).save(path)
+    if images.ndim == 5:
+        frames = [grid(frame, columns, gap, scale) for frame in images.unbind(2)]
+        save_gif(frames, path.with_suffix(".gif"), len(frames) / FRAME_RATE, hold=1 / FRAME_RATE)
 
 
 def put_first(maps: Tensor, images: Tensor) -> Tensor:

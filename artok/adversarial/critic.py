@@ -20,6 +20,7 @@ from artok.adversarial.augment import Augmentation, augment
 from artok.adversarial.discriminators.base import Discriminator, DiscriminatorConfig
 from artok.adversarial.gan_losses import GAN_LOSSES, GanLossName, square_gradients
 from artok.config import OPEN, Config, of_kind
+from artok.images import frames_of
 from artok.layout import Condition
 from artok.noise import Noise
 
@@ -62,11 +63,12 @@ class CriticConfig(Config):
         return self
 
     def build(self, image: tuple[int, ...], classes: int, texts: nn.Module | None = None, width: int = 0) -> Critic:
-        """The critic of images of (channels, height, width) with `classes` labels, or 0 for none.
+        """The critic of images of (channels, height, width), or of the frames of clips (channels, frames, height,
+        width), with `classes` labels, or 0 for none.
 
         texts: makes a context of a condition, whose pooled text (B, width) the critic hears.
         """
-        return Critic(self, self.discriminator.build(image, classes, width), texts)
+        return Critic(self, self.discriminator.build((image[0], *image[-2:]), classes, width), texts)
 
 
 @dataclass
@@ -105,12 +107,15 @@ class Critic(nn.Module):
     def forward(
         self, real: Tensor, fake: Tensor, condition: Condition | None, noise: Noise, step: int, progress: float
     ) -> CriticLosses:
-        """What the critic minimises on real and generated images (B, C, H, W), one of each for every condition.
+        """What the critic minimises on real and generated images (B, C, H, W), one of each for every condition. Clips
+        (B, C, T, H, W), which go without conditions, are judged frame by frame.
 
         step: counted from 0; it decides whether a lazy penalty is due. progress: share of training that is done.
         """
         config = self.config
         due = step % config.penalty_every == 0
+        noise = share_noise(noise, real)
+        real, fake = frames_of(real), frames_of(fake)
         real = real.detach().float().requires_grad_(due and config.r1 > 0)
         fake = fake.detach().float().requires_grad_(due and config.r2 > 0)  # bfloat16 where autocast made it
         told = self.told(condition)
@@ -129,7 +134,8 @@ class Critic(nn.Module):
 
     def generator_loss(self, real: Tensor, fake: Tensor, condition: Condition | None, noise: Noise) -> Tensor:
         """What the model that generated `fake` minimises, a scalar."""
-        told = self.told(condition)
+        told, noise = self.told(condition), share_noise(noise, real)
+        real, fake = frames_of(real), frames_of(fake)
         fake_scores = self.scores(fake, told, noise).float()
         if self.config.gan_loss != "relativistic":
             return self.gan_loss.generator(fake_scores, fake_scores)
@@ -153,6 +159,13 @@ class Critic(nn.Module):
             now = mean(torch.stack(self._part_scores).mean(0))
             self.mean_scores.copy_(torch.lerp(now, self.mean_scores, decay))
             self._part_scores = []
+
+
+def share_noise(noise: Noise, images: Tensor) -> Noise:
+    """The random numbers of a clip for each of its frames, which are augmented alike; those of images as they are."""
+    if images.ndim == 4:
+        return noise
+    return noise[torch.arange(len(images), device=images.device).repeat_interleave(images.shape[2])]
 
 
 def decay_by_cosine(final: float, progress: float) -> float:

@@ -26,7 +26,7 @@ UNREADABLE = 0.01  # largest share of unreadable images in a split; a run with m
 
 @dataclass
 class Examples:
-    """images: (B, C, R, R) uint8, where R is the size before a crop. labels: (B,) int64.
+    """images: (B, C, R, R), or (B, C, T, R, R) of clips, uint8, where R is the size before a crop. labels: (B,) int64.
 
     captions: those of each image, one, several or none; None where the data have none. maps: (B, channels, R, R) uint8,
     those that the data hold beside the images, for data.control.
@@ -41,7 +41,7 @@ class Examples:
 class Split(ABC):
     """The images of one split, by index.
 
-    shape: (channels, *size) of what `read` returns, (C, R, R) for images.
+    shape: (channels, *size) of what `read` returns, (C, R, R) for images and (C, T, R, R) for clips.
     classes: their names. fingerprint: changes when the images do.
     skipped: index to reason of images that could not be read; `read` returns the next readable image instead. An image
     whose disk or network failed counts too, but is tried again whenever it is wanted.

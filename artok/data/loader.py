@@ -38,10 +38,10 @@ CALM = 1000
 
 @dataclass
 class Batch:
-    """pixels: (B, C, size, size), uint8 where they may be, which moves a quarter of the bytes, or float in [-1, 1].
+    """pixels: (B, C, *size), uint8 where they may be, which moves a quarter of the bytes, or float in [-1, 1].
 
     labels: (B,) int64. positions: (B,) int64, images seen before. captions: where the data have them. control: (B, ...,
-    size, size) uint8, where data.control asks for it.
+    *size) uint8, where data.control asks for it.
     """
 
     pixels: Tensor
@@ -55,7 +55,7 @@ class Batch:
 
     @property
     def images(self) -> Tensor:
-        """(B, C, size, size) float in [-1, 1]."""
+        """(B, C, *size) float in [-1, 1]."""
         return self.images_on(self.pixels.device)
 
     def images_on(self, device: torch.device | str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -141,4 +142,4 @@ def keep_in_memory(wish: bool | None, count: int, shape: tuple[int, ...], worker
     """The wish; by default whether `count` images of `shape` take less than 1 GiB and there are no workers."""
     if wish is not None:
         return wish
-    return workers == 0 and count * shape[0] * shape[1] * shape[2] <= IN_MEMORY
+    return workers == 0 and count * math.prod(shape) <= IN_MEMORY

@@ -1,4 +1,7 @@
-"""Random changes of a batch of training images, drawn from each sample's own noise."""
+"""Random changes of a batch of training images or clips, drawn from each sample's own noise.
+
+A clip is changed as an image of many channels: all its frames in the same way.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ REVISION = 1  # of the pixels that decoding and augmentation give; cached tokens
 
 
 def plain(images: Tensor, size: int) -> Tensor:
-    """The centre `size` x `size` of images (B, C, R, R), uint8 or in [-1, 1], as float (B, C, size, size)."""
+    """The centre `size` x `size` of images (B, C, R, R) or clips (B, C, T, R, R), uint8 or in [-1, 1], as float."""
     return _to_float(_centre(images, size))
 
 
 def augment(images: Tensor, changes: Augment, size: int, noise: Noise) -> Tensor:
-    """Images (B, C, R, R), uint8 or in [-1, 1], changed and cut to float (B, C, size, size) in [-1, 1].
+    """Images (B, C, R, R) or clips (B, C, T, R, R), uint8 or in [-1, 1], changed and cut to `size`, float in [-1, 1].
 
     Shift, rotation, scale and shear are one bicubic resampling, which also does the crop; outside the image its border
     is repeated. Everything switched off is `plain`, exactly, and draws nothing.
@@ -44,7 +47,8 @@ def augment_stored(images: Tensor, changes: Augment, size: int, noise: Noise) ->
     else:
         cut = _cut(images, offsets_B2, size) if changes.crop == "random" else _centre(images, size)
     if changes.flip:
-        cut = torch.where(draws_B8[:, 7, None, None, None] < 0.5, cut.flip(-1), cut)
+        mirrored = (draws_B8[:, 7] < 0.5).view(-1, *[1] * (cut.ndim - 1))
+        cut = torch.where(mirrored, cut.flip(-1), cut)
     return cut
 
 
@@ -64,7 +68,7 @@ def split_maps(changed: Tensor, channels: int, control: ControlConfig | None) ->
 
 
 def augmented_copies(images: Tensor, changes: Augment, size: int, indices: Tensor, copies: int, seed: int) -> Tensor:
-    """Float (B, copies, C, size, size) of images (B, C, R, R): copy 0 is plain, the others are changed.
+    """Float (B, copies, C, ..., size, size) of images (B, C, ..., R, R): copy 0 is plain, the others are changed.
 
     When mirroring is the only change, copy 1 is the mirror image exactly, and there can be no third.
     indices: (B,) int64, the images' places in the split; a copy depends on (seed, index, copy) alone.
@@ -109,7 +113,7 @@ def _crop_offsets(images: Tensor, changes: Augment, size: int, uniform_B2: Tenso
 
 def _cut(images: Tensor, offsets_B2: Tensor, size: int) -> Tensor:
     places = zip(images, offsets_B2.tolist(), strict=True)
-    return torch.stack([image[:, top : top + size, left : left + size] for image, (top, left) in places])
+    return torch.stack([image[..., top : top + size, left : left + size] for image, (top, left) in places])
 
 
 def _affine(changes: Augment, uniform_B3: Tensor) -> Tensor:
@@ -133,5 +137,6 @@ def _resample(images: Tensor, affine: Tensor, offsets_B2: Tensor, shift_B2: Tens
     centre_B2 = offsets_B2.flip(-1) + (size - 1) / 2  # as (x, y), of pixel centres
     pixels = torch.einsum("bij,bhwj->bhwi", affine, place_HW2 - shift_B2[:, None, None]) + centre_B2[:, None, None]
     where = (2 * pixels + 1) / side - 1  # grid_sample's -1 and 1 are the outer edges of the image
-    result = functional.grid_sample(images, where, mode="bicubic", padding_mode="border", align_corners=False)
-    return result.clamp(-1, 1)  # bicubic overshoots at edges
+    planes = images.flatten(1, -3)
+    result = functional.grid_sample(planes, where, mode="bicubic", padding_mode="border", align_corners=False)
+    return result.clamp(-1, 1).unflatten(1, images.shape[1:-2])  # bicubic overshoots at edges

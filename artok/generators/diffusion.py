@@ -22,15 +22,17 @@ from artok.conditioning.base import Conditioners
 from artok.config import OPEN, dump_fixed, of_kind
 from artok.errors import ConfigError
 from artok.generators.base import Generator, GeneratorConfig
+from artok.generators.frame_diffusion import Forcing, History, Sliding, draw_levels, lower, orders
 from artok.generators.networks import dit
 from artok.generators.networks.base import NetworkConfig
 from artok.layout import GUIDED, Codec, Condition, TokenLayout, Tokens
 from artok.noise import Noise
 from artok.sampling.diffusion import Diffusion, DiffusionConfig, Network, starting_noise
+from artok.sampling.frames import count_passes
 from artok.sampling.guidance import Guidance, guide, scale_at
 from artok.sampling.repaint import repaint
 from artok.sampling.schedules import Levels
-from artok.sampling.settings import GUIDANCE, Sampling
+from artok.sampling.settings import FRAMES, GUIDANCE, Sampling
 from artok.sampling.solvers import Draw, States, evaluations
 
 Objective = Callable[[Tensor, Condition, Noise, Codec | None], dict[str, Tensor]]
@@ -46,6 +48,10 @@ class Config(GeneratorConfig):
         are kept by RePaint, which takes several times the evaluations.
     controlnet: the network of the run that `init` names stays as it is, and a trained copy of its first blocks hears
         the control (Zhang et al. 2023). Without a control, the samples are those of that run.
+    forcing: of a video's frames in training. none: one noise level for all. diffusion: one for each frame, so that
+        sampling may take them in any order (Diffusion Forcing). teacher: a random number of first frames is given. With
+        either, known frames are read as they are, and without, they are kept as `inpaint` says.
+    history_noise: with teacher forcing, the highest noise level of given frames, as a share of all levels.
     guided_channels: number of leading channels that are guided; default all (3 of 4 in DiT's published samples).
     """
 
@@ -53,6 +59,8 @@ class Config(GeneratorConfig):
     network: Annotated[NetworkConfig, of_kind("generators.networks"), OPEN]
     inpaint: bool = False
     controlnet: bool = False
+    forcing: Forcing = "none"
+    history_noise: float = Field(0.0, ge=0, lt=1)
     guided_channels: int | None = Field(None, ge=1)
     diffusion: DiffusionConfig = DiffusionConfig(variance="learned", steps=250)
 
@@ -64,6 +72,20 @@ class Config(GeneratorConfig):
             raise ValueError(
                 "controlnet leaves the network as it is, and inpaint trains it; train with masks first, or without"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_forcing(self) -> Self:
+        if self.forcing == "none":
+            if self.history_noise:
+                raise ValueError("history_noise belongs to forcing teacher, which gives the first frames")
+            return self
+        if self.inpaint:
+            raise ValueError(f"forcing {self.forcing} reads known frames without masks; leave inpaint out")
+        if self.diffusion.averages or self.diffusion.reads_scale:
+            raise ValueError(f"forcing {self.forcing} needs a network that reads one time for each frame")
+        if not self.network.takes_frame_times:
+            raise ValueError(f"forcing {self.forcing} needs network kind dit, and text_attention cross or none")
         return self
 
     @property
@@ -97,6 +119,8 @@ class Config(GeneratorConfig):
             return "needs a single grid with one vector or one code per position"
         if self.guided_channels is not None and self.guided_channels > layout.width:
             return f"with guided_channels {self.guided_channels} needs tokens at least as wide"
+        if self.forcing != "none" and len(layout.grid) != 3:
+            return f"with forcing {self.forcing} needs the tokens of a video, in frames, rows and columns"
         return self.network.refuse(layout.grid)
 
     def build(self, layout: TokenLayout, classes: int) -> LatentDiffusion:
@@ -112,7 +136,7 @@ class LatentDiffusion(Generator):
     """p(tokens | condition) by diffusion or flow matching."""
 
     keeps_known = True
-    reads: ClassVar = GUIDANCE | {"steps", "solver", "eta", "temperature", "jump_length", "jump_n_sample"}
+    reads: ClassVar = GUIDANCE | FRAMES | {"steps", "solver", "eta", "temperature", "jump_length", "jump_n_sample"}
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__(layout, classes)
@@ -147,6 +171,11 @@ class LatentDiffusion(Generator):
         clean = self.vectors(tokens, codec)
         for objective in self._objective:
             return objective(clean, condition, noise, codec)
+        if self.config.forcing != "none":
+            frames, forcing = self.layout.grid[0], self.config.forcing
+            levels, weights = draw_levels(self.diffusion, forcing, noise, frames, self.config.history_noise)
+            terms = self.diffusion.losses(self.under(condition, codec), clean, noise.normal(*clean.shape[1:]), levels)
+            return {name: (term * weights).sum(1).mean() for name, term in terms.items()}
         times, added = self.diffusion.times(noise.uniform()), noise.normal(*clean.shape[1:])
         terms = self.diffusion.losses(self.under(condition, codec), clean, added, times)
         return {name: term.mean() for name, term in terms.items()}
@@ -199,9 +228,20 @@ class LatentDiffusion(Generator):
         drawn = noise.normals(count + 1, *shape)
         x = starting_noise(next(drawn), solver, sampling)
         levels = self.config.diffusion.sampling_levels(count)
-        predict = Guided(self, condition, sampling, evaluations(solver, count), codec)
+        predict = Guided(self, condition, sampling, self.passes(sampling), codec)
         options = self.diffusion.options(sampling)
+        frames = self.known_frames(known)
+        if known is not None and frames is not None:
+            vectors, share = self.vectors(known, codec), sampling.history_noise
+            predict.history = History.of(self.diffusion, frames, vectors, noise.branch("history").normal(*shape), share)
 
+        if sampling.frame_order != "together":
+            if frames is None:
+                frames = self.no_frames(condition, known)
+            schedule = orders(frames, sampling.frame_order, count, sampling.key_frame_stride)
+            for clean, done in lower(predict, self.diffusion, x, levels, schedule):
+                yield self.finish(clean, known, codec, None if bool(done.all()) else done)
+            return
         if known is None or not known.flags.any():
             for _, clean in self.diffusion.solve(predict, x, levels, drawn.__next__, solver, options):
                 yield self.tokens(clean, codec)
@@ -216,7 +256,7 @@ class LatentDiffusion(Generator):
         def keep(clean: Tensor) -> Tensor:
             return torch.where(flags, vectors, clean)
 
-        if self.config.inpaint:
+        if self.config.inpaint or frames is not None:
             # The known vectors are an input. The state follows the network everywhere, as it did in training, where the
             # known places held the vectors of the whole image and not those of one with a hole.
             states = self.diffusion.solve(predict, x, levels, drawn.__next__, solver, options)
@@ -224,16 +264,83 @@ class LatentDiffusion(Generator):
             rows = flags.any(1, keepdim=True)
             states = repaint(solve, x, levels, length, times, drawn.__next__, lambda: again.normal(*shape), rows)
         for _, clean in states:
-            made = self.tokens(clean, codec)
-            yield replace(made, values=torch.where(flags, known.values, made.values))
+            yield self.finish(clean, known, codec)
+
+    def finish(
+        self, vectors: Tensor, known: Tokens | None, codec: Codec | None, done_BF: Tensor | None = None
+    ) -> Tokens:
+        """The tokens of vectors with the known ones as they are. done_BF: the frames that are decided; None for all."""
+        made = self.tokens(vectors, codec)
+        flags = None if done_BF is None else done_BF.repeat_interleave(self.layout.length // done_BF.shape[1], dim=1)
+        values = made.values if known is None else torch.where(known.flags[..., None], known.values, made.values)
+        return replace(made, values=values, known=flags)
+
+    def known_frames(self, known: Tokens | None) -> Tensor | None:
+        """(B, F) bool: the known frames, which a network trained with forcing reads; None where it reads none, or where
+        part of a frame is known."""
+        if self.config.forcing == "none" or known is None:
+            return None
+        by_frame = known.flags.unflatten(1, (self.layout.grid[0], -1))
+        return by_frame.all(2) if torch.equal(by_frame.all(2), by_frame.any(2)) else None
+
+    def no_frames(self, condition: Condition, known: Tokens | None) -> Tensor:
+        """(B, F) False. ConfigError: parts of frames are known, which only sampling all frames together can keep."""
+        if known is not None and known.flags.any():
+            raise ConfigError("with a frame_order whole frames are known or none; use frame_order together for masks")
+        return torch.zeros(len(condition), self.layout.grid[0], dtype=torch.bool, device=condition.device)
+
+    def slide(
+        self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None, history: int
+    ) -> Callable[[Tokens], Tokens]:
+        """Sliding-window denoising of a video without end. The result takes a window whose first `history` frames are
+        given, and returns it with the frame after them.
+
+        ConfigError: the model was trained otherwise, or guidance changes over the steps.
+        """
+        if self.config.forcing != "diffusion":
+            raise ConfigError("sliding-window denoising needs a diffusion model trained with forcing diffusion")
+        if sampling.cfg_schedule != "constant" or sampling.cfg_interval != (0.0, 1.0):
+            raise ConfigError("in sliding-window denoising every frame is at another step; use a constant cfg_scale")
+        _, count = self.config.diffusion.plan(sampling, sampling.steps)
+        shape, frames = (self.layout.length, self.layout.width), self.layout.grid[0]
+        area, past = self.layout.length // frames, noise.branch("history")
+        window = Sliding(self.diffusion, frames, history, count, lambda: noise.normal(*shape))
+        flags = (torch.arange(frames, device=condition.device) < history).expand(len(condition), -1)
+        predict = Guided(self, condition, sampling, 1, codec)
+
+        def network(x: Tensor, time: Tensor) -> Tensor:
+            predict.done = 0
+            return predict(x, time)
+
+        def advance(known: Tokens) -> Tokens:
+            vectors = self.vectors(known, codec)
+            again, share = past.normal(*shape), sampling.history_noise
+            predict.history = History.of(self.diffusion, flags, vectors, again, share)
+            made = vectors.clone()
+            made[:, history * area : (history + 1) * area] = window.advance(network, vectors[:, : history * area])
+            done = (torch.arange(frames, device=flags.device) <= history).expand(len(condition), -1)
+            return self.finish(made, known, codec, done)
+
+        return advance
 
     def check(self, sampling: Sampling) -> None:
         if self.config.diffusion.reads_scale and sampling.cfg_parts != GUIDED:
             raise ConfigError("this model reads its guidance scale, so cfg_parts cannot be chosen; leave them out")
         self.config.diffusion.plan(sampling, sampling.steps)
+        wanted = {name for name in FRAMES if getattr(sampling, name) != Sampling.model_fields[name].default}
+        forcing = self.config.forcing
+        if wanted and (forcing == "none" or (forcing == "teacher" and "frame_order" in wanted)):
+            needs = "forcing diffusion" if "frame_order" in wanted else "forcing diffusion or teacher"
+            raise ConfigError(
+                f"{', '.join(sorted(wanted))} needs a model of videos trained with {needs}, and this one has forcing "
+                f"{forcing}"
+            )
 
     def passes(self, sampling: Sampling) -> int:
-        return self.config.diffusion.evaluations(sampling, sampling.steps)
+        solver, count = self.config.diffusion.plan(sampling, sampling.steps)
+        if sampling.frame_order == "together":
+            return evaluations(solver, count)
+        return count_passes(sampling.frame_order, self.layout.grid[0], count, sampling.key_frame_stride)
 
 
 class Guided:
@@ -252,10 +359,13 @@ class Guided:
         self.context = model.context(self.guidance.condition).project(model.network)
         self.given = model.given(condition, codec)
         self.channels = model.config.guided_channels or model.layout.width
+        self.history: History | None = None  # frames that the network reads in the place of the state's
 
     def __call__(self, x: Tensor, time: Tensor) -> Tensor:
         step, guidance = self.done, self.guidance
         self.done += 1
+        if self.history is not None:
+            x, time = self.history.read(x, time)
         if self.scales:
             time = torch.stack([time, torch.full_like(time, self.scales[step])], dim=1)
         given = None if self.given is None else guidance.repeat(self.given, step)

@@ -54,9 +54,11 @@ class Config(GeneratorConfig):
         entry, such as a class, and origin for a longer one.
     order: of the tokens in training: raster; random, another order for each image (RAR, Yu et al. 2024, arXiv
         2411.00776; sigma-GPT, Pannatier et al. 2024, arXiv 2404.09562); or known_first, those that an editing mask
-        leaves and then the hidden ones, for which tokens are encoded at each step. Beyond raster, the model is told the
-        position that it predicts next, and sampling takes known tokens first.
-    target_init: deviation of the initial weights that tell this position.
+        leaves and then the hidden ones, for which tokens are encoded at each step. Beyond raster, sampling takes known
+        tokens first.
+    target_init: deviation of the initial weights of an embedding of the position that is predicted next (RAR, section
+        3.3). Beyond raster order it is needed, and .02 by default. In raster order there is none by default, since the
+        rotary embedding tells positions apart; a short training learns faster with it what to draw where.
     """
 
     kind: Literal["raster"] = "raster"
@@ -72,7 +74,7 @@ class Config(GeneratorConfig):
     rope_base: float = Field(10000.0, gt=1)
     class_position: Literal["zero", "origin"] | None = None
     order: Literal["raster", "random", "known_first"] = "raster"
-    target_init: float = Field(0.02, gt=0)
+    target_init: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Config:
@@ -134,7 +136,8 @@ class Raster(Generator):
             LlamaBlock(width, self.heads, config.hidden_width(), config.dropout, config.qk_norm) for _ in range(depth)
         )
         self.norm = nn.RMSNorm(width, eps=1e-5)
-        self.target = None if config.order == "raster" else nn.Embedding(layout.length, width)
+        self.ordered = config.order != "raster"  # each image has an order of its own
+        self.target = nn.Embedding(layout.length, width) if self.ordered or config.target_init else None
         self.head = nn.Linear(width, layout.vocab, bias=False)
         table = rotary_table(layout.grid, width // self.heads, config.rope_base)
         self.prefix = ahead + self.conditioner.length
@@ -155,7 +158,7 @@ class Raster(Generator):
         else:
             nn.init.zeros_(self.head.weight)
         if self.target is not None:
-            nn.init.normal_(self.target.weight, std=config.target_init)
+            nn.init.normal_(self.target.weight, std=config.target_init or 0.02)
 
     @property
     def trains_known(self) -> bool:
@@ -251,7 +254,7 @@ class Raster(Generator):
 
         Given known tokens, they are read in place of the image's own and not predicted.
         """
-        known = condition.known if self.target is not None else None
+        known = condition.known if self.ordered else None
         order = noise.permutation(self.layout.length) if self.config.order == "random" else known_first(known)
         codes = in_order(tokens.values, order).flatten(1)
         read = codes

@@ -20,7 +20,7 @@ MOST_NOISE = 2**22  # numbers that are drawn at once for all codes of a batch
 
 
 class CodeModel(Protocol):
-    """What a decoder uses of a `Raster`. target: tells the next position, of a model that knows orders."""
+    """What a decoder uses of a `Raster`. ordered: each image has an order of its own."""
 
     layout: TokenLayout
     vocab: int
@@ -28,7 +28,7 @@ class CodeModel(Protocol):
     heads: int
     prefix: int
     blocks: nn.ModuleList
-    target: nn.Embedding | None
+    ordered: bool
 
     def prefixed(self, condition: Condition) -> Context: ...
 
@@ -67,7 +67,7 @@ class RasterDecoder:
         self.codes = torch.zeros(batch, length, dtype=torch.int64, device=device)
         self.given: Tensor | None = None
         self.first, known = 0, condition.known
-        self.order = known_first(known) if model.target is not None else None
+        self.order = known_first(known) if model.ordered else None
         if sampling.decoding == "parallel":
             self.order = known_first(known, noise.branch("order").permutation(model.layout.length))
         if known is not None:

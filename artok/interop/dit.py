@@ -62,6 +62,7 @@ class DitFamily(Family):
         own, table = module.network.positions, tensors.get("pos_embed")
         if table is None:
             return
+        assert own is not None  # its config is `describe`d here, with fixed positions
         if table[0].shape != own.shape:
             raise CheckpointError(
                 f"the model has {table.shape[1]} positions, and the tokenizer gives {len(own)}; "

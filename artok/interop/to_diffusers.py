@@ -15,6 +15,7 @@ from torch import Tensor
 from artok.errors import ArtokError, ConfigError
 from artok.files import new_folder
 from artok.generators.diffusion import LatentDiffusion
+from artok.generators.networks.dit import Config as DitConfig
 from artok.generators.networks.dit import DiffusionTransformer
 from artok.interop.conv_layout import conv_sources
 from artok.interop.dit_diffusers import EMBEDDED, EMBEDDINGS, dit_sources
@@ -164,7 +165,13 @@ def transformer(generator: object) -> Any:
     if generator.conditioner.parts != {"labels"} or generator.trains_known:
         also = sorted(generator.conditioner.parts - {"labels"} | ({"masks"} if generator.trains_known else set()))
         raise ConfigError(f"diffusers' DiTTransformer2DModel hears labels alone, and this model {', '.join(also)}")
-    depth, width, heads = generator.config.network.shape()  # type: ignore[attr-defined]
+    config = generator.config.network
+    assert isinstance(config, DitConfig)
+    if (config.attention.kind, config.positions, config.feed_forward) != ("full", "sincos", "linear"):
+        raise ConfigError(
+            "diffusers' DiTTransformer2DModel has full attention, positions sincos and a linear feed_forward only"
+        )
+    depth, width, heads = config.shape()
     hidden = network.blocks[0].feed_forward[0].out_features  # type: ignore[index, union-attr]
     if layout.grid[0] != layout.grid[-1] or len(layout.grid) != 2 or hidden != 4 * width:
         raise ConfigError("diffusers' DiTTransformer2DModel has square grids and mlp_ratio 4 only")

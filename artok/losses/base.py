@@ -35,7 +35,7 @@ class Setting:
 
 
 class Loss(nn.Module, ABC):
-    """A comparison of reconstructions with images, both (B, C, H, W) in [-1, 1]."""
+    """A comparison of reconstructions with images, both (B, C, H, W) or clips (B, C, T, H, W), in [-1, 1]."""
 
     @abstractmethod
     def forward(self, reconstructions: Tensor, images: Tensor) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from artok.errors import CheckpointError, ConfigError
+from artok.images import frames_of
 from artok.losses.base import Loss, LossConfig, Setting
 from artok.metrics.features import Maps, parse
 from artok.metrics.per_channel import maps_of_channels
@@ -61,10 +62,10 @@ class Config(LossConfig):
         """The network with no weights, to count what it costs."""
         if self.features == LPIPS:
             return Lpips(import_lpips().LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False))
-        extractor = parse(self.features)
+        extractor, (channels, *size) = parse(self.features), setting.image
         if setting.channels_apart and extractor.trained:
-            return FeatureDistance(maps_of_channels(extractor.blank_maps((1, *setting.image[1:]))), self.layers)
-        return FeatureDistance(extractor.blank_maps(setting.image), self.layers)
+            return FeatureDistance(maps_of_channels(extractor.blank_maps((1, *size))), self.layers)
+        return FeatureDistance(extractor.blank_maps((channels, *size[-2:])), self.layers)
 
     @classmethod
     def tiny(cls) -> Config:
@@ -92,7 +93,7 @@ def unit(features: Tensor) -> Tensor:
 
 
 class Perceptual(Loss):
-    """weight times the mean distance of reconstructions and images."""
+    """weight times the mean distance of reconstructions and images; of clips, frame by frame."""
 
     def __init__(self, config: Config, distance: nn.Module) -> None:
         super().__init__()
@@ -100,7 +101,8 @@ class Perceptual(Loss):
         self.distance = distance.requires_grad_(False).eval()
 
     def forward(self, reconstructions: Tensor, images: Tensor) -> dict[str, Tensor]:
-        return {"perceptual": self.config.weight * self.distance(reconstructions, images).mean()}
+        distance = self.distance(frames_of(reconstructions), frames_of(images))
+        return {"perceptual": self.config.weight * distance.mean()}
 
 
 class Lpips(nn.Module):

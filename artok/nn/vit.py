@@ -95,18 +95,29 @@ class ConditionedBlock(nn.Module):
     cross: with cross-attention to the entries of a context between the two branches.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int, cross: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        cross: bool = False,
+        attention: nn.Module | None = None,
+        inner: nn.Module | None = None,
+    ) -> None:
+        """attention, inner: in the place of full attention and of the feed-forward layer, (B, N, W) to (B, N, W)."""
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
-        self.attention = BiasedAttention(width, heads)
+        self.attention = attention or BiasedAttention(width, heads)
         self.feed_forward_norm = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
-        self.feed_forward = feed_forward(width, hidden, "tanh")
+        self.feed_forward = inner or feed_forward(width, hidden, "tanh")
         self.modulation = nn.Sequential(nn.SiLU(), ZeroLinear(width, 6 * width))
         self.cross = CrossAttention(width, width, heads) if cross else None
 
     def forward(self, x_BNW: Tensor, condition_BW: Tensor, *heard: Tensor | None) -> Tensor:
-        """heard: what the cross-attention reads, as its `forward` has it."""
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition_BW)[:, None].chunk(6, dim=-1)
+        """condition_BW: or (B, F, W), one for each frame. heard: what the cross-attention reads, as its `forward` has
+        it."""
+        changes = per_token(self.modulation(condition_BW), x_BNW.shape[1])
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = changes.chunk(6, dim=-1)
         h = self.attention(modulate(self.attention_norm(x_BNW), shift_1, scale_1))
         x_BNW = torch.addcmul(x_BNW, gate_1, h)
         if self.cross is not None:
@@ -128,6 +139,11 @@ class ConditionedOutput(nn.Module):
         """x (..., W) and a condition that broadcasts with it, to (..., out)."""
         shift, scale = self.modulation(condition).chunk(2, dim=-1)
         return self.out(modulate(self.norm(x), shift, scale))
+
+
+def per_token(changes: Tensor, length: int) -> Tensor:
+    """Changes (B, C) of all tokens as (B, 1, C), or (B, F, C) of each frame as (B, N, C)."""
+    return changes[:, None] if changes.ndim == 2 else changes.repeat_interleave(length // changes.shape[1], dim=1)
 
 
 class ZeroLinear(nn.Linear):

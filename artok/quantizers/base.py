@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import accumulate, chain
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from artok.config import Part
 from artok.errors import LayoutError
 from artok.noise import Noise
-from artok.quantizers.usage import Usage
+from artok.quantizers.usage import Usage, split_scales
 
 
 @dataclass
@@ -47,7 +48,8 @@ class Quantized:
 class Quantizer(nn.Module, ABC):
     """Latents (B, input_channels, *grid) to codes and back to vectors (B, width, *grid).
 
-    grids, width, vocab, codes: as in TokenLayout. input_channels: what the encoder must deliver; it differs from the
+    grids, width, vocab, codes: as in TokenLayout; a single grid of three axes may have any number of frames in a pass.
+    input_channels: what the encoder must deliver; it differs from the
     width only where a bottleneck reads more than it passes on (the mean and variance of a Gaussian).
     Quantizers run in float32 also under autocast: bfloat16 represents no index above 256 exactly and halves FSQ's
     usage.
@@ -124,10 +126,10 @@ class Quantizer(nn.Module, ABC):
             if known is None:
                 return self.dequantize(values)
             parts = self.dequantize_scales(torch.where(known[..., None], values, 0), known)
-            lengths = [math.prod(grid) for grid in self.grids]
-            for scale, (grid, own) in enumerate(zip(self.grids, known.split(lengths, dim=1), strict=True)):
-                mask = own.unflatten(1, grid)[:, None].to(parts[scale].dtype)
-                parts[scale] = parts[scale] * F.interpolate(mask, size=self.grids[-1], mode="nearest")
+            flags = split_scales(known, [math.prod(grid) for grid in self.grids])
+            for scale, (grid, own) in enumerate(zip(self.grids, flags, strict=True)):
+                mask = to_grid(own[..., None], grid).to(parts[scale].dtype)
+                parts[scale] = parts[scale] * F.interpolate(mask, size=parts[scale].shape[2:], mode="nearest")
             return reduce(torch.add, parts)
 
     def prefixes(self, values: Tensor) -> list[Tensor]:
@@ -170,7 +172,9 @@ class Quantizer(nn.Module, ABC):
 
 
 class QuantizerConfig(Part, ABC):
-    """The `quantizer:` section."""
+    """The `quantizer:` section. mixes_positions: whether the code of a position depends on latents beside it."""
+
+    mixes_positions: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, grid: tuple[int, ...]) -> Quantizer:
@@ -193,5 +197,5 @@ def to_sequence(latents: Tensor) -> Tensor:
 
 
 def to_grid(vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """(B, N, D) to (B, D, *grid), the inverse of `to_sequence`."""
-    return vectors.transpose(1, 2).unflatten(2, grid)
+    """(B, N, D) to (B, D, *grid), the inverse of `to_sequence`. The first side may be another, such as more frames."""
+    return vectors.transpose(1, 2).unflatten(2, (-1, *grid[1:]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ class Config(CodebookConfig):
     codes are replaced by residuals drawn evenly from the scales. Drawn from all residuals alike, hardly any would come
     from the coarse scales, which have few; replaced by each scale on its own, codes that others use would go.
     """
+
+    mixes_positions: ClassVar[bool] = True
 
     kind: Literal["multiscale"] = "multiscale"
     scales: tuple[int | tuple[int, ...], ...] | None = Field(None, min_length=1)

@@ -14,6 +14,11 @@ from artok.quantizers.distributed import count_processes, sum_over_processes
 WINDOW = 8  # choices per code, if use were even, that training usage is taken over
 
 
+def split_scales(values: Tensor, lengths: Sequence[int]) -> Sequence[Tensor]:
+    """The positions (B, N, ...) of each scale; of a single one there may be any number, as of more frames."""
+    return (values,) if len(lengths) == 1 else values.split(list(lengths), dim=1)
+
+
 class Usage(nn.Module):
     """Which codes each of S scales and K levels has used lately.
 
@@ -38,7 +43,7 @@ class Usage(nn.Module):
 
     def count(self, values: Tensor) -> Tensor:
         """How often each code is among the values (B, N, K): (S, K, V)."""
-        return torch.stack([count_codes(scale, self.vocab) for scale in values.split(self.lengths, dim=1)])
+        return torch.stack([count_codes(scale, self.vocab) for scale in split_scales(values, self.lengths)])
 
     def collect(self, values: Tensor) -> None:
         """Add the codes (B, N, K) of a part of a step."""

@@ -133,7 +133,8 @@ class DiffusionConfig(Config):
 
 @dataclass(frozen=True)
 class Times:
-    """The noise level of each row of a batch: float32 (M,). index: the step on the chain, (M,) int64."""
+    """The noise level of each row of a batch, float32 (M,), or of each of its F frames, (M, F). index: the step on the
+    chain, int64."""
 
     signal: Tensor
     sigma: Tensor
@@ -178,18 +179,22 @@ class Diffusion(nn.Module):
     # ------------------------------------------------------------------------------------------ training
 
     def times(self, uniform: Tensor) -> Times:
-        """Random noise levels from uniform numbers (M,) in [0, 1)."""
+        """Random noise levels from uniform numbers (M,) or (M, F) in [0, 1)."""
         share = uniform.double()
         if self.config.times == "logit_normal":
             normal = torch.special.ndtri(share.clamp(1e-7, 1 - 1e-7))
             share = torch.sigmoid(self.config.logit_mean + self.config.logit_std * normal)
+        return self.levels(share)
+
+    def levels(self, share: Tensor) -> Times:
+        """The noise levels at shares of all of time, from 0, clean, to 1."""
         if self.config.schedule == "straight":
             t = share.float()
             return Times(1 - t, t, t * TIME_SCALE, None)
         return self.at((share * self.config.timesteps).long().clamp(max=self.config.timesteps - 1))
 
     def at(self, index: Tensor) -> Times:
-        """The noise levels of the steps `index` (M,) int64 of the chain."""
+        """The noise levels of the steps `index` int64 of the chain."""
         return Times(self._row("signal", index), self._row("sigma", index), self._row("time", index), index)
 
     def _row(self, table: str, index: Tensor) -> Tensor:
@@ -198,15 +203,16 @@ class Diffusion(nn.Module):
         return tensor[index].float()
 
     def losses(self, network: Network, clean: Tensor, noise: Tensor, times: Times) -> dict[str, Tensor]:
-        """The weighted terms of the loss, each (M,): means over all axes but the first.
+        """The weighted terms of the loss, each (M,): means over all axes but the first. With times (M, F) of frames,
+        each (M, F): means over a frame's own of the N tokens of a row (M, N, D).
 
         network(x, time): x (M, ..., D) and time (M,) to (M, ..., D), or (M, ..., 2D) with a learned variance. One of
         average velocities gets time (M, 2), of x and of where it goes, here the same.
         clean, noise: (M, ..., D). mse: of the target (Ho et al. 2020, eq. 14). vb: with a learned variance, in bits,
         its gradient to the variance only (Nichol and Dhariwal 2021, section 3.1).
         """
-        config, shape = self.config, (-1,) + (1,) * (clean.ndim - 1)
-        signal, sigma = times.signal.view(shape), times.sigma.view(shape)
+        config = self.config
+        signal, sigma = (over_tokens(level, clean) for level in (times.signal, times.sigma))
         x = signal * clean + sigma * noise
         time = times.time[:, None].expand(-1, 2) if config.averages else times.time
         output = network(x, time).float()
@@ -214,7 +220,7 @@ class Diffusion(nn.Module):
         if config.variance == "learned":
             output, interpolation = output.chunk(2, dim=-1)
         target = regression_target(config.prediction_type, clean, noise, signal, sigma)
-        mse = (output - target).square().flatten(1).mean(1)
+        mse = mean_by_frame((output - target).square(), times.time)
         if config.min_snr_gamma is not None:
             mse = mse * min_snr_weights(config.prediction_type, times.signal, times.sigma, config.min_snr_gamma)
         if interpolation is None:
@@ -224,14 +230,14 @@ class Diffusion(nn.Module):
         return {"mse": mse, "vb": self._bound(clean, x, denoised, interpolation, times.index)}
 
     def _bound(self, clean: Tensor, x: Tensor, denoised: Tensor, interpolation: Tensor, index: Tensor) -> Tensor:
-        """A term of the variational bound in bits per dimension, (M,) (Nichol and Dhariwal 2021, eq. 4 to 6)."""
-        shape = (-1,) + (1,) * (clean.ndim - 1)
+        """A term of the variational bound in bits per dimension, one for each index (Nichol and Dhariwal 2021, eq. 4
+        to 6)."""
         names = ("from_clean", "from_noisy", "low", "high")
-        from_clean, from_noisy, low, high = (self._row(name, index).view(shape) for name in names)
+        from_clean, from_noisy, low, high = (over_tokens(self._row(name, index), clean) for name in names)
         mean, log_variance = from_clean * denoised + from_noisy * x, interpolated_log_variance(interpolation, low, high)
         nats = gaussian_divergence(from_clean * clean + from_noisy * x, low, mean, log_variance)
         first = -discretised_log_likelihood(clean, mean, 0.5 * log_variance)
-        return torch.where((index == 0).view(shape), first, nats).flatten(1).mean(1) / math.log(2)
+        return mean_by_frame(torch.where(over_tokens(index == 0, clean), first, nats), index) / math.log(2)
 
     # ------------------------------------------------------------------------------------------ sampling
 
@@ -288,6 +294,18 @@ class Diffusion(nn.Module):
         if self.config.clip_sample is not None:
             clean = clean.clamp(-self.config.clip_sample, self.config.clip_sample)
         return Denoised(clean, interpolation)
+
+
+def over_tokens(level: Tensor, x: Tensor) -> Tensor:
+    """Levels (M,) of rows, or (M, F) of frames, as they go with x (M, ..., D) or (M, N, D)."""
+    if level.ndim == 1:
+        return level.view((-1,) + (1,) * (x.ndim - 1))
+    return level.repeat_interleave(x.shape[1] // level.shape[1], dim=1)[..., None]
+
+
+def mean_by_frame(values: Tensor, level: Tensor) -> Tensor:
+    """The means of values (M, ...) that go with each of the levels (M,) or (M, F)."""
+    return values.reshape(*level.shape, -1).mean(-1)
 
 
 def starting_noise(noise: Tensor, solver: SolverName, sampling: Sampling) -> Tensor:

@@ -10,6 +10,7 @@ from pydantic import Field
 from artok.config import Config
 from artok.layout import GUIDED
 from artok.noise import Seed
+from artok.sampling.frames import FrameOrder
 from artok.sampling.solvers import SolverName
 
 GUIDANCE = frozenset(  # what every guided family reads
@@ -18,6 +19,8 @@ GUIDANCE = frozenset(  # what every guided family reads
 DRAWS = frozenset({"temperature", "top_k", "top_p"})  # what every family of codes reads
 
 DRAFTS = frozenset({"decoding", "draft_length", "draft_model", "steps"})  # what autoregressive families of codes read
+
+FRAMES = frozenset({"frame_order", "key_frame_stride", "history_noise"})  # what diffusion of frames reads
 
 Decoding = Literal["sequential", "jacobi", "speculative", "parallel"]
 GuidedPart = Literal["labels", "text", "control"]
@@ -37,6 +40,10 @@ class Sampling(Config):
     (4.5 in MaskGIT's code).
     jump_length, jump_n_sample: of RePaint, for known tokens of a diffusion that was not trained with masks: how many
     steps it goes back at once, and how often it passes them; 1 never goes back.
+    frame_order: of a video's frames, by diffusion trained with forcing diffusion: together; in_order; a pyramid, each
+    frame noisier than the one before; or key_frames, every key_frame_stride-th and the last, before those between them.
+    history_noise: the noise level, as a share of all levels, at which the known frames of a video are read by diffusion
+    trained with forcing: noise hides the small errors of what it made before, with which it would drift.
     dtype: of the linear layers' weights and products. auto is the fastest one near float32: on a GPU bfloat16; on a CPU
     weights in float16, and bfloat16 for many rows and for the decoder where the CPU multiplies it natively.
     """
@@ -62,6 +69,9 @@ class Sampling(Config):
     choice_temperature: float = Field(4.5, ge=0)
     jump_length: int = Field(5, ge=1, description="steps of a jump back, for known tokens")
     jump_n_sample: int = Field(4, ge=1, description="passes over the steps of a jump")
+    frame_order: FrameOrder = "together"
+    key_frame_stride: int = Field(4, ge=2)
+    history_noise: float = Field(0.0, ge=0, lt=1)
     edit_rounds: int = Field(
         1, ge=1, description="how often an edit makes the hidden part, each time beside the last result"
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from artok.config import Part
+from artok.errors import LayoutError
 from artok.layout import TokenLayout, Tokens
 from artok.masks import blank, find_known
 
@@ -62,6 +64,30 @@ class Tokenizer(nn.Module, ABC):
     def decode(self, tokens: Tokens) -> Tensor:
         """Images (B, C, H, W), not clamped. Undecided tokens count as zero vectors."""
 
+    def layout_of(self, frames: int) -> TokenLayout:
+        """The layout of the tokens of clips of so many frames. LayoutError: the tokenizer takes no such clips."""
+        if self.layout.image[1:-2] != (frames,):
+            raise LayoutError(
+                f"the tokenizer takes images of {self.layout.image} (channels, *size), not {frames} frames"
+            )
+        return self.layout
+
+    def resize(self, frames: int) -> None:
+        """Take clips of so many frames from now on. LayoutError: as of `layout_of`."""
+        self.layout = self.layout_of(frames)
+
+    def decode_chunks(self, parts: Iterable[Tokens]) -> Iterator[Tensor]:
+        """Frames (B, C, n, H, W) of consecutive parts of a video, each as soon as its tokens are there.
+
+        Together they are those of `decode`, and memory depends on the parts alone. parts: each holds whole frames of
+        the grid, in the layout that `part_layout` gives. LayoutError: the tokenizer makes no video in parts.
+        """
+        raise LayoutError(f"{type(self).__name__} makes no video in parts")
+
+    def part_layout(self, count: int, begins: bool) -> TokenLayout:
+        """The layout of `count` frames of the grid. begins: whether they are the first of a video."""
+        raise LayoutError(f"{type(self).__name__} makes no video in parts")
+
     @abstractmethod
     def embed(self, tokens: Tokens) -> Tensor:
         """Latent vectors (B, D, *grid) of tokens; undecided positions are zero."""
@@ -87,7 +113,9 @@ class Tokenizer(nn.Module, ABC):
 
 
 class TokenizerConfig(Part, ABC):
-    """The `tokenizer:` section of a tokenizer's experiment."""
+    """The `tokenizer:` section of a tokenizer's experiment. tiny_image: (channels, *size) that `tiny` is tried on."""
+
+    tiny_image: ClassVar[tuple[int, ...]] = (3, 16, 16)
 
     @abstractmethod
     def build(self, image: tuple[int, ...]) -> Tokenizer:
@@ -96,4 +124,4 @@ class TokenizerConfig(Part, ABC):
     @classmethod
     @abstractmethod
     def tiny(cls) -> TokenizerConfig:
-        """The smallest sensible setting, which the contract tests run on images of (3, 16, 16)."""
+        """The smallest sensible setting, which the contract tests run on images of `tiny_image`."""

@@ -19,7 +19,7 @@ from artok.data.order import choose_rows
 from artok.data.tokens import TokenBatch, TokenCache, TokenLoader, evaluation_tokens
 from artok.errors import ConfigError
 from artok.generators.base import AdversarialGenerator, Generator
-from artok.images import grid, put_first, to_uint8
+from artok.images import put_first, save_grid, to_uint8
 from artok.layout import Condition
 from artok.losses.base import AdversarialLoss, BatchContext, Comparisons, Setting
 from artok.masks import draw_masks
@@ -118,7 +118,7 @@ class TokenizerTask(Task):
             if self.plays("critic", seen // self.experiment.training.global_batch):
                 self.made.append(reconstructions.detach())
         with torch.no_grad():
-            errors = ((reconstructions.clamp(-1, 1) - images) / 2).square().mean((1, 2, 3))
+            errors = ((reconstructions.clamp(-1, 1) - images) / 2).square().flatten(1).mean(1)
             monitors["psnr"] = -10 * errors.clamp(min=1e-10).log10().mean()
         return Step(losses | compared, monitors)
 
@@ -162,7 +162,7 @@ class TokenizerTask(Task):
         images = next(self._held_out(8)).images
         decoded = self.tokenizer.decode(self.tokenizer.encode(images.to(self.device))).cpu()
         scale = max(1, 64 // images.shape[-1])
-        grid(torch.cat([images, decoded.clamp(-1, 1)]), columns=len(images), scale=scale).save(path)
+        save_grid(torch.cat([images, decoded.clamp(-1, 1)]), path, columns=len(images), scale=scale)
 
 
 class GeneratorTask(Task):
@@ -328,7 +328,7 @@ class GeneratorTask(Task):
         columns = 8
         if control is not None:
             images, columns = put_first(control, images), 9
-        grid(images, columns=columns, scale=max(1, 32 // images.shape[-1])).save(path)
+        save_grid(images, path, columns=columns, scale=max(1, 32 // images.shape[-1]))
 
     def monitor(self) -> dict[str, float]:
         return self.watch(self.pipeline()) if self.watch else {}

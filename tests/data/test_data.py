@@ -46,7 +46,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> DataConfig:
 def test_contract_of_splits(tiny: DataConfig) -> None:
     for name in get_args(SplitName):
         split = tiny.open(name)
-        assert len(split) > 0 and split.classes and split.shape == (tiny.channels, tiny.side, tiny.side)
+        assert len(split) > 0 and split.classes and split.shape == (*tiny.image[:-2], tiny.side, tiny.side)
         indices = [0, len(split) - 1, len(split) // 2]
         examples = split.read(sorted(indices))
         assert examples.images.shape == (3, *split.shape) and examples.images.dtype == torch.uint8

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from artok.config import find, kinds, merge, validate
-from artok.tokenizers import conv
+from artok.tokenizers import conv, conv3d
+from artok.tokenizers.autoencoder import AutoencoderConfig
 from artok.tokenizers.base import TokenizerConfig
 from artok.training.experiment import Experiment
 
@@ -15,12 +17,22 @@ IMAGE = (3, 16, 16)
 
 def conv_around(quantizer: str) -> TokenizerConfig:
     """The tiny convolutional tokenizer with the tiny quantizer of a kind."""
-    return conv.Config.tiny().model_copy(update={"quantizer": find("quantizers", quantizer).tiny()})
+    return around(conv.Config, quantizer)
 
 
-TOKENIZERS: dict[str, Callable[[], TokenizerConfig]] = {
+def around(tokenizer: type[AutoencoderConfig], quantizer: str) -> AutoencoderConfig:
+    return tokenizer.tiny().model_copy(update={"quantizer": find("quantizers", quantizer).tiny()})
+
+
+EVERY_TOKENIZER: dict[str, Callable[[], TokenizerConfig]] = {
     kind: find("tokenizers", kind).tiny for kind in kinds("tokenizers")
-} | {f"conv-{kind}": (lambda kind=kind: conv_around(kind)) for kind in kinds("quantizers")}
+} | {
+    f"{name}-{kind}": partial(around, tokenizer, kind)
+    for name, tokenizer in (("conv", conv.Config), ("conv3d", conv3d.Config))
+    for kind in kinds("quantizers")
+}
+TOKENIZERS = {name: make for name, make in EVERY_TOKENIZER.items() if make().tiny_image == IMAGE}  # of images
+VIDEO_TOKENIZERS = {name: make for name, make in EVERY_TOKENIZER.items() if len(make().tiny_image) == 4}
 
 TOKENIZER: dict[str, Any] = {
     "name": "tiny-vq",

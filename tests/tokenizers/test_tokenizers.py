@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.models import IMAGE, TOKENIZERS
+from helpers.models import EVERY_TOKENIZER, IMAGE
 
 from artok.config import validate
 from artok.errors import CheckpointError, ConfigError
@@ -18,35 +18,36 @@ from artok.tokenizers import conv
 from artok.tokenizers.base import Tokenizer, TokenizerConfig
 
 
-@pytest.fixture(params=TOKENIZERS)
+@pytest.fixture(params=EVERY_TOKENIZER)
 def config(request: pytest.FixtureRequest) -> TokenizerConfig:
-    return TOKENIZERS[request.param]()
+    return EVERY_TOKENIZER[request.param]()
 
 
 @pytest.fixture
 def tokenizer(config: TokenizerConfig) -> Tokenizer:
     torch.manual_seed(0)
-    built = config.build(IMAGE)
-    built(images(8))  # a training pass, so that codebooks are started
+    built = config.build(config.tiny_image)
+    built(images(8, config))  # a training pass, so that codebooks are started
     return built.eval()
 
 
-def images(count: int) -> torch.Tensor:
-    return torch.rand(count, *IMAGE, generator=torch.Generator().manual_seed(count)) * 2 - 1
+def images(count: int, config: TokenizerConfig | None = None) -> torch.Tensor:
+    size = IMAGE if config is None else config.tiny_image
+    return torch.rand(count, *size, generator=torch.Generator().manual_seed(count)) * 2 - 1
 
 
 @torch.no_grad()
-def test_decoding_what_was_encoded_gives_images(tokenizer: Tokenizer) -> None:
-    tokens = tokenizer.encode(images(5))
+def test_decoding_what_was_encoded_gives_images(config: TokenizerConfig, tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode(images(5, config))
     decoded = tokenizer.decode(tokens)
-    assert decoded.shape == (5, *IMAGE)
+    assert decoded.shape == (5, *config.tiny_image)
     assert decoded.isfinite().all()
 
 
 @torch.no_grad()
-def test_the_declared_layout_is_the_real_one(tokenizer: Tokenizer) -> None:
-    layout, tokens = tokenizer.layout, tokenizer.encode(images(3))
-    assert layout.image == IMAGE
+def test_the_declared_layout_is_the_real_one(config: TokenizerConfig, tokenizer: Tokenizer) -> None:
+    layout, tokens = tokenizer.layout, tokenizer.encode(images(3, config))
+    assert layout.image == config.tiny_image
     assert tokens.layout == layout
     assert tuple(tokens.values.shape[1:]) == layout.value_shape()
     assert tokenizer.embed(tokens).shape == (3, layout.width, *layout.grid)
@@ -56,17 +57,17 @@ def test_the_declared_layout_is_the_real_one(tokenizer: Tokenizer) -> None:
 
 
 @torch.no_grad()
-def test_encoding_is_deterministic_and_by_image(tokenizer: Tokenizer) -> None:
-    whole = tokenizer.encode(images(6)).values
-    assert torch.equal(whole, tokenizer.encode(images(6)).values)
-    torch.testing.assert_close(tokenizer.encode(images(6)[2:4]).values, whole[2:4], rtol=1e-4, atol=1e-4)
+def test_encoding_is_deterministic_and_by_image(config: TokenizerConfig, tokenizer: Tokenizer) -> None:
+    whole = tokenizer.encode(images(6, config)).values
+    assert torch.equal(whole, tokenizer.encode(images(6, config)).values)
+    torch.testing.assert_close(tokenizer.encode(images(6, config)[2:4]).values, whole[2:4], rtol=1e-4, atol=1e-4)
 
 
 def test_the_training_pass_reaches_every_weight(config: TokenizerConfig) -> None:
     torch.manual_seed(0)
-    tokenizer = config.build(IMAGE).train()
-    result = tokenizer(images(4))
-    assert result.images.shape == (4, *IMAGE)
+    tokenizer = config.build(config.tiny_image).train()
+    result = tokenizer(images(4, config))
+    assert result.images.shape == (4, *config.tiny_image)
     loss = result.images.square().mean() + sum(result.losses.values(), torch.zeros(()))
     if not any(True for _ in tokenizer.parameters()):
         return
@@ -79,17 +80,17 @@ def test_the_training_pass_reaches_every_weight(config: TokenizerConfig) -> None
 def test_saved_and_loaded_it_gives_the_same_bits(config: TokenizerConfig, tokenizer: Tokenizer, tmp_path: Path) -> None:
     write_weights(whole_state(tokenizer), tmp_path / "model.safetensors")
     torch.manual_seed(1)
-    other = config.build(IMAGE).eval()
+    other = config.build(config.tiny_image).eval()
     read_weights(other, tmp_path / "model.safetensors")
-    assert torch.equal(other.encode(images(4)).values, tokenizer.encode(images(4)).values)
-    tokens = tokenizer.encode(images(4))
+    assert torch.equal(other.encode(images(4, config)).values, tokenizer.encode(images(4, config)).values)
+    tokens = tokenizer.encode(images(4, config))
     assert torch.equal(other.decode(tokens), tokenizer.decode(tokens))
     assert fingerprint(other) == fingerprint(tokenizer)
 
 
 @torch.no_grad()
-def test_undecided_tokens_are_zero_vectors(tokenizer: Tokenizer) -> None:
-    layout, tokens = tokenizer.layout, tokenizer.encode(images(2))
+def test_undecided_tokens_are_zero_vectors(config: TokenizerConfig, tokenizer: Tokenizer) -> None:
+    layout, tokens = tokenizer.layout, tokenizer.encode(images(2, config))
     none = torch.zeros(2, layout.length, dtype=torch.bool)
     assert not tokenizer.embed(Tokens(tokens.values, layout, none)).any()
     every = Tokens(tokens.values, layout, ~none)
@@ -99,14 +100,14 @@ def test_undecided_tokens_are_zero_vectors(tokenizer: Tokenizer) -> None:
 
 
 def test_gradient_checkpointing_changes_no_gradient(config: TokenizerConfig) -> None:
-    if set_gradient_checkpointing(config.build(IMAGE), True) == 0:
+    if set_gradient_checkpointing(config.build(config.tiny_image), True) == 0:
         pytest.skip("has no blocks whose activations could be computed twice")
 
     def gradients(on: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)
-        tokenizer = config.build(IMAGE).train()
+        tokenizer = config.build(config.tiny_image).train()
         set_gradient_checkpointing(tokenizer, on)
-        result = tokenizer(images(4))
+        result = tokenizer(images(4, config))
         (result.images.square().mean() + sum(result.losses.values(), torch.zeros(()))).backward()
         return [p.grad for p in tokenizer.parameters() if p.grad is not None]
 

@@ -30,7 +30,8 @@ class DiffusionNetwork(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x_BND: Tensor, times_B: Tensor, context: Context, given_BNG: Tensor | None = None) -> Tensor:
-        """(B, N, out) for noisy tokens (B, N, D) row-major. given_BNG: the input that `widen` made room for."""
+        """(B, N, out) for noisy tokens (B, N, D) row-major. times_B: or (B, F), one for each frame, where the config
+        `takes_frame_times`. given_BNG: the input that `widen` made room for."""
 
     def read_scales(self) -> None:
         """Let it read times (B, 2), of x and of the guidance scale, in the place of times (B,)."""
@@ -48,7 +49,11 @@ class DiffusionNetwork(nn.Module, ABC):
 
 
 class NetworkConfig(Part, ABC):
-    """The `network:` section."""
+    """The `network:` section. takes_frame_times: whether the frames of a video may be at different times."""
+
+    @property
+    def takes_frame_times(self) -> bool:
+        return False
 
     @abstractmethod
     def refuse(self, grid: tuple[int, ...]) -> str | None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners, Context, add_last
-from artok.config import Depth
+from artok.config import OPEN, Depth, of_kind
 from artok.generators.networks.base import DiffusionNetwork, NetworkConfig
 from artok.nn.controlnet import ControlNet
 from artok.nn.gradient_checkpointing import run
+from artok.nn.grid_layers import ConvFeedForward, GridAttention
 from artok.nn.joint_attention import JointBlock
 from artok.nn.patches import divides, merge_patches, patch_grid, split_patches
+from artok.nn.patterns import full
+from artok.nn.patterns.base import PatternConfig
+from artok.nn.rotary import rotary_table
 from artok.nn.time import TimeEmbedding
-from artok.nn.vit import ConditionedBlock, ConditionedOutput, ZeroLinear, initialise_linear, sincos_table
+from artok.nn.vit import ConditionedBlock, ConditionedOutput, ZeroLinear, initialise_linear, per_token, sincos_table
 
 SIZES = {  # layers, width, heads: as published
     "S": (12, 384, 6),
@@ -37,6 +42,10 @@ class Config(NetworkConfig):
     few hundred steps 0.1 learns much faster.
     text_attention: how a context of several entries, such as a text, is heard besides its pooled vector: by
     cross-attention (PixArt), by joint attention (MM-DiT, Stable Diffusion 3), or not at all.
+    attention: which tokens see which, a file in `artok/nn/patterns`: full, factorised, local or tiles.
+    positions: sincos, added, as published; learned, added; or rotary, in queries and keys, on every axis of the grid.
+    feed_forward: linear, as published, or conv, which reads a token's neighbours on all axes. In short runs on video
+    conv learns faster.
     """
 
     kind: Literal["dit"] = "dit"
@@ -48,6 +57,13 @@ class Config(NetworkConfig):
     patch_size: int = Field(2, ge=1)
     condition_init: float = Field(0.02, gt=0)
     text_attention: Literal["cross", "joint", "none"] = "cross"
+    attention: Annotated[PatternConfig, of_kind("nn.patterns"), OPEN] = full.Config()
+    positions: Literal["sincos", "rotary", "learned"] = "sincos"
+    feed_forward: Literal["linear", "conv"] = "linear"
+
+    @property
+    def takes_frame_times(self) -> bool:
+        return self.text_attention != "joint"
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Config:
@@ -58,6 +74,11 @@ class Config(NetworkConfig):
         _, width, heads = self.shape()
         if width % (2 * heads):
             raise ValueError(f"width {width} must be a multiple of twice the heads ({heads})")
+        plain = self.attention.kind == "full" and self.feed_forward == "linear" and self.positions != "rotary"
+        if self.text_attention == "joint" and not plain:
+            raise ValueError(
+                "text_attention joint goes with full attention, a linear feed_forward and added positions; choose cross"
+            )
         return self
 
     def shape(self) -> tuple[int, int, int]:
@@ -70,7 +91,9 @@ class Config(NetworkConfig):
     def refuse(self, grid: tuple[int, ...]) -> str | None:
         if not divides(grid, self.patch_size):
             return f"with network.patch_size {self.patch_size} needs a grid whose sides are multiples of it"
-        return None
+        if self.feed_forward == "conv" and len(grid) > 3:
+            return "with feed_forward conv needs a grid of at most three axes"
+        return self.attention.refuse(patch_grid(grid, self.patch_size))
 
     def build(
         self, grid: tuple[int, ...], width: int, out: int, conditioners: Callable[[int, tuple[int, ...]], Conditioners]
@@ -103,16 +126,19 @@ class DiffusionTransformer(DiffusionNetwork):
         patches = patch_grid(grid, config.patch_size)
         self.conditioner = conditioners(hidden, patches)
         self.attention = config.text_attention if self.conditioner.length > 1 else "none"
-        inner = int(config.mlp_ratio * hidden)
         self.blocks = nn.ModuleList(
-            JointBlock(hidden, heads, inner, last=layer == depth - 1)
+            JointBlock(hidden, heads, int(config.mlp_ratio * hidden), last=layer == depth - 1)
             if self.attention == "joint"
-            else ConditionedBlock(hidden, heads, inner, cross=self.attention == "cross")
+            else conditioned_block(config, patches, layer, cross=self.attention == "cross")
             for layer in range(depth)
         )
         self.output = ConditionedOutput(hidden, out * config.patch_size**2)
-        self.positions: Tensor
-        self.register_buffer("positions", sincos_table(patches, hidden), persistent=False)
+        self.positions: Tensor | None
+        if config.positions == "learned":
+            self.positions = nn.Parameter(torch.randn(math.prod(patches), hidden) * config.condition_init)
+        else:
+            table = sincos_table(patches, hidden) if config.positions == "sincos" else None
+            self.register_buffer("positions", table, persistent=False)
         self.apply(initialise_linear)
         fill = partial(nn.init.normal_, std=config.condition_init)
         self.conditioner.initialise(fill)
@@ -155,13 +181,31 @@ class DiffusionTransformer(DiffusionNetwork):
             if controlnet is not None and layer < len(copies):
                 copy = step(copies[layer], copy)
                 x = x + controlnet.residual(layer, copy, context.mapped)
-        return merge_patches(self.output(x[:, entries:], given[:, None]), self.grid, self.patch)
+        x = x[:, entries:]
+        return merge_patches(self.output(x, per_token(given, x.shape[1])), self.grid, self.patch)
 
     def tokens(self, x_BND: Tensor) -> Tensor:
         """(B, patches, hidden): embedded patches at their positions."""
-        return self.input(split_patches(x_BND, self.grid, self.patch)) + self.positions
+        x: Tensor = self.input(split_patches(x_BND, self.grid, self.patch))
+        return x if self.positions is None else x + self.positions
 
     def condition(self, times_B: Tensor, context: Context) -> Tensor:
-        """(B, hidden)."""
+        """(B, hidden), or with times (B, F) of each frame (B, F, hidden)."""
+        if times_B.ndim == 2 and type(self.time) is TimeEmbedding:
+            by_frame: Tensor = self.time(times_B.flatten()).unflatten(0, times_B.shape)
+            return by_frame + context.pooled[:, None]
         time: Tensor = self.time(times_B)
         return time + context.pooled
+
+
+def conditioned_block(config: Config, grid: tuple[int, ...], layer: int, cross: bool) -> ConditionedBlock:
+    """A block over the tokens of a grid, with the layers that the config asks for."""
+    _, width, heads = config.shape()
+    hidden, pattern = int(config.mlp_ratio * width), config.attention.build(grid, layer)
+    attention = inner = None
+    if pattern is not None or config.positions == "rotary":
+        rotary = rotary_table(grid, width // heads) if config.positions == "rotary" else None
+        attention = GridAttention(width, heads, pattern, rotary)
+    if config.feed_forward == "conv":
+        inner = ConvFeedForward(width, hidden, grid)
+    return ConditionedBlock(width, heads, hidden, cross, attention, inner)

@@ -1,0 +1,1 @@
+"""Which tokens of a grid attend to which others: one file a pattern."""
