@@ -13,6 +13,7 @@ import errno
 import io
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ WAITS = (0.1, 0.5, 2.5)  # seconds before another attempt at a read that failed
 LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
 LARGE = 16 * 1024  # bytes of a file above which decoding in threads is faster, since decoding releases the GIL
 PANORAMA = 4  # images of a larger aspect ratio are cropped before resizing, which would need too much memory
+
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # on odd metadata of a picture that is read
 
 
 @dataclass
