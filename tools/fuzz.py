@@ -223,10 +223,15 @@ def judge(case: Case, code: int | None, seconds: float, text: str, left: list[st
             faults.append(f"no sentence: {last[:150]}")
         elif last.startswith("artok: ") and len(last) > 1000:
             faults.append(f"long sentence ({len(last)})")
-    if code == 2 and (
-        kept := [
-            name for name in left if not name.endswith(".lock") and name != "home" and not name.startswith("home/")
-        ]
+    begun = "new/log.jsonl" in left  # by a training that met bad data on its way
+    if (
+        code == 2
+        and not begun
+        and (
+            kept := [
+                name for name in left if not name.endswith(".lock") and name != "home" and not name.startswith("home/")
+            ]
+        )
     ):
         faults.append(f"left behind: {', '.join(kept[:4])}")
     if "Error:" in text.splitlines()[-1:] or ("Warning:" in text and "UserWarning" in text):

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from artok import files
 from artok.errors import DataError, RunError
-from artok.training import checkpoints, loop
+from artok.training import checkpoints, loop, meter
 from artok.training.interrupt import ASK_EVERY, ASK_SECONDS, Interrupt, catch_signals
 from artok.training.log import LOG, NONFINITE, Log, read_log
-from artok.training.loop import Meter, Trainer
+from artok.training.loop import Trainer
+from artok.training.meter import Meter
 from artok.training.progress import Progress
 from artok.training.run import make_accelerator
 from artok.training.task import Step, Stream, Task
@@ -225,15 +226,15 @@ def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tmp_path: Path, mon
 
 def test_images_per_second_are_of_the_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=10.0)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     accelerator = make_accelerator(tokenizer_experiment(), tmp_path, torch.device("cpu"))
-    meter = Meter()
-    meter.restart_clock()
+    counted = Meter()
+    counted.restart_clock()
     for seconds, images, speed in ((3.0, 100, 33.33), (2.0, 100, 50.0)):
         clock.now += seconds
-        meter.images += images
-        meter.add({"loss": torch.tensor(1.0)}, 1.0)
-        assert meter.read(accelerator)["images_per_second"] == speed
+        counted.images += images
+        counted.add({"loss": torch.tensor(1.0)}, 1.0)
+        assert counted.read(accelerator)["images_per_second"] == speed
 
 
 @dataclass
