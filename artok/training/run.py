@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from torch import nn
+from torch import distributed, nn
 
 from artok.adversarial.critic import CriticConfig
 from artok.conditioning.encoders.frozen import FrozenEncoder
@@ -23,6 +23,7 @@ from artok.data.order import choose_rows
 from artok.data.tokens import TokenCache
 from artok.device import resolve_device
 from artok.discard import check_discardable, discard
+from artok.distillation.adversarial import Config as AdversarialConfig
 from artok.errors import ArtokError, CheckpointError, ConfigError, RunError
 from artok.locks import hold_lock
 from artok.metrics import cost
@@ -53,7 +54,7 @@ from artok.training.post_training import DecoderTask
 from artok.training.progress import Progress
 from artok.training.settings import settle_precision
 from artok.training.task import Task
-from artok.training.tasks import GeneratorTask, TokenizerTask
+from artok.training.tasks import GeneratorTask, TokenData, TokenizerTask
 
 LOCK = ".training"  # lock file of a training
 UNCAPTIONED = 0.5  # largest share of images without a caption that a text model is trained on
@@ -110,8 +111,15 @@ def train(
                 check_same_facts(task.facts, folder)
         accelerator.wait_for_everyone()
         finished = trainer.run(lambda: begin_folder(folder, experiment, task, fresh), fresh)
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
     return finished
+
+
+def leave_processes() -> None:
+    """Leave the other processes of a launch after the last training; they cannot be met again."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def make_accelerator(experiment: Experiment, folder: Path, name: torch.device | str | None = None) -> Accelerator:
@@ -194,7 +202,7 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
         watch = make_monitor(experiment, train_split, source, held_out, device, progress)
     torch.manual_seed(experiment.seed)
     trained = (GeneratorTask if experiment.distill is None else DistillationTask)(
-        experiment, tokenizer, saved, facts, source, held_out, device, watch
+        experiment, TokenData(tokenizer, saved, facts, source, held_out), device, watch
     )
     encoder = trained.generator.conditioner.encoder
     if isinstance(encoder, FrozenEncoder):
@@ -311,7 +319,8 @@ def follows_length(experiment: Experiment) -> bool:
     training = experiment.training
     parts = experiment.losses if experiment.generator is None else [experiment.generator]
     critics = [critic for part in parts if isinstance(critic := getattr(part, "critic", None), CriticConfig)]
-    optimizers = [training.optimizer, *([training.critic] if critics else [])]
+    distilled = experiment.distill is not None and isinstance(experiment.distill.method, AdversarialConfig)
+    optimizers = [training.optimizer, *([training.critic] if critics or distilled else [])]
     changes = [optimizer.schedule != "constant" for optimizer in optimizers]
     return any(changes) or any(critic.penalty_final != 1 for critic in critics)
 
