@@ -362,8 +362,7 @@ def compare(
 
     wanted = load_study(study, overrides or [])
     if print_config:
-        typer.echo(dump(wanted).rstrip())
-        return
+        return typer.echo(dump(wanted).rstrip())
     folder = out or Path("runs") / wanted.name
     if measure is not None:
         run_part(wanted, folder, measure, study_device(device))
