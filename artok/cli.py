@@ -237,9 +237,8 @@ def evaluate(
     from artok.metrics.results import side_by_side
     from artok.training.progress import Progress
 
-    where = str(resolve_device(device))
     asked = [f"evaluation.edits=[{','.join(MASKS)}]"] * edit + ["evaluation.rollout={}"] * rollout + (overrides or [])
-    results = measure(run, n, extractor, asked, where, Progress("evaluate"), reference, base)
+    results = measure(run, n, extractor, asked, str(resolve_device(device)), Progress("evaluate"), reference, base)
     typer.echo(str(side_by_side([results])))
 
 
@@ -362,7 +361,8 @@ def compare(
 
     wanted = load_study(study, overrides or [])
     if print_config:
-        return typer.echo(dump(wanted).rstrip())
+        typer.echo(dump(wanted).rstrip())
+        return
     folder = out or Path("runs") / wanted.name
     if measure is not None:
         run_part(wanted, folder, measure, study_device(device))
