@@ -196,11 +196,11 @@ def edit(
 @app.command()
 def reconstruct(
     run: Run,
-    images: Annotated[list[Path], typer.Argument(help="image files")],
+    images: Annotated[list[Path], typer.Argument(help="image files, or video files for a tokenizer of videos")],
     out: Out = None,
     device: Device = None,
 ) -> None:
-    """Reconstruct images: original, reconstruction, difference and token map side by side."""
+    """Reconstruct images or clips: original, reconstruction, difference and token map side by side."""
     from artok.device import resolve_device
     from artok.evaluation.reconstruct import reconstruct as show
     from artok.saved import load_tokenizer
