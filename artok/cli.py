@@ -27,9 +27,7 @@ app = typer.Typer(
 ConfigFile = Annotated[str, typer.Argument(help="a YAML file, or a shipped config such as digits/vq (see 'configs')")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings on top, as key.sub=value")]
 Run = Annotated[str, typer.Argument(help="a run directory, a published checkpoint such as var-d16, or a hub name")]
-Settings = Annotated[
-    list[str] | None, typer.Argument(help="settings on top: sampling as key=value, data as data.key=value")
-]
+Settings = Annotated[list[str] | None, typer.Argument(help="settings on top, as key=value and data.key=value")]
 SamplingSettings = Annotated[list[str] | None, typer.Argument(help="sampling settings on top, as key=value")]
 OUT = typer.Option(parser=read_place, metavar="PATH", help="folder to write to")
 Out = Annotated[Path | None, OUT]
@@ -86,6 +84,7 @@ def train(
     """Train a tokenizer or a generator, or resume a stopped training."""
     from artok.config import dump, load
     from artok.training.experiment import Experiment, default_folder
+    from artok.training.run import leave_processes
     from artok.training.run import train as run
 
     experiment = load(Experiment, config, overrides or [])
@@ -93,7 +92,9 @@ def train(
         typer.echo(dump(experiment).rstrip())
         return
     folder = out or default_folder(experiment)
-    if not run(experiment, folder, fresh, device, extend):
+    finished = run(experiment, folder, fresh, device, extend)
+    leave_processes()
+    if not finished:
         typer.echo(f"stopped and saved; run the same command again to resume {folder}", err=True)
         raise typer.Exit(130)
 
@@ -136,18 +137,28 @@ def sample(
     truncation: Annotated[float | None, typer.Option(min=0, help="largest number in a GAN's latents")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="sampling steps, where a family has a choice")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="write videos of so many frames, as they are made")] = None,
+    continued: Annotated[Path | None, typer.Option("--continue", help="a clip that the videos begin with")] = None,
+    fps: Annotated[float, typer.Option(min=0.1, help="frames per second of the videos")] = 8.0,
     batch: Annotated[int, typer.Option(min=1)] = 64,
     out: Out = None,
     device: Device = None,
 ) -> None:
-    """Write samples: one PNG per image, a sheet of all, and a GIF of their generation."""
+    """Write samples: one PNG per image, a sheet of all, and a GIF of their generation; or videos of any length."""
     from artok.commands.sample import sample as run_sample
+    from artok.commands.sample import sample_videos
 
     note_unfinished(run)
     flags = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "cfg_scale": cfg_scale, "seed": seed}
     flags |= {"truncation": truncation, "steps": steps, "guidance": guidance}
     folder = out or Path("samples") / Path(run).name
     told = labels, prompt or [], prompts, negative, control or [], control_map or []
+    if frames is not None or continued is not None:
+        if stage:
+            raise ConfigError("a stage enlarges images and no videos; leave out --stage, or --frames and --continue")
+        made = sample_videos(run, overrides or [], flags, *told, n, batch, folder, device, frames, continued, fps)
+        typer.echo(f"{made} are in {folder}")
+        return
     images = run_sample(run, overrides or [], flags, *told, n, batch, folder, device, stage or [])
     typer.echo(f"{len(images)} images, grid.png and generation.gif are in {folder}")
 
@@ -157,9 +168,7 @@ def edit(
     run: Run,
     image: Annotated[Path, typer.Argument(help="the picture")],
     overrides: SamplingSettings = None,
-    mask: Annotated[
-        str, typer.Option(help="a picture that is white where hidden; or left, right, top, bottom, outpaint, box:...")
-    ] = "left",
+    mask: Annotated[str, typer.Option(help="a picture, white where hidden; or left, top, box, outpaint...")] = "left",
     label: Annotated[str, typer.Option(help="class of the result, by number or name")] = "",
     prompt: Annotated[str | None, typer.Option(help="what the result is to show")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="results")] = 4,
@@ -204,18 +213,16 @@ def reconstruct(
 def evaluate(
     run: Run,
     n: Annotated[int | None, typer.Option("-n", min=2, help="number of images; default all held-out ones")] = None,
-    extractor: Annotated[str, typer.Option(help="classifier, pixels, inception, or timm:NAME")] = "classifier",
+    extractor: Annotated[str, typer.Option(help="classifier, motion, pixels, inception, or timm:NAME")] = "classifier",
     overrides: Settings = None,
     device: Device = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(help="an .npz with mu and sigma or images, as ADM publishes them, to compare with too"),
-    ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="a run whose samples a stage enlarges, in the place of held-out images")
-    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="an .npz with mu and sigma, or images, as ADM's")] = None,
+    base: Annotated[str | None, typer.Option(help="a run whose samples a stage enlarges, not held-out images")] = None,
     edit: Annotated[
         bool, typer.Option("--edit", help="measure edits of held-out images too; evaluation.edits=[left] names masks")
+    ] = False,
+    rollout: Annotated[
+        bool, typer.Option("--rollout", help="continue held-out clips too (evaluation.rollout)")
     ] = False,
 ) -> None:
     """Measure a tokenizer or a generator on held-out data, and write results.json into its folder."""
@@ -226,8 +233,8 @@ def evaluate(
     from artok.training.progress import Progress
 
     where = str(resolve_device(device))
-    masks = [f"evaluation.edits=[{','.join(MASKS)}]"] if edit else []
-    results = measure(run, n, extractor, [*masks, *(overrides or [])], where, Progress("evaluate"), reference, base)
+    asked = [f"evaluation.edits=[{','.join(MASKS)}]"] * edit + ["evaluation.rollout={}"] * rollout + (overrides or [])
+    results = measure(run, n, extractor, asked, where, Progress("evaluate"), reference, base)
     typer.echo(str(side_by_side([results])))
 
 

@@ -129,6 +129,13 @@ class Noise:
         uniform = (_shift(bits, 32) + 1).to(torch.float32) * 2.0**-32  # near 0, where it decides, in the finest steps
         return -torch.log(-torch.log1p(-uniform))
 
+    def keep(self, share: float, place: int, *shape: int) -> Tensor:
+        """(B, *shape) bool, false for a share of the entries, to 2^-16. Takes no draw: the numbers of a `place` are the
+        same whenever they are asked for. Four entries come of each 64 bits."""
+        count = math.prod(shape)
+        bits = _spread(_mix(self._keys_B + _wrap((place + 1) * DRAW)), (count + 3) // 4).view(torch.int16)
+        return (bits[:, :count] >= round(share * 2**16) - 2**15).reshape(len(self), *shape)
+
     def integers(self, high: int, *shape: int) -> Tensor:
         """(B, *shape) int64 in [0, high)."""
         return (_shift(self._bits(math.prod(shape)), 1) % high).reshape(len(self), *shape)

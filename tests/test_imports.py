@@ -47,8 +47,9 @@ MODELS = (
 )
 ALLOWED["saved"] = MODELS
 ALLOWED["pipeline"] = MODELS | {"saved"}
+ALLOWED["rollout"] = MODELS | {"saved", "pipeline"}
 ALLOWED["cascade"] = ALLOWED["pipeline"] | {"pipeline"}
-ALLOWED["training"] = MODELS | {"saved", "pipeline", "losses", "data", "metrics"}
+ALLOWED["training"] = MODELS | {"saved", "pipeline", "rollout", "losses", "data", "metrics"}
 ALLOWED["interop"] = MODELS | {"saved", "pipeline", "metrics"}
 for below, above in itertools.pairwise(("training", "planning", "evaluation", "studies", "report", "commands")):
     ALLOWED[above] = ALLOWED[below] | {below}

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import chain, compress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,40 +26,12 @@ from artok.training.ema import Ema
 from artok.training.health import diagnose, verdict
 from artok.training.interrupt import Interrupt, catch_signals
 from artok.training.log import LOG, NONFINITE, Log
+from artok.training.meter import Meter
 from artok.training.progress import Progress
 from artok.training.settings import Optimizer, Training
+from artok.training.sharding import Twin, check_shardable, clip_gradients, gathered, name_blocks
+from artok.training.shards import Shards
 from artok.training.task import Step, Task
-
-
-@dataclass
-class Meter:
-    """Running means of scalars, kept on the device until they are read, since reading synchronises a GPU."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, float] = field(default_factory=dict)
-    steps: int = 0
-    images: int = 0
-    started: float = field(default_factory=time.perf_counter)
-
-    def add(self, values: dict[str, Tensor], share: float) -> None:
-        """share: of a step, of which the values are means."""
-        for name, value in values.items():
-            scaled = value.detach().float() * share
-            self.sums[name] = self.sums[name] + scaled if name in self.sums else scaled
-            self.counts[name] = self.counts.get(name, 0.0) + share
-
-    def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over processes and the steps that had a value, and images per second; then resets."""
-        names = sorted(self.sums)
-        stacked = torch.stack([self.sums[name] / self.counts[name] for name in names])
-        means = accelerator.reduce(stacked, "mean").tolist()
-        speed = self.images / max(time.perf_counter() - self.started, 1e-9)
-        self.sums, self.counts, self.steps, self.images = {}, {}, 0, 0
-        self.restart_clock()
-        return dict(zip(names, means, strict=True)) | {"images_per_second": round(speed, 2)}
-
-    def restart_clock(self) -> None:
-        self.started = time.perf_counter()
 
 
 class Trainer:
@@ -81,17 +53,36 @@ class Trainer:
             raise ConfigError(
                 "training.gradient_checkpointing is on, but no part of this model supports it; switch it off"
             )
+        self.twin = self.make_twin()
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         for player, module in task.players.items():
             if self.training.compile:
                 module.compile()
             optimizer = make_optimizer(module, self.settings(player))
+            if self.twin is not None:
+                name_blocks(module)
             self.modules[player], self.optimizers[player] = accelerator.prepare(module, optimizer)
         self.ema = Ema(self.modules["model"], self.training.ema) if self.training.ema else None
         checkpoints.keep_windows(accelerator, task.windows)
-        self.trained = checkpoints.Trained(accelerator, self.modules, self.ema)
+        shards = Shards(self.modules, self.optimizers, self.ema, task.windows)
+        self.trained = checkpoints.Trained(accelerator, self.modules, self.ema, shards)
         self.seen, self.skipped, self.began = 0, 0, 0.0
+
+    def make_twin(self) -> Twin | None:
+        """What stands for a model that is going to be sharded. ConfigError: it cannot be."""
+        if self.accelerator.distributed_type.value != "FSDP":
+            return None
+        if not getattr(self.accelerator, "is_fsdp2", False):
+            raise ConfigError("artok shards by FSDP2: set fsdp_version: 2 in accelerate's config, of accelerate 1.6 on")
+        check_shardable(self.task.players, self.task.experiment.distill is not None)
+        model, *others = self.task.players.values()
+        return Twin(model, others)
+
+    @property
+    def together(self) -> list[nn.Module]:
+        """The sharded players that have to be whole during a step."""
+        return list(self.modules.values()) if self.task.calls_past_forward else []
 
     def settings(self, player: str) -> Optimizer:
         return self.training.optimizer if player == "model" else self.training.critic
@@ -116,7 +107,8 @@ class Trainer:
             self.end_log()
             return True
         if resumed is None:
-            replaced = self.task.begin()
+            with gathered(self.together):
+                replaced = self.task.begin()
             if self.ema:
                 self.ema.restart(replaced)
         self.began = time.process_time()
@@ -137,6 +129,7 @@ class Trainer:
             scope = {"processes": self.accelerator.num_processes, "wanted": self.training.images}
             self.record("start" if resumed is None else "resume", scope | machine)
             finished = self.loop(chain([first], batches), interrupt)
+            checkpoints.finish(self.trained)
         self.check_health(finished)
         return finished
 
@@ -189,25 +182,29 @@ class Trainer:
             optimizer, settings, joined = self.optimizers[player], self.settings(player), self.task.joins_after(player)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate_at(self.seen - joined, self.training.images - joined)
-            with self.only(player):
-                for index, part in enumerate(parts):
-                    last = index == len(parts) - 1
-                    with nullcontext() if last else self.accelerator.no_sync(module):
-                        with self.accelerator.autocast():
-                            step: Step = self.task.losses(self.modules, player, part, self.seen)
-                        total = torch.stack(list(step.losses.values())).sum()
-                        self.accelerator.backward(total / len(parts))
-                    meter.add({**step.losses, **step.monitors, f"{player}_loss": total}, 1 / len(parts))
-                # with an infinite bound this only computes the norm
-                norm = self.accelerator.clip_grad_norm_(module.parameters(), settings.grad_clip or math.inf)
-                if norm is not None:
-                    meter.add({f"{player}_gradient_norm": norm}, 1.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            with gathered(self.together), self.only(player):
+                self.pass_parts(player, parts, meter)
+            norm = clip_gradients(self.accelerator, module, optimizer, settings.grad_clip)
+            if norm is not None:
+                meter.add({f"{player}_gradient_norm": norm}, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         replaced = self.task.settle(self.mean_over_processes)
         if self.ema and self.task.plays("model", turn):
             self.ema.update(turn)
             self.ema.restart(replaced)
+
+    def pass_parts(self, player: str, parts: list[Any], meter: Meter) -> None:
+        """Add the gradients of a player over the parts of a batch."""
+        module = self.modules[player]
+        for index, part in enumerate(parts):
+            last = index == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(module):
+                with self.accelerator.autocast():
+                    step: Step = self.task.losses(self.modules, player, part, self.seen)
+                total = torch.stack(list(step.losses.values())).sum()
+                self.accelerator.backward(total / len(parts))
+            meter.add({**step.losses, **step.monitors, f"{player}_loss": total}, 1 / len(parts))
 
     def mean_over_processes(self, value: Tensor) -> Tensor:
         mean: Tensor = self.accelerator.reduce(value, "mean")
@@ -241,8 +238,9 @@ class Trainer:
         bad = [name for name, value in values.items() if name.endswith(watched) and not math.isfinite(value)]
         rate = self.training.optimizer.rate_at(self.seen, self.training.images)
         skipped = self.count_skipped()
-        spent = round(time.process_time() - self.began, 2)  # of this process, since it started or resumed
-        self.record("train", values | {"lr": rate, "skipped": len(skipped), "core_seconds": spent})
+        spent = torch.tensor(time.process_time() - self.began, device=self.accelerator.device)  # since start or resume
+        cores = round(float(self.mean_over_processes(spent)), 2)
+        self.record("train", values | {"lr": rate, "skipped": len(skipped), "core_seconds": cores})
         if len(skipped) > self.skipped:
             self.progress.skipped(skipped[self.skipped :])
             self.skipped = len(skipped)
@@ -278,15 +276,23 @@ class Trainer:
         )
 
     @contextmanager
-    def shared_weights(self) -> Iterator[None]:
-        """The model in eval mode with the weights to evaluate and share: the EMA, if there is one."""
+    def shared_weights(self) -> Iterator[nn.Module]:
+        """The model in eval mode with the weights to evaluate and share: the EMA, if there is one.
+
+        A sharded model is gathered in every process, so that one may work on it while the others wait.
+        """
         module = self.modules["model"]
         with ExitStack() as stack:
             if self.ema:
                 stack.enter_context(self.ema.applied())
-            module.eval()
-            stack.callback(module.train)
-            yield
+            if self.twin is not None:
+                plain = stack.enter_context(self.twin.filled(module))
+                stack.enter_context(self.task.using(plain))
+            else:
+                plain = self.accelerator.unwrap_model(module)
+                module.eval()
+                stack.callback(module.train)
+            yield plain
 
     def validate(self) -> None:
         with self.shared_weights():
@@ -342,11 +348,8 @@ class Trainer:
     def write_weights(self, path: Path) -> None:
         """Write the weights to use and share. RunError: they are not finite."""
         self.require_finite()
-        with self.shared_weights():
-            if self.accelerator.distributed_type.value == "FSDP":
-                state = self.accelerator.get_state_dict(self.modules["model"])
-            else:
-                state = whole_state(self.accelerator.unwrap_model(self.modules["model"]))
+        with self.shared_weights() as model:
+            state = whole_state(model)
             if self.accelerator.is_main_process:  # inside the context, since on a CPU the state shares their memory
                 write_weights(state, path)
 

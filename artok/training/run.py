@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from torch import nn
+from torch import distributed, nn
 
 from artok.adversarial.critic import CriticConfig
 from artok.conditioning.encoders.frozen import FrozenEncoder
@@ -111,8 +111,15 @@ def train(
                 check_same_facts(task.facts, folder)
         accelerator.wait_for_everyone()
         finished = trainer.run(lambda: begin_folder(folder, experiment, task, fresh), fresh)
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
     return finished
+
+
+def leave_processes() -> None:
+    """Leave the other processes of a launch after the last training; they cannot be met again."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def make_accelerator(experiment: Experiment, folder: Path, name: torch.device | str | None = None) -> Accelerator:

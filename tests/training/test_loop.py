@@ -224,7 +224,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tmp_path: Path, mon
 
 def test_images_per_second_are_of_the_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=10.0)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr("artok.training.meter.time", SimpleNamespace(perf_counter=lambda: clock.now))
     accelerator = make_accelerator(tokenizer_experiment(), tmp_path, torch.device("cpu"))
     meter = Meter()
     meter.restart_clock()

@@ -1,0 +1,41 @@
+"""Running means of what a training logs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+@dataclass
+class Meter:
+    """Running means of scalars, kept on the device until they are read, since reading synchronises a GPU."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    images: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, values: dict[str, Tensor], share: float) -> None:
+        """share: of a step, of which the values are means."""
+        for name, value in values.items():
+            scaled = value.detach().float() * share
+            self.sums[name] = self.sums[name] + scaled if name in self.sums else scaled
+            self.counts[name] = self.counts.get(name, 0.0) + share
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over processes and the steps that had a value, and images per second; then resets."""
+        names = sorted(self.sums)
+        stacked = torch.stack([self.sums[name] / self.counts[name] for name in names])
+        means = accelerator.reduce(stacked, "mean").tolist()
+        speed = self.images / max(time.perf_counter() - self.started, 1e-9)
+        self.sums, self.counts, self.steps, self.images = {}, {}, 0, 0
+        self.restart_clock()
+        return dict(zip(names, means, strict=True)) | {"images_per_second": round(speed, 2)}
+
+    def restart_clock(self) -> None:
+        self.started = time.perf_counter()
