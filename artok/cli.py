@@ -171,6 +171,8 @@ def edit(
     mask: Annotated[str, typer.Option(help="a picture, white where hidden; or left, top, box, outpaint...")] = "left",
     label: Annotated[str, typer.Option(help="class of the result, by number or name")] = "",
     prompt: Annotated[str | None, typer.Option(help="what the result is to show")] = None,
+    control: Annotated[list[Path] | None, typer.Option(help="a picture to make the control of")] = None,
+    control_map: Annotated[list[Path] | None, typer.Option(help="a ready map as control")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="results")] = 4,
     feather: Annotated[float, typer.Option(min=0, max=64, help="pixels over which results fade into the known")] = 0.0,
     cfg_scale: Annotated[float | None, typer.Option(min=0, help="classifier-free guidance; 1 is none")] = None,
@@ -184,7 +186,8 @@ def edit(
     note_unfinished(run)
     folder = out or Path("edits") / Path(run).name
     flags = {"cfg_scale": cfg_scale, "seed": seed}
-    made = run_edit(run, image, mask, overrides or [], flags, label, prompt, n, feather, folder, device)
+    told = (label, prompt, control or [], control_map or [])
+    made = run_edit(run, image, mask, overrides or [], flags, *told, n, feather, folder, device)
     typer.echo(f"{len(made)} results, original.png, mask.png and sheet.png are in {folder}")
 
 
