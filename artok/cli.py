@@ -27,9 +27,7 @@ app = typer.Typer(
 ConfigFile = Annotated[str, typer.Argument(help="a YAML file, or a shipped config such as digits/vq (see 'configs')")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings on top, as key.sub=value")]
 Run = Annotated[str, typer.Argument(help="a run directory, a published checkpoint such as var-d16, or a hub name")]
-Settings = Annotated[
-    list[str] | None, typer.Argument(help="settings on top: sampling as key=value, data as data.key=value")
-]
+Settings = Annotated[list[str] | None, typer.Argument(help="settings on top, as key=value and data.key=value")]
 SamplingSettings = Annotated[list[str] | None, typer.Argument(help="sampling settings on top, as key=value")]
 OUT = typer.Option(parser=read_place, metavar="PATH", help="folder to write to")
 Out = Annotated[Path | None, OUT]
@@ -86,6 +84,7 @@ def train(
     """Train a tokenizer or a generator, or resume a stopped training."""
     from artok.config import dump, load
     from artok.training.experiment import Experiment, default_folder
+    from artok.training.run import leave_processes
     from artok.training.run import train as run
 
     experiment = load(Experiment, config, overrides or [])
@@ -93,7 +92,9 @@ def train(
         typer.echo(dump(experiment).rstrip())
         return
     folder = out or default_folder(experiment)
-    if not run(experiment, folder, fresh, device, extend):
+    finished = run(experiment, folder, fresh, device, extend)
+    leave_processes()
+    if not finished:
         typer.echo(f"stopped and saved; run the same command again to resume {folder}", err=True)
         raise typer.Exit(130)
 
@@ -126,6 +127,7 @@ def sample(
     negative: Annotated[str | None, typer.Option(help="what guidance leads away from")] = None,
     control: Annotated[list[Path] | None, typer.Option(help="a picture to make the control of; repeatable")] = None,
     control_map: Annotated[list[Path] | None, typer.Option(help="a ready map as control; repeatable")] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="a run that enlarges these images; repeatable")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="images per label, prompt or control")] = 8,
     cfg_scale: Annotated[float | None, typer.Option(min=0, help="classifier-free guidance; 1 is none")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, hidden=True)] = None,
@@ -152,10 +154,12 @@ def sample(
     folder = out or Path("samples") / Path(run).name
     told = labels, prompt or [], prompts, negative, control or [], control_map or []
     if frames is not None or continued is not None:
+        if stage:
+            raise ConfigError("a stage enlarges images and no videos; leave out --stage, or --frames and --continue")
         made = sample_videos(run, overrides or [], flags, *told, n, batch, folder, device, frames, continued, fps)
         typer.echo(f"{made} are in {folder}")
         return
-    images = run_sample(run, overrides or [], flags, *told, n, batch, folder, device)
+    images = run_sample(run, overrides or [], flags, *told, n, batch, folder, device, stage or [])
     typer.echo(f"{len(images)} images, grid.png and generation.gif are in {folder}")
 
 
@@ -164,11 +168,11 @@ def edit(
     run: Run,
     image: Annotated[Path, typer.Argument(help="the picture")],
     overrides: SamplingSettings = None,
-    mask: Annotated[
-        str, typer.Option(help="a picture that is white where hidden; or left, right, top, bottom, outpaint, box:...")
-    ] = "left",
+    mask: Annotated[str, typer.Option(help="a picture, white where hidden; or left, top, box, outpaint...")] = "left",
     label: Annotated[str, typer.Option(help="class of the result, by number or name")] = "",
     prompt: Annotated[str | None, typer.Option(help="what the result is to show")] = None,
+    control: Annotated[list[Path] | None, typer.Option(help="a picture to make the control of")] = None,
+    control_map: Annotated[list[Path] | None, typer.Option(help="a ready map as control")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="results")] = 4,
     feather: Annotated[float, typer.Option(min=0, max=64, help="pixels over which results fade into the known")] = 0.0,
     cfg_scale: Annotated[float | None, typer.Option(min=0, help="classifier-free guidance; 1 is none")] = None,
@@ -182,7 +186,8 @@ def edit(
     note_unfinished(run)
     folder = out or Path("edits") / Path(run).name
     flags = {"cfg_scale": cfg_scale, "seed": seed}
-    made = run_edit(run, image, mask, overrides or [], flags, label, prompt, n, feather, folder, device)
+    told = (label, prompt, control or [], control_map or [])
+    made = run_edit(run, image, mask, overrides or [], flags, *told, n, feather, folder, device)
     typer.echo(f"{len(made)} results, original.png, mask.png and sheet.png are in {folder}")
 
 
@@ -214,15 +219,13 @@ def evaluate(
     extractor: Annotated[str, typer.Option(help="classifier, motion, pixels, inception, or timm:NAME")] = "classifier",
     overrides: Settings = None,
     device: Device = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(help="an .npz with mu and sigma or images, as ADM publishes them, to compare with too"),
-    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="an .npz with mu and sigma, or images, as ADM's")] = None,
+    base: Annotated[str | None, typer.Option(help="a run whose samples a stage enlarges, not held-out images")] = None,
     edit: Annotated[
         bool, typer.Option("--edit", help="measure edits of held-out images too; evaluation.edits=[left] names masks")
     ] = False,
     rollout: Annotated[
-        bool, typer.Option("--rollout", help="continue held-out clips too; evaluation.rollout.frames=65 says how far")
+        bool, typer.Option("--rollout", help="continue held-out clips too (evaluation.rollout)")
     ] = False,
 ) -> None:
     """Measure a tokenizer or a generator on held-out data, and write results.json into its folder."""
@@ -233,9 +236,8 @@ def evaluate(
     from artok.training.progress import Progress
 
     where = str(resolve_device(device))
-    masks = [f"evaluation.edits=[{','.join(MASKS)}]"] if edit else []
-    asked = [*masks, *(["evaluation.rollout={}"] if rollout else [])]
-    results = measure(run, n, extractor, [*asked, *(overrides or [])], where, Progress("evaluate"), reference)
+    asked = [f"evaluation.edits=[{','.join(MASKS)}]"] * edit + ["evaluation.rollout={}"] * rollout + (overrides or [])
+    results = measure(run, n, extractor, asked, where, Progress("evaluate"), reference, base)
     typer.echo(str(side_by_side([results])))
 
 

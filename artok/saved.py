@@ -29,6 +29,7 @@ from artok.errors import CheckpointError, ConfigError, LayoutError, RunError, sh
 from artok.files import move, retry
 from artok.generators.base import Generator, GeneratorConfig
 from artok.generators.diffusion import Config as DiffusionGenerator
+from artok.generators.patched import PatchedConfig
 from artok.layout import TokenLayout
 from artok.renamed import earlier_name
 from artok.sampling.settings import Sampling
@@ -70,7 +71,9 @@ class Saved(Config):
     def check(self, sampling: Sampling) -> None:
         """Raise a ConfigError for sampling settings that a distilled model was not made for."""
         if self.distill is not None and isinstance(self.generator, DiffusionGenerator):
-            self.distill.check(sampling, self.generator.diffusion)
+            self.distill.check(sampling, self.generator.diffusion, sampling.steps)
+        elif self.distill is not None and isinstance(self.generator, PatchedConfig):
+            self.distill.check(sampling, self.generator.diffusion, sampling.head_steps)
 
 
 def find_saved(name: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from functools import reduce
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.commands.config.config_args import load_config_from_file
 from helpers.paths import DATA, REPOSITORY, needs_cifar10
 from PIL import Image
 
@@ -23,8 +26,11 @@ from artok.training.experiment import Experiment
 
 ROOT = REPOSITORY / "configs"
 STUDIES = "studies"  # these are configs of another kind, with tests of their own
+LAUNCHES = sorted((ROOT / "accelerate").glob("*.yaml"))  # and these are accelerate's
 CONFIGS = sorted(
-    str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.rglob("*.yaml") if path.parent.name != STUDIES
+    str(path.relative_to(ROOT).with_suffix(""))
+    for path in ROOT.rglob("*.yaml")
+    if path.parent.name not in (STUDIES, "accelerate")
 )
 
 
@@ -36,6 +42,19 @@ def test_a_shipped_config_is_valid_and_says_what_it_is(name: str) -> None:
     assert len(header) >= 3, "what it trains, what it costs, how it is launched"
     assert any(f"artok train {name}" in line for line in header)
     assert experiment.name == name.replace("/", "-")
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
+def test_accelerate_reads_its_configs_and_the_launch_line_names_them(path: Path) -> None:
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    launch = next(line for line in header if "accelerate launch" in line)
+    assert f"--config_file configs/accelerate/{path.name} " in launch and launch.rpartition(" ")[2] in CONFIGS
+    read = load_config_from_file(str(path))
+    assert read.num_processes == 8 * read.num_machines and not read.use_cpu
+    if read.distributed_type == "FSDP":
+        known = inspect.signature(FullyShardedDataParallelPlugin).parameters
+        assert {key.removeprefix("fsdp_") for key in read.fsdp_config} - {"offload_params", "version"} <= set(known)
+        assert read.fsdp_config["fsdp_version"] == 2
 
 
 @pytest.mark.parametrize("name", CONFIGS)

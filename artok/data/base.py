@@ -123,6 +123,9 @@ class DataConfig(Part, ABC):
     augment: Augment = Augment()
     control: Annotated[ControlConfig | None, of_kind("data.controls"), OPEN] = None
     caption_templates: tuple[str, ...] = ()
+    verify: Annotated[bool, FREE] = Field(
+        False, description="list and read every file anew, where a start relies on a cached manifest"
+    )
     workers: Annotated[int, FREE] = Field(
         0, ge=0, description="processes that decode images; 0 decodes in the training process"
     )

@@ -45,6 +45,14 @@ def digest_files(paths: Sequence[str | Path], names: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def digest_contents(paths: Sequence[str]) -> str:
+    """Digest of all bytes of files."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in paths:
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()
+
+
 def find_originals(paths: Sequence[str]) -> list[int]:
     """For each file the first index of a file with the same bytes, which may be its own.
 

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -19,6 +19,7 @@ from artok.data.captions import BESIDE, TABLES, StoredCaptions, describe_missing
 from artok.data.controls.column import Config as Column
 from artok.data.fingerprints import digest_files, digest_parts, digest_tensor, find_originals
 from artok.data.holdout import hold_out
+from artok.data.manifest import Manifest
 from artok.data.map_files import find_maps, is_map
 from artok.data.pictures import ENDINGS, Encoded, Mapped
 from artok.data.splits import DecodedSplit, keep_in_memory
@@ -62,20 +63,25 @@ class Config(DataConfig):
 
     def _open(self, split: SplitName) -> DecodedSplit:
         train_root, test_root = find_roots(self.root)
-        found = training = self._scan(train_root)
+        found, manifest = training, trained_on = self._scan(train_root)
         classes = tuple(training.files)
         if split == "test" and test_root is not None:
-            found = self._scan(test_root)
+            found, manifest = self._scan(test_root)
             if strange := sorted(set(found.files) - set(classes)):
                 raise DataError(f"{test_root} has the class folder '{strange[0]}', which {train_root} does not have")
         paths, captions = found.paths(), None
         if not self.caption_templates:
             captions = read_beside(self.root, paths, found.texts, found.tables, self.caption_column)
         notes = found.notes()
+        if manifest.changed:
+            notes.append(f"the bytes of files of {found.root} have changed since they were verified before")
         number = {name: index for index, name in enumerate(classes)}
         labels = torch.tensor([number[name] for name, files in found.files.items() for _ in files])
         if test_root is None:
-            originals = torch.tensor(find_originals(paths)) if self.holdout else torch.arange(len(paths))
+            originals = torch.arange(len(paths))
+            if self.holdout:
+                listed = paths
+                originals = torch.tensor(manifest.remember("originals", lambda: find_originals(listed)))
             train, test = hold_out(labels, self.holdout, self.seed, originals)
             if split == "test" and not len(test):
                 raise DataError(
@@ -90,9 +96,14 @@ class Config(DataConfig):
             captions = captions and [captions[row] for row in rows.tolist()]
         elif split == "test":
             known = training.paths()
-            shared = sum(original < len(known) for original in find_originals(known + paths)[len(known) :])
+            both = known + paths
+            shared = manifest.remember(
+                f"shared with {trained_on.stamp}",
+                lambda: sum(original < len(known) for original in find_originals(both)[len(known) :]),
+            )
             if shared:
                 notes.append(f"images of {test_root} that are also in {train_root}: {shared} of {len(paths)}")
+        part = f"{split} {self.holdout} {self.seed}" if test_root is None else "all"
         shape = (self.channels, self.side, self.side)
         start = len(os.path.join(found.root, ""))
         names = [path[start:] for path in paths]
@@ -104,25 +115,35 @@ class Config(DataConfig):
         maps = [found.maps.get(path) for path in paths] if isinstance(self.control, Column) else None
         if maps is not None:
             there = [path for path in maps if path is not None and os.path.isfile(path)]
-            told.append(digest_files(there, [os.path.relpath(path, self.root) for path in there]))
+            relative = [os.path.relpath(path, self.root) for path in there]
+            told.append(manifest.remember(f"maps of {part}", lambda: digest_files(there, relative)))
         channels = 0 if maps is None or self.map is None else self.map[0]
+        digest = manifest.remember(f"digest of {part}", lambda: digest_files(paths, names))
         return DecodedSplit(
             _Files(paths, names, stored, maps, channels),
             labels,
             classes,
             shape,
-            digest_parts("folder", shape, classes, digest_files(paths, names), *told),
+            digest_parts("folder", shape, classes, digest, *told),
             keep_in_memory(self.in_memory, len(paths), shape, self.workers),
             notes,
             uncaptioned,
             channels,
         )
 
-    def _scan(self, root: Path) -> Found:
-        above = [path for name in TABLES if (path := self.root / name).is_file()] if root != self.root else []
-        return scan(
-            root, [str(path) for path in above], self.control.column if isinstance(self.control, Column) else None
+    def _scan(self, root: Path) -> tuple[Found, Manifest]:
+        above = [str(path) for name in TABLES if (path := self.root / name).is_file()] if root != self.root else []
+        column = self.control.column if isinstance(self.control, Column) else None
+        key = ("folder", os.path.realpath(root), root, column, *above)
+
+        def list_all() -> tuple[dict[str, Any], dict[str, int], int]:
+            found = scan(root, above, column)
+            return vars(found) | {"root": str(root), "folders": {}}, found.folders, len(found.paths())
+
+        manifest = Manifest(
+            key, list_all, lambda listed: [path for each in listed["files"].values() for path in each], self.verify
         )
+        return Found(**manifest.listed | {"root": root, "other": Counter(manifest.listed["other"])}), manifest
 
     @classmethod
     def tiny(cls, folder: Path) -> Config:
@@ -178,7 +199,7 @@ class Found:
     """What a folder of class folders holds. files: paths of each class, sorted by name. texts, tables: of captions.
 
     column: of maps, if they are asked for. endings: of files that are taken, which are `what`. beside: maps by their
-    names. maps: of each image.
+    names. maps: of each image. folders: when each of them changed last, in ns.
 
     What is left out: other, files with other endings, by ending; empty classes; broken, what has the ending of an image
     and is no file, such as a dangling link; again, linked folders that are read elsewhere or hold the folder itself.
@@ -188,6 +209,7 @@ class Found:
     column: str | None = None
     endings: tuple[str, ...] = ENDINGS
     what: str = "image"
+    folders: dict[str, int] = field(default_factory=dict)
     files: dict[str, list[str]] = field(default_factory=dict)
     beside: list[str] = field(default_factory=list)
     maps: dict[str, str] = field(default_factory=dict)
@@ -249,6 +271,7 @@ def scan(
     a loop of links ends.
     """
     found, base = Found(root, column, endings, what, tables=list(above)), os.path.realpath(root)
+    found.folders[str(root)] = os.stat(root).st_mtime_ns  # before it is listed, lest a change meanwhile be missed
     entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     folders = [entry for entry in entries if _is(entry, folder=True) and not entry.name.startswith((".", "__"))]
     loose = [entry.path for entry in entries if not _is(entry, folder=True) and found.takes(entry)]
@@ -262,6 +285,7 @@ def scan(
             found.again.append(os.path.relpath(place, root))
             continue
         seen.add(real)
+        found.folders[place.path] = os.stat(place).st_mtime_ns
         for entry in os.scandir(place):
             if not _is(entry, folder=True):
                 if found.takes(entry):

@@ -14,7 +14,7 @@ import queue
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,7 +152,7 @@ class Loader:
 
 def evaluation_batches(split: Split, config: DataConfig, batch: int, limit: int | None = None) -> Iterator[Batch]:
     """All images of a split, or a fixed random subset of `limit`, in order, centre-cropped and unchanged."""
-    return read_rows(split, config, choose_of(split, limit), batch)
+    return read_rows(split, config, choose_of(split, limit).split(batch))
 
 
 def choose_of(split: Split, limit: int | None = None) -> Tensor:
@@ -163,14 +163,10 @@ def choose_of(split: Split, limit: int | None = None) -> Tensor:
     return choose_rows(min(limit or len(split), len(split)) if split.sequential else len(split), limit)
 
 
-def read_rows(split: Split, config: DataConfig, rows: Tensor, batch: int) -> Iterator[Batch]:
-    """The images at these indices, in their order, centre-cropped and unchanged.
-
-    The last batch may be smaller. A batch's positions are the indices.
-    """
-    steps = rows.split(batch)
+def read_rows(split: Split, config: DataConfig, steps: Sequence[Tensor]) -> Iterator[Batch]:
+    """The images at these batches of indices, centre-cropped and unchanged. A batch's positions are the indices."""
     reader = _Reader(split, config.size, Augment(), None, 0, config.control)
-    workers = min(config.workers, len(rows) // (4 * batch))  # starting a process takes as long as reading a few batches
+    workers = min(config.workers, len(steps) // 4)  # starting a process takes as long as reading a few batches
     with contextlib.closing(_batches(reader, steps, workers)) as batches:
         yield from batches
 

@@ -93,7 +93,7 @@ class Evaluator:
         self, split: Split, rows: Tensor, batch: int | None = None, data: DataConfig | None = None
     ) -> Iterator[Batch]:
         """Batches of a split with uint8 images, in the order of rows. data: to be read with another section."""
-        for part in read_rows(split, data or self.data, rows, batch or READ):
+        for part in read_rows(split, data or self.data, rows.split(batch or READ)):
             yield replace(part, pixels=to_uint8(part.images))
 
     @cached_property

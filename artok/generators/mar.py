@@ -94,6 +94,11 @@ class Mar(PatchedGenerator):
         order, counts = noise.permutation(self.length), self.masked_counts(noise.uniform())
         room = self.length - math.ceil(self.config.mask_ratio_min * self.length)
         z_BNW = self.body(self.input(x_BND), self.context(condition), order, counts, room)
+        if self.head.objective is not None:
+            # as many masked tokens of each image, so that parts of a batch add up to the whole
+            places = order[:, : max(1, self.length - room)]
+            x, z = (each.gather(1, places[..., None].expand(-1, -1, each.shape[2])) for each in (x_BND, z_BNW))
+            return self.objective_losses(self.head.objective, x, z, noise)
         masked = flag_masked(order, counts)
         uniform, normal = noise.uniform(self.length, draws), noise.normal(self.length, draws, self.dimension)
         # a mean over each image's masked tokens, then over images, so that processes share a batch exactly

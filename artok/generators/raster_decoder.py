@@ -14,7 +14,7 @@ from artok.nn.attention import KVCache
 from artok.noise import Noise
 from artok.sampling.guidance import Guidance
 from artok.sampling.logits import draw_gumbel, probabilities
-from artok.sampling.settings import Sampling
+from artok.sampling.settings import AT_ONCE, Decoding, Sampling
 
 MOST_NOISE = 2**22  # numbers that are drawn at once for all codes of a batch
 
@@ -73,6 +73,9 @@ class RasterDecoder:
         self.order = known_first(known) if model.ordered else None
         if sampling.decoding == "parallel":
             self.order = known_first(known, noise.branch("order").permutation(model.layout.length))
+        elif sampling.decoding in AT_ONCE:
+            order, _ = in_waves(model.layout.grid, sampling.decoding)
+            self.order = known_first(known, order.to(device).expand(batch, -1))
         if known is not None:
             self.given = given_codes(known, self.order)
             self.codes = torch.where(self.given, in_order(known.values, self.order).flatten(1), self.codes)
@@ -142,6 +145,18 @@ class RasterDecoder:
         found = probabilities(logits, sampling.temperature, sampling.top_k, sampling.top_p)
         assert self.given is not None
         return torch.where(self.given.gather(1, places)[..., None], certain, found)
+
+
+def in_waves(grid: tuple[int, ...], decoding: Decoding) -> tuple[Tensor, list[int]]:
+    """The positions (N,) of a grid in the order in which they are drawn, and how many are left after each pass.
+
+    next_neighbour: those of one distance from the first position, along the axes, in a pass (NAR, He et al. 2025, arXiv
+    2503.10696, section 3). row_parallel: those of a row.
+    """
+    places = torch.cartesian_prod(*(torch.arange(side, device="cpu") for side in grid)).view(-1, len(grid))
+    rows = torch.arange(len(places), device="cpu") // grid[-1]
+    waves = rows if decoding == "row_parallel" else places.sum(1)
+    return waves.argsort(stable=True), (len(places) - waves.bincount().cumsum(0)).tolist()
 
 
 def known_first(known: Tokens | None, order: Tensor | None = None) -> Tensor | None:

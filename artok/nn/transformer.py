@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from artok.nn.attention import KVCache, attend
+from artok.nn.dropout import Dropout
 from artok.nn.rotary import rotate
 
 
@@ -61,8 +62,8 @@ class LlamaBlock(nn.Module):
         self.attention = SelfAttention(width, heads, qk_norm, eps)
         self.feed_forward_norm = nn.RMSNorm(width, eps=eps)
         self.feed_forward = SwiGLU(width, hidden)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BND: Tensor, rotary: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        x_BND = x_BND + self.dropout(self.attention(self.attention_norm(x_BND), rotary, mask, cache, layer))
-        return x_BND + self.dropout(self.feed_forward(self.feed_forward_norm(x_BND)))
+        x_BND = x_BND + self.dropout(self.attention(self.attention_norm(x_BND), rotary, mask, cache, layer), 0)
+        return x_BND + self.dropout(self.feed_forward(self.feed_forward_norm(x_BND)), 1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from artok.nn.attention import KVCache, attend
+from artok.nn.dropout import Dropout
 
 EPS = 1e-6
 
@@ -44,13 +45,13 @@ class VitBlock(nn.Module):
         self.attention = BiasedAttention(width, heads)
         self.feed_forward_norm = nn.LayerNorm(width, eps=EPS)
         self.feed_forward = feed_forward(width, hidden)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x_BNW: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
-        x_BNW = x_BNW + self.dropout(self.attention(self.attention_norm(x_BNW), mask, cache, layer))
-        return x_BNW + self.dropout(self.feed_forward(self.feed_forward_norm(x_BNW)))
+        x_BNW = x_BNW + self.dropout(self.attention(self.attention_norm(x_BNW), mask, cache, layer), 0)
+        return x_BNW + self.dropout(self.feed_forward(self.feed_forward_norm(x_BNW)), 1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

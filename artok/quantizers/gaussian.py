@@ -52,7 +52,7 @@ class GaussianBottleneck(Quantizer):
         monitors = {
             "kl_nats": nats.detach(),
             "posterior_deviation": deviation.detach().mean(),
-            "latent_deviation": mean.detach().transpose(0, 1).flatten(1).std(1).mean(),
+            "latent_deviation": mean.detach().square().flatten(1).mean(1).sqrt().mean(),  # from 0, of each image
         }
         return Quantized(vectors, to_sequence(vectors), {}, monitors, sums={"kl": self.config.kl_weight * nats})
 

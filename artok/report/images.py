@@ -18,7 +18,7 @@ from artok.evaluation.run_directory import Run
 from artok.evaluation.sample import thinned
 from artok.images import from_uint8, put_first, to_uint8
 from artok.layout import Condition, TokenLayout, Tokens
-from artok.masks import name_mask, paste
+from artok.masks import name_mask
 from artok.metrics.edits import EDIT, KEPT
 from artok.pipeline import Pipeline
 from artok.report.data_uris import Picture, animation, strip, thin
@@ -239,7 +239,7 @@ def show_edits(pipeline: Pipeline, run: Run, real: Real, sampling: Sampling) -> 
     pictures = []
     for mask in masks:
         hidden = name_mask(mask, pipeline.tokenizer.layout, torch.arange(len(images))).expand(len(images), -1, -1)
-        made = paste(pipeline.fill(images, hidden, condition, sampling), images, hidden)
+        made = pipeline.fill(images, hidden, condition, sampling)
         text = f"Held-out images with mask {mask}, above what {run.name} makes of them"
         shown = torch.cat([images.masked_fill(hidden[:, None], 0), made])
         pictures.append((mask, strip(to_uint8(shown), text, SIDE, columns=len(images))))

@@ -24,6 +24,8 @@ from artok.saved import CONFIG, STATE, TOKENIZER, WEIGHTS, write_weights
 from artok.training.best import BEST
 from artok.training.ema import Ema
 from artok.training.log import LOG
+from artok.training.sharding import is_sharded, local
+from artok.training.shards import SHARDS, Shards
 
 WINDOWS = "windows.safetensors"
 AVERAGES, EARLIER_AVERAGES = "ema.safetensors", "custom_checkpoint_0.pkl"  # the second before 0.3
@@ -53,6 +55,11 @@ class Trained:
     accelerator: Accelerator
     modules: Mapping[str, nn.Module]
     ema: Ema | None
+    shards: Shards | None = None
+
+    @property
+    def sharded(self) -> bool:
+        return any(is_sharded(module) for module in self.modules.values())
 
     def find_nonfinite(self) -> str | None:
         """The name of a tensor that holds numbers that are not finite, the same in every process, or None."""
@@ -64,7 +71,7 @@ class Trained:
             for name, tensor in state.items()
             if tensor.is_floating_point() and tensor.numel()
         }
-        finite = torch.stack([tensor.isfinite().all() for tensor in named.values()])
+        finite = torch.stack([local(tensor).isfinite().all() for tensor in named.values()])
         wrong = self.accelerator.reduce((~finite).float(), "sum").tolist()
         return next((name for name, count in zip(named, wrong, strict=True) if count), None)
 
@@ -77,11 +84,26 @@ def save(trained: Trained, folder: Path, seen: int, keep: int, announce: Callabl
     """
     accelerator = trained.accelerator
     aside, final = folder / f".{seen:012d}.tmp", folder / f"{seen:012d}"
+
+    def complete() -> None:
+        (aside / STATE).write_text(json.dumps({"images": seen, "processes": accelerator.num_processes}))
+        shutil.rmtree(final, ignore_errors=True)
+        move(aside, final)
+        for old in list_checkpoints(folder)[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
+
     try:
+        if trained.shards is not None:
+            trained.shards.wait()
         if accelerator.is_main_process:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
         accelerator.wait_for_everyone()
+        if trained.sharded and trained.shards is not None:
+            if accelerator.is_main_process:
+                announce()
+            trained.shards.write(aside, complete)
+            return
         accelerator.save_state(str(aside))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -90,12 +112,8 @@ def save(trained: Trained, folder: Path, seen: int, keep: int, announce: Callabl
             if trained.ema:
                 averages = trained.ema.state_dict()
                 write_weights({name: tensor.contiguous() for name, tensor in averages.items()}, aside / AVERAGES)
-            (aside / STATE).write_text(json.dumps({"images": seen, "processes": accelerator.num_processes}))
             announce()
-            shutil.rmtree(final, ignore_errors=True)
-            move(aside, final)
-            for old in list_checkpoints(folder)[keep:]:
-                shutil.rmtree(old, ignore_errors=True)
+            complete()
     except Exception as error:  # torch, safetensors and the system raise different errors on a failed write
         shutil.rmtree(aside, ignore_errors=True)
         newest = find_latest(folder)
@@ -105,6 +123,16 @@ def save(trained: Trained, folder: Path, seen: int, keep: int, announce: Callabl
             "Free some space and run the same command again"
         ) from None
     accelerator.wait_for_everyone()
+
+
+def finish(trained: Trained) -> None:
+    """Wait until a checkpoint that is written in the background is whole. RunError: writing failed."""
+    try:
+        if trained.shards is not None:
+            trained.shards.wait()
+    except Exception as error:  # of the background, with the error of any process
+        raise RunError(f"could not write the last checkpoint ({_reason(error)}); is the disk full?") from None
+    trained.accelerator.wait_for_everyone()
 
 
 def clear_leftovers(run: Path, keep: int) -> None:
@@ -163,9 +191,14 @@ def _load(trained: Trained, checkpoint: Path) -> str | None:
     try:
         if json.loads((checkpoint / STATE).read_text())["images"] != int(checkpoint.name):
             raise ValueError(f"{STATE} names other images")
-        trained.accelerator.load_state(str(checkpoint))
-        if trained.ema:
-            _load_averages(trained.ema, checkpoint)
+        if trained.shards is not None and (checkpoint / SHARDS).exists():
+            trained.shards.read(checkpoint)
+        elif trained.sharded:
+            raise PermissionError("it was written by a training that was not sharded; resume without FSDP")
+        else:
+            trained.accelerator.load_state(str(checkpoint))
+            if trained.ema:
+                _load_averages(trained.ema, checkpoint)
     except Exception as error:  # torch, safetensors and the system raise different errors on a damaged file
         if isinstance(error, MemoryError | PermissionError) or "memory" in str(error).lower():
             raise  # no fault of the checkpoint

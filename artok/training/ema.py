@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from artok.quantizers.base import Replacement
+from artok.training.sharding import local
 
 
 class Ema:
@@ -17,7 +18,7 @@ class Ema:
     Buffers are averaged only where a module names them in `averaged`: a table of codes that follows the encoder belongs
     to the averaged encoder when it is averaged as well.
 
-    It averages the tensors that the optimizer updates, so it works under DDP and FSDP too. The decay is at most
+    It averages the tensors that the optimizer updates, of a sharded model this process's part. The decay is at most
     (1 + step) / (10 + step). The step is the loop's, so that a resumed run equals an uninterrupted one.
     """
 
@@ -32,7 +33,8 @@ class Ema:
     @torch.no_grad()
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.shadow, [weight.detach() for weight in self.weights], 1 - decay)
+        weights = [local(weight.detach()) for weight in self.weights]
+        torch._foreach_lerp_([local(shadow) for shadow in self.shadow], weights, 1 - decay)
 
     @torch.no_grad()
     def restart(self, replaced: list[Replacement]) -> None:
@@ -54,9 +56,10 @@ class Ema:
     @torch.no_grad()
     def _swap(self) -> None:
         for weight, shadow in zip(self.weights, self.shadow, strict=True):
-            kept = weight.detach().clone()
-            weight.copy_(shadow)
-            shadow.copy_(kept)
+            own, average = local(weight.detach()), local(shadow)
+            kept = own.clone()
+            own.copy_(average)
+            average.copy_(kept)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {str(index): tensor for index, tensor in enumerate(self.shadow)}

@@ -53,6 +53,7 @@ def load_initial(
     copied: dict[str, str] = {}
     extra: dict[str, Tensor] = {}  # what modules keep beside their weights, such as the vocabulary of a text encoder
     new, untrained, total, loaded = list[str](), list[str](), 0, 0
+    frozen = not all(parameter.requires_grad for parameter in module.parameters())
     for each in reversed(first.values()):
         tensor = own[each]
         given, shape = shapes.get(each, ("", ()))
@@ -72,11 +73,12 @@ def load_initial(
             places[given] = widened[each] = torch.empty(shape, dtype=tensor.dtype)
         else:
             new.append(f"{each} {tuple(tensor.shape)}" + (f" (there {shape})" if shape else ""))
-            if config is not None and isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
+            # of a tokenizer whose decoder alone is trained, a table of codes is no parameter either
+            if frozen and not tensor.requires_grad and (config is None or isinstance(tensor, nn.Parameter)):
                 untrained.append(new[-1])
             continue
         loaded += tensor.numel()
-    if loaded < LEAST * total:
+    if loaded < LEAST * total and not (frozen and config is None):  # a decoder that is trained alone may be new
         raise CheckpointError(
             f"init names {folder}, of which {loaded:,} of this model's {total:,} numbers fit; it is of another "
             f"architecture{'' if not new else f', such as {new[0]}'}"
@@ -87,11 +89,7 @@ def load_initial(
             "the same network and conditioning"
         )
     mark = saved.facts.tokenizer
-    if (
-        config is not None
-        and mark not in (None, facts.tokenizer)
-        and not all(p.requires_grad for p in module.parameters())
-    ):
+    if config is not None and mark not in (None, facts.tokenizer) and frozen:
         raise CheckpointError(
             f"init names {folder}, which makes tokens of another tokenizer ({mark}) than this one ({facts.tokenizer}), "
             "and a part of it is not trained; name its tokenizer"

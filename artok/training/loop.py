@@ -7,17 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from artok.data.base import note_skipped
 from artok.errors import ConfigError, RunError
 from artok.nn.gradient_checkpointing import set_gradient_checkpointing
 from artok.noise import SEEDS, fold
@@ -28,10 +26,12 @@ from artok.training.ema import Ema
 from artok.training.health import diagnose, verdict
 from artok.training.interrupt import Interrupt, catch_signals
 from artok.training.log import LOG, NONFINITE, Log
-from artok.training.meter import Meter
-from artok.training.optimizers import make_optimizer
+from artok.training.meter import Meter, count_skipped
+from artok.training.optimizers import make_optimizer, only
 from artok.training.progress import Progress
 from artok.training.settings import Optimizer, Training, crosses
+from artok.training.sharding import clip_gradients, gathered, make_twin, name_blocks
+from artok.training.shards import Shards
 from artok.training.spikes import ROLLBACKS, SKIPS, Kept, Spike, Watch
 from artok.training.task import Step, Task
 
@@ -43,30 +43,36 @@ class Trainer:
         self.task, self.folder, self.accelerator, self.progress = task, folder, accelerator, progress
         self.training: Training = task.experiment.training
         self.seed = self.first_seed = task.experiment.seed
-        processes = accelerator.num_processes
-        if self.training.global_batch % (processes * self.training.gradient_accumulation_steps):
-            raise ConfigError(
-                f"training.global_batch {self.training.global_batch} must be a multiple of {processes} processes "
-                f"times gradient_accumulation_steps {self.training.gradient_accumulation_steps}"
-            )
+        self.training.check_processes(accelerator.num_processes)
         if self.training.gradient_checkpointing and not sum(
             set_gradient_checkpointing(module, True) for module in task.players.values()
         ):
-            raise ConfigError(
-                "training.gradient_checkpointing is on, but no part of this model supports it; switch it off"
-            )
+            raise ConfigError("no part of this model supports training.gradient_checkpointing; switch it off")
+        self.twin = make_twin(accelerator, task.players, task.experiment.distill is not None)
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         for player, module in task.players.items():
             if self.training.compile:
                 module.compile()
             optimizer = make_optimizer(module, self.settings(player))
+            if self.twin is not None:
+                name_blocks(module)
             self.modules[player], self.optimizers[player] = accelerator.prepare(module, optimizer)
         self.ema = Ema(self.modules["model"], self.training.ema) if self.training.ema else None
         self.watch = Watch(self.training, task.players, accelerator.scaler is not None)
-        checkpoints.keep_windows(accelerator, lambda: task.windows() | self.watch.windows())
-        self.trained = checkpoints.Trained(accelerator, self.modules, self.ema)
+        checkpoints.keep_windows(accelerator, self.windows)
+        shards = Shards(self.modules, self.optimizers, self.ema, self.windows)
+        self.trained = checkpoints.Trained(accelerator, self.modules, self.ema, shards)
         self.seen, self.skipped, self.began = 0, 0, 0.0
+
+    @property
+    def together(self) -> list[nn.Module]:
+        """The sharded players that have to be whole during a step."""
+        return list(self.modules.values()) if self.task.calls_past_forward else []
+
+    def windows(self) -> dict[str, Tensor]:
+        """What checkpoints keep beside weights."""
+        return self.task.windows() | self.watch.windows()
 
     def settings(self, player: str) -> Optimizer:
         return self.training.optimizer if player == "model" else self.training.critic
@@ -91,7 +97,8 @@ class Trainer:
             self.end_log()
             return True
         if resumed is None:
-            replaced = self.task.begin()
+            with gathered(self.together):
+                replaced = self.task.begin()
             if self.ema:
                 self.ema.restart(replaced)
         self.began = time.process_time()
@@ -123,11 +130,13 @@ class Trainer:
             scope = {"processes": self.accelerator.num_processes, "wanted": self.training.images}
             self.record("resume" if resumed else "start", scope | machine)
             try:
-                return self.loop(chain([first], batches), interrupt)
+                finished: bool | None = self.loop(chain([first], batches), interrupt)
             except Spike as spike:
-                reason = str(spike)
-        self.roll_back(reason)
-        return None
+                finished, reason = None, str(spike)
+            checkpoints.finish(self.trained)
+        if finished is None:
+            self.roll_back(reason)
+        return finished
 
     def roll_back(self, reason: str) -> None:
         """Return to the last checkpoint, from which other noise and another order of images follow.
@@ -202,35 +211,43 @@ class Trainer:
             optimizer, settings, joined = self.optimizers[player], self.settings(player), self.task.joins_after(player)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate_at(self.seen - joined, self.training.images - joined)
-            values = list[dict[str, Tensor]]()
-            with self.only(player):
-                for index, part in enumerate(parts):
-                    last = index == len(parts) - 1
-                    with nullcontext() if last else self.accelerator.no_sync(module):
-                        with self.accelerator.autocast():
-                            step: Step = self.task.losses(self.modules, player, part, self.seen)
-                        total = torch.stack(list(step.losses.values())).sum()
-                        self.accelerator.backward(total / len(parts))
-                    values.append({**step.losses, **step.monitors, f"{player}_loss": total})
-                # with an infinite bound this only computes the norm
-                norm = self.accelerator.clip_grad_norm_(module.parameters(), settings.grad_clip or math.inf)
-                if norm is not None and self.watch.active:
-                    try:
-                        self.watch.check(player, float(norm))
-                    except Spike as spike:
-                        self.abandon(str(spike), before)
-                        return
-                for part_values in values:
-                    meter.add(part_values, 1 / len(parts))
-                if norm is not None:
-                    meter.add({f"{player}_gradient_norm": norm}, 1.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            with gathered(self.together), only(self.modules, player):
+                values = self.pass_parts(player, parts)
+            norm = clip_gradients(self.accelerator, module, optimizer, settings.grad_clip)
+            if norm is not None and self.watch.active:
+                try:
+                    self.watch.check(player, float(norm))
+                except Spike as spike:
+                    self.abandon(str(spike), before)
+                    return
+            for part_values in values:
+                meter.add(part_values, 1 / len(parts))
+            if norm is not None:
+                meter.add({f"{player}_gradient_norm": norm}, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.watch.counts[1] = 0
-        replaced = self.task.settle(partial(self.accelerator.reduce, reduction="mean"))
+        replaced = self.task.settle(self.mean_over_processes)
         if self.ema and self.task.plays("model", turn):
             self.ema.update(turn)
             self.ema.restart(replaced)
+
+    def pass_parts(self, player: str, parts: list[Any]) -> list[dict[str, Tensor]]:
+        """Add up the gradients of a player over the parts of a batch; the scalars of each part."""
+        module, values = self.modules[player], []
+        for index, part in enumerate(parts):
+            last = index == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(module):
+                with self.accelerator.autocast():
+                    step: Step = self.task.losses(self.modules, player, part, self.seen)
+                total = torch.stack(list(step.losses.values())).sum()
+                self.accelerator.backward(total / len(parts))
+            values.append({**step.losses, **step.monitors, f"{player}_loss": total})
+        return values
+
+    def mean_over_processes(self, value: Tensor) -> Tensor:
+        mean: Tensor = self.accelerator.reduce(value, "mean")
+        return mean
 
     def abandon(self, reason: str, before: Kept | None) -> None:
         """End a step without its update, by the policy. Spike: return to the last checkpoint. RunError: stop."""
@@ -246,19 +263,6 @@ class Trainer:
         if self.watch.skip():
             self.stop(f"{reason}, as in {SKIPS} steps in a row before it")
 
-    @contextmanager
-    def only(self, player: str) -> Iterator[None]:
-        """Freeze the other players, so that they get no gradients."""
-        others = [p for name, module in self.modules.items() if name != player for p in module.parameters()]
-        frozen = [parameter for parameter in others if parameter.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-
     # -------------------------------------------------------------------------------------- reports and checkpoints
 
     def record(self, event: str, values: dict[str, Any]) -> None:
@@ -273,27 +277,17 @@ class Trainer:
         watched = ("_loss",) if self.accelerator.scaler else ("_loss", "_gradient_norm")  # fp16 skips such steps
         bad = [name for name, value in values.items() if name.endswith(watched) and not math.isfinite(value)]
         rate = self.training.optimizer.rate_at(self.seen, self.training.images)
-        skipped = self.count_skipped()
-        spent = round(time.process_time() - self.began, 2)  # of this process, since it started or resumed
+        skipped = count_skipped(self.task.images, self.accelerator, self.progress)
+        spent = torch.tensor(time.process_time() - self.began, device=self.accelerator.device)  # since start or resume
+        cores = round(float(self.mean_over_processes(spent)), 2)
         counts = {"steps_skipped": int(self.watch.counts[0])} if self.watch.policy == "skip" else {}
-        self.record("train", values | counts | {"lr": rate, "skipped": len(skipped), "core_seconds": spent})
+        self.record("train", values | counts | {"lr": rate, "skipped": len(skipped), "core_seconds": cores})
         if len(skipped) > self.skipped:
             self.progress.skipped(skipped[self.skipped :])
             self.skipped = len(skipped)
         if bad:
             self.stop(f"{bad[0]} is no finite number")
         self.progress.show(self.seen, values)
-
-    def count_skipped(self) -> list[str]:
-        """The unreadable images that any process met, with reasons. DataError: there are too many."""
-        split = self.task.images
-        if split is None:
-            return []
-        self.progress.notes(split)
-        if self.accelerator.num_processes > 1:
-            for met in gather_object([dict(split.skipped)]):
-                note_skipped(split, met)
-        return list(split.skipped.values())
 
     def require_finite(self) -> None:
         """Raise a RunError when a weight, a buffer or an average is not finite."""
@@ -312,15 +306,23 @@ class Trainer:
         )
 
     @contextmanager
-    def shared_weights(self) -> Iterator[None]:
-        """The model in eval mode with the weights to evaluate and share: the EMA, if there is one."""
+    def shared_weights(self) -> Iterator[nn.Module]:
+        """The model in eval mode with the weights to evaluate and share: the EMA, if there is one.
+
+        A sharded model is gathered in every process, so that one may work on it while the others wait.
+        """
         module = self.modules["model"]
         with ExitStack() as stack:
             if self.ema:
                 stack.enter_context(self.ema.applied())
-            module.eval()
-            stack.callback(module.train)
-            yield
+            if self.twin is not None:
+                plain = stack.enter_context(self.twin.filled(module))
+                stack.enter_context(self.task.using(plain))
+            else:
+                plain = self.accelerator.unwrap_model(module)
+                module.eval()
+                stack.callback(module.train)
+            yield plain
 
     def validate(self) -> None:
         with self.shared_weights():
@@ -391,10 +393,7 @@ class Trainer:
     def write_weights(self, path: Path) -> None:
         """Write the weights to use and share. RunError: they are not finite."""
         self.require_finite()
-        with self.shared_weights():
-            if self.accelerator.distributed_type.value == "FSDP":
-                state = self.accelerator.get_state_dict(self.modules["model"])
-            else:
-                state = whole_state(self.accelerator.unwrap_model(self.modules["model"]))
+        with self.shared_weights() as model:
+            state = whole_state(model)
             if self.accelerator.is_main_process:  # inside the context, since on a CPU the state shares their memory
                 write_weights(state, path)

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from torch import nn
+from torch import distributed, nn
 
 from artok.adversarial.critic import CriticConfig
 from artok.conditioning.encoders.frozen import FrozenEncoder
@@ -23,6 +23,7 @@ from artok.data.order import choose_rows
 from artok.data.tokens import TokenCache
 from artok.device import resolve_device
 from artok.discard import check_discardable, discard
+from artok.distillation.adversarial import Config as AdversarialConfig
 from artok.errors import ArtokError, CheckpointError, ConfigError, RunError, lacks_memory, shorten
 from artok.locks import hold_lock
 from artok.metrics import cost
@@ -54,7 +55,7 @@ from artok.training.post_training import DecoderTask
 from artok.training.progress import Progress
 from artok.training.settings import settle_precision
 from artok.training.task import Task
-from artok.training.tasks import GeneratorTask, TokenizerTask
+from artok.training.tasks import GeneratorTask, TokenData, TokenizerTask
 
 LOCK = ".training"  # lock file of a training
 UNCAPTIONED = 0.5  # largest share of images without a caption that a text model is trained on
@@ -72,8 +73,7 @@ def train(
 
     fresh: discard what the directory holds. device: as in `resolve_device`. extend: resume with another
     `training.images` also where the learning rate depends on it. Returns whether training finished; False after Ctrl-C
-    or SIGTERM, after saving. ConfigError, DataError, LayoutError: raised before anything is written. RunError: training
-    failed.
+    or SIGTERM, after saving. RunError: training failed. Other errors are raised before anything is written.
     """
     accelerator = make_accelerator(experiment, folder, device)
     progress = Progress(experiment.name, quiet=not accelerator.is_main_process)
@@ -119,10 +119,17 @@ def train(
         except RuntimeError as error:
             if not lacks_memory(error):
                 raise
-            advice = advise_on_memory(experiment.training, accelerator.num_processes)
-            raise RunError(f"training needs more memory than {accelerator.device} has; {advice}") from None
-        accelerator.end_training()
+            told = advise_on_memory(experiment.training, accelerator.num_processes)
+            raise RunError(f"training needs more memory than {accelerator.device} has; {told}") from None
+        for tracker in accelerator.trackers:
+            tracker.finish()
     return finished
+
+
+def leave_processes() -> None:
+    """Leave the other processes of a launch after the last training; they cannot be met again."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def make_accelerator(experiment: Experiment, folder: Path, name: torch.device | str | None = None) -> Accelerator:
@@ -218,7 +225,7 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
         watch = make_monitor(experiment, train_split, source, held_out, device, progress)
     torch.manual_seed(experiment.seed)
     trained = (GeneratorTask if experiment.distill is None else DistillationTask)(
-        experiment, tokenizer, saved, facts, source, held_out, device, watch
+        experiment, TokenData(tokenizer, saved, facts, source, held_out), device, watch
     )
     encoder = trained.generator.conditioner.encoder
     if isinstance(encoder, FrozenEncoder):
@@ -335,7 +342,8 @@ def follows_length(experiment: Experiment) -> bool:
     training = experiment.training
     parts = experiment.losses if experiment.generator is None else [experiment.generator]
     critics = [critic for part in parts if isinstance(critic := getattr(part, "critic", None), CriticConfig)]
-    optimizers = [training.optimizer, *([training.critic] if critics else [])]
+    distilled = experiment.distill is not None and isinstance(experiment.distill.method, AdversarialConfig)
+    optimizers = [training.optimizer, *([training.critic] if critics or distilled else [])]
     changes = [optimizer.schedule != "constant" for optimizer in optimizers]
     return any(changes) or any(critic.penalty_final != 1 for critic in critics)
 

@@ -124,6 +124,14 @@ class Training(Config):
     def steps(self) -> int:
         return math.ceil(self.images / self.global_batch)
 
+    def check_processes(self, processes: int) -> None:
+        """Raise a ConfigError where a batch cannot be shared out to them."""
+        if self.global_batch % (processes * self.gradient_accumulation_steps):
+            raise ConfigError(
+                f"training.global_batch {self.global_batch} must be a multiple of {processes} processes times "
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps}"
+            )
+
     def lasting(self, images: int) -> Training:
         """The training scaled to another number of images, with warm-ups and intervals in proportion.
 

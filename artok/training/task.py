@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import collections.abc
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
@@ -38,6 +39,22 @@ class Task(ABC):
     facts: Facts
     players: dict[str, nn.Module]
     images: Split | None
+    model: ClassVar[str]  # the attribute that holds the first player
+
+    @property
+    def calls_past_forward(self) -> bool:
+        """Whether a step also calls methods of a player other than its `forward`."""
+        return len(self.players) > 1
+
+    @contextmanager
+    def using(self, model: nn.Module) -> Iterator[None]:
+        """Inside the context another module stands for the first player, with the same weights."""
+        own = getattr(self, self.model)
+        setattr(self, self.model, model)
+        try:
+            yield
+        finally:
+            setattr(self, self.model, own)
 
     @abstractmethod
     def batches(self, start: int, rank: int, world: int) -> Stream[Any]:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from artok.adversarial.critic import Opponent
 from artok.data.base import Split
 from artok.data.captions import first_captions, pick_captions
-from artok.data.loader import Batch, Loader, evaluation_batches
+from artok.data.loader import Batch, Loader, choose_of, evaluation_batches, read_rows
 from artok.data.order import choose_rows
-from artok.data.tokens import TokenBatch, TokenCache, TokenLoader, evaluation_tokens
+from artok.data.tokens import TokenBatch, TokenCache, TokenLoader
 from artok.errors import ConfigError
 from artok.generators.base import AdversarialGenerator, Generator
 from artok.images import put_first, save_grid, to_uint8
@@ -27,6 +28,7 @@ from artok.metrics.base import EvalBatch, MetricContext
 from artok.metrics.codebook import Config as CodebookConfig
 from artok.metrics.features import Extractor, ExtractorConfig
 from artok.metrics.reconstruction import psnr
+from artok.nn.dropout import draw_dropout
 from artok.noise import Noise, fold
 from artok.pipeline import Pipeline
 from artok.quantizers.base import Replacement
@@ -36,14 +38,20 @@ from artok.training.experiment import Experiment
 from artok.training.extractor import build_extractor
 from artok.training.monitor import Monitor
 from artok.training.quantizers import Quantizers
+from artok.training.settings import settle_precision
+from artok.training.shares import merge, own_batches
 from artok.training.task import Step, Stream, Task
 
+BATCH = 64  # held-out images at a time
 MEASURED = 2_000  # training images for the statistics of latents, and for a vocabulary where reading them takes time
 FITTED = 100_000  # training images whose stored captions a vocabulary is learned from
 
 
 class TokenizerTask(Task):
     """Reconstruct images through their tokens."""
+
+    model = "tokenizer"
+    calls_past_forward = True  # k-means starts from what `encode` gives
 
     def __init__(self, experiment: Experiment, train: Split, test: Split, device: torch.device) -> None:
         assert not isinstance(experiment.tokenizer, str)
@@ -137,16 +145,22 @@ class TokenizerTask(Task):
     def validate(self) -> dict[str, float]:
         layout = self.tokenizer.layout
         usage = CodebookConfig().build(MetricContext(layout=layout)) if layout.discrete else None
-        figures: dict[str, list[Tensor]] = {"psnr": []}
-        figures |= {f"psnr, {scale}": [] for scale in layout.scale_names()[:-1]}
-        for batch in self._held_out(self.experiment.training.validate_images):
+        names = ["psnr", *(f"psnr, {scale}" for scale in layout.scale_names()[:-1])]
+        rows = choose_of(self.test_split, self.experiment.training.validate_images)
+        found: list[tuple[list[Tensor], Tensor]] = []
+        for batch in read_rows(self.test_split, self.experiment.data, own_batches(rows, BATCH)):
             tokens = self.tokenizer.encode(batch.images_on(self.device))
             parts = [tokens, *(tokens.first_scales(scales) for scales in range(1, len(layout.grids)))]
-            for name, part in zip(figures, parts, strict=True):
-                figures[name].append(psnr(to_uint8(batch.images), to_uint8(self.tokenizer.decode(part)).cpu()))
-            if usage is not None:
-                usage.update(EvalBatch(codes=tokens.values.cpu()))
-        result = {name: float(torch.cat(values).mean()) for name, values in figures.items()}
+            images = to_uint8(batch.images)
+            decibels = [psnr(images, to_uint8(self.tokenizer.decode(part)).cpu()) for part in parts]
+            found.append((decibels, tokens.values.cpu()))
+        figures, values = zip(*merge(found), strict=True)
+        result = {
+            name: float(torch.cat(each).mean()) for name, each in zip(names, zip(*figures, strict=True), strict=True)
+        }
+        if usage is not None:
+            for codes in values:
+                usage.update(EvalBatch(codes=codes))
         return result | (usage.compute() if usage is not None else {})
 
     def measure(self) -> dict[str, float]:
@@ -159,7 +173,7 @@ class TokenizerTask(Task):
         return self.tokenizer.measure(batch.images_on(self.device) for batch in batches)
 
     def _held_out(self, limit: int) -> Iterator[Batch]:
-        return evaluation_batches(self.test_split, self.experiment.data, batch=64, limit=limit)
+        return evaluation_batches(self.test_split, self.experiment.data, BATCH, limit)
 
     @torch.no_grad()
     def preview(self, path: Path) -> None:
@@ -170,27 +184,34 @@ class TokenizerTask(Task):
         save_grid(torch.cat([images, decoded.clamp(-1, 1)]), path, columns=len(images), scale=scale)
 
 
+@dataclass(frozen=True)
+class TokenData:
+    """What a generator is trained on: a tokenizer with its config and facts, and tokens, or images to be encoded.
+
+    facts: of the generator's training.
+    """
+
+    tokenizer: Tokenizer
+    saved_tokenizer: Saved
+    facts: Facts
+    source: TokenCache | Split
+    held_out: TokenCache
+
+
 class GeneratorTask(Task):
     """Model the tokens of images under a frozen tokenizer."""
 
+    model = "generator"
+
     def __init__(
-        self,
-        experiment: Experiment,
-        tokenizer: Tokenizer,
-        saved_tokenizer: Saved,
-        facts: Facts,
-        source: TokenCache | Split,
-        held_out: TokenCache,
-        device: torch.device,
-        watch: Monitor | None = None,
+        self, experiment: Experiment, data: TokenData, device: torch.device, watch: Monitor | None = None
     ) -> None:
         assert experiment.generator is not None
-        self.experiment, self.device, self.facts = experiment, device, facts
-        self.source, self.held_out, self.watch = source, held_out, watch
-        self.images = None if isinstance(source, TokenCache) else source
-        self.tokenizer = tokenizer.to(device).eval().requires_grad_(False)
-        self.saved_tokenizer = saved_tokenizer
-        self.generator: Generator = experiment.generator.build(tokenizer.layout, len(facts.classes)).to(device)
+        self.experiment, self.device, self.facts, self.watch = experiment, device, data.facts, watch
+        self.source, self.held_out, self.saved_tokenizer = data.source, data.held_out, data.saved_tokenizer
+        self.images = None if isinstance(data.source, TokenCache) else data.source
+        self.tokenizer, facts = data.tokenizer.to(device).eval().requires_grad_(False), data.facts
+        self.generator: Generator = experiment.generator.build(self.tokenizer.layout, len(facts.classes)).to(device)
         self.generator.check(experiment.sampling)
         if self.generator.trains_known and not experiment.tokens.online:
             raise ConfigError(
@@ -199,11 +220,16 @@ class GeneratorTask(Task):
             )
         self.class_dropout = experiment.generator.class_dropout
         self.players = {"model": self.generator}
-        self.critic = experiment.generator.build_critic(tokenizer.layout, len(facts.classes))
-        if self.critic is not None:
+        self.critic: Opponent | None = None
+        critic = experiment.generator.build_critic(self.tokenizer.layout, len(facts.classes))
+        if critic is not None:
             assert isinstance(self.generator, AdversarialGenerator)
-            self.generator.attach_critic(self.critic.to(device))
-            self.players["critic"] = self.critic
+            self.generator.attach_critic(critic)
+            self.join(critic)
+
+    def join(self, critic: Opponent) -> None:
+        """Let a critic play."""
+        self.critic = self.players["critic"] = critic.to(self.device)
 
     def begin(self) -> list[Replacement]:
         encoder = self.generator.conditioner.encoder
@@ -214,7 +240,7 @@ class GeneratorTask(Task):
     def plays(self, player: str, step: int) -> bool:
         if self.critic is None or player == "critic":
             return True
-        turns = self.critic.config.n_critic
+        turns = self.critic.n_critic
         return step % turns == turns - 1
 
     def settle(self, mean: Callable[[Tensor], Tensor]) -> list[Replacement]:
@@ -231,10 +257,11 @@ class GeneratorTask(Task):
         if isinstance(self.source, TokenCache):
             yield from TokenLoader(self.source, batch, seed, start, rank, world)
             return
+        low = settle_precision(self.experiment.training.precision, self.device) == "bf16"
         with Loader(self.source, self.experiment.data, batch, seed, start, rank, world) as loader:
             for images in loader:
                 pixels, known = images.images_on(self.device), None
-                with torch.no_grad():
+                with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=low):
                     tokens = self.tokenizer.encode(pixels)
                     if self.generator.trains_known:
                         noise = Noise(fold("masks", seed), images.positions.to(self.device))
@@ -273,18 +300,24 @@ class GeneratorTask(Task):
         condition = self.condition(batch, self.experiment.seed)
         condition = self.generator.conditioner.drop(condition, self.class_dropout, noise)
         condition = replace(condition, known=batch.known)
+        draw_dropout(self.generator, noise)
         return Step(modules["model"](batch.tokens, condition, noise, self.tokenizer))
 
     def _critic_losses(self, critic: nn.Module, batch: TokenBatch, seen: int) -> Step:
-        assert isinstance(self.generator, AdversarialGenerator)
         noise = Noise(fold("critic", self.experiment.seed), batch.positions)
         condition = self.condition(batch, self.experiment.seed)
+        if self.class_dropout:
+            condition = self.generator.conditioner.drop(condition, self.class_dropout, noise)
         with torch.no_grad():
-            fake = self.generator.generate(condition, noise)
-        real = self.generator.to_grid(batch.tokens)
+            real, fake = self.compared(batch, condition, noise)
         step, share = seen // self.experiment.training.global_batch, seen / self.experiment.training.images
         verdict = critic(real, fake, condition, noise, step, share)
         return Step(verdict.losses, verdict.monitors)
+
+    def compared(self, batch: TokenBatch, condition: Condition, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Real and generated samples for the critic."""
+        assert isinstance(self.generator, AdversarialGenerator)
+        return self.generator.to_grid(batch.tokens), self.generator.generate(condition, noise)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -298,25 +331,27 @@ class GeneratorTask(Task):
         return {f"{unit}_{name}": value for name, (unit, value) in figures.items()}
 
     def measured(self, cache: TokenCache) -> Iterator[TokenBatch]:
-        """What validation measures."""
-        return evaluation_tokens(cache, 64, self.experiment.training.validate_images)
+        """This process's share of what validation measures."""
+        rows = choose_rows(len(cache), self.experiment.training.validate_images)
+        for positions in own_batches(rows, BATCH):
+            yield cache.batch(positions, positions)
 
     def _mean_loss(self, cache: TokenCache) -> tuple[str, float]:
         """("nll", nats per token), or ("loss", the training loss at fixed noise)."""
         per_image = cache.index.layout.length * cache.index.layout.codes
-        unit, total, count = "nll", 0.0, 0
+        found: list[tuple[str, float, int]] = []
         for batch in self.measured(cache):
             batch = batch.to(self.device)
             condition = self.condition(batch)
             nats = self.generator.log_likelihood(batch.tokens, condition, self.tokenizer)
             if nats is not None:
-                total -= float(nats.sum()) / per_image
+                found.append(("nll", -float(nats.sum()) / per_image, len(batch)))
             else:
                 noise = Noise(fold("validation"), batch.positions)
                 losses = self.generator(batch.tokens, condition, noise, self.tokenizer)
-                unit, total = "loss", total + len(batch) * float(torch.stack(list(losses.values())).sum())
-            count += len(batch)
-        return unit, total / count
+                found.append(("loss", len(batch) * float(torch.stack(list(losses.values())).sum()), len(batch)))
+        units, totals, counts = zip(*merge(found), strict=True)
+        return units[0], sum(totals) / sum(counts)
 
     def preview(self, path: Path) -> None:
         """Write eight samples for each of up to ten classes, or of ten held-out images with captions, which a text file

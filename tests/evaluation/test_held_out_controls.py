@@ -68,7 +68,7 @@ def test_a_held_out_image_is_read_once_for_its_features_and_its_map(
     maps = torch.cat([asked.controls for asked in evaluator.asked(pipeline)])  # type: ignore[misc]
     assert read == list(range(COUNT)) and len(maps) == n
     rows = evaluator.asked_rows()
-    again = next(read_rows(evaluator.test_split, data, evaluator.rows, COUNT)).control
+    again = next(read_rows(evaluator.test_split, data, evaluator.rows.split(COUNT))).control
     assert again is not None and again.flatten(1).any(1).sum() > COUNT / 2
     assert torch.equal(maps, again[rows])
     other = evaluator.of(30)

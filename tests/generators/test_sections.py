@@ -11,7 +11,6 @@ import torch
 from helpers.generators import CLASSES, condition, config_of
 from helpers.models import IMAGE
 from pydantic import ValidationError
-from torch import nn
 
 from artok.config import kinds
 from artok.errors import ConfigError, LayoutError
@@ -20,6 +19,7 @@ from artok.generators.base import AdversarialGenerator, Generator
 from artok.generators.gan_networks import dcgan, residual
 from artok.generators.networks import dit, unet
 from artok.layout import Condition, TokenLayout, Tokens
+from artok.nn.dropout import Dropout
 from artok.sampling.diffusion import DiffusionConfig
 from artok.sampling.settings import Sampling
 
@@ -299,7 +299,7 @@ def test_dropout_is_as_the_config_says(family: Any, layout: TokenLayout) -> None
     tiny = family.Config.tiny()
     for share in (0.0, 0.3):
         model = tiny.model_copy(update={"dropout": share}).build(layout, CLASSES)
-        found = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+        found = [module.share for module in model.modules() if isinstance(module, Dropout) and module.share]
         assert found == ([share] * (3 if family is raster else 2) if share else [])  # of two blocks, and raster's codes
 
 

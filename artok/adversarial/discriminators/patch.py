@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from artok.adversarial.discriminators.base import Discriminator, DiscriminatorConfig
 from artok.config import Depth
 from artok.errors import ConfigError
+from artok.nn.batch_norm import BatchNorm2d
 
 KERNEL = 4
 
@@ -20,7 +21,7 @@ KERNEL = 4
 class Config(DiscriminatorConfig):
     """kind: patch. As published: width 64, layers 3, norm batch.
 
-    norm: with "batch" the scores depend on how a batch is split over processes; with "group" and "none" they do not.
+    norm: with "batch" the scores depend on the accumulated parts of a batch; with "group" and "none" they do not.
     """
 
     kind: Literal["patch"] = "patch"
@@ -68,7 +69,7 @@ class PatchDiscriminator(Discriminator):
         for module in self.modules():  # as published, and as DCGAN before
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.02)
-            elif isinstance(module, nn.BatchNorm2d):
+            elif isinstance(module, BatchNorm2d):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def forward(self, images: Tensor, labels: Tensor | None, text: Tensor | None = None) -> Tensor:
@@ -78,4 +79,4 @@ class PatchDiscriminator(Discriminator):
 def make_norm(kind: Literal["batch", "group", "none"], channels: int) -> nn.Module:
     if kind == "none":
         return nn.Identity()
-    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(1, channels)
+    return BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(1, channels)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from artok.conditioning.base import Conditioners, Context
 from artok.generators.gan_networks.base import GanNetwork, GanNetworkConfig, refuse_halving
+from artok.nn.batch_norm import BatchNorm2d
 from artok.nn.r3 import base_grid
 
 
@@ -59,7 +60,7 @@ class DcganNetwork(GanNetwork):
         self.base = base_grid(grid, len(widths))
         self.conditioner = conditioners(config.embedding_dim, grid)
         self.start = nn.Linear(latent + config.embedding_dim, widths[0] * self.base[0] * self.base[1], bias=False)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in widths[:-1])
+        self.norms = nn.ModuleList(BatchNorm2d(channels) for channels in widths[:-1])
         self.convolutions = nn.ModuleList(
             nn.ConvTranspose2d(a, b, 4, 2, 1, bias=index == len(widths) - 2)  # no bias before a norm
             for index, (a, b) in enumerate(pairwise(widths))
