@@ -79,6 +79,9 @@ def train(
     extend: Annotated[
         bool, typer.Option(help="resume with another training.images where the learning rate depends on it")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option(help="list and read every data file anew, where a start relies on a cached manifest")
+    ] = False,
     print_config: PrintConfig = False,
 ) -> None:
     """Train a tokenizer or a generator, or resume a stopped training."""
@@ -87,7 +90,7 @@ def train(
     from artok.training.run import leave_processes
     from artok.training.run import train as run
 
-    experiment = load(Experiment, config, overrides or [])
+    experiment = load(Experiment, config, [*(overrides or []), *(["data.verify=true"] if verify else [])])
     if print_config:
         typer.echo(dump(experiment).rstrip())
         return
