@@ -30,6 +30,8 @@ Run = Annotated[str, typer.Argument(help="a run directory, a published checkpoin
 Settings = Annotated[list[str] | None, typer.Argument(help="settings on top, as key=value and data.key=value")]
 SamplingSettings = Annotated[list[str] | None, typer.Argument(help="sampling settings on top, as key=value")]
 OUT = typer.Option(parser=read_place, metavar="PATH", help="folder to write to")
+PAGE = typer.Option(parser=read_place, metavar="PATH", help="page to write; default report.html in the run or here")
+PLOTS = typer.Option(parser=read_place, metavar="PATH", help="folder for the plots of the page as PNG")
 Out = Annotated[Path | None, OUT]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU if there is one unless given")]
 Fresh = Annotated[bool, typer.Option(help="discard the run or study that the folder holds")]
@@ -247,14 +249,9 @@ def evaluate(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="run directories, evaluated")],
-    out: Annotated[
-        Path | None,
-        typer.Option(parser=read_place, metavar="PATH", help="page to write; default report.html in the run or here"),
-    ] = None,
+    out: Annotated[Path | None, PAGE] = None,
     title: Annotated[str, typer.Option(help="default the names of the runs")] = "",
-    plots: Annotated[
-        Path | None, typer.Option(parser=read_place, metavar="PATH", help="folder for the plots of the page as PNG")
-    ] = None,
+    plots: Annotated[Path | None, PLOTS] = None,
     device: Device = None,
 ) -> None:
     """Write one HTML page about runs: samples, reconstructions, table of metrics, learning curves, how to reproduce."""
