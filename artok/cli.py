@@ -30,6 +30,8 @@ Run = Annotated[str, typer.Argument(help="a run directory, a published checkpoin
 Settings = Annotated[list[str] | None, typer.Argument(help="settings on top, as key=value and data.key=value")]
 SamplingSettings = Annotated[list[str] | None, typer.Argument(help="sampling settings on top, as key=value")]
 OUT = typer.Option(parser=read_place, metavar="PATH", help="folder to write to")
+PAGE = typer.Option(parser=read_place, metavar="PATH", help="page to write; default report.html in the run or here")
+PLOTS = typer.Option(parser=read_place, metavar="PATH", help="folder for the plots of the page as PNG")
 Out = Annotated[Path | None, OUT]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU if there is one unless given")]
 Fresh = Annotated[bool, typer.Option(help="discard the run or study that the folder holds")]
@@ -79,6 +81,9 @@ def train(
     extend: Annotated[
         bool, typer.Option(help="resume with another training.images where the learning rate depends on it")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option(help="list and read every data file anew, where a start relies on a cached manifest")
+    ] = False,
     print_config: PrintConfig = False,
 ) -> None:
     """Train a tokenizer or a generator, or resume a stopped training."""
@@ -87,7 +92,7 @@ def train(
     from artok.training.run import leave_processes
     from artok.training.run import train as run
 
-    experiment = load(Experiment, config, overrides or [])
+    experiment = load(Experiment, config, [*(overrides or []), *(["data.verify=true"] if verify else [])])
     if print_config:
         typer.echo(dump(experiment).rstrip())
         return
@@ -194,11 +199,11 @@ def edit(
 @app.command()
 def reconstruct(
     run: Run,
-    images: Annotated[list[Path], typer.Argument(help="image files")],
+    images: Annotated[list[Path], typer.Argument(help="image files, or video files for a tokenizer of videos")],
     out: Out = None,
     device: Device = None,
 ) -> None:
-    """Reconstruct images: original, reconstruction, difference and token map side by side."""
+    """Reconstruct images or clips: original, reconstruction, difference and token map side by side."""
     from artok.device import resolve_device
     from artok.evaluation.reconstruct import reconstruct as show
     from artok.saved import load_tokenizer
@@ -235,23 +240,17 @@ def evaluate(
     from artok.metrics.results import side_by_side
     from artok.training.progress import Progress
 
-    where = str(resolve_device(device))
     asked = [f"evaluation.edits=[{','.join(MASKS)}]"] * edit + ["evaluation.rollout={}"] * rollout + (overrides or [])
-    results = measure(run, n, extractor, asked, where, Progress("evaluate"), reference, base)
+    results = measure(run, n, extractor, asked, str(resolve_device(device)), Progress("evaluate"), reference, base)
     typer.echo(str(side_by_side([results])))
 
 
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="run directories, evaluated")],
-    out: Annotated[
-        Path | None,
-        typer.Option(parser=read_place, metavar="PATH", help="page to write; default report.html in the run or here"),
-    ] = None,
+    out: Annotated[Path | None, PAGE] = None,
     title: Annotated[str, typer.Option(help="default the names of the runs")] = "",
-    plots: Annotated[
-        Path | None, typer.Option(parser=read_place, metavar="PATH", help="folder for the plots of the page as PNG")
-    ] = None,
+    plots: Annotated[Path | None, PLOTS] = None,
     device: Device = None,
 ) -> None:
     """Write one HTML page about runs: samples, reconstructions, table of metrics, learning curves, how to reproduce."""

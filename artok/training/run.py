@@ -289,6 +289,7 @@ def load_frozen_tokenizer(experiment: Experiment) -> tuple[Tokenizer, Saved]:
             )
         facts = Facts(image=experiment.image, classes=(), data="", version="")
         saved = Saved(tokenizer=experiment.tokenizer, facts=facts)
+    tokenizer.fit(experiment.image)
     if tokenizer.layout.image != experiment.image:
         raise ConfigError(
             f"the tokenizer {experiment.tokenizer} was trained on images of {tokenizer.layout.image} "
