@@ -48,7 +48,7 @@ def clips_part(runs: Sequence[tuple[str, Run, Results]], data: DataConfig, devic
     asked = Rollout(given=sum(value is None for value in known), frames=len(known))
     longer = lengthen(data.model_copy(update={"control": None}), asked)
     split = longer.open("test")
-    (batch,) = read_rows(split, longer, torch.arange(min(SHOWN, len(split))), SHOWN)
+    (batch,) = read_rows(split, longer, [torch.arange(min(SHOWN, len(split)))])
     true, given = to_uint8(batch.images), batch.images[:, :, : asked.given]
     rows = [("true clips", strip(true, f"{len(true)} held-out clips of {asked.frames} frames", SIDE))]
     for name, run, results in shown:
