@@ -30,6 +30,8 @@ Run = Annotated[str, typer.Argument(help="a run directory, a published checkpoin
 Settings = Annotated[list[str] | None, typer.Argument(help="settings on top, as key=value and data.key=value")]
 SamplingSettings = Annotated[list[str] | None, typer.Argument(help="sampling settings on top, as key=value")]
 OUT = typer.Option(parser=read_place, metavar="PATH", help="folder to write to")
+PAGE = typer.Option(parser=read_place, metavar="PATH", help="page to write; default report.html in the run or here")
+PLOTS = typer.Option(parser=read_place, metavar="PATH", help="folder for the plots of the page as PNG")
 Out = Annotated[Path | None, OUT]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU if there is one unless given")]
 Fresh = Annotated[bool, typer.Option(help="discard the run or study that the folder holds")]
@@ -79,6 +81,9 @@ def train(
     extend: Annotated[
         bool, typer.Option(help="resume with another training.images where the learning rate depends on it")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option(help="list and read every data file anew, where a start relies on a cached manifest")
+    ] = False,
     print_config: PrintConfig = False,
 ) -> None:
     """Train a tokenizer or a generator, or resume a stopped training."""
@@ -87,7 +92,7 @@ def train(
     from artok.training.run import leave_processes
     from artok.training.run import train as run
 
-    experiment = load(Experiment, config, overrides or [])
+    experiment = load(Experiment, config, [*(overrides or []), *(["data.verify=true"] if verify else [])])
     if print_config:
         typer.echo(dump(experiment).rstrip())
         return
@@ -171,6 +176,8 @@ def edit(
     mask: Annotated[str, typer.Option(help="a picture, white where hidden; or left, top, box, outpaint...")] = "left",
     label: Annotated[str, typer.Option(help="class of the result, by number or name")] = "",
     prompt: Annotated[str | None, typer.Option(help="what the result is to show")] = None,
+    control: Annotated[list[Path] | None, typer.Option(help="a picture to make the control of")] = None,
+    control_map: Annotated[list[Path] | None, typer.Option(help="a ready map as control")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="results")] = 4,
     feather: Annotated[float, typer.Option(min=0, max=64, help="pixels over which results fade into the known")] = 0.0,
     cfg_scale: Annotated[float | None, typer.Option(min=0, help="classifier-free guidance; 1 is none")] = None,
@@ -184,18 +191,19 @@ def edit(
     note_unfinished(run)
     folder = out or Path("edits") / Path(run).name
     flags = {"cfg_scale": cfg_scale, "seed": seed}
-    made = run_edit(run, image, mask, overrides or [], flags, label, prompt, n, feather, folder, device)
+    told = (label, prompt, control or [], control_map or [])
+    made = run_edit(run, image, mask, overrides or [], flags, *told, n, feather, folder, device)
     typer.echo(f"{len(made)} results, original.png, mask.png and sheet.png are in {folder}")
 
 
 @app.command()
 def reconstruct(
     run: Run,
-    images: Annotated[list[Path], typer.Argument(help="image files")],
+    images: Annotated[list[Path], typer.Argument(help="image files, or video files for a tokenizer of videos")],
     out: Out = None,
     device: Device = None,
 ) -> None:
-    """Reconstruct images: original, reconstruction, difference and token map side by side."""
+    """Reconstruct images or clips: original, reconstruction, difference and token map side by side."""
     from artok.device import resolve_device
     from artok.evaluation.reconstruct import reconstruct as show
     from artok.saved import load_tokenizer
@@ -232,23 +240,17 @@ def evaluate(
     from artok.metrics.results import side_by_side
     from artok.training.progress import Progress
 
-    where = str(resolve_device(device))
     asked = [f"evaluation.edits=[{','.join(MASKS)}]"] * edit + ["evaluation.rollout={}"] * rollout + (overrides or [])
-    results = measure(run, n, extractor, asked, where, Progress("evaluate"), reference, base)
+    results = measure(run, n, extractor, asked, str(resolve_device(device)), Progress("evaluate"), reference, base)
     typer.echo(str(side_by_side([results])))
 
 
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="run directories, evaluated")],
-    out: Annotated[
-        Path | None,
-        typer.Option(parser=read_place, metavar="PATH", help="page to write; default report.html in the run or here"),
-    ] = None,
+    out: Annotated[Path | None, PAGE] = None,
     title: Annotated[str, typer.Option(help="default the names of the runs")] = "",
-    plots: Annotated[
-        Path | None, typer.Option(parser=read_place, metavar="PATH", help="folder for the plots of the page as PNG")
-    ] = None,
+    plots: Annotated[Path | None, PLOTS] = None,
     device: Device = None,
 ) -> None:
     """Write one HTML page about runs: samples, reconstructions, table of metrics, learning curves, how to reproduce."""

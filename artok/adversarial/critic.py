@@ -102,6 +102,10 @@ class Opponent(nn.Module, ABC):
         """At the end of a step, bring in what it collected outside the gradients. mean: over all processes."""
         return
 
+    def forget(self) -> None:
+        """Drop what it collected in a step that is abandoned."""
+        return
+
 
 class Critic(Opponent):
     """A discriminator of images (B, C, H, W) and what it is trained on."""
@@ -180,6 +184,9 @@ class Critic(Opponent):
             now = mean(torch.stack(self._part_scores).mean(0))
             self.mean_scores.copy_(torch.lerp(now, self.mean_scores, decay))
             self._part_scores = []
+
+    def forget(self) -> None:
+        self._part_scores = []
 
 
 def share_noise(noise: Noise, images: Tensor) -> Noise:

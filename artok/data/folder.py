@@ -23,7 +23,7 @@ from artok.data.manifest import Manifest
 from artok.data.map_files import find_maps, is_map
 from artok.data.pictures import ENDINGS, Encoded, Mapped
 from artok.data.splits import DecodedSplit, keep_in_memory
-from artok.errors import DataError
+from artok.errors import DataError, shorten
 from artok.noise import Seed
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
@@ -59,7 +59,7 @@ class Config(DataConfig):
         try:
             return templated(self._open(split), self.caption_templates)
         except OSError as error:
-            raise DataError(f"{error.filename or self.root} cannot be read ({error.strerror})") from None
+            raise DataError(f"{shorten(str(error.filename or self.root))} cannot be read ({error.strerror})") from None
 
     def _open(self, split: SplitName) -> DecodedSplit:
         train_root, test_root = find_roots(self.root)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import io
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,8 @@ ENDINGS = (
 WAITS = (0.1, 0.5, 2.5)  # seconds before another attempt at a read that failed
 LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
 PANORAMA = 4  # images of a larger aspect ratio are cropped before resizing, which would need too much memory
+
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # on odd metadata of a picture that is read
 
 
 @dataclass

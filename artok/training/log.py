@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from artok.errors import CheckpointError
-from artok.files import sync
+from artok.files import retry, sync
 from artok.saved import write_text
 
 LOG = "log.jsonl"
 NONFINITE = "nonfinite"  # event of a training that stopped since a number was not finite
+HEARTBEAT = 60.0  # seconds without an event, after which a finished step is logged as "alive"
 TEXTS = frozenset({"event", "device", "health", "kind", "text"})  # values that are texts; all others are numbers
 
 
@@ -53,10 +54,21 @@ class Log:
 
     def write(self, event: str, images: int, values: dict[str, Any]) -> None:
         self.events.append({"event": event, "images": images, "time": round(time.time(), 3), **values})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.events[-1]) + "\n")
+        line, size = f"{json.dumps(self.events[-1])}\n".encode(), self.path.stat().st_size
+
+        def append() -> None:
+            with self.path.open("ab") as file:
+                file.truncate(size)  # after an attempt that wrote a part
+                file.write(line)
+
+        retry(append)
         if event == "checkpoint":
             sync(self.path)  # before the checkpoint is
+
+    def beat(self, images: int) -> None:
+        """Write a sign of life where there was no event for long."""
+        if time.time() - self.events[-1]["time"] > HEARTBEAT:
+            self.write("alive", images, {})
 
 
 def duration(seconds: float) -> str:

@@ -96,6 +96,17 @@ class Twin:
                         part._parameters[key] = nn.Parameter(weight.detach().to("meta"), requires_grad=False)
 
 
+def make_twin(accelerator: Accelerator, players: Mapping[str, nn.Module], distilled: bool) -> Twin | None:
+    """What stands for a model that is going to be sharded. ConfigError: it cannot be."""
+    if accelerator.distributed_type.value != "FSDP":
+        return None
+    if not getattr(accelerator, "is_fsdp2", False):
+        raise ConfigError("artok shards by FSDP2: set fsdp_version: 2 in accelerate's config, of accelerate 1.6 on")
+    check_shardable(players, distilled)
+    model, *others = players.values()
+    return Twin(model, others)
+
+
 @contextmanager
 def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Keep the weights of sharded modules whole inside the context, so that players can call each other's parts.

@@ -9,7 +9,7 @@ from artok.config import find, kinds, merge, validate
 from artok.training.experiment import Experiment
 from artok.training.run import train
 from helpers.generators import ONE_EACH, config_of
-from helpers.models import TOKENIZER
+from helpers.models import TOKENIZER, VIDEO_TOKENIZERS
 from helpers.students import KINDS as METHODS
 from helpers.students import TEACHER as PATH
 from helpers.students import method_of, student_of
@@ -47,6 +47,9 @@ def tokenizers() -> dict[str, dict[str, Any]]:
 def experiments(runs: Path) -> dict[str, Experiment]:
     """By name. runs: the folder that `train_first` has filled."""
     sections: dict[str, dict[str, Any]] = {name: {"tokenizer": each} for name, each in tokenizers().items()}
+    for name in sections.keys() & VIDEO_TOKENIZERS.keys():
+        channels, frames, *sides = VIDEO_TOKENIZERS[name]().tiny_image
+        sections[name]["data"] = {"kind": "moving_digits", "channels": channels, "frames": frames, "size": sides[0]}
     starting = {"kind": "vq", "codebook_size": 64, "code_dim": 4, "kmeans_init": True, "dead_code_threshold": 0.5}
     restarts = BASE["tokenizer"] | {"quantizer": starting | {"decay": 0.5}}
     sections["conv-vq-restarts"] = {"tokenizer": restarts}

@@ -206,9 +206,11 @@ def test_a_quantizer_of_whole_clips_takes_one_length_only() -> None:
 
 def test_another_length_is_the_tokenizers_own_from_then_on() -> None:
     tokenizer = built()
-    tokenizer.resize(9)
+    tokenizer.fit((3, 9, 16, 16))
     assert tokenizer.layout.image == (3, 9, 16, 16) and tokenizer.layout.grid == (3, 4, 4)
     assert tokenizer.layout_of(9) is tokenizer.layout
+    tokenizer.fit((1, 5, 16, 16))  # whoever asks compares the shapes
+    assert tokenizer.layout.image == (3, 9, 16, 16)
 
 
 # ---------------------------------------------------------------------------------------------- shapes

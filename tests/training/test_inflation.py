@@ -63,7 +63,7 @@ def test_a_training_starts_from_a_run_of_images(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(video(images), tmp_path / "video")
-    assert "inflated from images" in capsys.readouterr().out
+    assert "inflated from images" in capsys.readouterr().err
     loaded, _ = load_tokenizer(tmp_path / "video")
     assert loaded.layout.image == (1, 5, 16, 16) and loaded.layout.grid == (2, 4, 4)
     assert {path.suffix for path in (tmp_path / "video" / "samples").iterdir()} == {".gif", ".png"}
