@@ -120,9 +120,10 @@ class RasterDecoder:
         """The context with what the frames before tell, computed anew only where a pass reads other ones."""
         per_frame = codes.shape[1] // self.model.layout.grid[0]
         read = codes[:, : (end - 1) // per_frame * per_frame]
-        if self.recalled is None or not torch.equal(self.recalled[0], read):
-            self.recalled = read.clone(), self.model.recall(self.context, codes)
-        return self.recalled[1]
+        known = self.recalled
+        if known is None or known[0].shape != read.shape or not (read.is_meta or torch.equal(known[0], read)):
+            known = self.recalled = read.clone(), self.model.recall(self.context, codes)
+        return known[1]
 
     def pick(self, logits: Tensor, places: Tensor) -> Tensor:
         sampling, gumbel = self.sampling, None
