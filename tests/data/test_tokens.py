@@ -155,7 +155,7 @@ def test_a_writing_that_fails_at_once_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_shard_that_cannot_be_read_again_ends_the_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_writing, "is_shard", lambda *_: False)
-    with pytest.raises(RunError, match="tokens-00000.safetensors' cannot be read after it was written"):
+    with pytest.raises(RunError, match=r"tokens-00000\.safetensors' cannot be read after it was written"):
         write(tmp_path / "cache")
 
 
