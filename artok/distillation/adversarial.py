@@ -35,6 +35,8 @@ class Config(SamplesConfig):
     pool: as of `pairs`; then real samples are the teacher's, as in LADD. By default they are the data.
     steps: of the student's sampling, at most; training starts from the levels of so many steps.
     adversarial, distribution_matching: weights of the two losses, the second 0 for none.
+    regression: weight of the squared distance to the teacher's sample of the same noise, as of `pairs`, which needs a
+    pool and one step; it holds a student to its teacher where the heads say little.
     hidden: width of the heads. r1: gamma of the penalty gamma / 2 |gradient|^2 at the heads' inputs for real samples, a
     mean over these (ADD, Sauer et al. 2023, arXiv 2311.17042, section 3.2).
     logit_mean, logit_std: of the noise levels at which the teacher reads (section 4.2).
@@ -46,6 +48,7 @@ class Config(SamplesConfig):
     steps: int = Field(1, ge=1)
     adversarial: float = Field(1.0, ge=0)
     distribution_matching: float = Field(0.0, ge=0)
+    regression: float = Field(0.0, ge=0)
     hidden: int = Field(64, ge=1)
     r1: float = Field(0.1, ge=0)
     logit_mean: float = 1.0
@@ -56,6 +59,8 @@ class Config(SamplesConfig):
     def _check_weights(self) -> Config:
         if not self.adversarial and not self.distribution_matching:
             raise ValueError("the weights adversarial and distribution_matching are both 0; give one of them")
+        if self.regression and (self.pool is None or self.steps > 1):
+            raise ValueError("regression compares a sample of one step with the teacher's; it needs a pool and steps 1")
         return self
 
     @property
@@ -92,12 +97,15 @@ class Adversarial(AdversarialMethod):
             # half the squared distance to a fixed point, whose gradient is the gap itself (DMD2's code)
             matching = 0.5 * (fake - (fake.detach() - gap)).square().mean()
             losses["distribution_matching"] = self.config.distribution_matching * matching
+        if self.config.regression:
+            losses["regression"] = self.config.regression * (fake - clean).square().mean()
         return losses
 
     def generate(self, clean: Tensor, condition: Condition, noise: Noise, codec: Codec | None) -> Tensor:
         grid = self.grid(self.config.steps, clean.device)
         t = grid[(noise.uniform() * len(grid)).long()]
-        x = t.signal * clean + t.sigma * noise.normal(*clean.shape[1:])
+        added = (noise.branch("pair") if self.config.regression else noise).normal(*clean.shape[1:])
+        x = t.signal * clean + t.sigma * added
         return predict_clean(self.student, x, t, condition, codec)
 
     @torch.no_grad()

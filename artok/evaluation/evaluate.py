@@ -56,7 +56,7 @@ def evaluate(
     of_data = [change for change in changes if change.startswith("data.")]
     of_choice = [change.partition(".")[2] for change in changes if change.startswith("evaluation.")]
     of_sampling = [change for change in changes if not change.startswith(("data.", "evaluation."))]
-    data = read_data_section(folder, saved.facts.image, of_data)
+    data = read_data_section(folder, saved.facts.image, of_data, any_length=saved.generator is None)
     if saved.generator is None and of_sampling:
         raise ConfigError(f"{folder} is a tokenizer; sampling settings such as {of_sampling[0]} do not apply")
     weights, progressed = digest_weights(folder), count_training_images(folder)
@@ -78,6 +78,7 @@ def evaluate(
         notes += (f"a stage on samples of {Path(base).name}",)
     if pipeline is None:
         tokenizer, _ = load_tokenizer(folder)
+        tokenizer.fit(data.image)
         results = evaluator.tokenizer(tokenizer.to(device), folder.name)
     else:
         results = evaluator.generator(pipeline, folder.name, sampling)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from artok.conditioning.base import Context
 from artok.layout import Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache
+from artok.nn.grid_layers import PastFrames
 from artok.noise import Noise
 from artok.sampling.guidance import Guidance
 from artok.sampling.logits import draw_gumbel, probabilities
@@ -29,6 +30,7 @@ class CodeModel(Protocol):
     prefix: int
     rotary: Tensor
     blocks: nn.ModuleList
+    past: PastFrames | None
     ordered: bool
 
     def prefixed(self, condition: Condition) -> Context: ...
@@ -118,12 +120,14 @@ class RasterDecoder:
 
     def _recalled(self, codes: Tensor, end: int) -> Context:
         """The context with what the frames before tell, computed anew only where a pass reads other ones."""
+        if self.model.past is None:
+            return self.context
         per_frame = codes.shape[1] // self.model.layout.grid[0]
         read = codes[:, : (end - 1) // per_frame * per_frame]
-        known = self.recalled
-        if known is None or known[0].shape != read.shape or not (read.is_meta or torch.equal(known[0], read)):
-            known = self.recalled = read.clone(), self.model.recall(self.context, codes)
-        return known[1]
+        same = self.recalled is not None and self.recalled[0].shape == read.shape
+        if not same or self.recalled is None or not (read.is_meta or torch.equal(self.recalled[0], read)):
+            self.recalled = read.clone(), self.model.recall(self.context, codes)
+        return self.recalled[1]
 
     def pick(self, logits: Tensor, places: Tensor) -> Tensor:
         sampling, gumbel = self.sampling, None

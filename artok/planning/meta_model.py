@@ -32,7 +32,7 @@ UNKNOWN = 1000
 class Design:
     """An experiment's modules on the meta device.
 
-    tokenizer: None where only its layout is known (video, for which artok has no tokenizer yet). classes: number of
+    tokenizer: None where only its layout is known (a video described by a few numbers). classes: number of
     labels, on which embeddings depend. comparisons: a tokenizer's losses on reconstructions. method: of distillation.
     """
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from artok.errors import CheckpointError
 from artok.generators.base import GeneratorConfig
 from artok.nn.controlnet import copied_from
+from artok.nn.conv3d import CausalConv
 from artok.renamed import current_name
 from artok.saved import TOKENIZER, WEIGHTS, Facts, find_saved, read_saved
 from artok.weights import EXTRA, read_into, read_shapes, set_extra_states
@@ -26,7 +27,8 @@ def load_initial(
     """Load what fits of a run, or of an imported or published checkpoint, into a tokenizer or a generator in training.
 
     Tensors are matched by name and shape. A first layer may have more input channels: the weights of the new ones are
-    zero, so that it computes what it did. Copies of blocks, if the checkpoint has none, start as these blocks.
+    zero, so that it computes what it did. Convolutions of video start from those of images, so that each frame is
+    computed as an image is. Copies of blocks, if the checkpoint has none, start as these blocks.
 
     config, facts: of the generator in training, or of a tokenizer, which has no config here. say: is told what was
     loaded, what is new, and what was left out.
@@ -50,6 +52,7 @@ def load_initial(
     first = {id(tensor): each for each, tensor in reversed(own.items())}  # of shared tensors the first name only
     places: dict[str, Tensor] = {}
     widened: dict[str, Tensor] = {}
+    inflated: dict[str, Tensor] = {}
     copied: dict[str, str] = {}
     extra: dict[str, Tensor] = {}  # what modules keep beside their weights, such as the vocabulary of a text encoder
     new, untrained, total, loaded = list[str](), list[str](), 0, 0
@@ -68,6 +71,8 @@ def load_initial(
             places[given] = tensor
         elif not given and (source := copied_from(each)) is not None:
             copied[each] = source
+        elif given and (layer := causal_convolution(module, each)) and layer.inflates(each.rpartition(".")[2], shape):
+            places[given] = inflated[each] = torch.empty(shape, dtype=tensor.dtype)
         elif tensor.requires_grad and each.endswith(INPUTS) and fits_wider(shape, tuple(tensor.shape)):
             tensor.zero_()
             places[given] = widened[each] = torch.empty(shape, dtype=tensor.dtype)
@@ -97,21 +102,35 @@ def load_initial(
     read_into(path, places)
     for each, columns in widened.items():
         own[each][:, : columns.shape[1]].copy_(columns)
+    for each, image_weight in inflated.items():
+        layer = causal_convolution(module, each)
+        assert layer is not None
+        layer.inflate(each.rpartition(".")[2], image_weight)
     for each, source in copied.items():
         own[each].copy_(own[source])
     set_extra_states(module, extra)
     unused = [given for given, _ in shapes.values() if given not in places]
-    say(f"starts from {folder}: {loaded:,} of {total:,} numbers loaded" + ("" if new or widened else ", all of them"))
+    say(
+        f"starts from {folder}: {loaded:,} of {total:,} numbers loaded"
+        + ("" if new or widened or inflated else ", all of them")
+    )
     told = {
         "new": new,
         "copied from its own blocks": list(copied),
         "wider, with zeros": list(widened),
+        "inflated from images": list(inflated),
         "left out of that checkpoint": unused,
     }
     for what, names in told.items():
         if names:
             more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
             say(f"{what}: {', '.join(names[:MOST_NAMED])}{more}")
+
+
+def causal_convolution(module: nn.Module, name: str) -> CausalConv | None:
+    """The convolution of videos that a parameter belongs to."""
+    layer = module.get_submodule(name.rpartition(".")[0])
+    return layer if isinstance(layer, CausalConv) else None
 
 
 def fits_wider(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

@@ -35,7 +35,7 @@ from artok.quantizers.base import Replacement
 from artok.saved import Facts, Saved, write_text
 from artok.tokenizers.base import Tokenizer
 from artok.training.experiment import Experiment
-from artok.training.extractor import build_extractor
+from artok.training.extractor import build_extractor, build_frame_extractor
 from artok.training.monitor import Monitor
 from artok.training.quantizers import Quantizers
 from artok.training.settings import settle_precision
@@ -80,7 +80,8 @@ class TokenizerTask(Task):
         return self.quantizers.start(batches, seed)
 
     def _extractor(self, config: ExtractorConfig) -> Extractor:
-        return build_extractor(config, self.train_split, self.experiment.data.size, self.device)
+        build = build_frame_extractor if len(self.train_split.shape) == 4 else build_extractor
+        return build(config, self.train_split, self.experiment.data.size, self.device)
 
     def plays(self, player: str, step: int) -> bool:
         return step * self.experiment.training.global_batch >= self.joins_after(player)

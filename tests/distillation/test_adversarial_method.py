@@ -172,6 +172,21 @@ def test_real_samples_are_the_teachers_where_a_pool_is_asked_for() -> None:
     assert torch.equal(made.values, again.values)
 
 
+def test_regression_is_to_the_teachers_sample_of_the_same_noise() -> None:
+    """A student that is its teacher in one Euler step has no error, whatever was drawn before."""
+    built = method(pool=8, teacher_solver="euler", teacher_steps=1, regression=3.0)
+    sample, numbers = built.teach(condition(4), noise(4), None), noise(4)
+    assert sample is not None
+    numbers.uniform()
+    built.student.load_state_dict(built.real.model.state_dict())
+    assert built(sample.values, condition(4), numbers, None)["regression"] < 1e-10
+    off = built(sample.values + 0.5, condition(4), noise(4), None)["regression"]
+    torch.testing.assert_close(off, torch.tensor(0.75))
+    for changes in ({"pool": None}, {"pool": 8, "steps": 2}):
+        with pytest.raises(ValueError, match="needs a pool and steps 1"):
+            adversarial.Config.model_validate({"regression": 1.0, **changes})
+
+
 def test_in_several_steps_it_starts_from_noisy_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Rows] = []
 
