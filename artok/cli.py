@@ -11,9 +11,24 @@ import typer
 
 from artok import __version__
 from artok.allocator import keep_freed_memory
+from artok.commands.options import (
+    OUT,
+    PAGE,
+    PLOTS,
+    ConfigFile,
+    Device,
+    Fresh,
+    Out,
+    Overrides,
+    PrintConfig,
+    Run,
+    SamplingSettings,
+    Settings,
+    note_unfinished,
+)
 from artok.commands.plan import plan
 from artok.errors import ArtokError, ConfigError, RunError, describe_failure
-from artok.files import check_arguments, read_place
+from artok.files import check_arguments
 
 # Heavy imports stay inside the commands, so that --help and a mistyped argument answer at once.
 
@@ -23,19 +38,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-ConfigFile = Annotated[str, typer.Argument(help="a YAML file, or a shipped config such as digits/vq (see 'configs')")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="settings on top, as key.sub=value")]
-Run = Annotated[str, typer.Argument(help="a run directory, a published checkpoint such as var-d16, or a hub name")]
-Settings = Annotated[list[str] | None, typer.Argument(help="settings on top, as key=value and data.key=value")]
-SamplingSettings = Annotated[list[str] | None, typer.Argument(help="sampling settings on top, as key=value")]
-OUT = typer.Option(parser=read_place, metavar="PATH", help="folder to write to")
-PAGE = typer.Option(parser=read_place, metavar="PATH", help="page to write; default report.html in the run or here")
-PLOTS = typer.Option(parser=read_place, metavar="PATH", help="folder for the plots of the page as PNG")
-Out = Annotated[Path | None, OUT]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU if there is one unless given")]
-Fresh = Annotated[bool, typer.Option(help="discard the run or study that the folder holds")]
-PrintConfig = Annotated[bool, typer.Option("--print-config", help="print the resolved YAML and do nothing else")]
 
 
 def print_version(wanted: bool) -> None:
@@ -49,15 +51,6 @@ def options(
     version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="and exit")] = False,
 ) -> None:
     """Options before a command."""
-
-
-def note_unfinished(run: str) -> None:
-    """Say of a run that its training has not ended."""
-    from artok.saved import describe_unfinished, find_saved
-
-    note = describe_unfinished(find_saved(run))
-    if note is not None:
-        typer.echo(f"note: {note}", err=True)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from artok.studies.grid import GridPoint, entry_of, grid_title, read_points, ref
 from artok.tokenizers.base import Tokenizer, TokenizerConfig
 from artok.training.encode import DataOnly
 from artok.training.experiment import Experiment, check_codebook
-from artok.training.run import check_same_run
+from artok.training.same_run import check_same_run
 
 
 @dataclass
