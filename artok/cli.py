@@ -141,18 +141,26 @@ def sample(
     truncation: Annotated[float | None, typer.Option(min=0, help="largest number in a GAN's latents")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="sampling steps, where a family has a choice")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="write videos of so many frames, as they are made")] = None,
+    continued: Annotated[Path | None, typer.Option("--continue", help="a clip that the videos begin with")] = None,
+    fps: Annotated[float, typer.Option(min=0.1, help="frames per second of the videos")] = 8.0,
     batch: Annotated[int, typer.Option(min=1)] = 64,
     out: Out = None,
     device: Device = None,
 ) -> None:
-    """Write samples: one PNG per image, a sheet of all, and a GIF of their generation."""
+    """Write samples: one PNG per image, a sheet of all, and a GIF of their generation; or videos of any length."""
     from artok.commands.sample import sample as run_sample
+    from artok.commands.sample import sample_videos
 
     note_unfinished(run)
     flags = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "cfg_scale": cfg_scale, "seed": seed}
     flags |= {"truncation": truncation, "steps": steps, "guidance": guidance}
     folder = out or Path("samples") / Path(run).name
     told = labels, prompt or [], prompts, negative, control or [], control_map or []
+    if frames is not None or continued is not None:
+        made = sample_videos(run, overrides or [], flags, *told, n, batch, folder, device, frames, continued, fps)
+        typer.echo(f"{made} are in {folder}")
+        return
     images = run_sample(run, overrides or [], flags, *told, n, batch, folder, device)
     typer.echo(f"{len(images)} images, grid.png and generation.gif are in {folder}")
 
@@ -209,7 +217,7 @@ def reconstruct(
 def evaluate(
     run: Run,
     n: Annotated[int | None, typer.Option("-n", min=2, help="number of images; default all held-out ones")] = None,
-    extractor: Annotated[str, typer.Option(help="classifier, pixels, inception, or timm:NAME")] = "classifier",
+    extractor: Annotated[str, typer.Option(help="classifier, motion, pixels, inception, or timm:NAME")] = "classifier",
     overrides: Settings = None,
     device: Device = None,
     reference: Annotated[
@@ -218,6 +226,9 @@ def evaluate(
     ] = None,
     edit: Annotated[
         bool, typer.Option("--edit", help="measure edits of held-out images too; evaluation.edits=[left] names masks")
+    ] = False,
+    rollout: Annotated[
+        bool, typer.Option("--rollout", help="continue held-out clips too; evaluation.rollout.frames=65 says how far")
     ] = False,
 ) -> None:
     """Measure a tokenizer or a generator on held-out data, and write results.json into its folder."""
@@ -229,7 +240,8 @@ def evaluate(
 
     where = str(resolve_device(device))
     masks = [f"evaluation.edits=[{','.join(MASKS)}]"] if edit else []
-    results = measure(run, n, extractor, [*masks, *(overrides or [])], where, Progress("evaluate"), reference)
+    asked = [*masks, *(["evaluation.rollout={}"] if rollout else [])]
+    results = measure(run, n, extractor, [*asked, *(overrides or [])], where, Progress("evaluate"), reference)
     typer.echo(str(side_by_side([results])))
 
 

@@ -99,7 +99,7 @@ def find(room: str, kind: object) -> type[Part]:
     """The `Config` class of `artok/<room>/<kind>.py`, or a ConfigError that names the nearest kind."""
     found = _config_class(room, kind) if isinstance(kind, str) and kind.isidentifier() else None
     if found is None:
-        raise ConfigError(f"there is no {room} kind {kind!r}{nearest(str(kind), kinds(room))}")
+        raise ConfigError(f"there is no {room} kind {shorten(repr(kind))}{nearest(str(kind), kinds(room))}")
     return found
 
 

@@ -13,7 +13,7 @@ from artok.errors import CheckpointError
 # The paths that artok writes below a run's folder and a study's, and files that a kill may leave anywhere.
 MODEL = r"(config\.yaml|model\.safetensors)"
 PASSING = r"(.*/)?\.[^/]+\.(tmp|lock)"
-RUN = rf"""{MODEL}|tokenizer/{MODEL}|log\.jsonl|results\.json|report\.html|samples/\d+\.png
+RUN = rf"""(best/)?(tokenizer/)?{MODEL}|log\.jsonl|results\.json|report\.html|samples/\d+\.png
     |(snapshots|moments)/\d+\.safetensors
     |checkpoints/(damaged-\d+|\d+|\.\d+\.tmp)/[\w-]+\.(safetensors|bin|pkl|pt|json)
     |artok/(.*/)?events\.out\.tfevents[^/]*|{PASSING}"""

@@ -50,15 +50,22 @@ def shorten(text: str) -> str:
 TOO_LARGE = ("overflow", "infinity to integer", "int too large", "int too big")
 
 
+def lacks_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
 def describe_failure(error: BaseException) -> str | None:
     """A message for failures of the machine, such as lack of memory; None for any other error."""
     text = str(error)
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
+    if lacks_memory(error):
         return "out of memory; use a smaller batch, a smaller model, or training.gradient_accumulation_steps"
     if isinstance(error, OverflowError | RuntimeError | TypeError | ValueError) and any(
         word in text.lower() for word in TOO_LARGE
     ):
         return f"a number is too large to compute with; ask for something smaller ({shorten(text.splitlines()[0])})"
+    if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
+        return f"{shorten(text.split(',')[0])}; leave training.deterministic off, or use another part"
     if isinstance(error, OSError) and error.errno in (28, 122):
         return "no space left on the disk; free some and run the same command again"
     if isinstance(error, OSError) and error.errno in PLACES and error.filename is not None:

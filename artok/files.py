@@ -32,6 +32,24 @@ def move(aside: Path, final: Path) -> None:
     sync(final.parent)
 
 
+def remove_partial(folder: Path) -> None:
+    """Delete the temporary files below a folder (see `write_aside`) whose processes are gone, as after a kill."""
+    for path in folder.rglob(".*.tmp"):
+        writer = path.name.split(".")[-2]
+        if path.is_file() and writer.isdecimal() and not _is_alive(int(writer)):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # it is another user's
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
 @contextmanager
 def new_folder(out: Path, last: str) -> Iterator[Path]:
     """A temporary folder whose files are moved to `out` at the end; after a failure nothing of them is left.

@@ -10,10 +10,11 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import GifImagePlugin, Image
 from torch import Tensor
 
 FRAME_RATE = 12  # frames per second of clips that say nothing else
@@ -97,3 +98,33 @@ def save_gif(frames: Sequence[Image.Image], path: Path, seconds: float = 3.0, ho
     each = max(20, round(1000 * seconds / len(frames)))
     durations = [each] * (len(frames) - 1) + [round(1000 * hold)]
     frames[0].save(path, save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
+
+
+class GifWriter:
+    """An endless GIF written frame by frame, so that its length takes no memory; to be used in a `with`.
+
+    All frames have the colours of the first where those are grey levels, and their own otherwise.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path, self.duration = path, max(20, round(1000 / fps))
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> GifWriter:
+        return self
+
+    def add(self, frame: Image.Image) -> None:
+        """Write a frame, of the size of the first one."""
+        shown = frame if frame.mode == "L" else frame.convert("P", palette=Image.Palette.ADAPTIVE)
+        if self._file is None:
+            self._file = self.path.open("wb")
+            for block in GifImagePlugin.getheader(shown.copy(), info={"loop": 0})[0]:
+                self._file.write(block)
+        for block in GifImagePlugin.getdata(shown, duration=self.duration, include_color_table=True):
+            self._file.write(block)
+        self._file.flush()
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.write(b";")
+            self._file.close()

@@ -20,7 +20,7 @@ from artok.layout import NO_LABEL, Condition, Tokens, last
 from artok.masks import check_mask, paste
 from artok.nn.packed import CastLinear, PackedLinear, can_pack, with_linears
 from artok.noise import Noise, fold
-from artok.sampling.settings import Precision, Sampling
+from artok.sampling.settings import LONG, Precision, Sampling
 from artok.saved import (
     CONFIG,
     TOKENIZER,
@@ -206,7 +206,7 @@ class Pipeline:
         """
         before = sampling or self.sampling
         settings, plain = validate(Sampling, merge(before.model_dump(), changes), "sampling"), Sampling()
-        own = {"seed", "dtype", *(("edit_rounds",) if self.generator.keeps_known else ())}  # the pipeline reads these
+        own = {"seed", "dtype", *(LONG | {"edit_rounds"} if self.generator.keeps_known else ())}  # read by the pipeline
         for name in set(Sampling.model_fields) - self.generator.reads - own:
             if getattr(settings, name) not in (getattr(before, name), getattr(plain, name)):
                 kind, reads = type(self.generator).__name__, ", ".join(sorted(self.generator.reads))

@@ -47,7 +47,8 @@ MODELS = (
 )
 ALLOWED["saved"] = MODELS
 ALLOWED["pipeline"] = MODELS | {"saved"}
-ALLOWED["training"] = MODELS | {"saved", "pipeline", "losses", "data", "metrics"}
+ALLOWED["rollout"] = MODELS | {"saved", "pipeline"}
+ALLOWED["training"] = MODELS | {"saved", "pipeline", "rollout", "losses", "data", "metrics"}
 ALLOWED["interop"] = MODELS | {"saved", "pipeline", "metrics"}
 for below, above in itertools.pairwise(("training", "planning", "evaluation", "studies", "report", "commands")):
     ALLOWED[above] = ALLOWED[below] | {below}

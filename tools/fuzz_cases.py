@@ -128,7 +128,7 @@ class Maker:
                     )
         if rng.random() < 0.1:
             words.append(word(rng))
-        return Case(words)
+        return Case(words, note="prepare only" if command in ("compare", "sweep") else "")
 
     def overrides(self) -> Case:
         """key=value with bad values, after every command that takes them."""

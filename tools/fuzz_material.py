@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -9,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import artok
 from artok import cli
@@ -66,7 +69,8 @@ def make_material(folder: Path) -> None:
     quantizers["msvq"]["scales"] = [1, 2, 4]
     quantizers["kl"] = {"kind": "gaussian", "latent_channels": 4}
     for name in TOKENIZERS:
-        make(name, merge(BASE, {"tokenizer": {"quantizer": quantizers[name]}}))
+        width = {"z_channels": 4} if name == "kl" else {}  # as diffusers has it
+        make(name, merge(BASE, {"tokenizer": width | {"quantizer": quantizers[name]}}))
     for kind, tokenizer in FAMILIES.items():
         own: Any = str(folder / tokenizer) if tokenizer else {"kind": "pixels"}
         config = GAN if kind == "gan" else tiny(kind)
@@ -74,11 +78,30 @@ def make_material(folder: Path) -> None:
         make(kind, data)
     if not (folder / "tokens").exists():
         run_quietly("encode", str(folder / "vq"), "--out", str(folder / "tokens"))
+    for name in ("kl", "diffusion"):
+        if not (folder / f"{name}-diffusers").exists():
+            run_quietly(
+                "export", str(folder / name), "--format", "diffusers", "--out", str(folder / f"{name}-diffusers")
+            )
+    weights = load_file(folder / "kl" / "model.safetensors")
+    save_file(weights, folder / "kl.safetensors")
+    torch.save({"model": weights, "epoch": 3, "args": argparse.Namespace(lr=0.1)}, folder / "kl.pt")
+    torch.save({"model": weights, "hook": Touch(str(folder / "touched"))}, folder / "evil.pt")
     (folder / "study.yaml").write_text(json.dumps(STUDY | {"entries": {"a": {"run": str(folder / "raster")}}}))
     if not (folder / "study").exists():
         run_quietly("compare", str(folder / "study.yaml"), "--out", str(folder / "study"))
     Image.effect_noise((40, 30), 60).save(folder / "picture.png")
     Image.effect_noise((40, 30), 60).convert("RGB").save(folder / "picture.jpg")
+
+
+class Touch:
+    """What unpickling would write a file for, if anything were executed."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.path,)
 
 
 def tiny(kind: str) -> dict[str, Any]:

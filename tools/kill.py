@@ -35,7 +35,7 @@ KILLS_PER_RUN = 5
 NEAR = 0.01  # seconds within which an aimed kill follows a change of a file
 WALL_LIMIT = 600.0  # seconds of a single start
 TIMED = {"time", "images_per_second", "core_seconds"}  # logged values that depend on the machine
-UNTIMED_EVENTS = {"start", "resume", "stop"}  # events of interrupted runs alone
+UNTIMED_EVENTS = {"start", "resume", "stop", "alive"}  # events of interrupted runs alone
 TEMPORARY = (".tmp", ".writing")
 SHORT = {
     "images": 384, "global_batch": 16, "log_every": 32, "validate_every": 128, "preview_every": 128,

@@ -160,6 +160,10 @@ class Critic(nn.Module):
             self.mean_scores.copy_(torch.lerp(now, self.mean_scores, decay))
             self._part_scores = []
 
+    def forget(self) -> None:
+        """Drop the scores of a step that is abandoned."""
+        self._part_scores = []
+
 
 def share_noise(noise: Noise, images: Tensor) -> Noise:
     """The random numbers of a clip for each of its frames, which are augmented alike; those of images as they are."""

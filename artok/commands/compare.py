@@ -19,6 +19,7 @@ from artok.config import dump, validate
 from artok.discard import check_discardable, discard
 from artok.errors import ConfigError, RunError
 from artok.evaluation.run_directory import diverged, is_trained
+from artok.files import remove_partial
 from artok.locks import hold_lock
 from artok.metrics.features import parse
 from artok.saved import write_json, write_text
@@ -70,6 +71,7 @@ def _conduct_studies(plans: list[StudyPlan], device: str, launcher: tuple[str, .
     progress = Progress(study.name)
     if fresh:
         discard(folder)
+    remove_partial(folder)
     for plan in plans:
         write_text(plan.folder / STUDY, dump(plan.study))
     plans = [measure_speeds(plan, launcher, device, progress) for plan in plans]

@@ -13,7 +13,9 @@ from artok.errors import ConfigError
 from artok.evaluation.controls import read_controls
 from artok.evaluation.sample import Asked, parse_labels, read_prompts
 from artok.evaluation.sample import sample as write_samples
+from artok.evaluation.videos import MOST_VIDEOS, read_clip, write_videos
 from artok.pipeline import Pipeline
+from artok.rollout import Clip
 from artok.sampling.settings import Sampling
 from artok.training.progress import Progress
 
@@ -50,6 +52,60 @@ def sample(
 
     overrides, flags, device: as in `open_pipeline`.
     """
+    pipeline, settings, asked, n, progress = ask(
+        run, overrides, flags, labels, prompts, prompt_file, negative, control, control_maps, n, device
+    )
+    return write_samples(pipeline, asked, n, settings, folder, batch, progress)
+
+
+def sample_videos(
+    run: str,
+    overrides: Sequence[str],
+    flags: Mapping[str, object],
+    labels: str,
+    prompts: Sequence[str],
+    prompt_file: Path | None,
+    negative: str | None,
+    control: Sequence[Path],
+    control_maps: Sequence[Path],
+    n: int,
+    batch: int,
+    folder: Path,
+    device: str | None,
+    frames: int | None,
+    continued: Path | None,
+    fps: float,
+) -> str:
+    """Write `n` videos per label or prompt to a folder; says which files they are.
+
+    frames: of each, by default as many as a clip of training has. continued: a clip that all begin with. The others as
+    in `sample`.
+    """
+    pipeline, settings, asked, n, progress = ask(
+        run, overrides, flags, labels, prompts, prompt_file, negative, control, control_maps, n, device
+    )
+    layout = pipeline.generator.layout
+    Clip.of(layout)
+    given = None if continued is None else read_clip(continued, layout.image)
+    return write_videos(
+        pipeline, asked, n, settings, frames or layout.image[1], folder, given, fps, min(batch, MOST_VIDEOS), progress
+    )
+
+
+def ask(
+    run: str,
+    overrides: Sequence[str],
+    flags: Mapping[str, object],
+    labels: str,
+    prompts: Sequence[str],
+    prompt_file: Path | None,
+    negative: str | None,
+    control: Sequence[Path],
+    control_maps: Sequence[Path],
+    n: int,
+    device: str | None,
+) -> tuple[Pipeline, Sampling, Asked, int, Progress]:
+    """The pipeline, its settings, what is sampled for, and how many of each."""
     pipeline, settings = open_pipeline(run, overrides, flags, device)
     progress = Progress("sample")
     texts = [*prompts, *(read_prompts(prompt_file) if prompt_file is not None else [])]
@@ -60,7 +116,7 @@ def sample(
     asked = choose(pipeline, labels, texts, negative, tuple(path.stem for path in files), maps)
     for line in pipeline.describe_cut([*texts, *([negative] if negative else [])]):
         progress.say(line)
-    return write_samples(pipeline, asked, n, settings, folder, batch, progress)
+    return pipeline, settings, asked, n, progress
 
 
 def choose(

@@ -15,7 +15,7 @@ from typing_extensions import Self
 from artok.config import FREE, OPEN, Config, Part, of_kind
 from artok.data.controls.base import ControlConfig
 from artok.errors import DataError
-from artok.oracle import Oracle
+from artok.oracle import MotionOracle, Oracle
 
 SplitName = Literal["train", "test"]
 
@@ -53,7 +53,8 @@ class Split(ABC):
     labels: (N,) int64 of all images, where they are known without reading these.
     captioned: `read` gives captions. uncaptioned: number of images that are known to have none all the same.
     single: for images whose channels are separate images, the labelled images that the channels are drawn from.
-    oracle: for data whose captions can be checked in an image.
+    oracle: for data whose captions can be checked in an image. motion_oracle: for clips in which it knows how things
+    move.
     unseen: images of the combinations that neither split shows, where some are held out.
     """
 
@@ -70,6 +71,7 @@ class Split(ABC):
     uncaptioned: int = 0
     single: Split | None = None
     oracle: Oracle | None = None
+    motion_oracle: MotionOracle | None = None
     unseen: Split | None = None
 
     @abstractmethod

@@ -15,24 +15,30 @@ if TYPE_CHECKING:
     from datasets import Features
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp", "jpg;png;webp")
+VIDEO_NAMES = ("video", "videos", "clip", "clips", "mp4", "webm", "gif")
 CAPTION_NAMES = (
     "caption", "captions", "text", "texts", "txt", "prompt", "prompts", "description", "descriptions", "sentences"
 )  # fmt: skip
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "target", "y")
 
 
-def find_image_column(features: Features, named: str | None, where: str) -> str:
-    """The named column, else one of type Image (usual names first), else one of bytes with a usual name."""
-    from datasets import Image
+def find_image_column(features: Features, named: str | None, where: str, videos: bool = False) -> str:
+    """The named column, else one of type Image (usual names first), else one of bytes with a usual name.
+
+    videos: of type Video, with usual names of videos.
+    """
+    from datasets import Image, Video
 
     if named is not None:
         return _named(features, named, where, "data.image_column")
-    typed = [name for name, feature in features.items() if isinstance(feature, Image)]
-    usual = [name for name in IMAGE_NAMES if name in features and (name in typed or _holds_files(features[name]))]
+    kind, names = (Video, VIDEO_NAMES) if videos else (Image, IMAGE_NAMES)
+    typed = [name for name, feature in features.items() if isinstance(feature, kind)]
+    usual = [name for name in names if name in features and (name in typed or _holds_files(features[name]))]
     found = [name for name in usual if name in typed] + typed + usual
     if not found:
+        what = "videos" if videos else "images"
         raise DataError(
-            f"no column of {where} holds images; its columns are {', '.join(features)}: name one in data.image_column"
+            f"no column of {where} holds {what}; its columns are {', '.join(features)}: name one in data.image_column"
         )
     return found[0]
 

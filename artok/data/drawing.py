@@ -1,4 +1,4 @@
-"""Simple shapes as signed distances, drawn with smooth edges.
+"""Simple shapes as signed distances, drawn with smooth edges, and glyphs drawn between pixels.
 
 A shape of radius 1 around the origin is a function of x (right) and y (down) that is negative inside. Near a straight
 edge it is the distance to that edge, so a pixel's coverage is 0.5 minus the distance in pixels (Green 2007, "Improved
@@ -73,6 +73,14 @@ def coverage(shape: Tensor, centre: Tensor, radius: Tensor, side: int) -> Tensor
             pixels = distance(x[rows], y[rows]) * (radius[rows] * side)[:, None, None]
             inside[rows] = (0.5 - pixels).clamp(0, 1)
     return inside
+
+
+def paste_glyphs(glyphs: Tensor, corners: Tensor, side: int) -> Tensor:
+    """Pictures (B, side, side) of glyphs (B, g, g) float32 on black, whose upper left corners are at (B, 2) as (x, y)
+    in pixels; between pixels by bilinear interpolation, which keeps mass and centre of mass."""
+    offsets = torch.arange(glyphs.shape[-1])[:, None] - torch.arange(side)
+    x_Bgs, y_Bgs = ((1 - (corners[:, axis, None, None] + offsets).abs()).clamp(min=0) for axis in (0, 1))
+    return y_Bgs.transpose(1, 2) @ glyphs @ x_Bgs
 
 
 @functools.cache

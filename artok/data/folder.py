@@ -23,7 +23,7 @@ from artok.data.manifest import Manifest
 from artok.data.map_files import find_maps, is_map
 from artok.data.pictures import ENDINGS, Encoded, Mapped
 from artok.data.splits import DecodedSplit, keep_in_memory
-from artok.errors import DataError
+from artok.errors import DataError, shorten
 from artok.noise import Seed
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
@@ -59,15 +59,10 @@ class Config(DataConfig):
         try:
             return templated(self._open(split), self.caption_templates)
         except OSError as error:
-            raise DataError(f"{error.filename or self.root} cannot be read ({error.strerror})") from None
+            raise DataError(f"{shorten(str(error.filename or self.root))} cannot be read ({error.strerror})") from None
 
     def _open(self, split: SplitName) -> DecodedSplit:
-        if not self.root.is_dir():
-            raise DataError(f"there is no folder {self.root}; data.root names the folder that holds the class folders")
-        train_root = self.root / "train" if (self.root / "train").is_dir() else self.root
-        test_root = next((self.root / name for name in TEST_FOLDERS if (self.root / name).is_dir()), None)
-        if train_root == self.root and test_root is not None:
-            raise DataError(f"{self.root} has a folder '{test_root.name}' but no folder 'train' beside it")
+        train_root, test_root = find_roots(self.root)
         found, manifest = training, trained_on = self._scan(train_root)
         classes = tuple(training.files)
         if split == "test" and test_root is not None:
@@ -136,19 +131,20 @@ class Config(DataConfig):
             channels,
         )
 
-    def _scan(self, root: Path) -> tuple[_Found, Manifest]:
+    def _scan(self, root: Path) -> tuple[Found, Manifest]:
         above = [str(path) for name in TABLES if (path := self.root / name).is_file()] if root != self.root else []
         column = self.control.column if isinstance(self.control, Column) else None
         key = ("folder", os.path.realpath(root), root, column, *above)
 
         def list_all() -> tuple[dict[str, Any], dict[str, int], int]:
-            found = _scan(root, above, column)
+            found = scan(root, above, column)
             return vars(found) | {"root": str(root), "folders": {}}, found.folders, len(found.paths())
 
         manifest = Manifest(
             key, list_all, lambda listed: [path for each in listed["files"].values() for path in each], self.verify
         )
-        return _Found(**manifest.listed | {"root": root, "other": Counter(manifest.listed["other"])}), manifest
+        listed = manifest.listed | {"root": root, "endings": tuple(manifest.listed["endings"])}
+        return Found(**listed | {"other": Counter(listed["other"])}), manifest
 
     @classmethod
     def tiny(cls, folder: Path) -> Config:
@@ -188,12 +184,23 @@ class _Files:
 # ---------------------------------------------------------------------------------------------- scanning
 
 
+def find_roots(root: Path) -> tuple[Path, Path | None]:
+    """The folders of training and of test, if there is one. DataError: there is no folder, or only one of test."""
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}; data.root names the folder that holds the class folders")
+    train = root / "train" if (root / "train").is_dir() else root
+    test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+    if train == root and test is not None:
+        raise DataError(f"{root} has a folder '{test.name}' but no folder 'train' beside it")
+    return train, test
+
+
 @dataclass
-class _Found:
+class Found:
     """What a folder of class folders holds. files: paths of each class, sorted by name. texts, tables: of captions.
 
-    column: of maps, if they are asked for. beside: maps by their names. maps: of each image. folders: when each of them
-    changed last, in ns.
+    column: of maps, if they are asked for. endings: of files that are taken, which are `what`. beside: maps by their
+    names. maps: of each image. folders: when each of them changed last, in ns.
 
     What is left out: other, files with other endings, by ending; empty classes; broken, what has the ending of an image
     and is no file, such as a dangling link; again, linked folders that are read elsewhere or hold the folder itself.
@@ -201,6 +208,8 @@ class _Found:
 
     root: Path
     column: str | None = None
+    endings: tuple[str, ...] = ENDINGS
+    what: str = "image"
     folders: dict[str, int] = field(default_factory=dict)
     files: dict[str, list[str]] = field(default_factory=dict)
     beside: list[str] = field(default_factory=list)
@@ -221,10 +230,10 @@ class _Found:
         if self.other:
             most = sorted(self.other.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
             shown = ", ".join(f"{ending} {count}" for ending, count in most)
-            parts.append(f"files that end in no image format ({self.other.total()}: {shown})")
+            parts.append(f"files that end in no {self.what} format ({self.other.total()}: {shown})")
         for names, what in (
-            (self.empty, "class folders without images"),
-            (self.broken, "images that are broken links or no files"),
+            (self.empty, f"class folders without {self.what}s"),
+            (self.broken, f"{self.what}s that are broken links or no files"),
             (self.again, "linked folders that are read already or hold this one"),
         ):
             if names:
@@ -239,7 +248,7 @@ class _Found:
         ending = os.path.splitext(entry.name)[1].lower()
         if (entry.name in TABLES or ending == BESIDE) and _is(entry, folder=False):
             (self.tables if entry.name in TABLES else self.texts).append(entry.path)
-        elif ending not in ENDINGS:
+        elif ending not in self.endings:
             self.other[_shown(ending) or "none"] += 1
         elif not _is(entry, folder=False):
             self.broken.append(os.path.relpath(entry.path, self.root))
@@ -250,13 +259,19 @@ class _Found:
         return False
 
 
-def _scan(root: Path, above: Sequence[str], column: str | None) -> _Found:
+def scan(
+    root: Path,
+    above: Sequence[str] = (),
+    column: str | None = None,
+    endings: tuple[str, ...] = ENDINGS,
+    what: str = "image",
+) -> Found:
     """The images of each class folder of `root`, all sorted by name, with their maps. above: tables of folders above.
 
     Linked folders are read after all others, so that what lies in two places is read in its own; and once each, so that
     a loop of links ends.
     """
-    found, base = _Found(root, column, tables=list(above)), os.path.realpath(root)
+    found, base = Found(root, column, endings, what, tables=list(above)), os.path.realpath(root)
     found.folders[str(root)] = os.stat(root).st_mtime_ns  # before it is listed, lest a change meanwhile be missed
     entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     folders = [entry for entry in entries if _is(entry, folder=True) and not entry.name.startswith((".", "__"))]
@@ -299,13 +314,13 @@ def _scan(root: Path, above: Sequence[str], column: str | None) -> _Found:
     found.texts = beside
     if loose and found.files:
         raise DataError(
-            f"{root} holds both images (such as {os.path.basename(loose[0])}) and class folders (such as "
-            f"{next(iter(found.files))}); move the images into class folders"
+            f"{root} holds both {what}s (such as {os.path.basename(loose[0])}) and class folders (such as "
+            f"{next(iter(found.files))}); move the {what}s into class folders"
         )
     if loose:
         found.files = {"all": loose}
     if not found.files:
-        raise DataError(f"{root} holds no images ({', '.join(ending[1:] for ending in ENDINGS)})")
+        raise DataError(f"{root} holds no {what}s ({', '.join(ending[1:] for ending in endings)})")
     return found
 
 

@@ -54,6 +54,9 @@ class Config(DataConfig):
     test split that has labels, `holdout` of the training split is held out, drawn by `seed`. Images that are paths or
     URLs must lie beside the data's own files (see `Places`).
 
+    frames: rows are videos, in a column of type Video or the one that image_column names, and a sample is the first
+    `frames` frames of one, at `fps` frames per second, or as the file has them.
+
     streaming: read sequentially without storing (see `StreamSplit`). shuffle_buffer: rows in a stream's shuffle buffer.
     lengths: rows per streamed split, where the source does not say.
 
@@ -73,6 +76,8 @@ class Config(DataConfig):
     image_column: str | None = None
     label_column: str | None = None
     caption_column: str | None = None
+    frames: int | None = Field(None, ge=1)
+    fps: float | None = Field(None, gt=0)
     classes: list[str] | None = Field(None, min_length=1)
     holdout: float = Field(0.1, ge=0, lt=1)
     seed: Seed = 0
@@ -103,9 +108,21 @@ class Config(DataConfig):
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
+        if self.fps is not None and self.frames is None:
+            raise ValueError("fps is of videos; say in `frames` how many of each make a clip")
+        if self.frames is not None and isinstance(self.control, Column):
+            raise ValueError("clips have no maps beside them")
         if self.path is None and self.files is None:
             raise ValueError("needs `path` (a name on the hub) or `files` (local files)")
         return self
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        return (*self._before, self.size, self.size)
+
+    @property
+    def _before(self) -> tuple[int, ...]:
+        return (self.channels,) if self.frames is None else (self.channels, self.frames)
 
     @property
     def label(self) -> str:
@@ -191,9 +208,10 @@ class Config(DataConfig):
                 captions = uncaptioned = None
             elif uncaptioned:
                 notes.append(describe_missing(uncaptioned, len(rows), where))
-        shape = (self.channels, self.side, self.side)
+        shape = (*self._before, self.side, self.side)
         identity = _identity(data, files, source)
-        told = [captions] if captions else []
+        told: list[object] = [captions] if captions else []
+        told += [] if self.fps is None else [self.fps]
         parts = (identity, shape, classes.names, images.column, column, digest_tensor(rows), *told)
         keep = keep_in_memory(self.in_memory, len(rows), shape, self.workers)
         stored, fingerprint = Rows(data, images, captions, rows), digest_parts("hub", *parts)
@@ -204,7 +222,8 @@ class Config(DataConfig):
     def _find_images(self, features: Any, files: _Paths | None, where: str) -> Images:
         places, control = Places.of(self.path, files), self.control
         if not isinstance(control, Column):
-            return Images(find_image_column(features, self.image_column, where), places)
+            clip = None if self.frames is None else (self.frames, self.fps)
+            return Images(find_image_column(features, self.image_column, where, clip is not None), places, clip=clip)
         maps = find_map_column(features, control.column, where)
         others = type(features)({name: feature for name, feature in features.items() if name != maps})
         return Images(find_image_column(others, self.image_column, where), places, maps, control.channels)
@@ -233,11 +252,12 @@ class Config(DataConfig):
             self._refuse_empty(captions, where)
             captions = None
         told = [] if captions is None else [captions]
+        paced = [] if self.fps is None else [self.fps]
         columns = [name for name in (*images.columns, column, *told) if name is not None]
         count = self.lengths.get(source) or _rows(data, files, source)
         if count is None:
             raise DataError(f"{where} does not say how many rows it streams: set data.lengths.{source}")
-        shape = (self.channels, self.side, self.side)
+        shape = (*self._before, self.side, self.side)
         part = None if whole else (self.holdout, self.seed, split == "test")
         identity = _identity(data, files, source)
         return StreamSplit(
@@ -245,7 +265,9 @@ class Config(DataConfig):
             Items(images, column, captions),
             classes,
             shape,
-            digest_parts("stream", identity, shape, classes.names, images.column, column, count, part, split, *told),
+            digest_parts(
+                "stream", identity, shape, classes.names, images.column, column, count, part, split, *told, *paced
+            ),
             count,
             part,
             self.shuffle_buffer if split == "train" else 1,

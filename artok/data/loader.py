@@ -9,9 +9,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
+import multiprocessing.connection
 import queue
 import signal
 import threading
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,11 +27,13 @@ from artok.data.base import Augment, Captions, DataConfig, Split, note_skipped
 from artok.data.controls.base import ControlConfig
 from artok.data.order import Order, check_shares, choose_rows, rank_positions
 from artok.data.transforms import augment_stored, split_maps, stack_maps
-from artok.errors import ArtokError
+from artok.errors import ArtokError, RunError
 from artok.images import from_uint8
 from artok.noise import Noise, fold
 
 AHEAD = 2  # batches prefetched while a step runs
+DEATHS = 3  # of worker processes, with fewer than CALM batches between them, after which reading is given up
+CALM = 1000
 
 
 @dataclass
@@ -255,33 +259,82 @@ class _Batched(Dataset[_Answer]):
 
 
 def _from_workers(reader: _Reader, steps: Iterable[Tensor], workers: int) -> Generator[Batch, None, None]:
+    """Batches from worker processes, in order. Those of which one dies are replaced and read again what had not come.
+
+    RunError: they die again and again.
+    """
+    owed = deque[Tensor]()  # positions that were handed out, whose batches have not come
+    rest, deaths, since = iter(steps), 0, 0
+    while True:
+        others = set(multiprocessing.active_children())
+        answers = _start_workers(reader, _noted(rest, owed), workers)
+        started = set(multiprocessing.active_children()) - others
+
+        def end(started: set[Any] = started) -> None:
+            while started:  # empty where the interpreter that shuts down calls this again
+                started.pop().kill()  # also one that waits for the lock of a dead one
+
+        atexit.register(end)
+        try:
+            for answer in answers:
+                owed.popleft()
+                since += 1
+                reader.split.enlarged |= answer.enlarged
+                if answer.skipped:
+                    note_skipped(reader.split, answer.skipped)
+                if isinstance(answer.batch, ArtokError):
+                    raise answer.batch
+                yield answer.batch.pin()
+            return
+        except (RuntimeError, OSError, EOFError) as error:  # the second and third of a batch that was on its way
+            if not multiprocessing.connection.wait([process.sentinel for process in started], timeout=1):
+                raise
+            deaths, since = (deaths + 1 if since < CALM else 1), 0
+            if deaths > DEATHS:
+                raise RunError(
+                    f"processes that read images died {deaths} times in a short while ({error}); is there too little "
+                    "memory for them? Lower data.workers"
+                ) from None
+            reader.split.notes = (*reader.split.notes, f"a process that reads images was replaced: {error}")
+        finally:
+            del answers  # torch ends the processes when their iterator is freed
+            end()
+            atexit.unregister(end)
+        rest = itertools.chain(tuple(owed), rest)
+        owed.clear()
+
+
+def _noted(steps: Iterable[Tensor], owed: deque[Tensor]) -> Iterator[Tensor]:
+    for positions in steps:
+        owed.append(positions)
+        yield positions
+
+
+def _start_workers(reader: _Reader, steps: Iterator[Tensor], workers: int) -> Iterator[_Answer]:
     loader = DataLoader(
         _Batched(reader),
         sampler=steps,
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_leave_signals_to_the_parent,
         prefetch_factor=AHEAD,
         generator=torch.Generator(),  # so that torch's global generator does not advance
     )
+    ended: Any = getattr(signal, "SIGCHLD", None)  # not on Windows
+    before = ended and signal.getsignal(ended)
     answers = iter(loader)
-    try:
-        for answer in answers:
-            reader.split.enlarged |= answer.enlarged
-            if answer.skipped:
-                note_skipped(reader.split, answer.skipped)
-            if isinstance(answer.batch, ArtokError):
-                raise answer.batch
-            yield answer.batch.pin()
-    finally:
-        del answers  # torch ends the processes when their iterator is freed
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(ended, before)  # torch's handler raises for a dead worker wherever the program is then
+    return answers
 
 
 def _as_it_is(answer: Any) -> Any:
     return answer
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """Ignore Ctrl-C, which reaches the whole process group: the trainer saves first, then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ignore the signals that reach a whole job: the trainer saves first, then ends its workers."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -21,6 +21,8 @@ from typing_extensions import Self
 from artok.data import digits
 from artok.data.base import DataConfig, Examples, Split, SplitName
 from artok.data.captions import templated
+from artok.data.digit_oracle import DigitOracle
+from artok.data.drawing import paste_glyphs
 from artok.data.fingerprints import digest_parts, digest_tensor
 from artok.noise import Noise, Seed, fold
 
@@ -93,6 +95,7 @@ class MovingDigitsSplit(Split):
         self._speed = tuple(share * config.side * STEPS for share in config.speed)
         self.shape = (config.channels, config.frames, config.side, config.side)
         self.glyphs, self._glyph_labels = typical_digits(self._side, config.glyphs)
+        self.motion_oracle = DigitOracle(self.glyphs, self._glyph_labels, config.side, self._speed[1] / STEPS)
         self.classes = tuple(str(digit) for digit in range(10))
         self.fingerprint = digest_parts(
             "moving digits 1", config.seed, split, self._count, self.shape, config.speed, digest_tensor(self.glyphs)
@@ -143,11 +146,9 @@ def typical_digits(side: int, count: int) -> tuple[Tensor, Tensor]:
 
 def draw(glyphs: Tensor, corners: Tensor, side: int) -> Tensor:
     """Clips (B, T, side, side) uint8 of glyphs (B, g, g) uint8 whose upper left corners are at (B, T, 2) int64, as
-    (x, y) in 1/128 pixel; between pixels by bilinear interpolation, which keeps mass and centre of mass."""
-    offsets = torch.arange(glyphs.shape[-1])[:, None] * STEPS - torch.arange(side) * STEPS
-    x_BTgs, y_BTgs = (
-        (STEPS - (corners[:, :, axis, None, None] + offsets).abs()).clamp(min=0).float() / STEPS for axis in (0, 1)
-    )
+    (x, y) in 1/128 pixel."""
+    frames = corners.shape[1]
     # Every product and sum is a multiple of 1/128^2 below 256, so float32 is exact in any order of summing.
-    frames = torch.einsum("btgy,bgh,bthx->btyx", y_BTgs, glyphs.float(), x_BTgs)
-    return frames.round().to(torch.uint8)
+    places = corners.flatten(0, 1).float() / STEPS
+    drawn = paste_glyphs(glyphs.float().repeat_interleave(frames, 0), places, side)
+    return drawn.round().to(torch.uint8).unflatten(0, (-1, frames))

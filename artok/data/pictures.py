@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import time
+import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,8 +33,9 @@ ENDINGS = (
 )  # fmt: skip
 WAITS = (0.1, 0.5, 2.5)  # seconds before another attempt at a read that failed
 LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
-LARGE = 16 * 1024  # bytes of a file above which decoding in threads is faster, since decoding releases the GIL
 PANORAMA = 4  # images of a larger aspect ratio are cropped before resizing, which would need too much memory
+
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # on odd metadata of a picture that is read
 
 
 @dataclass
@@ -64,7 +64,29 @@ class Mapped:
     channels: int
 
 
-Encoded: TypeAlias = bytes | str | Mapped | Unreadable | None  # the bytes of a file, its path or URL, or nothing
+@dataclass(frozen=True)
+class VideoLength:
+    """frames of a video, and how many a second has, on average."""
+
+    frames: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Some frames of a video file, from number `first` on, at `fps` frames per second or as the file has them.
+
+    length: of the video, where it is known.
+    """
+
+    file: bytes | str | Unreadable | None
+    first: int
+    frames: int
+    fps: float | None
+    length: VideoLength | None = None
+
+
+Encoded: TypeAlias = bytes | str | Mapped | Clip | Unreadable | None  # the bytes of a file, its path or URL, or nothing
 
 
 def decode(encoded: Encoded, channels: int, side: int) -> Picture | Unreadable:
@@ -74,18 +96,10 @@ def decode(encoded: Encoded, channels: int, side: int) -> Picture | Unreadable:
     """
     if isinstance(encoded, Mapped):
         return _decode_mapped(encoded, channels, side)
-    if encoded is None:
-        return Unreadable("the image is missing")
-    if isinstance(encoded, Unreadable):
-        return encoded
-    try:
-        data = _read(encoded)
-    except MemoryError:
-        raise
-    except Exception as error:  # clients of remote files raise errors of their own
-        return Unreadable(_text(error), _may_pass(error))
-    if not data:
-        return Unreadable("the file is empty")
+    assert not isinstance(encoded, Clip), "of videos, see artok.data.decoding"
+    data = read_bytes(encoded)
+    if isinstance(data, Unreadable):
+        return data
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             image.load()
@@ -101,6 +115,21 @@ def decode(encoded: Encoded, channels: int, side: int) -> Picture | Unreadable:
         raise
     except Exception as error:  # Pillow's parsers raise many kinds of errors on damaged bytes
         return Unreadable(_text(error))
+
+
+def read_bytes(encoded: bytes | str | Unreadable | None) -> bytes | Unreadable:
+    """The bytes of a file. A read that fails is repeated for some seconds."""
+    if encoded is None:
+        return Unreadable("the image is missing")
+    if isinstance(encoded, Unreadable):
+        return encoded
+    try:
+        data = _read(encoded)
+    except MemoryError:
+        raise
+    except Exception as error:  # clients of remote files raise errors of their own
+        return Unreadable(_text(error), _may_pass(error))
+    return data or Unreadable("the file is empty")
 
 
 def _decode_mapped(encoded: Mapped, channels: int, side: int) -> Picture | Unreadable:
@@ -148,21 +177,6 @@ def read_pictures(paths: Sequence[Path], channels: int, side: int) -> Tensor:
             raise DataError(f"{path} cannot be read as a picture ({picture.reason})")
         pixels.append(picture.pixels)
     return torch.stack(pixels)
-
-
-def decode_all(encoded: Sequence[Encoded], channels: int, side: int) -> list[Picture | Unreadable]:
-    """`decode` for each picture, in threads if the files are large."""
-    threads = min(8, os.cpu_count() or 1)
-    in_worker = torch.utils.data.get_worker_info() is not None
-    if threads < 2 or in_worker or len(encoded) < 8 or not _large(encoded):
-        return [decode(each, channels, side) for each in encoded]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda each: decode(each, channels, side), encoded))
-
-
-def _large(encoded: Sequence[Encoded]) -> bool:
-    sizes = [len(each) for each in encoded if isinstance(each, bytes)]
-    return not sizes or sum(sizes) > LARGE * len(sizes)
 
 
 def _read(encoded: bytes | str) -> bytes:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from artok.data.base import Captions
 from artok.data.captions import read_texts
-from artok.data.pictures import Encoded, Mapped
+from artok.data.pictures import Clip, Encoded, Mapped
 from artok.data.places import Places
 from artok.data.streaming import Item, Row
 from artok.errors import DataError
@@ -54,12 +54,16 @@ def find_captioned(data: Dataset, column: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Images:
-    """The columns of a table that hold its images and, if there are some, their maps of `channels` channels."""
+    """The columns of a table that hold its images and, if there are some, their maps of `channels` channels.
+
+    clip: of videos, the frames that are taken and how many of a second.
+    """
 
     column: str
     places: Places
     maps: str | None = None
     channels: int = 0
+    clip: tuple[int, float | None] | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -67,15 +71,20 @@ class Images:
 
     def stored(self, row: Row) -> Encoded:
         image = self.places.stored(row[self.column])
+        if self.clip is not None:
+            assert not isinstance(image, Mapped | Clip)
+            return Clip(image, 0, *self.clip)
         return image if self.maps is None else Mapped(image, self.places.stored(row[self.maps]), self.channels)
 
     def undecoded(self, data: Any) -> Any:
         """The data with undecoded images. artok decodes them itself, so that a broken file does not end the run."""
         from datasets import Image as ImageFeature
+        from datasets import Video
 
         for column in self.columns:
-            if isinstance((data.features or {}).get(column), ImageFeature):
-                data = data.cast_column(column, ImageFeature(decode=False))
+            for kind in (ImageFeature, Video):
+                if isinstance((data.features or {}).get(column), kind):
+                    data = data.cast_column(column, kind(decode=False))
         return data
 
 

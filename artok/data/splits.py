@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from artok.data.base import Captions, Examples, Split, note_skipped
-from artok.data.pictures import Encoded, Unreadable, decode_all
+from artok.data.decoding import decode_all
+from artok.data.pictures import Encoded, Unreadable
 
 IN_MEMORY = 2**30  # bytes of decoded pixels that are kept by default
 
@@ -114,7 +115,7 @@ class DecodedSplit(Split):
         if self._memory is not None:
             found = {index: self._memory[index] for index in indices if self._filled[index]}
         fresh = [index for index in indices if index not in found]
-        channels, side = self.shape[:2]
+        channels, side = self.shape[0], self.shape[-1]
         broken = {}
         for index, picture in zip(fresh, decode_all(self.source.fetch(fresh), channels, side), strict=True):
             if isinstance(picture, Unreadable):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from artok.data.base import Captions, Examples, Split, note_skipped
 from artok.data.columns import Classes
-from artok.data.pictures import Encoded, Unreadable, decode, decode_all
+from artok.data.decoding import decode_all, decode_one
+from artok.data.pictures import Encoded, Unreadable
 from artok.data.splits import unstack
 from artok.errors import DataError
 from artok.noise import Noise, fold
@@ -87,7 +88,7 @@ class StreamSplit(Split):
         positions = [int(index) for index in indices]
         self._ahead = {place: item for place, item in self._ahead.items() if place >= positions[0]}
         items = [self._at(position) for position in positions]
-        channels, side = self.shape[:2]
+        channels, side = self.shape[0], self.shape[-1]
         images, labels = [], []
         captions: Captions = []
         pictures = decode_all([item.encoded for item in items], channels, side)
@@ -95,7 +96,7 @@ class StreamSplit(Split):
             while isinstance(picture, Unreadable):
                 note_skipped(self, {item.row: f"row {item.row} ({picture.reason})"})
                 position, item = position + 1, self._at(position + 1)
-                picture = decode(item.encoded, channels, side)
+                picture = decode_one(item.encoded, channels, side)
             if picture.enlarged:
                 self.enlarged.add(item.row)
             images.append(picture.pixels)

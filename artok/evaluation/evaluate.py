@@ -10,6 +10,7 @@ from artok.config import override, read_yaml, validate
 from artok.errors import ConfigError
 from artok.evaluation.edits import add_edits
 from artok.evaluation.evaluator import Evaluator
+from artok.evaluation.rollouts import add_rollouts
 from artok.metrics.reference import Reference
 from artok.metrics.results import Results
 from artok.metrics.selection import MetricChoice
@@ -71,6 +72,7 @@ def evaluate(
     else:
         results = evaluator.generator(pipeline, folder.name, sampling)
         results = add_edits(evaluator, pipeline, sampling, results)
+        results = add_rollouts(evaluator, pipeline, sampling, results)
     seen, wanted = progressed or (None, None)
     results = replace(results, weights=weights, images_seen=seen, images_wanted=wanted, notes=notes)
     results.save(folder / RESULTS)

@@ -43,6 +43,7 @@ MOST = 50_000  # held-out images that samples are compared with; a random subset
 SETS = frozenset({"images", "labels", "real_features", "fake_features"})  # fields that both kinds of run fill
 SAMPLES = SETS | {"samples", "conditions"}
 PROMPTED = frozenset({"prompted", "prompts"})
+MOVING = frozenset({"clips", "clip_classes"})
 PREDICTED = frozenset({"real_predicted", "fake_predicted"})
 
 
@@ -73,10 +74,10 @@ class Evaluator:
         progress.notes(self.train_split, self.test_split)
         self.rows = choose_of(self.test_split, MOST)
         self.n = n or len(self.rows)
-        progress.say(f"measuring with {extractor} features on {self.n:,} images")
         self.extractor: Extractor = build_extractor(
             parse(extractor), self.train_split, data.size, device, watch=progress
         )
+        progress.say(f"measuring with {self.extractor.name} features on {self.n:,} images")
         first, _ = next(self.read(self.test_split, self.rows[:1]))
         predicts = extract(self.extractor, first)[1] is not None
         self.modes = find_modes(self.train_split, data.size) if predicts else None
@@ -137,7 +138,7 @@ class Evaluator:
             )
         layout = tokenizer.layout
         fields = SETS | {"reconstructions"} | ({"codes"} if layout.discrete else set())
-        fields |= PROMPTED if self.test_split.captioned else set()
+        fields |= MOVING | {"true_clips"} | (PROMPTED if self.test_split.captioned else set())
         evaluation = self.evaluation(self.select(fields, layout), layout)
         against = self.against(layout)
         rows = choose_of(self.test_split, self.n)
@@ -185,11 +186,9 @@ class Evaluator:
 
     def samples_alone(self, pipeline: Pipeline, name: str, sampling: Sampling) -> Results:
         """What can be said from the samples and the held-out images: no likelihood, no search for copies, no cost."""
-        layout = pipeline.tokenizer.layout
-        sampling = pipeline.settings({}, sampling)
-        evaluation = self.evaluation(
-            self.select(SAMPLES | self.predicted | self.told(pipeline), layout), layout, sampling.seed
-        )
+        layout, sampling = pipeline.tokenizer.layout, pipeline.settings({}, sampling)
+        fields = SAMPLES | self.predicted | self.told(pipeline)
+        evaluation = self.evaluation(self.select(fields, layout), layout, sampling.seed)
         return self.measure(pipeline, sampling, evaluation, name)
 
     def measure(self, pipeline: Pipeline, sampling: Sampling, evaluation: Evaluation, name: str) -> Results:
@@ -218,8 +217,8 @@ class Evaluator:
         return PREDICTED if self.held_out.real_predicted is not None else frozenset()
 
     def told(self, pipeline: Pipeline) -> frozenset[str]:
-        """The fields that say whether samples follow their captions and their control."""
-        return self.prompted(pipeline) | self.mapped(pipeline)
+        """The fields that say whether samples follow their captions and their control, and how they move."""
+        return self.prompted(pipeline) | self.mapped(pipeline) | MOVING
 
     def prompted(self, pipeline: Pipeline) -> frozenset[str]:
         """The fields of images made for captions, where the generator hears these."""
@@ -238,6 +237,8 @@ class Evaluator:
             seed=seed,
             modes=self.modes,
             oracle=self.test_split.oracle,
+            motion_oracle=self.test_split.motion_oracle,
+            clips=len(self.data.image) == 4,
             train_images=len(self.train_split),
             device=str(self.device) if self.device.type == "cuda" else "cpu",  # others may lack float64
             control=self.with_control.control.kind if self.with_control.control else None,

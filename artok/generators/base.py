@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, ClassVar
 
 import torch
@@ -60,8 +60,8 @@ class Generator(nn.Module, ABC):
         unheard = [part for part in condition.parts if part not in self.hears]
         if unheard:
             raise LayoutError(
-                f"generator {type(self).__module__.rpartition('.')[2]} hears {', '.join(sorted(self.hears))}, and the "
-                f"condition also has {', '.join(unheard)}"
+                f"generator {self.kind} hears {', '.join(sorted(self.hears))}, and the condition also has "
+                f"{', '.join(unheard)}"
             )
         if condition.known is not None and condition.known.layout != self.layout:
             raise LayoutError(f"the known tokens are {condition.known.layout}, and the generator's {self.layout}")
@@ -114,9 +114,30 @@ class Generator(nn.Module, ABC):
         """The text of each row, drawn where the condition has none. ConfigError: the family does not generate text."""
         raise ConfigError(f"{type(self).__name__} generates no text")
 
+    def slide(
+        self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None, history: int
+    ) -> Callable[[Tokens], Tokens]:
+        """Sliding-window denoising of a video without end. The result takes a window whose first `history` frames are
+        given, and returns it with the frame after them. ConfigError: the family or its training does not allow it."""
+        raise ConfigError(f"a {self.kind} makes no video by a sliding window; use rollout chunks")
+
+    def stream(
+        self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None, given: Tensor
+    ) -> Iterator[Tensor]:
+        """The values (B, positions of a frame, K) of each next frame of a video without end, from a cache.
+
+        given: (B, frames, positions of a frame, K), at least none. ConfigError: as of `slide`.
+        """
+        raise ConfigError(f"a {self.kind} has no cache that a video streams from; use rollout chunks")
+
+    @property
+    def kind(self) -> str:
+        """The name of its family."""
+        return type(self).__module__.rpartition(".")[2]
+
     def attach_draft(self, draft: Generator) -> None:
         """Set the model whose codes `decoding: speculative` verifies. ConfigError: it cannot draft for this one."""
-        raise ConfigError(f"a {type(self).__module__.rpartition('.')[2]} takes no drafts; leave draft_model out")
+        raise ConfigError(f"a {self.kind} takes no drafts; leave draft_model out")
 
     def check(self, sampling: Sampling) -> None:
         """Raise a ConfigError for impossible sampling settings, such as more steps than tokens."""

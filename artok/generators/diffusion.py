@@ -292,11 +292,7 @@ class LatentDiffusion(Generator):
     def slide(
         self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None, history: int
     ) -> Callable[[Tokens], Tokens]:
-        """Sliding-window denoising of a video without end. The result takes a window whose first `history` frames are
-        given, and returns it with the frame after them.
-
-        ConfigError: the model was trained otherwise, or guidance changes over the steps.
-        """
+        """ConfigError: the model was trained without diffusion forcing, or guidance changes over the steps."""
         if self.config.forcing != "diffusion":
             raise ConfigError("sliding-window denoising needs a diffusion model trained with forcing diffusion")
         if sampling.cfg_schedule != "constant" or sampling.cfg_interval != (0.0, 1.0):

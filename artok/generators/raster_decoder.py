@@ -27,10 +27,13 @@ class CodeModel(Protocol):
     width: int
     heads: int
     prefix: int
+    rotary: Tensor
     blocks: nn.ModuleList
     ordered: bool
 
     def prefixed(self, condition: Condition) -> Context: ...
+
+    def recall(self, context: Context, codes: Tensor) -> Context: ...
 
     def logits(
         self,
@@ -75,6 +78,7 @@ class RasterDecoder:
             self.codes = torch.where(self.given, in_order(known.values, self.order).flatten(1), self.codes)
             self.first = min(int(self.given.long().cumprod(1).sum(1).min()), length - 1)
         self.gumbel: Tensor | None = None
+        self.recalled: tuple[Tensor, Context] | None = None  # and the codes that it was computed from
         self.begun, self.latest = False, 0  # latest: the place that all rows have reached
         if sampling.temperature and batch * length * model.vocab <= MOST_NOISE:
             every = torch.arange(length, device=device).expand(batch, -1)
@@ -84,26 +88,38 @@ class RasterDecoder:
         if isinstance(start, int):
             begin = start if self.begun else 0
             read, places = self.codes[:, max(begin - 1, 0) : start + count - 1], self._places(start, count)
-            return self.guidance(self._pass(read, start, begin)[:, -count:], places)
+            return self.guidance(self._pass(read, start, begin, start + count)[:, -count:], places)
         places = start[:, None] + torch.arange(count, device=start.device)
-        return self.guidance(self._pass(self.codes.gather(1, places - 1), int(start.min()), start), places)
+        end = int(start.max()) + count
+        return self.guidance(self._pass(self.codes.gather(1, places - 1), int(start.min()), start, end), places)
 
     def logits_at_once(self, start: int, count: int) -> Tensor:
         begin = self.latest + 1 if self.begun else 0  # the codes of the pass before are read in this one
         read = self.codes[:, max(begin - 1, 0) : start]
-        return self.guidance(self._pass(read, start, begin, count)[:, -count:], self._places(start, count))
+        made = self._pass(read, start, begin, start + count, ahead=count)
+        return self.guidance(made[:, -count:], self._places(start, count))
 
     def _places(self, start: int, count: int) -> Tensor:
         return torch.arange(start, start + count, device=self.codes.device)
 
-    def _pass(self, read: Tensor, reached: int, begin: int | Tensor, ahead: int = 1) -> Tensor:
-        """The model's logits for the halves of guidance that the places from `reached` on take."""
+    def _pass(self, read: Tensor, reached: int, begin: int | Tensor, end: int, ahead: int = 1) -> Tensor:
+        """The model's logits, up to the place before `end`, for the halves of guidance that the places from `reached`
+        on take."""
         self.begun, self.latest = True, max(self.latest, reached)
         take, repeat, at = self.guidance.take, self.guidance.repeat, self.latest
         self.context, self.cache = take(self.context, at), take(self.cache, at)
         begin = begin if isinstance(begin, int) else repeat(begin, at)
         order = None if self.order is None else repeat(self.order, at)
-        return self.model.logits(repeat(read, at), self.context, begin, self.cache, order, ahead)
+        context = self._recalled(repeat(self.codes, at), end)
+        return self.model.logits(repeat(read, at), context, begin, self.cache, order, ahead)
+
+    def _recalled(self, codes: Tensor, end: int) -> Context:
+        """The context with what the frames before tell, computed anew only where a pass reads other ones."""
+        per_frame = codes.shape[1] // self.model.layout.grid[0]
+        read = codes[:, : (end - 1) // per_frame * per_frame]
+        if self.recalled is None or not torch.equal(self.recalled[0], read):
+            self.recalled = read.clone(), self.model.recall(self.context, codes)
+        return self.recalled[1]
 
     def pick(self, logits: Tensor, places: Tensor) -> Tensor:
         sampling, gumbel = self.sampling, None

@@ -6,6 +6,7 @@ Whoever evaluates fills a `EvalBatch` per batch; the images' features are comput
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -18,7 +19,7 @@ from artok.config import Part
 from artok.errors import ArtokError
 from artok.layout import TokenLayout
 from artok.metrics.quantity import Quantity
-from artok.oracle import Oracle
+from artok.oracle import MotionOracle, Oracle
 
 HELD_OUT = "/held_out"  # ends the name of a value that held-out real images have, or would have, in the model's place
 
@@ -41,6 +42,10 @@ class EvalBatch:
     Edits of held-out images, whose features count as those of samples:
         edited, originals, pasted (B, C, H, W) uint8, and hidden (B, H, W) bool: the results, what they were made of,
         another image of the same class, and where the results were made anew.
+    Clips that the model made, which may be the same samples or reconstructions, or the frames that continue given ones:
+        clips (B, C, T, H, W) uint8; clip_classes (B,) int64, what they should show; true_clips, as many held-out clips
+        that they should equal.
+    Images may be clips (B, C, T, H, W) everywhere.
     Training images, for comparison:
         train_images (B, C, H, W) uint8, in batches after all samples and held-out images; train_log_likelihood (B,)
         float64.
@@ -66,6 +71,9 @@ class EvalBatch:
     originals: Tensor | None = None
     pasted: Tensor | None = None
     hidden: Tensor | None = None
+    clips: Tensor | None = None
+    clip_classes: Tensor | None = None
+    true_clips: Tensor | None = None
     train_images: Tensor | None = None
     train_log_likelihood: Tensor | None = None
 
@@ -111,7 +119,8 @@ class MetricContext:
     its features. seed: for metrics that draw subsets. modes: (M,) float64 probabilities of the data's modes, where they
     are known and are the extractor's classes. oracle: what checks captions in images, where the data have one.
     train_images: how many the data have, where a metric may be shown a part. device: where large products of float64
-    are computed. control: the kind of the maps that were asked for.
+    are computed. control: the kind of the maps that were asked for. motion_oracle: what knows how things move in
+    the data's clips. clips: whether the images are clips.
     """
 
     layout: TokenLayout | None = None
@@ -122,6 +131,8 @@ class MetricContext:
     train_images: int | None = None
     device: str = "cpu"
     control: str | None = None
+    motion_oracle: MotionOracle | None = None
+    clips: bool = False
 
     def require_layout(self, metric: str) -> TokenLayout:
         if self.layout is None:
@@ -159,6 +170,10 @@ class Metric(ABC):
     def compute(self) -> dict[str, float]:
         """Identifier to value, over all batches so far; an ArtokError when there were too few images."""
 
+    def series(self) -> dict[str, tuple[float | None, ...]]:
+        """Identifier to the values of each frame of a clip, where the metric has any; None where there is no value."""
+        return {}
+
 
 class SetMetric(Metric):
     """A metric of whole sets. rows: of what it needs; the metrics of one evaluation share one collection."""
@@ -192,6 +207,11 @@ class MetricConfig(Part, ABC):
     @abstractmethod
     def tiny(cls) -> MetricConfig:
         """A setting for a dozen images, which the contract tests run."""
+
+
+def as_series(values: Tensor) -> tuple[float | None, ...]:
+    """Values (T,) for `Metric.series`, None in the place of NaN."""
+    return tuple(None if math.isnan(value) else value for value in values.tolist())
 
 
 def enough(metric: str, counts: Mapping[str, int], least: int) -> None:

@@ -45,9 +45,15 @@ class Evaluation:
     def update(self, seen: EvalBatch) -> EvalBatch:
         """Adds the missing features of real and generated images, and lets every metric see the batch; returns it.
 
-        Generated images are the samples or, where there are none, the reconstructions.
+        Generated images are the samples or, where there are none, the reconstructions. Where they are clips, they are
+        also those whose motion is measured.
         """
         made = seen.samples if seen.samples is not None else seen.reconstructions
+        if made is not None and made.ndim == 5 and seen.clips is None:
+            if seen.samples is not None:
+                seen = replace(seen, clips=made, clip_classes=seen.conditions)
+            else:
+                seen = replace(seen, clips=made, clip_classes=seen.labels, true_clips=seen.images)
         for side, images in (("real", seen.images), ("fake", made)):
             wanted = {f"{side}_features", f"{side}_predicted"} & self.wanted
             given = getattr(seen, f"{side}_features") is not None
@@ -107,7 +113,8 @@ class Evaluation:
                         k=metric.k,
                     )
                 )
-        return Results(name, tuple(measurements))
+        series = {key: values for metric in self.metrics for key, values in metric.series().items()}
+        return Results(name, tuple(measurements), series=series)
 
 
 def _with(seen: EvalBatch, field: str, value: object) -> EvalBatch:

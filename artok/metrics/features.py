@@ -46,7 +46,8 @@ class Watch(Protocol):
 class TrainingImages:
     """What an extractor may be trained on: the training split, never held-out images.
 
-    images: (N, C, H, W) uint8. labels: (N,) int64 below `classes`. watch: told of a training's progress.
+    images: (N, C, H, W) uint8, or clips (N, C, T, H, W). labels: (N,) int64 below `classes`. watch: told of a
+    training's progress.
     """
 
     images: Tensor
@@ -55,7 +56,7 @@ class TrainingImages:
     watch: Watch | None = None
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or len(self.images) != len(self.labels):
+        if self.images.dtype != torch.uint8 or self.images.ndim not in (4, 5) or len(self.images) != len(self.labels):
             raise ArtokError(
                 f"training images must be uint8 (N, C, H, W) with N labels, got {self.images.dtype} "
                 f"{tuple(self.images.shape)} with {len(self.labels)} labels"
@@ -155,11 +156,12 @@ def open_extractor(
 
 @torch.no_grad()
 def extract(extractor: Extractor, images: Tensor, batch: int = 256) -> tuple[Tensor, Tensor | None]:
-    """Features (N, D) float32 and logits (N, classes) or None of images (N, C, H, W) uint8, on the CPU.
+    """Features (N, D) float32 and logits (N, classes) or None of images (N, C, H, W) or clips (N, C, T, H, W) uint8, on
+    the CPU.
 
     batch: images passed at once; it bounds the memory and changes features by rounding only.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+    if images.dtype != torch.uint8 or images.ndim not in (4, 5) or images.shape[1] not in (1, 3):
         raise ArtokError(
             f"features are taken of uint8 images (B, 1 or 3, H, W), got {images.dtype} {tuple(images.shape)}"
         )

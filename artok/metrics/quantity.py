@@ -12,6 +12,7 @@ Group = Literal[
     "Quality",
     "Diversity",
     "Fidelity to the condition",
+    "Motion",
     "Editing",
     "Memorisation",
     "Likelihood",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -89,10 +90,20 @@ def _difference(images: Tensor, reconstructions: Tensor) -> Tensor:
 def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image, (B,) float64 in dB: 10 log10(255^2 / MSE), at most 100.
 
-    images, reconstructions: (B, C, H, W) uint8. The metric is the mean of these, not the PSNR of the mean error.
+    images, reconstructions: (B, C, H, W) uint8; of clips (B, C, T, H, W) the mean over their frames. The metric is the
+    mean of these, not the PSNR of the mean error.
     """
+    if images.ndim == 5:
+        return by_frame(psnr, images, reconstructions).mean(1)
     error = _difference(images, reconstructions).square().mean(1)
     return (10 * torch.log10(255.0**2 / error)).clamp(max=PSNR_CAP)
+
+
+def by_frame(measure: Callable[[Tensor, Tensor], Tensor], clips: Tensor, others: Tensor) -> Tensor:
+    """(B, T): what compares images, of each frame of clips (B, C, T, H, W)."""
+    _difference(clips, others)  # for its checks
+    frames = (each.transpose(1, 2).flatten(0, 1) for each in (clips, others))
+    return measure(*frames).unflatten(0, (len(clips), -1))
 
 
 def l1(images: Tensor, reconstructions: Tensor) -> Tensor:
@@ -105,8 +116,10 @@ def ssim(images: Tensor, reconstructions: Tensor) -> Tensor:
 
     Gaussian window of 11x11 pixels and deviation 1.5, population covariance, data range 255, mean over channels and
     over the positions where the window fits. An image with a side below 11 gets the largest odd window that fits it,
-    so its values compare only with images of its own size.
+    so its values compare only with images of its own size. Of clips (B, C, T, H, W) it is the mean over their frames.
     """
+    if images.ndim == 5:
+        return by_frame(ssim, images, reconstructions).mean(1)
     _difference(images, reconstructions)  # for its checks
     channels, height, width = images.shape[1:]
     side = min(WINDOW, height, width)

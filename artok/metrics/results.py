@@ -79,7 +79,8 @@ class Results:
     """name: of what was evaluated. measurements: in the order to print. cost: identifier to value.
     sampling: the settings that samples were made with, none for reconstructions. weights: digest of what was measured
     (`artok.saved.digest_weights`), empty where it is not known. images_seen, images_wanted: in training, by those
-    weights and by the end of it, where there is a record. notes: sentences that a reader should know.
+    weights and by the end of it, where there is a record. notes: sentences that a reader should know. series:
+    identifier to the values of each frame of clips.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Results:
     images_seen: int | None = None
     images_wanted: int | None = None
     notes: tuple[str, ...] = ()
+    series: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool | None:
@@ -128,6 +130,7 @@ class Results:
             "images_seen": self.images_seen,
             "images_wanted": self.images_wanted,
             "notes": list(self.notes),
+            "series": {name: list(values) for name, values in self.series.items()},
         }
 
     @classmethod

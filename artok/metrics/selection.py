@@ -12,6 +12,14 @@ from artok.metrics.base import MetricConfig, MetricContext
 from artok.metrics.quantity import GROUPS
 
 
+class Rollout(Config):
+    """How held-out clips are continued: from their first `given` frames to `frames`; `clips` of them."""
+
+    given: int = Field(9, ge=1)
+    frames: int = Field(65, ge=2)
+    clips: int = Field(96, ge=2)
+
+
 class MetricChoice(Config):
     """The section `evaluation` of an experiment, and part of that of a study."""
 
@@ -20,6 +28,9 @@ class MetricChoice(Config):
     )
     edits: tuple[str, ...] = Field(
         (), description="masks, as in `artok edit`, that held-out images are edited and measured with; see --edit"
+    )
+    rollout: Rollout | None = Field(
+        None, description="of generators of clips: held-out clips are continued and measured with; see --rollout"
     )
     train_images: int | None = Field(
         None, ge=1, description="training images that copies are looked for among, a random subset; all unless given"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -59,22 +57,17 @@ class ConvFeedForward(nn.Module):
 
 
 class PastFrames(nn.Module):
-    """Adds to each token what a convolution reads around its place in the `frames` frames before, so that prediction in
-    order starts from what was there: (B, n, W) of the first n tokens of a grid (frames, rows, columns) to (B, n, W).
+    """What the frames before tell of each place of a video: a causal convolution over the `frames` frames before a
+    token's own and 3 x 3 places around it, (B, N, W) to (B, N, W). It starts at zero."""
 
-    It starts at zero.
-    """
-
-    def __init__(self, width: int, grid: tuple[int, ...], frames: int = 2) -> None:
+    def __init__(self, width: int, grid: tuple[int, ...], frames: int) -> None:
         super().__init__()
-        self.area, self.sides, self.frames = math.prod(grid[1:]), grid[1:], frames
+        self.grid, self.frames = grid, frames
         self.read = nn.Conv3d(width, width, (frames, 3, 3), padding=(0, 1, 1))
         nn.init.zeros_(self.read.weight)
-        assert self.read.bias is not None
-        nn.init.zeros_(self.read.bias)
+        nn.init.zeros_(self.read.bias)  # type: ignore[arg-type]
 
     def forward(self, x_BNW: Tensor) -> Tensor:
-        """What each of the N = whole frames' places gets for the frame after: (B, N, W), frame t from t - 1, ... on."""
-        x = x_BNW.transpose(1, 2).unflatten(2, (-1, *self.sides))
+        x = x_BNW.transpose(1, 2).unflatten(2, self.grid)
         read: Tensor = self.read(F.pad(x, (0, 0, 0, 0, self.frames, 0))[:, :, :-1])
         return read.flatten(2).transpose(1, 2)

@@ -20,6 +20,7 @@ DRAWS = frozenset({"temperature", "top_k", "top_p"})  # what every family of cod
 
 DRAFTS = frozenset({"decoding", "draft_length", "draft_model", "steps"})  # what autoregressive families of codes read
 
+LONG = frozenset({"rollout", "overlap", "history", "cache_frames", "sinks"})  # what videos longer than a clip read
 FRAMES = frozenset({"frame_order", "key_frame_stride", "history_noise"})  # what diffusion of frames reads
 
 Decoding = Literal["sequential", "jacobi", "speculative", "parallel"]
@@ -44,6 +45,14 @@ class Sampling(Config):
     frame noisier than the one before; or key_frames, every key_frame_stride-th and the last, before those between them.
     history_noise: the noise level, as a share of all levels, at which the known frames of a video are read by diffusion
     trained with forcing: noise hides the small errors of what it made before, with which it would drift.
+    rollout: how a video longer than the clips of training is made. chunks: clip after clip, each with the last frames
+    of the one before as known tokens. sliding: by diffusion trained with forcing diffusion, one frame of tokens after
+    the other, the later ones of a window being noisier. stream: by a raster, from a cache of the last `cache_frames`
+    frames and the first `sinks`.
+    overlap: frames of tokens that a chunk or window starts with; default half of a clip's, rounded up.
+    history: what they are: frames, encoded anew as the beginning of a clip, as in training; or tokens, as they were
+    made, and the video is then decoded as one.
+    cache_frames: of tokens; default as many as fit a clip.
     dtype: of the linear layers' weights and products. auto is the fastest one near float32: on a GPU bfloat16; on a CPU
     weights in float16, and bfloat16 for many rows and for the decoder where the CPU multiplies it natively.
     """
@@ -72,6 +81,11 @@ class Sampling(Config):
     frame_order: FrameOrder = "together"
     key_frame_stride: int = Field(4, ge=2)
     history_noise: float = Field(0.0, ge=0, lt=1)
+    rollout: Literal["chunks", "sliding", "stream"] = "chunks"
+    overlap: int | None = Field(None, ge=1)
+    history: Literal["frames", "tokens"] = "frames"
+    cache_frames: int | None = Field(None, ge=1)
+    sinks: int = Field(1, ge=0)
     edit_rounds: int = Field(
         1, ge=1, description="how often an edit makes the hidden part, each time beside the last result"
     )

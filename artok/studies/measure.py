@@ -20,6 +20,7 @@ from artok.errors import ArtokError
 from artok.evaluation.code_usage import examine
 from artok.evaluation.edits import add_edits
 from artok.evaluation.evaluator import Evaluator
+from artok.evaluation.rollouts import add_rollouts
 from artok.evaluation.run_directory import diverged
 from artok.generators.base import Generator, GeneratorConfig
 from artok.metrics.results import Results
@@ -215,6 +216,8 @@ class CacheKeys:
             settings.append(repr(evaluation.metrics))
         if evaluation.edits and record.kind == "final":
             settings.append(repr(evaluation.edits))
+        if evaluation.rollout is not None and record.kind == "final":
+            settings.append(repr(evaluation.rollout))
         if record.kind == "tokenizer" and study.robustness is not None:
             settings.append(study.robustness.model_dump_json())
         return f"{fold(*map(digest_file, files), *settings, self.data, self.plan.data.size):016x}"
@@ -288,7 +291,8 @@ def measure_samples(evaluator: Evaluator, pipeline: Pipeline, record: Record) ->
     sampling = validate(Sampling, record.sampling.model_dump(), "sampling")
     if record.kind == "final":
         results = evaluator.generator(pipeline, record.owner, sampling, timed=False)
-        return add_edits(evaluator, pipeline, sampling, results)
+        results = add_edits(evaluator, pipeline, sampling, results)
+        return add_rollouts(evaluator, pipeline, sampling, results)
     try:
         if record.kind == "images":
             read_weights(pipeline.generator, record.weights)

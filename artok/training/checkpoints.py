@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from artok.errors import CheckpointError, RunError
 from artok.files import move
 from artok.saved import CONFIG, STATE, TOKENIZER, WEIGHTS, write_weights
+from artok.training.best import BEST
 from artok.training.ema import Ema
 from artok.training.log import LOG
 from artok.training.sharding import is_sharded, local
@@ -142,6 +143,8 @@ def clear_leftovers(run: Path, keep: int) -> None:
     for folder, name in ((run, LOG), (run, CONFIG), (run, WEIGHTS), (run / TOKENIZER, ""), (run / SNAPSHOTS, "")):
         for path in folder.glob(f".{name}*.tmp"):
             path.unlink(missing_ok=True)
+    for path in (run / BEST).rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
     saved = run / "checkpoints"
     for old in (*saved.glob(".*.tmp"), *list_checkpoints(saved)[keep:]):
         shutil.rmtree(old, ignore_errors=True)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from artok.data.base import Split
 from artok.data.memory import read_into_memory
+from artok.metrics.extractors import classifier, motion
 from artok.metrics.features import Extractor, ExtractorConfig, TrainingImages, Watch
 from artok.metrics.modes import of_stacks
 from artok.metrics.per_channel import PerChannel
@@ -22,10 +23,13 @@ def build_extractor(
 ) -> Extractor:
     """An extractor with its weights; a `trained` one is trained on the training split.
 
-    For images whose channels are separate images, it is trained on those and applied per channel.
+    For images whose channels are separate images, it is trained on those and applied per channel. For clips the motion
+    network stands in the place of the classifier.
     size: of the images. known: the result of `read_into_memory` for the split, if it was read already. watch: called
     with the progress of training. Errors as in `ExtractorConfig.build`.
     """
+    if isinstance(config, classifier.Config) and len(train.shape) == 4:
+        config = motion.Config()
     if not config.trained:
         return config.build(None, device, None)
     if train.single is not None:

@@ -13,6 +13,7 @@ from artok.saved import write_text
 
 LOG = "log.jsonl"
 NONFINITE = "nonfinite"  # event of a training that stopped since a number was not finite
+HEARTBEAT = 60.0  # seconds without an event, after which a finished step is logged as "alive"
 TEXTS = frozenset({"event", "device", "health", "kind", "text"})  # values that are texts; all others are numbers
 
 
@@ -57,6 +58,11 @@ class Log:
             file.write(json.dumps(self.events[-1]) + "\n")
         if event == "checkpoint":
             sync(self.path)  # before the checkpoint is
+
+    def beat(self, images: int) -> None:
+        """Write a sign of life where there was no event for long."""
+        if time.time() - self.events[-1]["time"] > HEARTBEAT:
+            self.write("alive", images, {})
 
 
 def duration(seconds: float) -> str:

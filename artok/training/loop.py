@@ -7,30 +7,34 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict
-from itertools import chain, compress
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from artok.data.base import note_skipped
 from artok.errors import ConfigError, RunError
 from artok.nn.gradient_checkpointing import set_gradient_checkpointing
-from artok.noise import fold
+from artok.noise import SEEDS, fold
 from artok.saved import WEIGHTS, whole_state, write_weights
 from artok.training import checkpoints
+from artok.training.best import BEST, begin_best, is_better, require_measured
 from artok.training.ema import Ema
 from artok.training.health import diagnose, verdict
 from artok.training.interrupt import Interrupt, catch_signals
 from artok.training.log import LOG, NONFINITE, Log
 from artok.training.meter import Meter
+from artok.training.optimizers import make_optimizer
 from artok.training.progress import Progress
-from artok.training.settings import Optimizer, Training
-from artok.training.sharding import Twin, check_shardable, clip_gradients, gathered, name_blocks
+from artok.training.settings import Optimizer, Training, crosses
+from artok.training.sharding import clip_gradients, gathered, make_twin, name_blocks, only
 from artok.training.shards import Shards
+from artok.training.spikes import ROLLBACKS, SKIPS, Kept, Spike, Watch
 from artok.training.task import Step, Task
 
 
@@ -40,20 +44,15 @@ class Trainer:
     def __init__(self, task: Task, folder: Path, accelerator: Accelerator, progress: Progress) -> None:
         self.task, self.folder, self.accelerator, self.progress = task, folder, accelerator, progress
         self.training: Training = task.experiment.training
-        self.seed = task.experiment.seed
-        processes = accelerator.num_processes
-        if self.training.global_batch % (processes * self.training.gradient_accumulation_steps):
-            raise ConfigError(
-                f"training.global_batch {self.training.global_batch} must be a multiple of {processes} processes "
-                f"times gradient_accumulation_steps {self.training.gradient_accumulation_steps}"
-            )
+        self.seed = self.first_seed = task.experiment.seed
+        self.training.check_processes(accelerator.num_processes)
         if self.training.gradient_checkpointing and not sum(
             set_gradient_checkpointing(module, True) for module in task.players.values()
         ):
             raise ConfigError(
                 "training.gradient_checkpointing is on, but no part of this model supports it; switch it off"
             )
-        self.twin = self.make_twin()
+        self.twin = make_twin(accelerator, task.players, task.experiment.distill is not None)
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         for player, module in task.players.items():
@@ -64,25 +63,12 @@ class Trainer:
                 name_blocks(module)
             self.modules[player], self.optimizers[player] = accelerator.prepare(module, optimizer)
         self.ema = Ema(self.modules["model"], self.training.ema) if self.training.ema else None
-        checkpoints.keep_windows(accelerator, task.windows)
-        shards = Shards(self.modules, self.optimizers, self.ema, task.windows)
+        self.together = list(self.modules.values()) if task.calls_past_forward else []  # whole during a step
+        self.watch = Watch(self.training, task.players, accelerator.scaler is not None)
+        shards = Shards(self.modules, self.optimizers, self.ema, lambda: task.windows() | self.watch.windows())
+        checkpoints.keep_windows(accelerator, shards.windows)
         self.trained = checkpoints.Trained(accelerator, self.modules, self.ema, shards)
         self.seen, self.skipped, self.began = 0, 0, 0.0
-
-    def make_twin(self) -> Twin | None:
-        """What stands for a model that is going to be sharded. ConfigError: it cannot be."""
-        if self.accelerator.distributed_type.value != "FSDP":
-            return None
-        if not getattr(self.accelerator, "is_fsdp2", False):
-            raise ConfigError("artok shards by FSDP2: set fsdp_version: 2 in accelerate's config, of accelerate 1.6 on")
-        check_shardable(self.task.players, self.task.experiment.distill is not None)
-        model, *others = self.task.players.values()
-        return Twin(model, others)
-
-    @property
-    def together(self) -> list[nn.Module]:
-        """The sharded players that have to be whole during a step."""
-        return list(self.modules.values()) if self.task.calls_past_forward else []
 
     def settings(self, player: str) -> Optimizer:
         return self.training.optimizer if player == "model" else self.training.critic
@@ -90,7 +76,7 @@ class Trainer:
     # -------------------------------------------------------------------------------------- the loop
 
     def run(self, begin: Callable[[], None], fresh: bool) -> bool:
-        """Train from the newest checkpoint, if not `fresh`, to the end. Returns False when a signal stopped it first.
+        """Train from the newest checkpoint, if not `fresh`, to the end. False: a signal stopped it first.
 
         begin: called by the main process before the first step, once data could be read; it begins the folder.
         """
@@ -112,6 +98,17 @@ class Trainer:
             if self.ema:
                 self.ema.restart(replaced)
         self.began = time.process_time()
+        if self.watch.counts[2]:
+            self.reseed()
+        finished = self.attempt(begin, resumed is not None)
+        while finished is None:
+            finished = self.attempt(lambda: None, True)
+        self.check_health(finished)
+        return finished
+
+    def attempt(self, begin: Callable[[], None], resumed: bool) -> bool | None:
+        """Train from where the trainer stands to the end, or a signal (False), or a return to a checkpoint (None)."""
+        reason = ""
         world = self.accelerator.process_index, self.accelerator.num_processes
         with (
             closing(self.task.batches(self.seen, *world)) as batches,
@@ -121,17 +118,43 @@ class Trainer:
             first = next(batches)
             if self.accelerator.is_main_process:
                 begin()
-                self.log = Log(self.folder / LOG, -1 if resumed is None else self.seen)
+                self.log = Log(self.folder / LOG, self.seen if resumed else -1)
             self.accelerator.wait_for_everyone()
             if self.training.trackers:
                 self.accelerator.init_trackers("artok")
             machine = {"device": str(self.accelerator.device), "threads": torch.get_num_threads()}
             scope = {"processes": self.accelerator.num_processes, "wanted": self.training.images}
-            self.record("start" if resumed is None else "resume", scope | machine)
-            finished = self.loop(chain([first], batches), interrupt)
-            checkpoints.finish(self.trained)
-        self.check_health(finished)
-        return finished
+            self.record("resume" if resumed else "start", scope | machine)
+            try:
+                finished = self.loop(chain([first], batches), interrupt)
+                checkpoints.finish(self.trained)
+                return finished
+            except Spike as spike:
+                reason = str(spike)
+        self.roll_back(reason)
+        return None
+
+    def roll_back(self, reason: str) -> None:
+        """Return to the last checkpoint, from which other noise and another order of images follow.
+
+        RunError: there is none, or this happened too often.
+        """
+        count, at = int(self.watch.counts[2]) + 1, self.seen
+        if count > ROLLBACKS:
+            self.stop(f"{reason}, though the run went back to a checkpoint {ROLLBACKS} times before")
+        checkpoints.finish(self.trained)
+        seen = checkpoints.restore(self.trained, self.folder / "checkpoints", self.progress.say)
+        if seen is None:
+            self.stop(f"{reason}, before there was a checkpoint to go back to")
+        self.seen, self.watch.counts[2] = seen, count
+        self.reseed()
+        self.record("rollback", {"text": f"{reason}, after {at} images"})
+        self.progress.say(f"{reason} after {at:,} images: back to {seen:,} images, and on with other noise")
+
+    def reseed(self) -> None:
+        """Draw other noise and another order of images than before the last return to a checkpoint."""
+        self.seed = fold("rollback", self.first_seed, int(self.watch.counts[2])) % SEEDS
+        self.task.experiment = self.task.experiment.model_copy(update={"seed": self.seed})
 
     def end_log(self) -> None:
         """Write the last line of a finished run's log, if a kill prevented it."""
@@ -146,6 +169,8 @@ class Trainer:
             torch.manual_seed(fold("step", self.seed, self.seen, self.accelerator.process_index))
             self.step(next(batches), meter)
             before, self.seen = self.seen, self.seen + training.global_batch
+            if self.accelerator.is_main_process:
+                self.log.beat(self.seen)
             meter.steps += 1
             meter.images += training.global_batch
             self.progress.advance(self.seen)
@@ -175,6 +200,7 @@ class Trainer:
     def step(self, batch: Any, meter: Meter) -> None:
         """One optimizer step for each player that takes part in this step."""
         parts = self.task.split(batch, self.training.gradient_accumulation_steps)
+        before = Kept(self.modules) if self.watch.policy != "stop" else None
         turn = self.seen // self.training.global_batch
         for player, module in self.modules.items():
             if not self.task.plays(player, turn):
@@ -182,21 +208,30 @@ class Trainer:
             optimizer, settings, joined = self.optimizers[player], self.settings(player), self.task.joins_after(player)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate_at(self.seen - joined, self.training.images - joined)
-            with gathered(self.together), self.only(player):
-                self.pass_parts(player, parts, meter)
+            with gathered(self.together), only(player, self.modules):
+                values = self.pass_parts(player, parts)
             norm = clip_gradients(self.accelerator, module, optimizer, settings.grad_clip)
+            if norm is not None and self.watch.active:
+                try:
+                    self.watch.check(player, float(norm))
+                except Spike as spike:
+                    self.abandon(str(spike), before)
+                    return
+            for part_values in values:
+                meter.add(part_values, 1 / len(parts))
             if norm is not None:
                 meter.add({f"{player}_gradient_norm": norm}, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        replaced = self.task.settle(self.mean_over_processes)
+        self.watch.counts[1] = 0
+        replaced = self.task.settle(partial(self.accelerator.reduce, reduction="mean"))
         if self.ema and self.task.plays("model", turn):
             self.ema.update(turn)
             self.ema.restart(replaced)
 
-    def pass_parts(self, player: str, parts: list[Any], meter: Meter) -> None:
-        """Add the gradients of a player over the parts of a batch."""
-        module = self.modules[player]
+    def pass_parts(self, player: str, parts: list[Any]) -> list[dict[str, Tensor]]:
+        """Add the gradients of a player over the parts of a batch. Returns what is logged of each part."""
+        module, values = self.modules[player], list[dict[str, Tensor]]()
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(module):
@@ -204,24 +239,22 @@ class Trainer:
                     step: Step = self.task.losses(self.modules, player, part, self.seen)
                 total = torch.stack(list(step.losses.values())).sum()
                 self.accelerator.backward(total / len(parts))
-            meter.add({**step.losses, **step.monitors, f"{player}_loss": total}, 1 / len(parts))
+            values.append({**step.losses, **step.monitors, f"{player}_loss": total})
+        return values
 
-    def mean_over_processes(self, value: Tensor) -> Tensor:
-        mean: Tensor = self.accelerator.reduce(value, "mean")
-        return mean
-
-    @contextmanager
-    def only(self, player: str) -> Iterator[None]:
-        """Freeze the other players, so that they get no gradients."""
-        others = [p for name, module in self.modules.items() if name != player for p in module.parameters()]
-        frozen = [parameter for parameter in others if parameter.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
+    def abandon(self, reason: str, before: Kept | None) -> None:
+        """End a step without its update, by the policy. Spike: return to the last checkpoint. RunError: stop."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        self.task.forget()
+        if before is None:
+            self.stop(reason)
+        before.give_back()
+        if self.watch.policy == "roll_back":
+            raise Spike(reason)
+        self.progress.say(f"{reason} after {self.seen:,} images: the step is skipped")
+        if self.watch.skip():
+            self.stop(f"{reason}, as in {SKIPS} steps in a row before it")
 
     # -------------------------------------------------------------------------------------- reports and checkpoints
 
@@ -239,13 +272,14 @@ class Trainer:
         rate = self.training.optimizer.rate_at(self.seen, self.training.images)
         skipped = self.count_skipped()
         spent = torch.tensor(time.process_time() - self.began, device=self.accelerator.device)  # since start or resume
-        cores = round(float(self.mean_over_processes(spent)), 2)
-        self.record("train", values | {"lr": rate, "skipped": len(skipped), "core_seconds": cores})
+        cores = round(float(self.accelerator.reduce(spent, "mean")), 2)
+        counts = {"steps_skipped": int(self.watch.counts[0])} if self.watch.policy == "skip" else {}
+        self.record("train", values | counts | {"lr": rate, "skipped": len(skipped), "core_seconds": cores})
         if len(skipped) > self.skipped:
             self.progress.skipped(skipped[self.skipped :])
             self.skipped = len(skipped)
         if bad:
-            self.stop_nonfinite(bad[0])
+            self.stop(f"{bad[0]} is no finite number")
         self.progress.show(self.seen, values)
 
     def count_skipped(self) -> list[str]:
@@ -262,25 +296,22 @@ class Trainer:
     def require_finite(self) -> None:
         """Raise a RunError when a weight, a buffer or an average is not finite."""
         if wrong := self.trained.find_nonfinite():
-            self.stop_nonfinite(wrong)
+            self.stop(f"{wrong} is no finite number")
 
-    def stop_nonfinite(self, name: str) -> NoReturn:
-        """Raise the RunError of a number that is not finite."""
-        self.record(NONFINITE, {"text": f"{name} is no finite number"})
+    def stop(self, reason: str) -> NoReturn:
+        """Raise the RunError of a number that is not finite, or of a spike."""
+        self.record(NONFINITE, {"text": reason})
         self.check_health()
         newest = checkpoints.find_latest(self.folder / "checkpoints")
         kept = f"the last good checkpoint is {newest}" if newest else "there was no checkpoint yet"
         raise RunError(
-            f"{name} is no finite number after {self.seen} images, so training stopped; {kept}. "
-            "Start anew with --fresh and a lower training.optimizer.lr, or with precision fp32"
+            f"{reason} after {self.seen} images, so training stopped; {kept}. Start anew with --fresh and a lower "
+            "training.optimizer.lr, with precision fp32, or with training.on_spike"
         )
 
     @contextmanager
     def shared_weights(self) -> Iterator[nn.Module]:
-        """The model in eval mode with the weights to evaluate and share: the EMA, if there is one.
-
-        A sharded model is gathered in every process, so that one may work on it while the others wait.
-        """
+        """The whole model in eval mode with the weights to evaluate and share: the EMA, if there is one."""
         module = self.modules["model"]
         with ExitStack() as stack:
             if self.ema:
@@ -298,17 +329,32 @@ class Trainer:
         with self.shared_weights():
             values = self.task.validate()
         self.record("validation", values)
+        self.keep_best(values)
         self.progress.show(self.seen, values, "held out")
 
     def monitor(self) -> None:
         with self.shared_weights():
             values = self.task.monitor() if self.accelerator.is_main_process else {}
         self.accelerator.wait_for_everyone()
+        self.keep_best(values)
         if values:
             self.record("monitor", values)
             shown = {name: value for name, value in values.items() if not name.endswith("_floor")}
             self.progress.show(self.seen, shown, "samples")
             self.check_health()
+        if self.training.keep_best and self.accelerator.is_main_process:
+            require_measured(self.training.keep_best, self.log.events)
+
+    def keep_best(self, values: dict[str, float]) -> None:
+        """Keep the weights if the figures of the main process are better than any before, by training.keep_best."""
+        wish, better = self.training.keep_best, [False]
+        if wish is None:
+            return
+        if self.accelerator.is_main_process and (better := [is_better(wish, values, self.log.events)])[0]:
+            begin_best(self.folder)
+        if broadcast_object_list(better)[0]:
+            self.write_weights(self.folder / BEST / WEIGHTS)
+            self.record(BEST, values)
 
     def check_health(self, finished: bool | None = None) -> None:
         """Print a warning for each new finding in the log, and at the end of a call all findings."""
@@ -352,24 +398,3 @@ class Trainer:
             state = whole_state(model)
             if self.accelerator.is_main_process:  # inside the context, since on a CPU the state shares their memory
                 write_weights(state, path)
-
-
-def crosses(before: int, after: int, every: int) -> bool:
-    """Whether a multiple of `every` lies in (before, after]."""
-    return after // every > before // every
-
-
-def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """AdamW with weight decay on matrices and convolutions only, except those that a module lists as `undecayed`.
-
-    `undecayed` names parameters, or parts whose parameters are all spared.
-    """
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    named = [getattr(part, name) for part in module.modules() for name in getattr(part, "undecayed", ())]
-    spared = {id(p) for each in named for p in (each.parameters() if isinstance(each, nn.Module) else (each,))}
-    decays = [p.ndim >= 2 and id(p) not in spared for p in trained]
-    groups = [
-        {"params": list(compress(trained, decays)), "weight_decay": settings.weight_decay},
-        {"params": [p for p, decay in zip(trained, decays, strict=True) if not decay], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)

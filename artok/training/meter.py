@@ -1,4 +1,4 @@
-"""Running means of what a training logs."""
+"""Running means of what training steps give."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class Meter:
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over processes and the steps that had a value, and images per second; then resets."""
-        names = sorted(self.sums)
-        stacked = torch.stack([self.sums[name] / self.counts[name] for name in names])
-        means = accelerator.reduce(stacked, "mean").tolist()
+        names, means = sorted(self.sums), list[float]()
+        if names:  # none where all steps were skipped
+            stacked = torch.stack([self.sums[name] / self.counts[name] for name in names])
+            means = accelerator.reduce(stacked, "mean").tolist()
         speed = self.images / max(time.perf_counter() - self.started, 1e-9)
         self.sums, self.counts, self.steps, self.images = {}, {}, 0, 0
         self.restart_clock()

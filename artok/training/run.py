@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from artok.data.order import choose_rows
 from artok.data.tokens import TokenCache
 from artok.device import resolve_device
 from artok.discard import check_discardable, discard
-from artok.errors import ArtokError, CheckpointError, ConfigError, RunError
+from artok.errors import ArtokError, CheckpointError, ConfigError, RunError, lacks_memory, shorten
 from artok.locks import hold_lock
 from artok.metrics import cost
 from artok.saved import (
@@ -49,6 +49,7 @@ from artok.training.experiment import Experiment, check_codebook
 from artok.training.initial import load_initial
 from artok.training.loop import Trainer
 from artok.training.monitor import FEWEST, Monitor
+from artok.training.needs import advise_on_memory, check_needs
 from artok.training.post_training import DecoderTask
 from artok.training.progress import Progress
 from artok.training.settings import settle_precision
@@ -103,13 +104,23 @@ def train(
         f"{accelerator.mixed_precision.replace('no', 'fp32')}, into {folder}"
     )
     with ExitStack() as held:
+        held.enter_context(deterministic(experiment.training.deterministic))
         if accelerator.is_main_process:
             held.enter_context(hold_lock(folder / LOCK, wait))
             check()  # again, since another process may have begun the folder meanwhile
+            newest = None if fresh else checkpoints.find_latest(folder / "checkpoints")
+            if newest is None or int(newest.name) < experiment.training.images:
+                progress.say(check_needs(trainer.modules, experiment.training, folder, accelerator.device))
             if not fresh:
                 check_same_facts(task.facts, folder)
         accelerator.wait_for_everyone()
-        finished = trainer.run(lambda: begin_folder(folder, experiment, task, fresh), fresh)
+        try:
+            finished = trainer.run(lambda: begin_folder(folder, experiment, task, fresh), fresh)
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
+            advice = advise_on_memory(experiment.training, accelerator.num_processes)
+            raise RunError(f"training needs more memory than {accelerator.device} has; {advice}") from None
         for tracker in accelerator.trackers:
             tracker.finish()
     return finished
@@ -157,6 +168,19 @@ def describe_launch(used: DistributedType) -> str | None:
             alone = "which accelerate does on GPUs only; here every process holds the whole model"
             return f"note: the launch asks for {wanted.value}, {alone}"
     return None
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Refuse operations that are not deterministic inside the context (training.deterministic)."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic products need on a GPU
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def describe_length(experiment: Experiment) -> str:
@@ -308,7 +332,7 @@ def check_same_run(experiment: Experiment, folder: Path, extend: bool = False) -
         changed.remove(longer)
     if changed:
         raise CheckpointError(
-            f"the run {folder} was started with other settings ({'; '.join(changed[:5])}); "
+            f"the run {folder} was started with other settings ({'; '.join(map(shorten, changed[:5]))}); "
             "resume with those, choose another folder with --out, or start anew with --fresh"
         )
 

@@ -70,6 +70,13 @@ class Training(Config):
         description="the same for the discriminator of a GAN or of an adversarial loss; as `optimizer` where not given",
     )
     precision: Precision = "auto"
+    on_spike: Literal["stop", "skip", "roll_back"] = Field(
+        "stop",
+        description="at a gradient norm that is not finite or a spike: stop; skip and count the step; or return to the "
+        "last checkpoint and go on with other noise",
+    )
+    spike: float | None = Field(None, gt=1, description="a norm over so many times the median of 100 steps is a spike")
+    deterministic: bool = Field(False, description="refuse operations whose bits differ between repetitions on a GPU")
     ema: float | None = Field(None, gt=0, lt=1)
     compile: Annotated[bool, FREE] = False
     gradient_checkpointing: Annotated[bool, FREE] = Field(False, description="less memory, more time")
@@ -86,6 +93,11 @@ class Training(Config):
     )
     checkpoint_every: Annotated[int, FREE] = Field(20_000, ge=1)
     keep_last: Annotated[int, FREE] = Field(2, ge=1, description="checkpoints kept")
+    keep_best: Annotated[str | None, FREE] = Field(
+        None,
+        pattern=r"^(max|min) \w+$",
+        description="metric of validation or the monitor whose best weights are kept in best/, such as max psnr",
+    )
     snapshot_every: Annotated[int | None, FREE] = Field(
         None, ge=1, description="keep weights in snapshots/, to be measured later"
     )
@@ -109,6 +121,14 @@ class Training(Config):
             )
         return self
 
+    def check_processes(self, processes: int) -> None:
+        """Raise a ConfigError unless so many processes can share a batch."""
+        if self.global_batch % (processes * self.gradient_accumulation_steps):
+            raise ConfigError(
+                f"training.global_batch {self.global_batch} must be a multiple of {processes} processes times "
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps}"
+            )
+
     def steps(self) -> int:
         return math.ceil(self.images / self.global_batch)
 
@@ -128,6 +148,11 @@ class Training(Config):
             optimizer: Optimizer = getattr(self, player)
             changes[player] = optimizer.model_copy(update={"warmup": round(optimizer.warmup * share)})
         return self.model_copy(update={"images": images, **changes})
+
+
+def crosses(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, after]."""
+    return after // every > before // every
 
 
 def settle_precision(precision: Precision, device: torch.device) -> Literal["no", "bf16", "fp16"]:

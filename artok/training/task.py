@@ -85,6 +85,10 @@ class Task(ABC):
         the running means of codes. mean: averages over processes. Returns the rows of tables that were replaced."""
         return []
 
+    def forget(self) -> None:
+        """Drop what the parts of a step left outside of the players' buffers, since the step is abandoned."""
+        return
+
     def figures(self) -> dict[str, float]:
         """Values over a window of training, to be logged; to be called in all processes."""
         return {}

@@ -92,6 +92,11 @@ class TokenizerTask(Task):
             self.adversary.settle(mean)
         return self.quantizers.settle()
 
+    def forget(self) -> None:
+        self.made.clear()
+        if self.adversary is not None:
+            self.adversary.critic.forget()
+
     def figures(self) -> dict[str, float]:
         return self.quantizers.figures()
 
@@ -231,6 +236,10 @@ class GeneratorTask(Task):
         if self.critic is not None:
             self.critic.settle(mean)
         return []
+
+    def forget(self) -> None:
+        if self.critic is not None:
+            self.critic.forget()
 
     def batches(self, start: int, rank: int, world: int) -> Stream[TokenBatch]:
         batch, seed = self.experiment.training.global_batch, self.experiment.seed

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,10 +18,10 @@ import torch
 from artok import images
 from artok.data import digits, folder, hub
 from artok.data.base import Augment, DataConfig
-from artok.data.loader import Batch, Loader, evaluation_batches
+from artok.data.loader import AHEAD, Batch, Loader, evaluation_batches
 from artok.data.order import Order
 from artok.data.transforms import augment
-from artok.errors import DataError
+from artok.errors import DataError, RunError
 from artok.images import from_uint8
 from artok.noise import Noise, fold
 
@@ -148,8 +151,6 @@ def test_unreadable_images_are_counted_wherever_they_are_decoded(workers: int, t
 
 
 def test_closing_ends_thread_and_processes(tmp_path: Path) -> None:
-    import multiprocessing
-
     settings = folder.Config.tiny(tmp_path)
     with Loader(settings.open("train"), settings, 4, seed=0) as loader:
         next(loader)
@@ -159,6 +160,45 @@ def test_closing_ends_thread_and_processes(tmp_path: Path) -> None:
     with Loader(helped.open("train"), helped, 4, seed=0) as loader:
         next(loader)
         assert len(multiprocessing.active_children()) == 2
+    assert not multiprocessing.active_children()
+
+
+def end_workers(number: int) -> None:
+    for child in multiprocessing.active_children():
+        assert child.pid is not None
+        os.kill(child.pid, number)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_workers_that_die_are_replaced_and_no_batch_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = folder.Config.tiny(tmp_path)
+    with Loader(settings.open("train"), settings, 4, seed=0) as loader:
+        whole = take(loader, 12)
+    helped = settings.model_copy(update={"workers": 2})
+    split = helped.open("train")
+    with Loader(split, helped, 4, seed=0) as loader:
+        batches = take(loader, 3)
+        end_workers(signal.SIGKILL)  # as for want of memory
+        assert_same(batches + take(loader, 9), whole)
+        assert ["was replaced" in note for note in split.notes] == [True]
+        monkeypatch.setattr("artok.data.loader.DEATHS", 1)
+        end_workers(signal.SIGKILL)
+        with pytest.raises(RunError, match=r"died 2 times in a short while .*Lower data.workers"):
+            take(loader, 2 * AHEAD + 1)  # more than may wait already
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_signals_to_a_whole_job_leave_the_workers_alone(tmp_path: Path) -> None:
+    settings = folder.Config.tiny(tmp_path).model_copy(update={"workers": 1})
+    split = settings.open("train")
+    with Loader(split, settings, 4, seed=0) as loader:
+        next(loader)
+        (child,) = multiprocessing.active_children()
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+            end_workers(number)
+        child.join(0.5)
+        assert child.is_alive() and len(take(loader, 4)) == 4 and not split.notes
     assert not multiprocessing.active_children()
 
 

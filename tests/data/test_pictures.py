@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,16 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n{
 
 def grey(value: int, side: int = 8) -> Image.Image:
     return Image.new("RGB", (side, side), (value, value, value))
+
+
+def test_odd_metadata_of_a_picture_print_nothing(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 40
+    data = bytearray(encoded(grey(7), "JPEG", exif=exif.tobytes()[:-30]))  # says more than there is
+    (tmp_path / "a.jpg").write_bytes(data)
+    script = f"from artok.data.pictures import decode; print(decode({str(tmp_path / 'a.jpg')!r}, 3, 8).size)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("(8, 8)\n", "")
 
 
 # ---------------------------------------------------------------------------------------------- formats

@@ -21,7 +21,7 @@ from artok.layout import Condition, TokenLayout, Tokens
 from artok.nn.controlnet import copied_from
 from artok.saved import CONFIG, WEIGHTS, Facts, Saved, whole_state, write_config, write_weights
 from artok.training.initial import load_initial
-from artok.training.loop import make_optimizer
+from artok.training.optimizers import make_optimizer
 from artok.training.settings import Optimizer
 
 LAYOUT = TokenLayout(((4, 4),), 4, None, (3, 16, 16))

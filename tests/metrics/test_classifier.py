@@ -22,6 +22,7 @@ from artok.errors import ArtokError
 from artok.metrics.extractors import classifier
 from artok.metrics.extractors.classifier import Block, Network, chosen, reduce, shrunk
 from artok.metrics.features import TrainingImages
+from artok.metrics.trained import cycle
 
 
 def training(count: int = 20, channels: int = 3, height: int = 12, width: int = 5) -> TrainingImages:
@@ -159,7 +160,7 @@ def test_maps_of_a_blank_network_are_shaped_like_those_of_the_trained(tmp_path: 
     [(0, 0.05), (0.1, 0.525), (0.2, 1), (0.4, 0.5 + 0.125**0.5), (0.6, 0.5), (0.8, 0.5 - 0.125**0.5), (1, 0)],
 )
 def test_the_learning_rate_rises_for_a_fifth_and_falls_along_a_cosine(progress: float, share: float) -> None:
-    assert classifier._cycle(progress) == pytest.approx(share, abs=1e-12)
+    assert cycle(progress) == pytest.approx(share, abs=1e-12)
 
 
 def test_images_are_turned_resized_shifted_blurred_and_made_noisy() -> None:
@@ -189,7 +190,7 @@ def test_training_is_the_loop_written_out() -> None:
         network = Network(3, 12, 4).to(memory_format=torch.channels_last).train()
         optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.05)
         for step in range(3):
-            optimizer.param_groups[0]["lr"] = 4e-3 * classifier._cycle(step / 3)
+            optimizer.param_groups[0]["lr"] = 4e-3 * cycle(step / 3)
             rows = torch.randint(20, (128,), generator=generator)
             batch = classifier._augment(shown.images[rows].float() / 127.5 - 1, generator)
             fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -31,7 +31,7 @@ from artok.metrics.likelihood import Config as Likelihood
 from artok.metrics.memorisation import Memorisation, Search, nearest, reduce
 from artok.metrics.prdc import precision_recall
 from artok.metrics.reconstruction import PSNR_CAP, l1, psnr, ssim
-from artok.oracle import Oracle
+from artok.oracle import Motion, MotionOracle, Oracle
 
 LAYOUT = TokenLayout(((1, 1), (2, 2)), width=4, vocab=8, image=(3, 12, 12), codes=2)
 
@@ -48,7 +48,22 @@ class Brightness(Oracle):
         return {"exact": (mean > 127 + asked / 10).float(), "odd": torch.where(asked % 2 == 1, 1.0, math.nan)}
 
 
-SUBJECT = MetricContext(layout=LAYOUT, extractor="classifier", train_images=24, oracle=Brightness())
+class Brightest(MotionOracle):
+    """Follows the brightest pixel; its class is its value modulo 3."""
+
+    fastest = 2.0
+
+    def follow(self, clips):
+        frames = clips[:, 0].flatten(2)
+        value, place = frames.max(2)
+        centre = torch.stack([place % clips.shape[-1], place // clips.shape[-1]], dim=-1).float()
+        margin = torch.minimum(centre, clips.shape[-1] - 1 - centre).amin(-1)
+        return Motion(value.long() % 3, centre, value / 255, margin)
+
+
+SUBJECT = MetricContext(
+    layout=LAYOUT, extractor="classifier", train_images=24, oracle=Brightness(), motion_oracle=Brightest(), clips=True
+)
 LATE = ("train_images",)  # fields that come after all others
 
 
@@ -85,6 +100,9 @@ def everything(count=12):
         originals=pictures(16, count),
         pasted=pictures(17, count),
         hidden=integers(18, 2, count, 12, 12).bool(),
+        clips=pictures(19, count, (3, 9, 12, 12)),
+        clip_classes=integers(20, 3, count),
+        true_clips=pictures(21, count, (3, 9, 12, 12)),
         fake_features=normal(9, count, 4).float(),
         fake_predicted=integers(10, 3, count),
         train_images=pictures(11, count),

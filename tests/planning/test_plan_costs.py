@@ -33,7 +33,7 @@ from artok.saved import check_layout
 from artok.tokenizers.base import Tokenizer
 from artok.training.ema import Ema
 from artok.training.experiment import Experiment
-from artok.training.loop import make_optimizer
+from artok.training.optimizers import make_optimizer
 from artok.training.progress import Progress
 from artok.training.run import build_task, make_accelerator
 

@@ -316,6 +316,8 @@ def test_killed_and_resumed_it_trains_nothing_twice_and_reports_the_same(swept: 
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    partial = tmp_path / "out" / f".results.csv.{process.pid}.tmp"
+    partial.touch()
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
     assert any(path.name == WEIGHTS for path in before)
     with pytest.MonkeyPatch.context() as patch:
@@ -324,6 +326,7 @@ def test_killed_and_resumed_it_trains_nothing_twice_and_reports_the_same(swept: 
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()} == before
     resumed, whole = results(tmp_path), results(swept)
     assert without_times(resumed) == without_times(whole)
+    assert not partial.exists()
 
 
 def test_a_training_killed_after_a_checkpoint_is_finished_before_it_is_measured(

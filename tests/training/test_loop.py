@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 
 from artok import files
 from artok.errors import DataError, RunError
-from artok.training import checkpoints, loop
-from artok.training.interrupt import ASK_EVERY, Interrupt, catch_signals
+from artok.training import checkpoints, loop, meter
+from artok.training.interrupt import ASK_EVERY, ASK_SECONDS, Interrupt, catch_signals
 from artok.training.log import LOG, NONFINITE, Log, read_log
-from artok.training.loop import Meter, Trainer
+from artok.training.loop import Trainer
+from artok.training.meter import Meter
 from artok.training.progress import Progress
 from artok.training.run import make_accelerator
 from artok.training.task import Step, Stream, Task
@@ -224,15 +226,15 @@ def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tmp_path: Path, mon
 
 def test_images_per_second_are_of_the_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=10.0)
-    monkeypatch.setattr("artok.training.meter.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     accelerator = make_accelerator(tokenizer_experiment(), tmp_path, torch.device("cpu"))
-    meter = Meter()
-    meter.restart_clock()
+    counted = Meter()
+    counted.restart_clock()
     for seconds, images, speed in ((3.0, 100, 33.33), (2.0, 100, 50.0)):
         clock.now += seconds
-        meter.images += images
-        meter.add({"loss": torch.tensor(1.0)}, 1.0)
-        assert meter.read(accelerator)["images_per_second"] == speed
+        counted.images += images
+        counted.add({"loss": torch.tensor(1.0)}, 1.0)
+        assert counted.read(accelerator)["images_per_second"] == speed
 
 
 @dataclass
@@ -266,30 +268,79 @@ def test_unreadable_images_of_all_processes_are_counted_once(tmp_path: Path, mon
 
 @dataclass
 class Processes:
-    """An accelerator among several processes, of which another got a signal."""
+    """An accelerator among two processes, of which the other got a signal or not, and takes a time per step."""
 
     others: float
+    pace: float = 0.0
     num_processes: int = 2
     device: str = "cpu"
     asked: int = 0
 
     def reduce(self, value: Tensor, how: str) -> Tensor:
-        assert how == "sum"
+        assert how == "mean"
         self.asked += 1
-        return value + self.others
+        return (value + torch.tensor([float(self.others > 0), self.pace])) / 2
+
+
+def answers(interrupt: Interrupt, processes: Processes, steps: int) -> list[int]:
+    """The steps after which processes ask one another, until they stop."""
+    asked = list[int]()
+    for step in range(1, steps + 1):
+        before = processes.asked
+        stop = interrupt.should_stop(processes, step)  # type: ignore[arg-type]
+        if processes.asked > before:
+            asked.append(step)
+        if stop:
+            break
+    return asked
 
 
 def test_processes_stop_at_the_same_step_whichever_got_the_signal() -> None:
-    for own, others, expected in ((0, 0, 0), (0, signal.SIGINT, signal.SIGTERM), (signal.SIGINT, 0, signal.SIGINT)):
-        interrupt, processes = Interrupt(own), Processes(others)
-        answers = [interrupt.should_stop(processes, step) for step in range(1, ASK_EVERY + 1)]  # type: ignore[arg-type]
-        assert answers == [False] * (ASK_EVERY - 1) + [bool(expected)] and processes.asked == 1
+    for own, others, expected in ((0, signal.SIGINT, signal.SIGTERM), (signal.SIGINT, 0, signal.SIGINT)):
+        interrupt = Interrupt()
+        processes = Processes(0)
+        assert answers(interrupt, processes, ASK_EVERY) == [1] and not interrupt.received
+        interrupt.received, processes.others = own, others
+        assert not interrupt.should_stop(processes, ASK_EVERY)  # type: ignore[arg-type]
+        assert interrupt.should_stop(processes, ASK_EVERY + 1)  # type: ignore[arg-type]
         assert interrupt.received == expected
+
+
+def test_processes_of_slow_steps_ask_one_another_more_often() -> None:
+    assert answers(Interrupt(), Processes(0, pace=2 * ASK_SECONDS / 3.9), 9) == [1, 4, 7]
+    assert answers(Interrupt(), Processes(0, pace=20 * ASK_SECONDS), 3) == [1, 2, 3]
 
 
 def test_a_process_alone_stops_at_once() -> None:
     alone = Processes(0.0, num_processes=1)
     assert Interrupt(signal.SIGINT).should_stop(alone, 1) and not Interrupt().should_stop(alone, 1)  # type: ignore[arg-type]
+
+
+def test_a_launcher_may_repeat_its_signal(handler: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    with catch_signals() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.received == signal.SIGTERM and not handler
+    signal.raise_signal(signal.SIGTERM)
+    assert handler == [signal.SIGTERM]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_slurm_s_signal_before_time_stops_too_unless_it_is_used_otherwise() -> None:
+    with catch_signals() as interrupt:
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)
+        assert interrupt.received == signal.SIGUSR1
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    other = list[int]()
+    signal.signal(signal.SIGUSR1, lambda number, _: other.append(number))
+    try:
+        with catch_signals() as interrupt:
+            signal.raise_signal(signal.SIGUSR1)
+        assert other == [signal.SIGUSR1] and not interrupt.received
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from helpers.models import tokenizer_experiment
 from torch import Tensor, nn
 
 from artok.config import validate
-from artok.training.loop import Meter, Trainer
+from artok.training.loop import Trainer
+from artok.training.meter import Meter
 from artok.training.progress import Progress
 from artok.training.run import make_accelerator
 from artok.training.settings import Optimizer, Training, settle_precision

@@ -28,7 +28,8 @@ from artok.nn import gradient_checkpointing
 from artok.pipeline import Pipeline
 from artok.training.experiment import Experiment
 from artok.training.log import read_log
-from artok.training.loop import Trainer, make_optimizer
+from artok.training.loop import Trainer
+from artok.training.optimizers import make_optimizer
 from artok.training.run import LOCK, check_same_run, describe_launch, train
 from artok.training.settings import Optimizer
 

@@ -11,27 +11,19 @@ on digits the floor of the Fréchet distance lies near 0.5 at 540 against 540 im
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from artok.cache import cache_directory
 from artok.errors import ArtokError
-from artok.locks import hold_lock
 from artok.metrics.features import (
     Extractor,
     ExtractorConfig,
@@ -39,11 +31,11 @@ from artok.metrics.features import (
     TrainingImages,
     weights_fingerprint,
 )
+from artok.metrics.trained import cycle, load_or_train, normalise, reproducible, watched
 
 VERSION = 1  # of everything below that changes the trained weights or the features
 DIM = 64
 LARGEST = 64  # pixels; larger images are reduced to this first
-VARIANCE = 4.0  # of a feature on the training split, on average
 BATCH = 128
 EPOCHS, SEEN_AT_LEAST, SEEN_AT_MOST = 30, 38_400, 250_000  # training images, unless told
 
@@ -65,21 +57,20 @@ class Config(ExtractorConfig):
         if training.classes < 2:
             raise ArtokError("the extractor 'classifier' needs at least 2 classes; use inception or timm:NAME")
         shape = tuple(training.images.shape[1:])
+        if len(shape) != 3:
+            raise ArtokError("the extractor 'classifier' looks at images; clips need the extractor motion")
         seen = self.images_seen or min(SEEN_AT_MOST, max(SEEN_AT_LEAST, EPOCHS * len(training.images)))
         key = f"v{VERSION}-{shape[0]}x{shape[1]}x{shape[2]}-{training.classes}-{seen}-{self.seed}"
         path = (cache or cache_directory()) / f"classifier-{training.fingerprint}-{key}.safetensors"
         with torch.device("meta"):  # neither time nor random numbers for weights that the cache holds
             empty = Network(shape[0], max(shape[1:]), training.classes)
-        network = _load(empty, path)
-        if network is None:
-            with hold_lock(path):  # of several processes that want it at once, one trains it and the others read it
-                network = _load(empty, path)
-                if network is None:
-                    steps = math.ceil(seen / BATCH)
-                    with _watched(training, steps * BATCH):
-                        network = train(training, steps=steps, seed=self.seed, device=device)
-                    _save(network, path, key)
-        return Classifier(network, shape, torch.device(device))
+        steps = math.ceil(seen / BATCH)
+
+        def train_watched() -> Network:
+            with watched(training, steps * BATCH, "classifier that judges"):
+                return train(training, steps=steps, seed=self.seed, device=device)
+
+        return Classifier(load_or_train("classifier", empty, path, key, train_watched), shape, torch.device(device))
 
     def blank_maps(self, image: tuple[int, ...]) -> Maps:
         network = Network(image[0], max(image[1:]), classes=2).eval().requires_grad_(False)
@@ -202,11 +193,11 @@ def train(training: TrainingImages, steps: int, seed: int, device: torch.device 
     images, labels = training.images, training.labels.to(torch.int64)
     generator = torch.Generator().manual_seed(seed)
     fast = device.type == "cuda" or (device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    with _reproducible(seed):
+    with reproducible(seed):
         network = Network(shape[0], max(shape[1:]), training.classes)
         network = network.to(device).to(memory_format=torch.channels_last).train()
         optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cycle(step / steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cycle(step / steps))
         for step in range(steps):
             rows = torch.randint(len(images), (BATCH,), generator=generator)
             batch = _augment(reduce(images[rows].to(device)), generator)
@@ -219,25 +210,8 @@ def train(training: TrainingImages, steps: int, seed: int, device: torch.device 
             schedule.step()
             if training.watch is not None:
                 training.watch.advance((step + 1) * BATCH)
-        _normalise(network.eval(), images[:50_000], device)
+        normalise(network.eval(), (reduce(part.to(device)) for part in images[:50_000].split(256)))
     return network.cpu().to(memory_format=torch.contiguous_format)
-
-
-def _cycle(progress: float) -> float:
-    """Share of the highest learning rate at progress in [0, 1]: a linear rise for a fifth, then half a cosine to 0."""
-    rise = 0.2
-    if progress < rise:
-        return 0.05 + 0.95 * progress / rise
-    return 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
-
-
-@torch.no_grad()
-def _normalise(network: Network, images: Tensor, device: torch.device) -> None:
-    """Sets `centre` and `scale` from the features of training images."""
-    features = torch.cat([network(reduce(part.to(device)))[0].double() for part in images.split(256)])
-    spread = features.var(0, correction=0).sum()
-    network.centre.copy_(features.mean(0))
-    network.scale.copy_((VARIANCE * DIM / spread.clamp(min=1e-12)).sqrt())
 
 
 def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -258,59 +232,3 @@ def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
     moved = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
     blurred = functional.avg_pool2d(functional.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, 1)
     return torch.lerp(moved, blurred, 0.5 * random[:, 4, None, None, None]) + noise
-
-
-@contextmanager
-def _watched(training: TrainingImages, total: int) -> Iterator[None]:
-    """Shows whoever waits how long the training takes."""
-    if training.watch is None:
-        yield
-        return
-    training.watch.say(f"training the classifier that judges on {total:,} images, once for this data set")
-    with training.watch.over(0, total):
-        yield
-
-
-@contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    """Seeds the initial weights and fixes the order of sums; the caller's random state and threads are put back."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
-        ):
-            torch.default_generator.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-# ---------------------------------------------------------------------------------------------- cache
-
-
-def _load(network: Network, path: Path) -> Network | None:
-    """The network with the cached weights; None when there is no such file or it is damaged, to be trained again."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        network.load_state_dict(weights, assign=True)
-    except (SafetensorError, RuntimeError, OSError) as error:
-        warnings.warn(f"the cached classifier {path} is damaged and is trained again: {error}", stacklevel=2)
-        return None
-    return network
-
-
-def _save(network: Network, path: Path, key: str) -> None:
-    """Written aside, then renamed; a cache that cannot be written costs a warning, not the evaluation."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as aside:
-            written = Path(aside) / path.name
-            save_file(network.state_dict(), written, {"classifier": json.dumps(key)})
-            os.replace(written, path)
-    except (OSError, SafetensorError) as error:
-        warnings.warn(f"the trained classifier could not be cached at {path}: {error}", stacklevel=2)

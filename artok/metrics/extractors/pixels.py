@@ -35,12 +35,16 @@ class Config(ExtractorConfig):
 
 
 class Pixels(Extractor):
-    """Means of pixels in [-1, 1] over the cells of an 8x8 grid, in three channels: 192 numbers."""
+    """Means of pixels in [-1, 1] over the cells of an 8x8 grid, in three channels: 192 numbers. Of clips these are the
+    grey means of three parts of the time."""
 
     def __init__(self, device: torch.device) -> None:
         self.name, self.dim, self.device = "pixels", 3 * SIDE * SIDE, device
         self.fingerprint = weights_fingerprint({}, "pixels", VERSION, SIDE)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if images.ndim == 5:
+            grey = images.to(torch.float32).mean(1, keepdim=True) / 127.5 - 1
+            return functional.adaptive_avg_pool3d(grey, (3, SIDE, SIDE)).flatten(1), None
         pixels = three_channels(images).to(torch.float32) / 127.5 - 1
         return functional.adaptive_avg_pool2d(pixels, SIDE).flatten(1), None
