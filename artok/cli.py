@@ -11,9 +11,24 @@ import typer
 
 from artok import __version__
 from artok.allocator import keep_freed_memory
+from artok.commands.options import (
+    OUT,
+    PAGE,
+    PLOTS,
+    ConfigFile,
+    Device,
+    Fresh,
+    Out,
+    Overrides,
+    PrintConfig,
+    Run,
+    SamplingSettings,
+    Settings,
+    note_unfinished,
+)
 from artok.commands.plan import plan
 from artok.errors import ArtokError, ConfigError, RunError, describe_failure
-from artok.files import check_arguments, read_place
+from artok.files import check_arguments
 
 # Heavy imports stay inside the commands, so that --help and a mistyped argument answer at once.
 
@@ -23,19 +38,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-ConfigFile = Annotated[str, typer.Argument(help="a YAML file, or a shipped config such as digits/vq (see 'configs')")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="settings on top, as key.sub=value")]
-Run = Annotated[str, typer.Argument(help="a run directory, a published checkpoint such as var-d16, or a hub name")]
-Settings = Annotated[
-    list[str] | None, typer.Argument(help="settings on top: sampling as key=value, data as data.key=value")
-]
-SamplingSettings = Annotated[list[str] | None, typer.Argument(help="sampling settings on top, as key=value")]
-OUT = typer.Option(parser=read_place, metavar="PATH", help="folder to write to")
-Out = Annotated[Path | None, OUT]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU if there is one unless given")]
-Fresh = Annotated[bool, typer.Option(help="discard the run or study that the folder holds")]
-PrintConfig = Annotated[bool, typer.Option("--print-config", help="print the resolved YAML and do nothing else")]
 
 
 def print_version(wanted: bool) -> None:
@@ -49,15 +51,6 @@ def options(
     version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="and exit")] = False,
 ) -> None:
     """Options before a command."""
-
-
-def note_unfinished(run: str) -> None:
-    """Say of a run that its training has not ended."""
-    from artok.saved import describe_unfinished, find_saved
-
-    note = describe_unfinished(find_saved(run))
-    if note is not None:
-        typer.echo(f"note: {note}", err=True)
 
 
 @app.command()
@@ -132,6 +125,7 @@ def sample(
     negative: Annotated[str | None, typer.Option(help="what guidance leads away from")] = None,
     control: Annotated[list[Path] | None, typer.Option(help="a picture to make the control of; repeatable")] = None,
     control_map: Annotated[list[Path] | None, typer.Option(help="a ready map as control; repeatable")] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="a run that enlarges these images; repeatable")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="images per label, prompt or control")] = 8,
     cfg_scale: Annotated[float | None, typer.Option(min=0, help="classifier-free guidance; 1 is none")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, hidden=True)] = None,
@@ -158,10 +152,12 @@ def sample(
     folder = out or Path("samples") / Path(run).name
     told = labels, prompt or [], prompts, negative, control or [], control_map or []
     if frames is not None or continued is not None:
+        if stage:
+            raise ConfigError("a stage enlarges images and no videos; leave out --stage, or --frames and --continue")
         made = sample_videos(run, overrides or [], flags, *told, n, batch, folder, device, frames, continued, fps)
         typer.echo(f"{made} are in {folder}")
         return
-    images = run_sample(run, overrides or [], flags, *told, n, batch, folder, device)
+    images = run_sample(run, overrides or [], flags, *told, n, batch, folder, device, stage or [])
     typer.echo(f"{len(images)} images, grid.png and generation.gif are in {folder}")
 
 
@@ -170,11 +166,11 @@ def edit(
     run: Run,
     image: Annotated[Path, typer.Argument(help="the picture")],
     overrides: SamplingSettings = None,
-    mask: Annotated[
-        str, typer.Option(help="a picture that is white where hidden; or left, right, top, bottom, outpaint, box:...")
-    ] = "left",
+    mask: Annotated[str, typer.Option(help="a picture, white where hidden; or left, top, box, outpaint...")] = "left",
     label: Annotated[str, typer.Option(help="class of the result, by number or name")] = "",
     prompt: Annotated[str | None, typer.Option(help="what the result is to show")] = None,
+    control: Annotated[list[Path] | None, typer.Option(help="a picture to make the control of")] = None,
+    control_map: Annotated[list[Path] | None, typer.Option(help="a ready map as control")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="results")] = 4,
     feather: Annotated[float, typer.Option(min=0, max=64, help="pixels over which results fade into the known")] = 0.0,
     cfg_scale: Annotated[float | None, typer.Option(min=0, help="classifier-free guidance; 1 is none")] = None,
@@ -188,18 +184,19 @@ def edit(
     note_unfinished(run)
     folder = out or Path("edits") / Path(run).name
     flags = {"cfg_scale": cfg_scale, "seed": seed}
-    made = run_edit(run, image, mask, overrides or [], flags, label, prompt, n, feather, folder, device)
+    told = (label, prompt, control or [], control_map or [])
+    made = run_edit(run, image, mask, overrides or [], flags, *told, n, feather, folder, device)
     typer.echo(f"{len(made)} results, original.png, mask.png and sheet.png are in {folder}")
 
 
 @app.command()
 def reconstruct(
     run: Run,
-    images: Annotated[list[Path], typer.Argument(help="image files")],
+    images: Annotated[list[Path], typer.Argument(help="image files, or video files for a tokenizer of videos")],
     out: Out = None,
     device: Device = None,
 ) -> None:
-    """Reconstruct images: original, reconstruction, difference and token map side by side."""
+    """Reconstruct images or clips: original, reconstruction, difference and token map side by side."""
     from artok.device import resolve_device
     from artok.evaluation.reconstruct import reconstruct as show
     from artok.saved import load_tokenizer
@@ -220,16 +217,10 @@ def evaluate(
     extractor: Annotated[str, typer.Option(help="classifier, motion, pixels, inception, or timm:NAME")] = "classifier",
     overrides: Settings = None,
     device: Device = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(help="an .npz with mu and sigma or images, as ADM publishes them, to compare with too"),
-    ] = None,
-    edit: Annotated[
-        bool, typer.Option("--edit", help="measure edits of held-out images too; evaluation.edits=[left] names masks")
-    ] = False,
-    rollout: Annotated[
-        bool, typer.Option("--rollout", help="continue held-out clips too; evaluation.rollout.frames=65 says how far")
-    ] = False,
+    reference: Annotated[Path | None, typer.Option(help="an .npz with mu and sigma, or images, as ADM's")] = None,
+    base: Annotated[str | None, typer.Option(help="a run whose samples a stage enlarges, not held-out images")] = None,
+    edit: Annotated[bool, typer.Option("--edit", help="edit held-out images too (evaluation.edits)")] = False,
+    rollout: Annotated[bool, typer.Option("--rollout", help="continue held-out clips (evaluation.rollout)")] = False,
 ) -> None:
     """Measure a tokenizer or a generator on held-out data, and write results.json into its folder."""
     from artok.device import resolve_device
@@ -238,24 +229,17 @@ def evaluate(
     from artok.metrics.results import side_by_side
     from artok.training.progress import Progress
 
-    where = str(resolve_device(device))
-    masks = [f"evaluation.edits=[{','.join(MASKS)}]"] if edit else []
-    asked = [*masks, *(["evaluation.rollout={}"] if rollout else [])]
-    results = measure(run, n, extractor, [*asked, *(overrides or [])], where, Progress("evaluate"), reference)
+    asked = [f"evaluation.edits=[{','.join(MASKS)}]"] * edit + ["evaluation.rollout={}"] * rollout + (overrides or [])
+    results = measure(run, n, extractor, asked, str(resolve_device(device)), Progress("evaluate"), reference, base)
     typer.echo(str(side_by_side([results])))
 
 
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="run directories, evaluated")],
-    out: Annotated[
-        Path | None,
-        typer.Option(parser=read_place, metavar="PATH", help="page to write; default report.html in the run or here"),
-    ] = None,
+    out: Annotated[Path | None, PAGE] = None,
     title: Annotated[str, typer.Option(help="default the names of the runs")] = "",
-    plots: Annotated[
-        Path | None, typer.Option(parser=read_place, metavar="PATH", help="folder for the plots of the page as PNG")
-    ] = None,
+    plots: Annotated[Path | None, PLOTS] = None,
     device: Device = None,
 ) -> None:
     """Write one HTML page about runs: samples, reconstructions, table of metrics, learning curves, how to reproduce."""

@@ -12,7 +12,7 @@ from artok.errors import CheckpointError
 
 # The paths that artok writes below a run's folder and a study's, and files that a kill may leave anywhere.
 MODEL = r"(config\.yaml|model\.safetensors)"
-PASSING = r"(.*/)?\.[^/]+\.(tmp|lock)"
+PASSING = r"(.*/)?\.([^/]+\.(tmp|lock)|tmp\w{6})"
 RUN = rf"""(best/)?(tokenizer/)?{MODEL}|log\.jsonl|results\.json|report\.html|samples/\d+\.png
     |(snapshots|moments)/\d+\.safetensors
     |checkpoints/(damaged-\d+|\d+|\.\d+\.tmp)/[\w-]+\.(safetensors|bin|pkl|pt|json)

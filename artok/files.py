@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from artok.errors import ConfigError, RunError, shorten
 
 MOST_FOLDERS = 200  # of a path in an argument
+WAITS = (0.1, 0.5, 2.5)  # seconds before another attempt at a write that failed
+MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET, errno.EHOSTDOWN}  # as on NFS
+
+
+def retry(write: Callable[[], None]) -> None:
+    """Call a function that writes, and again for some seconds after errors of the file system that may pass."""
+    for wait in WAITS:
+        try:
+            write()
+            return
+        except Exception as error:  # safetensors has errors of its own, which name the system's number
+            number = getattr(error, "errno", None) or re.search(r"os error (\d+)", str(error))
+            if (int(number[1]) if isinstance(number, re.Match) else number) not in MAY_PASS:
+                raise
+        time.sleep(wait)
+    write()
 
 
 def sync(path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 SEEDS = 2**32  # NumPy takes seeds below this
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]  # of a config
@@ -81,6 +81,12 @@ class Noise:
         part._keys_B, part._draws = self._keys_B[rows], self._draws
         return part
 
+    def split(self, count: int) -> Noise:
+        """(B * count) streams, `count` of each sample one after the other."""
+        part = object.__new__(Noise)
+        part._keys_B, part._draws = _spread(self._keys_B, count).flatten(), 0
+        return part
+
     def branch(self, name: str) -> Noise:
         """Other streams of the same samples, whose draws leave those of these untouched."""
         part = object.__new__(Noise)
@@ -137,3 +143,15 @@ class Noise:
     def permutation(self, n: int) -> Tensor:
         """(B, n) int64: a random order of 0..n-1 for each sample."""
         return self._bits(n).argsort(dim=1)
+
+
+class Drawing(nn.Module):
+    """A module that draws random numbers in training. noise: those of the samples of its next pass."""
+
+    noise: Noise | None = None
+
+    def draws(self, batch: Tensor) -> Noise:
+        """The random numbers of a batch (B, ...) of this pass; by torch's generator where none were set."""
+        if self.noise is None:
+            self.noise = Noise(int(torch.randint(2**62, ())), torch.arange(len(batch), device=batch.device))
+        return self.noise

@@ -137,6 +137,7 @@ class Pipeline:
         *,
         prompts: Sequence[str] | str | None = None,
         negative: Sequence[str] | str | None = None,
+        control: Tensor | None = None,
         feather: float = 0.0,
         cfg_scale: float | None = None,
         seed: int | None = None,
@@ -146,56 +147,55 @@ class Pipeline:
         """Make the hidden pixels of images anew, `n` times each: (n * B, C, H, W) in [-1, 1] on the CPU, in order.
 
         images: (B, C, H, W) in [-1, 1]. mask: (H, W) or (B, H, W) bool, True where hidden; what is there is never read.
-        labels, prompts, negative: as in `condition`, one for all images or one for each, or nothing. feather: pixels
-        around the mask over which the result fades into the known ones; 0 gives all of these back to the bit.
+        labels, prompts, negative, control: as in `condition`, one for all images or one for each, or nothing. feather:
+        pixels around the mask over which the result fades into the known ones; 0 gives these back to the bit.
         ConfigError: the images, the mask or the condition do not fit, or the model keeps no known tokens.
         """
         images, mask = self.check_edit(images, mask)
         given = {"cfg_scale": cfg_scale, "seed": seed}
         settings = self.settings({name: value for name, value in given.items() if value is not None}, sampling)
-        asked = self._nothing() if labels is None and prompts is None else self.condition(labels, 1, prompts, negative)
+        nothing = labels is None and prompts is None and control is None
+        asked = self._nothing() if nothing else self.condition(labels, 1, prompts, negative, control)
         if len(asked) not in (1, len(images)):
-            raise ConfigError(f"{len(asked)} labels or prompts do not go with {len(images)} images; give one for each")
+            raise ConfigError(f"{len(asked)} conditions do not go with {len(images)} images; give one for each")
         rows, made = torch.arange(n * len(images)) // n, list[Tensor]()
         for part in rows.split(batch):
             condition = asked[(part if len(asked) > 1 else part * 0).to(self.device)]
-            made.append(self.fill(images[part], mask[part], condition, settings, first=len(made) * batch))
-        return paste(torch.cat(made), images[rows], mask[rows], feather)
+            made.append(self.fill(images[part], mask[part], condition, settings, len(made) * batch, feather))
+        return torch.cat(made)
 
     @torch.inference_mode()
-    def fill(self, images: Tensor, mask: Tensor, condition: Condition, sampling: Sampling, first: int = 0) -> Tensor:
-        """One batch of an edit before known pixels are pasted: (B, C, H, W) in [-1, 1] on the CPU.
+    def fill(
+        self, images: Tensor, mask: Tensor, condition: Condition, sampling: Sampling, first: int = 0, feather: float = 0
+    ) -> Tensor:
+        """One batch of an edit: (B, C, H, W) in [-1, 1] on the CPU.
 
         images, mask: (B, C, H, W) and (B, H, W), as `check_edit` gives them. first: number of the first sample. After
         each round the known tokens are encoded anew with the result in the hole: those of the blanked images decode to
         something else beside it, and lead a generator astray.
         """
-        images, mask = images.to(self.device), mask.to(self.device)
-        known = self.tokenizer.encode_known(images, mask)
+        shown, hidden = images.to(self.device), mask.to(self.device)
+        known = self.tokenizer.encode_known(shown, hidden)
         for turn in range(sampling.edit_rounds):
-            seed = fold("edit", sampling.seed, turn) if turn else sampling.seed
-            settings = sampling.model_copy(update={"seed": seed})
+            settings = sampling.model_copy(update={"seed": fold("edit", sampling.seed, turn)}) if turn else sampling
             tokens = last(self.steps(replace(condition, known=known), settings, first))
-            whole = self.tokenizer.encode(paste(self.decode(tokens, sampling.dtype), images, mask))
+            whole = self.tokenizer.encode(paste(self.decode(tokens, sampling.dtype), shown, hidden))
             known = replace(known, values=whole.values)
         made = replace(tokens, values=torch.where(known.flags[..., None], known.values, tokens.values))
-        return self.decode(made, sampling.dtype).cpu()
+        return paste(self.decode(made, sampling.dtype).cpu(), images, mask, feather)
 
     def check_edit(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The images and masks (B, H, W) of an edit, on the CPU. ConfigError: as in `edit`."""
         if not self.generator.keeps_known:
             kind = type(self.generator).__module__.rpartition(".")[2]
-            raise ConfigError(
-                f"a {kind} makes whole images and keeps no part of one; edit with another kind of generator"
-            )
+            raise ConfigError(f"a {kind} keeps no part of an image; edit with another kind of generator")
         return check_mask(images.cpu(), mask.cpu(), self.tokenizer.layout)
 
     def _nothing(self) -> Condition:
         """One row without label and text. ConfigError: the model was never trained without."""
         if self.saved.generator is not None and self.saved.generator.class_dropout == 0:
             raise ConfigError("this model was trained with class_dropout 0, so it needs a label or a prompt to edit")
-        if self.generator.needs_control:
-            raise ConfigError("this model was given a control for every image in training, and edits have none")
+        self._read_control(None)
         texts = None if "labels" in self.generator.hears else [""]
         return self.generator.condition(torch.full((1,), NO_LABEL), texts)
 

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from artok.config import OPEN, Config, dump, of_kind, read_yaml, validate
 from artok.distillation.base import DistillConfig
 from artok.errors import CheckpointError, ConfigError, LayoutError, RunError, shorten
-from artok.files import move
+from artok.files import move, retry
 from artok.generators.base import Generator, GeneratorConfig
 from artok.generators.diffusion import Config as DiffusionGenerator
+from artok.generators.patched import PatchedConfig
 from artok.layout import TokenLayout
 from artok.renamed import earlier_name
 from artok.sampling.settings import Sampling
@@ -70,7 +71,9 @@ class Saved(Config):
     def check(self, sampling: Sampling) -> None:
         """Raise a ConfigError for sampling settings that a distilled model was not made for."""
         if self.distill is not None and isinstance(self.generator, DiffusionGenerator):
-            self.distill.check(sampling, self.generator.diffusion)
+            self.distill.check(sampling, self.generator.diffusion, sampling.steps)
+        elif self.distill is not None and isinstance(self.generator, PatchedConfig):
+            self.distill.check(sampling, self.generator.diffusion, sampling.head_steps)
 
 
 def find_saved(name: str | Path) -> Path:
@@ -170,11 +173,15 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 def write_aside(path: Path, write: Any) -> None:
     """Call write(temporary path), then rename, so that readers and power cuts never meet a partial file."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+
+    def attempt() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(aside)
         aside.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes files that only the owner can read
         move(aside, path)
+
+    try:
+        retry(attempt)
     except (OSError, SafetensorError, RuntimeError) as error:
         with suppress(OSError):
             aside.unlink()

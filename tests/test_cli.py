@@ -92,7 +92,10 @@ MISTAKES = {
         "sample {runs}/raster --truncation 3",
         "truncation changes nothing that Raster",
     ),
-    "steps for a decoding without steps": ("sample {runs}/raster --steps 3", "steps is of decoding parallel"),
+    "steps for a decoding without steps": (
+        "sample {runs}/raster --steps 3",
+        "has no choice of steps",
+    ),
     "a setting that the family does not read": ("evaluate {runs}/raster truncation=1", "truncation changes nothing"),
     "a sampling setting that is none": ("sample {runs}/raster temprature=1", "did you mean 'temperature'"),
     "no device": ("sample {runs}/raster --device gpu", "give cpu, cuda, cuda:1 or mps"),

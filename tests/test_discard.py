@@ -27,6 +27,8 @@ def finished(tmp_path: Path) -> Path:
     (run / "report.html").write_text("a page")
     for left in (
         ".config.yaml.7.tmp",
+        "best/model.safetensors",
+        "best/.tmpU6fuqQ",
         "checkpoints/.000000000096.tmp/optimizer.bin",
         "checkpoints/damaged-000000000096/ema.safetensors",
     ):

@@ -35,7 +35,7 @@ ALLOWED = {
     "adversarial": LEAVES | {"nn"},
     "conditioning": LEAVES | {"nn"},
     "generators": LEAVES | {"nn", "sampling", "adversarial", "conditioning"},
-    "distillation": LEAVES | {"nn", "sampling", "conditioning", "generators"},
+    "distillation": LEAVES | {"nn", "sampling", "adversarial", "conditioning", "generators"},
     "data": LEAVES,
     "metrics": LEAVES | {"nn"},
     "losses": LEAVES | {"nn", "adversarial", "metrics"},
@@ -48,10 +48,13 @@ MODELS = (
 ALLOWED["saved"] = MODELS
 ALLOWED["pipeline"] = MODELS | {"saved"}
 ALLOWED["rollout"] = MODELS | {"saved", "pipeline"}
+ALLOWED["cascade"] = ALLOWED["pipeline"] | {"pipeline"}
 ALLOWED["training"] = MODELS | {"saved", "pipeline", "rollout", "losses", "data", "metrics"}
 ALLOWED["interop"] = MODELS | {"saved", "pipeline", "metrics"}
 for below, above in itertools.pairwise(("training", "planning", "evaluation", "studies", "report", "commands")):
     ALLOWED[above] = ALLOWED[below] | {below}
+for above in ("evaluation", "commands"):
+    ALLOWED[above] |= {"cascade"}
 ALLOWED["api"] = ALLOWED["evaluation"] | {"evaluation"}
 ALLOWED[""] = {"api", "pipeline"}  # for type checkers, and when a public name is first used
 ALLOWED["commands"] |= {"interop"}

@@ -64,6 +64,13 @@ def test_a_hidden_side_continues_the_pixels_beside_it_row_by_row() -> None:
     assert far.max() - far.min() < 0.6 and abs(float(far.mean()) - 0.5) < 0.05
 
 
+def test_only_the_rim_of_the_known_part_decides_the_fill() -> None:
+    """A line one pixel behind the rim shares a pixel with it at half the size, and leaves the fill as it is."""
+    image = torch.zeros(1, 1, 16, 16)
+    image[..., 9] = 1
+    assert blank(image, hide(16, 16, slice(None), slice(0, 8)))[..., :8].max() < 0.01
+
+
 def test_a_token_is_known_when_no_pixel_of_its_cell_is_hidden() -> None:
     known = find_known(hide(16, 16, slice(3, 5), slice(9, 10)), LAYOUT)[0]
     assert known[:4].tolist() == [True, False, True, True]

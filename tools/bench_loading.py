@@ -1,6 +1,9 @@
 """How fast images reach the training loop: reading, decoding and random changes, by number of worker processes.
 
-    python tools/bench_loading.py [--cifar DIR] [--seconds 5] [--workers 0 1 2]
+    python tools/bench_loading.py [--cifar DIR] [--videos DIR] [--seconds 5] [--workers 0 1 2]
+
+With videos, the last row is what decoding has to keep up with: clips per second of a training step of a small video
+tokenizer at 64x64 (forward, backward and the optimizer).
 
 "first pass" decodes; "later passes" look up what the first one kept in memory (in_memory), or decode again.
 """
@@ -20,7 +23,11 @@ from artok.data.base import Augment, DataConfig, Split
 from artok.data.digits import Config as Digits
 from artok.data.hub import Config as Hub
 from artok.data.loader import Loader
+from artok.data.moving_digits import Config as MovingDigits
 from artok.data.shapes import Config as Shapes
+from artok.data.video import Config as Video
+from artok.quantizers.fsq import Config as Fsq
+from artok.tokenizers.conv3d import Config as VideoTokenizer
 
 NOTHING = Augment()
 FLIP = Augment(flip=True)
@@ -43,6 +50,38 @@ def cases(cifar: Path, workers: list[int]) -> dict[str, DataConfig]:
             )
         found["CIFAR-10, flip, streamed"] = Hub(size=32, files=files, augment=FLIP, streaming=True)
     return found
+
+
+def clip_cases(folder: Path, workers: list[int]) -> dict[str, DataConfig]:
+    """Clips of 17 frames at 64x64: drawn, and decoded again in each pass."""
+    found: dict[str, DataConfig] = {"moving digits 64x64, 17 frames": MovingDigits(size=64)}
+    for count in workers:
+        found[f"videos 64x64, 17 frames, {count} workers"] = Video(
+            root=folder, size=64, stride=4, holdout=0, workers=count, in_memory=False
+        )
+    return found
+
+
+def step_rate(seconds: float, batch: int = 4) -> float:
+    """Clips per second of training steps of a video tokenizer."""
+    image = (3, 17, 64, 64)
+    quantizer = Fsq(levels=(8, 5, 5, 5))
+    config = VideoTokenizer(
+        downsample=(4, 8, 8), base_channels=32, channel_multipliers=(1, 2, 2, 4), quantizer=quantizer
+    )
+    tokenizer = config.build(image)
+    optimizer = torch.optim.AdamW(tokenizer.parameters())
+    clips = torch.rand(batch, *image) * 2 - 1
+    start, seen = 0.0, -batch  # the first step allocates
+    while seen <= 0 or time.perf_counter() - start < seconds:
+        start = time.perf_counter() if seen < 0 else start
+        answer = tokenizer(clips)
+        ((answer.images - clips).abs().mean() + sum(answer.losses.values())).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seen += batch
+        start = time.perf_counter() if seen == 0 else start
+    return seen / (time.perf_counter() - start)
 
 
 def rate(loader: Loader, batch: int, images: int, seconds: float) -> float:
@@ -81,6 +120,7 @@ def main() -> None:
         default=Path(os.environ.get("ARTOK_DATA", ".")) / "cifar10",
         help="folder of the parquet files",
     )
+    parser.add_argument("--videos", type=Path, help="folder of videos, as for data kind video")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=5.0, help="longest time for one figure")
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
@@ -88,12 +128,17 @@ def main() -> None:
     table = Table(title=f"loading, batch {arguments.batch}, {torch.get_num_threads()} threads of torch")
     for column in ("data", "open s", "first batch s", "first pass images/s", "later passes images/s"):
         table.add_column(column, justify="left" if column == "data" else "right")
-    for name, config in cases(arguments.cifar, arguments.workers).items():
+    chosen = cases(arguments.cifar, arguments.workers)
+    if arguments.videos is not None:
+        chosen = clip_cases(arguments.videos, arguments.workers)
+    for name, config in chosen.items():
         start = time.perf_counter()
         split = config.open("train")
         opening = time.perf_counter() - start
         opened, first, later = measure(split, config, arguments.batch, arguments.seconds)
-        table.add_row(name, f"{opening:.2f}", f"{opened:.2f}", f"{first:,.0f}", f"{later:,.0f}")
+        table.add_row(name, f"{opening:.2f}", f"{opened:.2f}", f"{first:,.4g}", f"{later:,.4g}")
+    if arguments.videos is not None:
+        table.add_row("a training step of conv3d", "", "", "", f"{step_rate(arguments.seconds):,.1f}")
     Console(width=110).print(table)
 
 

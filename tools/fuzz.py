@@ -163,7 +163,7 @@ def enter(case: Case, folder: Path, material: Path, output: Path) -> NoReturn:
                 case.call()
                 code = 0
             except ArtokError as error:
-                print(f"artok: {error}", file=sys.stderr)
+                print(f"artok: {' '.join(str(error).split())}", file=sys.stderr)
                 code = error.exit_code
         else:
             sys.argv = ["artok", *case.arguments]

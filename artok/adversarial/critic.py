@@ -7,6 +7,7 @@ synchronise gradients see it. The model that is trained against it calls `genera
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
@@ -79,12 +80,40 @@ class CriticLosses:
     monitors: dict[str, Tensor]
 
 
-class Critic(nn.Module):
-    """A discriminator and what it is trained on."""
+class Opponent(nn.Module, ABC):
+    """The second player of adversarial training, which learns to tell generated samples from real ones.
+
+    n_critic: its steps per step of the model trained against it. penalty_every: steps from one penalty to the next.
+    """
+
+    n_critic: int
+    penalty_every: int
+
+    @abstractmethod
+    def forward(
+        self, real: Tensor, fake: Tensor, condition: Condition | None, noise: Noise, step: int, progress: float
+    ) -> CriticLosses:
+        """What it minimises on real and generated samples of one shape, one of each for every row of the condition.
+
+        step: counted from 0; it decides whether a lazy penalty is due. progress: share of training that is done.
+        """
+
+    def settle(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """At the end of a step, bring in what it collected outside the gradients. mean: over all processes."""
+        return
+
+    def forget(self) -> None:
+        """Drop what it collected in a step that is abandoned."""
+        return
+
+
+class Critic(Opponent):
+    """A discriminator of images (B, C, H, W) and what it is trained on."""
 
     def __init__(self, config: CriticConfig, discriminator: Discriminator, texts: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
+        self.n_critic, self.penalty_every = config.n_critic, config.penalty_every
         self.discriminator, self.texts = discriminator, texts
         if config.spectral_norm:
             for module in discriminator.modules():
@@ -107,11 +136,7 @@ class Critic(nn.Module):
     def forward(
         self, real: Tensor, fake: Tensor, condition: Condition | None, noise: Noise, step: int, progress: float
     ) -> CriticLosses:
-        """What the critic minimises on real and generated images (B, C, H, W), one of each for every condition. Clips
-        (B, C, T, H, W), which go without conditions, are judged frame by frame.
-
-        step: counted from 0; it decides whether a lazy penalty is due. progress: share of training that is done.
-        """
+        """Clips (B, C, T, H, W), which go without conditions, are judged frame by frame."""
         config = self.config
         due = step % config.penalty_every == 0
         noise = share_noise(noise, real)
@@ -153,7 +178,7 @@ class Critic(nn.Module):
         return (real_scores - mean_fake).square().mean() + (fake_scores - mean_real).square().mean()
 
     def settle(self, mean: Callable[[Tensor], Tensor]) -> None:
-        """At the end of a step: bring the scores of its parts into the running means. mean: over all processes."""
+        """Bring the scores of a step's parts into the running means."""
         if self._part_scores:
             decay = self.mean_scores.any() * self.config.lecam_decay  # the first means are taken whole
             now = mean(torch.stack(self._part_scores).mean(0))
@@ -161,7 +186,6 @@ class Critic(nn.Module):
             self._part_scores = []
 
     def forget(self) -> None:
-        """Drop the scores of a step that is abandoned."""
         self._part_scores = []
 
 

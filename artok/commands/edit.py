@@ -9,7 +9,8 @@ from torch import Tensor
 
 from artok.commands.sample import open_pipeline
 from artok.errors import ConfigError
-from artok.evaluation.edit import read_edit, write_edit
+from artok.evaluation.controls import read_controls
+from artok.evaluation.edit_files import read_edit, write_edit
 from artok.evaluation.sample import parse_labels
 
 
@@ -21,6 +22,8 @@ def edit(
     flags: Mapping[str, object],
     label: str,
     prompt: str | None,
+    control: Sequence[Path],
+    maps: Sequence[Path],
     n: int,
     feather: float,
     folder: Path,
@@ -28,13 +31,15 @@ def edit(
 ) -> Tensor:
     """Make the hidden part of a picture anew, `n` times, into a folder. Returns the results (n, C, H, W) in [-1, 1].
 
-    overrides, flags, device: as in `open_pipeline`. label: a class by number or name, empty for none.
+    overrides, flags, device: as in `open_pipeline`. label: a class by number or name, empty for none. control: pictures
+    to make maps of, as of training images. maps: files that are maps.
     """
     pipeline, settings = open_pipeline(run, overrides, flags, device)
     labels = parse_labels(label, pipeline.classes) if label else None
     if labels is not None and len(labels) > 1:
         raise ConfigError(f"one picture takes one label, got {len(labels)}")
     pixels, hidden = read_edit(image, mask, pipeline.tokenizer.layout)
-    made = pipeline.edit(pixels, hidden, labels, n, prompts=prompt, feather=feather, sampling=settings)
+    told = read_controls(pipeline, control, maps)
+    made = pipeline.edit(pixels, hidden, labels, n, prompts=prompt, control=told, feather=feather, sampling=settings)
     write_edit(pixels, hidden, made, folder)
     return made

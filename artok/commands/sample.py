@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from artok.cascade import Cascade
 from artok.config import merge, override
 from artok.device import resolve_device
 from artok.errors import ConfigError
@@ -46,16 +47,24 @@ def sample(
     batch: int,
     folder: Path,
     device: str | None,
+    stages: Sequence[str] = (),
 ) -> Tensor:
     """Write `n` images per label, prompt or control to a folder; without any, a model of text and images writes `n`
     captions, which `prompts.txt` keeps, with an image each. Returns the images (n * labels, C, H, W) in [-1, 1].
 
-    overrides, flags, device: as in `open_pipeline`.
+    overrides, flags, device: as in `open_pipeline`. stages: runs that enlarge the images one after the other, each into
+    a folder named by its size; those of the last are returned.
     """
     pipeline, settings, asked, n, progress = ask(
         run, overrides, flags, labels, prompts, prompt_file, negative, control, control_maps, n, device
     )
-    return write_samples(pipeline, asked, n, settings, folder, batch, progress)
+    cascade = Cascade(pipeline, [Pipeline.from_pretrained(stage, pipeline.device) for stage in stages])
+    made = write_samples(pipeline, asked, n, settings, folder, batch, progress)
+    for stage in cascade.stages:
+        size = "x".join(map(str, stage.saved.facts.image[1:]))
+        told = asked.enlarged(stage, made)
+        made = write_samples(stage, told, 1, stage.settings({"seed": settings.seed}), folder / size, batch, progress)
+    return made
 
 
 def sample_videos(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageSequence
+from torch import Tensor
 
 from artok.data.pictures import Clip, Picture, Unreadable, VideoLength, convert, read_bytes, square
-from artok.errors import ConfigError
+from artok.errors import ConfigError, DataError
 
 GIF = (b"GIF87a", b"GIF89a")
 MISSING = "videos other than GIF need PyAV or torchcodec; install it with: pip install 'artok[video]'"
@@ -72,6 +74,20 @@ def decode_clip(clip: Clip, channels: int, side: int) -> Picture | Unreadable:
             return Unreadable(f"it ends after {len(pixels)} of a clip's {clip.frames} frames")
         return Picture(torch.stack(pixels, dim=1), size, min(size) < side)
     return problem[0]
+
+
+def read_clips(paths: Sequence[Path], channels: int, frames: int, side: int) -> Tensor:
+    """The first frames of video files as (N, channels, frames, side, side) uint8. DataError: one is missing, no video,
+    or has fewer."""
+    pixels = []
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"there is no video {path}")
+        found = decode_clip(Clip(str(path), 0, frames, None), channels, side)
+        if isinstance(found, Unreadable):
+            raise DataError(f"{path} cannot be read as a clip of {frames} frames ({found.reason})")
+        pixels.append(found.pixels)
+    return torch.stack(pixels)
 
 
 def _open(file: bytes | str | Unreadable | None) -> bytes | str | Unreadable:

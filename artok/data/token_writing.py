@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -75,6 +76,7 @@ def write_tokens(
     if folder.exists() and not (folder / INDEX).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} exists and is no token cache; name another folder for the tokens")
     aside = aside_of(folder, index)
+    missing_above = [path for path in folder.parents if not path.exists()]
     starts = range(0, index.images, shard_images or _shard_images(index))
     paths = [aside / f"tokens-{number:05}.safetensors" for number in range(len(starts))]
     rows = [min(starts.step, index.images - start) for start in starts]
@@ -92,12 +94,21 @@ def write_tokens(
                         tensors = _gather(index, parts, rows[each])
                         met = {number: reason for number, reason in skipped.items() if number not in known}
                         _write_shard(paths[each], tensors, met)
+                        if not is_shard(paths[each], index, rows[each]):
+                            raise RunError(f"{str(paths[each])!a} cannot be read after it was written")
                         worked = True
             if not missing:
                 with hold_lock(aside / "finish"):
                     _finish(folder, aside, index, paths, rows, check)
             elif not worked:
                 time.sleep(POLL)
+    except DataError:
+        if not any(aside.glob("*.safetensors")):
+            shutil.rmtree(aside, ignore_errors=True)
+            for path in missing_above:
+                with suppress(OSError):
+                    path.rmdir()
+        raise
     except (OSError, SafetensorError) as error:
         if not holds(folder, index):  # on a disk without locks another process may have finished meanwhile
             raise RunError(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from artok.adversarial.critic import Opponent
 from artok.config import OPEN, Config, Part, of_kind
 from artok.errors import ConfigError
+from artok.generators.base import Generator
 from artok.generators.diffusion import Guided, LatentDiffusion
+from artok.generators.patched import PatchedGenerator
 from artok.layout import GUIDED, Codec, Condition, Tokens, last
 from artok.nn.time import IntervalEmbedding, TimeEmbedding
 from artok.noise import Noise
@@ -42,7 +45,7 @@ class Method(ABC):
     def grid(self, steps: int, device: torch.device) -> Grid:
         """The student's levels of sampling in so many steps."""
         if steps not in self._grids:
-            self._grids[steps] = Grid(self.student.config.diffusion.sampling_levels(steps), device)
+            self._grids[steps] = Grid(self.student.diffusion.config.sampling_levels(steps), device)
         return self._grids[steps]
 
     def start(self) -> None:
@@ -60,6 +63,16 @@ class Method(ABC):
     def teach(self, condition: Condition, noise: Noise, codec: Codec | None) -> Tokens | None:
         """The tokens to learn from in the place of the data's, for the same noise as the losses get; else None."""
         return None
+
+
+class AdversarialMethod(Method):
+    """A method that trains its student against a second player."""
+
+    critic: Opponent
+
+    @abstractmethod
+    def generate(self, clean: Tensor, condition: Condition, noise: Noise, codec: Codec | None) -> Tensor:
+        """The student's samples (B, N, D) for the critic, beside as many real ones `clean`."""
 
 
 class MethodConfig(Part, ABC):
@@ -82,6 +95,11 @@ class MethodConfig(Part, ABC):
         """The most sampling steps that its students are made for; None for any number."""
         return None
 
+    @property
+    def folds_guidance(self) -> bool:
+        """Whether its students learn the guidance of their teacher."""
+        return True
+
     @abstractmethod
     def refuse(self, student: DiffusionConfig) -> str | None:
         """The reason why it cannot train such a student (a phrase such as "needs schedule straight"), or None."""
@@ -96,6 +114,22 @@ class MethodConfig(Part, ABC):
         """A small config for the contract tests."""
 
 
+class SamplesConfig(MethodConfig, ABC):
+    """A method whose students map noise to samples directly, and may learn from samples of the teacher.
+
+    pool: as in `MethodConfig`, under the conditions of as many training images. teacher_solver, teacher_steps: of the
+    samples, without added noise. Heun's takes two evaluations per step.
+    """
+
+    teacher_solver: Literal["euler", "heun", "ddim", "dpm++"] = "heun"
+    teacher_steps: int = Field(10, ge=1)
+
+    def refuse(self, student: DiffusionConfig) -> str | None:
+        if student.averages or student.variance == "learned":
+            return "needs a prediction_type other than average_velocity and a variance that is not learned"
+        return None
+
+
 class DistillConfig(Config):
     """The `distill:` section: how a diffusion model is trained for few sampling steps.
 
@@ -107,9 +141,9 @@ class DistillConfig(Config):
     cfg_scale: float = Field(1.0, ge=0)
     method: Annotated[MethodConfig, of_kind("distillation"), OPEN]
 
-    def check(self, sampling: Sampling, student: DiffusionConfig) -> None:
-        """Raise a ConfigError for sampling settings that the student was not made for."""
-        most, steps = self.method.most_steps, sampling.steps or student.steps
+    def check(self, sampling: Sampling, student: DiffusionConfig, asked: int | None) -> None:
+        """Raise a ConfigError for sampling settings that the student was not made for. asked: its steps, if given."""
+        most, steps = self.method.most_steps, asked or student.steps
         if most is not None and steps > most:
             raise ConfigError(
                 f"{steps} sampling steps are more than the {most} that method {self.method.kind} made this model for; "
@@ -126,6 +160,12 @@ class DistillConfig(Config):
                 f"this model has its teacher's guidance of cfg_scale {self.cfg_scale:g} folded in, so it takes none in "
                 "sampling; leave cfg_scale at 1"
             )
+
+
+def student_of(generator: Generator) -> LatentDiffusion:
+    """What is trained of a generator: a diffusion model, or a diffusion head, which has all that methods without a
+    teacher use of one; its conditions are vectors z and not a `Condition`."""
+    return cast(LatentDiffusion, generator.head if isinstance(generator, PatchedGenerator) else generator)
 
 
 class MovingAverage:
@@ -178,16 +218,31 @@ class Teacher:
             return output
         return (x - self.model.diffusion.denoise(output, x, 1 - at, at).clean) / at
 
+    def features(self, x: Tensor, at: Rows, condition: Condition) -> list[Tensor]:
+        """What its network's stages put out at x (B, N, D), each (B, M, W) at M places; with gradients to x, without
+        guidance and known tokens."""
+        config, found = self.model.config.diffusion, list[Tensor]()
+        second = at.time if config.averages else torch.ones_like(at.time)  # an interval of no length, or a scale of 1
+        times = torch.stack([at.time, second], dim=1) if config.averages or config.reads_scale else at.time
+        network = self.model.network
+        hooks = [stage.register_forward_hook(lambda *given: found.append(given[2])) for stage in network.stages]
+        try:
+            self.model.under(replace(condition, known=None), None)(x, times)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [each.flatten(2).transpose(1, 2) if each.ndim > 3 else each for each in found]
+
     def _output(self, x: Tensor, times: Tensor, condition: Condition, codec: Codec | None) -> Tensor:
         predict = Guided(self.model, condition, self.sampling, 1, codec)
         averages = self.model.config.diffusion.averages
         return predict(x, times[:, None].expand(-1, 2) if averages else times).float()
 
     @torch.no_grad()
-    def sample(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Tokens:
+    def sample(self, condition: Condition, config: SamplesConfig, noise: Noise, codec: Codec | None) -> Tokens:
         """Its samples, with its guidance."""
-        guided = sampling.model_copy(update={"cfg_scale": self.sampling.cfg_scale})
-        return last(self.model.steps(condition, guided, noise, codec))
+        changes = {"solver": config.teacher_solver, "steps": config.teacher_steps}
+        return last(self.model.steps(condition, self.sampling.model_copy(update=changes), noise, codec))
 
 
 @dataclass(frozen=True)
@@ -230,7 +285,7 @@ def predict_clean(
     """A student's prediction of the clean tokens at x (B, N, D). scale: of guidance (B,), where it reads one."""
     times = at.time if scale is None else torch.stack([at.time, scale], dim=1)
     output = student.under(condition, codec)(x, times).float()
-    return to_clean(student.config.diffusion.prediction_type, output, x, at.signal, at.sigma)
+    return to_clean(student.diffusion.config.prediction_type, output, x, at.signal, at.sigma)
 
 
 def pseudo_huber(error: Tensor, huber: float) -> Tensor:

@@ -129,7 +129,7 @@ class Consistency(Method):
         reached = follow(x, clean, t, s)
         if self.config.teacher_solver == "euler":
             return reached
-        straight = self.student.config.diffusion.schedule == "straight"
+        straight = self.student.diffusion.config.schedule == "straight"
         ahead = predict(reached, s)
         has_slopes = s.sigma > 0 if straight else (s.sigma > 0) & (t.signal.square() > ONLY_NOISE)
         return torch.where(has_slopes, corrected(x, clean, reached, ahead, t, s, straight), reached)

@@ -9,36 +9,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from artok.distillation.base import Method, MethodConfig, Teacher, predict_clean, pseudo_huber
+from artok.distillation.base import Method, SamplesConfig, Teacher, predict_clean, pseudo_huber
 from artok.generators.diffusion import LatentDiffusion
 from artok.layout import Codec, Condition, Tokens
 from artok.noise import Noise
-from artok.sampling.diffusion import DiffusionConfig
-from artok.sampling.settings import Sampling
 
 
-class Config(MethodConfig):
-    """kind: pairs.
-
-    pool: pairs that the teacher makes before training, under the conditions of as many training images.
-    teacher_solver, teacher_steps: of the samples, without added noise. Heun's takes two evaluations per step.
-    huber: as in `pseudo_huber`.
-    """
+class Config(SamplesConfig):
+    """kind: pairs. huber: as in `pseudo_huber`."""
 
     kind: Literal["pairs"] = "pairs"
     pool: int = Field(2_000, ge=1)
-    teacher_solver: Literal["euler", "heun", "ddim", "dpm++"] = "heun"
-    teacher_steps: int = Field(10, ge=1)
     huber: float = Field(0.0, ge=0)
 
     @property
     def most_steps(self) -> int | None:
         return 1
-
-    def refuse(self, student: DiffusionConfig) -> str | None:
-        if student.averages or student.variance == "learned":
-            return "needs a prediction_type other than average_velocity and a variance that is not learned"
-        return None
 
     def build(self, student: LatentDiffusion, teacher: Teacher | None) -> Pairs:
         assert teacher is not None
@@ -61,5 +47,4 @@ class Pairs(Method):
         return {"pairs": pseudo_huber(error, self.config.huber)}
 
     def teach(self, condition: Condition, noise: Noise, codec: Codec | None) -> Tokens:
-        sampling = Sampling(solver=self.config.teacher_solver, steps=self.config.teacher_steps)
-        return self.sampler.sample(condition, sampling, noise.branch("pair"), codec)
+        return self.sampler.sample(condition, self.config, noise.branch("pair"), codec)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from artok.cascade import Cascade, low_resolution
 from artok.config import find
 from artok.data.base import DataConfig
 from artok.data.controls.base import ControlConfig
 from artok.data.loader import Batch
 from artok.data.pictures import read_pictures
 from artok.errors import ConfigError
+from artok.layout import last
+from artok.metrics.base import EvalBatch
 from artok.pipeline import Pipeline
 
 
@@ -48,6 +51,31 @@ class HeldOutControls:
         """The maps (N, channels, *size) uint8 of images whose control is kept."""
         assert self.config is not None
         return self.config.unpack(torch.stack([self._packed[number] for number in numbers.tolist()]), size)
+
+
+class BaseSamples(HeldOutControls):
+    """Samples of a base model, which a super-resolution stage enlarges, in the place of held-out images.
+
+    held_out: gives the labels and captions that it samples for, by number; the number is that of the sample too.
+    """
+
+    def __init__(self, cascade: Cascade, config: ControlConfig | None, held_out: Callable[[], EvalBatch]) -> None:
+        super().__init__(config)
+        self.base, (self.stage,), self.held_out = cascade.base, cascade.stages, held_out
+
+    def missing(self, numbers: Tensor) -> Tensor:
+        return torch.zeros(len(numbers), dtype=torch.bool)
+
+    def keep(self, batch: Batch, numbers: Tensor, wanted: Tensor) -> None:
+        return
+
+    def of(self, numbers: Tensor, size: tuple[int, ...]) -> Tensor:
+        known = self.held_out()
+        assert known.labels is not None
+        texts = None if known.prompts is None else [known.prompts[number] for number in numbers.tolist()]
+        condition = self.base.generator.condition(known.labels[numbers], texts)
+        tokens = last(self.base.steps(condition, self.base.sampling, samples=numbers.to(self.base.device)))
+        return low_resolution(self.stage, self.base.decode(tokens, self.base.sampling.dtype).cpu())
 
 
 def control_of(pipeline: Pipeline) -> ControlConfig:

@@ -11,7 +11,7 @@ from torch import Tensor
 from artok.errors import ConfigError, LayoutError
 from artok.evaluation.evaluator import BATCH, Evaluator, choose_captions
 from artok.images import from_uint8, to_uint8
-from artok.masks import name_mask, paste, require_places
+from artok.masks import name_mask, require_places
 from artok.metrics import consistency, edits, frechet
 from artok.metrics.base import EvalBatch
 from artok.metrics.results import Results
@@ -79,7 +79,7 @@ def edit(evaluator: Evaluator, pipeline: Pipeline, sampling: Sampling, mask: str
             condition = pipeline.generator.condition(
                 batch.labels, choose_captions(batch) or None, control=batch.control
             )
-            made = to_uint8(paste(pipeline.fill(images, hidden, condition, sampling, done), images, hidden))
+            made = to_uint8(pipeline.fill(images, hidden, condition, sampling, done))
             pasted = torch.where(hidden[:, None], other.pixels, batch.pixels)
             yield EvalBatch(
                 samples=made,

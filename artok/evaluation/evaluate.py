@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from artok.cascade import Cascade
 from artok.config import override, read_yaml, validate
 from artok.errors import ConfigError
+from artok.evaluation.controls import BaseSamples
 from artok.evaluation.edits import add_edits
 from artok.evaluation.evaluator import Evaluator
 from artok.evaluation.rollouts import add_rollouts
@@ -39,20 +41,22 @@ def evaluate(
     device: str,
     progress: Progress,
     reference: Path | None = None,
+    base: str | None = None,
 ) -> Results:
     """Measure a run on the held-out images of its data and write `results.json` beside it.
 
     n: images, all held-out ones unless given. changes: sampling settings as key=value, settings of the data as
     data.key=value and the choice of metrics as evaluation.key=value. reference: an .npz in ADM's format to compare
-    with too. Errors as in loading; a ConfigError when the data do not fit the model or a tokenizer is to be measured
-    on more images than are held out.
+    with too. base: a run whose samples a super-resolution stage enlarges, in the place of held-out images. Errors as in
+    loading; a ConfigError when the data do not fit the model or a tokenizer is to be measured on more images than are
+    held out.
     """
     folder = find_saved(name)
     saved = read_saved(folder)
     of_data = [change for change in changes if change.startswith("data.")]
     of_choice = [change.partition(".")[2] for change in changes if change.startswith("evaluation.")]
     of_sampling = [change for change in changes if not change.startswith(("data.", "evaluation."))]
-    data = read_data_section(folder, saved.facts.image, of_data)
+    data = read_data_section(folder, saved.facts.image, of_data, any_length=saved.generator is None)
     if saved.generator is None and of_sampling:
         raise ConfigError(f"{folder} is a tokenizer; sampling settings such as {of_sampling[0]} do not apply")
     weights, progressed = digest_weights(folder), count_training_images(folder)
@@ -66,8 +70,15 @@ def evaluate(
     notes = tuple(filter(None, (describe_unfinished(folder), classes)))
     for note in notes:
         progress.say(note)
+    if base is not None:
+        if pipeline is None:
+            raise ConfigError(f"{folder} is a tokenizer; a base is for a super-resolution stage, so leave it out")
+        cascade = Cascade(Pipeline.from_pretrained(base, device), [pipeline])
+        evaluator.controls = BaseSamples(cascade, data.control, lambda: evaluator.held_out)
+        notes += (f"a stage on samples of {Path(base).name}",)
     if pipeline is None:
         tokenizer, _ = load_tokenizer(folder)
+        tokenizer.fit(data.image)
         results = evaluator.tokenizer(tokenizer.to(device), folder.name)
     else:
         results = evaluator.generator(pipeline, folder.name, sampling)

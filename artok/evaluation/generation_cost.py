@@ -42,7 +42,7 @@ def generation_work(pipeline: Pipeline, sampling: Sampling) -> dict[str, float]:
 
 def network_passes(pipeline: Pipeline, sampling: Sampling) -> float:
     """Passes for one sample: with drafts the mean over samples of all classes, each made alone."""
-    if sampling.decoding in ("sequential", "parallel"):
+    if sampling.decoding not in ("jacobi", "speculative"):
         return pipeline.generator.passes(sampling)
     classes, taken = max(len(pipeline.classes), 1), 0
     for index in range(COUNTED):

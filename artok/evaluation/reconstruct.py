@@ -10,9 +10,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from artok.data.clip_files import read_clips
 from artok.data.pictures import read_pictures
 from artok.errors import RunError
-from artok.images import from_uint8, to_pil, to_uint8
+from artok.images import from_uint8, save_grid, to_pil, to_uint8
 from artok.layout import Tokens
 from artok.metrics.reconstruction import psnr, ssim
 from artok.noise import Noise
@@ -37,11 +38,14 @@ class Reconstructed:
 def reconstruct(tokenizer: Tokenizer, paths: Sequence[Path], folder: Path) -> list[Reconstructed]:
     """A sheet for each picture, `<name>.png` in `folder`: original, reconstruction, difference, map of tokens.
 
-    Pictures are cropped to a square and resized to the tokenizer's images. DataError: a file is missing or no image.
+    Pictures are cropped to a square and resized to the tokenizer's images. A tokenizer of videos takes video files, of
+    which the first frames make a clip; its sheet has a row of frames for each of the first three, and a GIF beside it
+    shows them moving. DataError: a file is missing, no image or no video, or too short.
     """
     layout = tokenizer.layout
     channels, side = layout.image[0], layout.image[-1]
-    originals = read_pictures(paths, channels, side)
+    moving = len(layout.image) == 4
+    originals = read_clips(paths, channels, layout.image[1], side) if moving else read_pictures(paths, channels, side)
     device = next(tokenizer.parameters(), originals).device  # pixels have no parameters
     tokens = tokenizer.encode(from_uint8(originals).to(device))
     decoded = to_uint8(tokenizer.decode(tokens)).cpu()
@@ -52,10 +56,14 @@ def reconstruct(tokenizer: Tokenizer, paths: Sequence[Path], folder: Path) -> li
         figures = Reconstructed(
             path, float(psnr(*pair)), float(ssim(*pair)), bits, layout.bits_per_pixel if layout.discrete else None
         )
-        sheet = draw(originals[index], decoded[index], token_map(tokens[index : index + 1]), figures)
+        panels = originals[index], decoded[index]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            sheet.save(folder / f"{path.stem}.png")
+            if moving:
+                rows, enlarged = torch.stack([*panels, subtract(*panels)]), max(1, PANEL // 4 // side)
+                save_grid(rows, folder / f"{path.stem}.png", columns=len(rows), scale=enlarged)
+            else:
+                draw(*panels, token_map(tokens[index : index + 1]), figures).save(folder / f"{path.stem}.png")
         except OSError as error:
             raise RunError(f"could not write to {folder}: {error.strerror or error}") from None
         results.append(figures)
@@ -76,16 +84,20 @@ def token_map(tokens: Tokens) -> Tensor:
     return colours.T.unflatten(1, (-1, width)).to(torch.uint8)
 
 
+def subtract(original: Tensor, decoded: Tensor) -> Tensor:
+    """Half of the difference of uint8 images, around grey."""
+    return ((decoded.short() - original.short()) / 2 + 128).clamp(0, 255).to(torch.uint8)
+
+
 def draw(original: Tensor, decoded: Tensor, codes: Tensor, figures: Reconstructed) -> Image.Image:
     """The four panels with their captions."""
-    difference = ((decoded.short() - original.short()) / 2 + 128).clamp(0, 255).to(torch.uint8)
     bits = (
         f"{figures.bits:,.0f} bits, {figures.bits_per_pixel:.3f} a pixel" if figures.bits is not None else "continuous"
     )
     panels = [
         (original, "original"),
         (decoded, f"reconstruction\nPSNR {figures.psnr:.2f} dB, SSIM {figures.ssim:.3f}"),
-        (difference, "difference\nhalf of it, around grey"),
+        (subtract(original, decoded), "difference\nhalf of it, around grey"),
         (codes, f"tokens, {codes.shape[1]}x{codes.shape[2]}\n{bits}"),
     ]
     width = len(panels) * (PANEL + MARGIN) + MARGIN

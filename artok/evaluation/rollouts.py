@@ -14,6 +14,7 @@ from artok.data.loader import choose_of
 from artok.errors import ConfigError
 from artok.evaluation.evaluator import Evaluator, choose_captions
 from artok.images import from_uint8, to_uint8
+from artok.layout import Condition
 from artok.metrics import frames, frechet, motion, tracking
 from artok.metrics.base import EvalBatch, MetricConfig
 from artok.metrics.evaluate import Evaluation
@@ -32,7 +33,8 @@ BATCH = 32  # clips rolled out at once
 def add_rollouts(evaluator: Evaluator, pipeline: Pipeline, sampling: Sampling, results: Results) -> Results:
     """The results with those of continued held-out clips, named such as `tracked_frames/continued`, if the choice of
     metrics asks for them; and of clips whose last given frame stays, such as `tracked_frames/frozen`, which a model
-    should beat. `fd/frames_10_26` compares these frames of the continued clips with those of the true ones.
+    should beat. `fd/frames_10_26` compares these frames of the continued clips with those of the true ones. Series have
+    a value for each frame, and none for the given ones.
 
     A model that continues no clips is left out, and that is said. ConfigError: the data have no clips, or too few.
     """
@@ -55,11 +57,13 @@ def add_rollouts(evaluator: Evaluator, pipeline: Pipeline, sampling: Sampling, r
     except ConfigError as error:
         evaluator.progress.say(f"clips are not continued: {error}")
         return results
-    measurements, series = list(results.measurements), dict(results.series) | {f"seconds/{CONTINUED}": seconds}
+    given: tuple[float | None, ...] = (None,) * asked.given  # have no values
+    measurements, series = list(results.measurements), dict(results.series)
+    series[f"seconds/{CONTINUED}"] = given + seconds
     for name, evaluation in ((CONTINUED, made), (FROZEN, held)):
         found = evaluation.results(results.name, sampling.seed)
         measurements += [replace(each, name=_under(each.name, name)) for each in found.measurements]
-        series |= {f"{key}/{name}": values for key, values in found.series.items()}
+        series |= {f"{key}/{name}": given + tuple(values) for key, values in found.series.items()}
     measurements += distances.measurements(sampling.seed)
     return replace(results, measurements=tuple(measurements), series=series)
 
@@ -109,12 +113,8 @@ def continue_clips(
             given = from_uint8(batch.pixels[:, :, : asked.given])
             texts = choose_captions(batch) if "text" in pipeline.generator.hears else None
             condition = pipeline.generator.condition(batch.labels, texts or None)
-            parts, times, start = [], list[float | None](), time.perf_counter()
-            for part in roll_out(pipeline, condition, asked.frames, sampling, given, first=done):
-                parts.append(to_uint8(part))
-                spent = (time.perf_counter() - start) / len(batch)
-                times += [*[None] * (part.shape[2] - 1), spent]
-            made, true = torch.cat(parts, dim=2), batch.pixels
+            made, times = roll(pipeline, condition, given, asked.frames, sampling, done)
+            true = batch.pixels
             yield Continued(
                 made[:, :, asked.given :],
                 true[:, :, asked.given :],
@@ -124,6 +124,19 @@ def continue_clips(
             )
             done += len(batch)
             evaluator.progress.advance(done)
+
+
+def roll(
+    pipeline: Pipeline, condition: Condition, given: Tensor, frames: int, sampling: Sampling, first: int = 0
+) -> tuple[Tensor, list[float | None]]:
+    """Clips (B, C, frames, H, W) uint8 that begin with frames given (B, C, n, H, W) in [-1, 1]; and for each frame the
+    time per clip until it was there, None where later ones came with it."""
+    parts, times, start = [], list[float | None](), time.perf_counter()
+    for part in roll_out(pipeline, condition, frames, sampling, given, first=first):
+        parts.append(to_uint8(part))
+        spent = (time.perf_counter() - start) / len(given)
+        times += [*[None] * (part.shape[2] - 1), spent]
+    return torch.cat(parts, dim=2), times
 
 
 class Windows:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from artok.cascade import low_resolution, spread
 from artok.errors import ConfigError, RunError, shorten
 from artok.images import grid, put_first, save_gif, to_pil
 from artok.layout import Condition, Tokens
@@ -55,6 +56,16 @@ class Asked:
 
     def condition(self, pipeline: Pipeline, n: int = 1) -> Condition:
         return pipeline.condition(self.labels, n, self.prompts, self.negative, self.control)
+
+    def enlarged(self, stage: Pipeline, images: Tensor) -> Asked:
+        """The same of a stage that enlarges their images (n * rows, C, H, W), with a row for each."""
+        rows, hears = len(images), stage.generator.hears
+        return Asked(
+            tuple(spread(self.names, rows) or ()),
+            spread(self.labels, rows) if "labels" in hears else None,
+            spread(self.prompts, rows) if "text" in hears else None,
+            control=low_resolution(stage, images),
+        )
 
 
 def read_prompts(path: Path) -> list[str]:

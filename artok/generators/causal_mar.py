@@ -88,6 +88,8 @@ class CausalMar(PatchedGenerator):
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         x_BND, draws = self.patches(tokens), self.draws
         z_BNW = self.conditions(x_BND[:, :-1], self.context(condition).left_padded())
+        if self.head.objective is not None:
+            return self.objective_losses(self.head.objective, x_BND, z_BNW, noise)
         uniform, normal = noise.uniform(self.length, draws), noise.normal(self.length, draws, self.dimension)
         terms = self.head.losses(x_BND.flatten(0, 1), z_BNW.flatten(0, 1), uniform.flatten(0, 1), normal.flatten(0, 1))
         return {name: term.mean() for name, term in terms.items()}

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from artok.config import Depth
 from artok.errors import LayoutError
 from artok.generators.base import Generator, GeneratorConfig
-from artok.generators.diffusion_head import DiffusionHead
+from artok.generators.diffusion_head import DiffusionHead, Objective
 from artok.layout import Condition, TokenLayout, Tokens
 from artok.nn.patches import divides, merge_patches, patch_grid, split_patches
+from artok.noise import Noise
 from artok.sampling.diffusion import DiffusionConfig
 from artok.sampling.settings import GUIDANCE, Sampling
 
@@ -76,6 +77,10 @@ class PatchedConfig(GeneratorConfig, ABC):
         return (width, self.depth, self.heads or self.depth, *head)
 
     def refuse(self, layout: TokenLayout) -> str | None:
+        return self.refuse_tokens(layout)
+
+    def refuse_tokens(self, layout: TokenLayout) -> str | None:
+        """What neither family can model."""
         if layout.discrete:
             return "needs continuous tokens, since its diffusion head samples vectors and not codes"
         if len(layout.grids) != 1:
@@ -107,6 +112,16 @@ class PatchedGenerator(Generator):
         """Initialise the token embedding, if the config sets its deviation."""
         if self.token_init is not None:
             nn.init.normal_(self.input.weight, std=self.token_init)
+
+    def attach_objective(self, objective: Objective) -> None:
+        """Set the losses that `forward` gives in the place of the head's own."""
+        self.head.objective = objective
+
+    def objective_losses(self, objective: Objective, x_BND: Tensor, z_BNZ: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """The losses of an objective on tokens x under z, each `diffusion_batch_mul` times."""
+        rows = noise.branch("head").split(x_BND.shape[1] * self.draws)
+        x, z = (each.flatten(0, 1).repeat_interleave(self.draws, 0)[:, None] for each in (x_BND, z_BNZ))
+        return objective(x, z, rows, None)
 
     def patches(self, tokens: Tokens) -> Tensor:
         """Token values as (B, N, D) patches."""

@@ -24,7 +24,7 @@ from artok.config import Depth
 from artok.errors import ConfigError
 from artok.generators.base import Generator, GeneratorConfig
 from artok.generators.masked import schedule
-from artok.generators.raster_decoder import RasterDecoder, given_codes, in_order, known_first
+from artok.generators.raster_decoder import RasterDecoder, given_codes, in_order, in_waves, known_first
 from artok.generators.raster_stream import RasterStream
 from artok.layout import Codec, Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache, causal_mask
@@ -35,7 +35,7 @@ from artok.nn.rotary import rotary_table
 from artok.nn.transformer import LlamaBlock
 from artok.noise import Noise
 from artok.sampling.decoding import jacobi, parallel, sequential, speculative
-from artok.sampling.settings import DRAFTS, DRAWS, GUIDANCE, Sampling
+from artok.sampling.settings import AT_ONCE, DRAFTS, DRAWS, GUIDANCE, Sampling
 
 DRAFTED = 4  # codes that a draft model draws for a pass
 
@@ -320,9 +320,12 @@ class Raster(Generator):
     def _decode(
         self, decoder: RasterDecoder, condition: Condition, sampling: Sampling, noise: Noise
     ) -> Iterator[int] | Iterator[Tensor]:
+        left = self.layout.length - decoder.first
         if sampling.decoding == "parallel":
-            left = self.layout.length - decoder.first
             return parallel(decoder, schedule(left, min(self.passes(sampling), left)))
+        if sampling.decoding in AT_ONCE:
+            after = in_waves(self.layout.grid, sampling.decoding)[1]
+            return parallel(decoder, [left, *(each for each in after if each < left)])
         if sampling.decoding == "sequential" or condition.device.type == "meta":  # without values no draft is right
             return sequential(decoder)
         if sampling.decoding == "jacobi":
@@ -368,11 +371,11 @@ class Raster(Generator):
         if (sampling.draft_model is not None) != (decoding == "speculative"):
             raise ConfigError("decoding speculative and draft_model go together; give both or neither")
         if steps is not None and decoding != "parallel":
-            raise ConfigError(f"decoding {decoding} draws code by code; steps is of decoding parallel, so leave it out")
-        if decoding == "parallel" and (self.config.order != "random" or self.layout.codes > 1):
+            raise ConfigError(f"decoding {decoding} has no choice of steps, which is of parallel; leave it out")
+        if decoding in AT_ONCE and (self.config.order != "random" or self.layout.codes > 1):
             raise ConfigError(
-                "decoding parallel needs one code per position and a model trained with order random, and this one has "
-                f"{self.layout.codes} and order {self.config.order}; decoding jacobi is for all"
+                f"decoding {decoding} needs one code per position and a model trained with order random, and this one "
+                f"has {self.layout.codes} and order {self.config.order}; decoding jacobi is for all"
             )
         if steps is not None and steps > length:
             raise ConfigError(f"{steps} steps are more than the {length} codes; ask for fewer")
@@ -381,4 +384,6 @@ class Raster(Generator):
         """With drafts, the most that it may take."""
         if sampling.decoding == "parallel":
             return sampling.steps or max(1, self.layout.length // 2)
+        if sampling.decoding in AT_ONCE:
+            return len(in_waves(self.layout.grid, sampling.decoding)[1])
         return self.layout.length * self.layout.codes

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from artok.conditioning.base import Context
 from artok.layout import Condition, TokenLayout, Tokens
 from artok.nn.attention import KVCache
+from artok.nn.grid_layers import PastFrames
 from artok.noise import Noise
 from artok.sampling.guidance import Guidance
 from artok.sampling.logits import draw_gumbel, probabilities
-from artok.sampling.settings import Sampling
+from artok.sampling.settings import AT_ONCE, Decoding, Sampling
 
 MOST_NOISE = 2**22  # numbers that are drawn at once for all codes of a batch
 
@@ -29,6 +30,7 @@ class CodeModel(Protocol):
     prefix: int
     rotary: Tensor
     blocks: nn.ModuleList
+    past: PastFrames | None
     ordered: bool
 
     def prefixed(self, condition: Condition) -> Context: ...
@@ -73,6 +75,9 @@ class RasterDecoder:
         self.order = known_first(known) if model.ordered else None
         if sampling.decoding == "parallel":
             self.order = known_first(known, noise.branch("order").permutation(model.layout.length))
+        elif sampling.decoding in AT_ONCE:
+            order, _ = in_waves(model.layout.grid, sampling.decoding)
+            self.order = known_first(known, order.to(device).expand(batch, -1))
         if known is not None:
             self.given = given_codes(known, self.order)
             self.codes = torch.where(self.given, in_order(known.values, self.order).flatten(1), self.codes)
@@ -115,9 +120,12 @@ class RasterDecoder:
 
     def _recalled(self, codes: Tensor, end: int) -> Context:
         """The context with what the frames before tell, computed anew only where a pass reads other ones."""
+        if self.model.past is None:
+            return self.context
         per_frame = codes.shape[1] // self.model.layout.grid[0]
         read = codes[:, : (end - 1) // per_frame * per_frame]
-        if self.recalled is None or not torch.equal(self.recalled[0], read):
+        same = self.recalled is not None and self.recalled[0].shape == read.shape
+        if not same or self.recalled is None or not (read.is_meta or torch.equal(self.recalled[0], read)):
             self.recalled = read.clone(), self.model.recall(self.context, codes)
         return self.recalled[1]
 
@@ -142,6 +150,18 @@ class RasterDecoder:
         found = probabilities(logits, sampling.temperature, sampling.top_k, sampling.top_p)
         assert self.given is not None
         return torch.where(self.given.gather(1, places)[..., None], certain, found)
+
+
+def in_waves(grid: tuple[int, ...], decoding: Decoding) -> tuple[Tensor, list[int]]:
+    """The positions (N,) of a grid in the order in which they are drawn, and how many are left after each pass.
+
+    next_neighbour: those of one distance from the first position, along the axes, in a pass (NAR, He et al. 2025, arXiv
+    2503.10696, section 3). row_parallel: those of a row.
+    """
+    places = torch.cartesian_prod(*(torch.arange(side, device="cpu") for side in grid)).view(-1, len(grid))
+    rows = torch.arange(len(places), device="cpu") // grid[-1]
+    waves = rows if decoding == "row_parallel" else places.sum(1)
+    return waves.argsort(stable=True), (len(places) - waves.bincount().cumsum(0)).tolist()
 
 
 def known_first(known: Tokens | None, order: Tensor | None = None) -> Tensor | None:

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from artok.errors import CheckpointError
+from artok.errors import CheckpointError, ConfigError
 from artok.interop.families import Source, count, rename, rename_layer, shape_of
 from artok.nn.conv2d import Decoder, Encoder, PixelAttention
 from artok.tokenizers.conv import ConvTokenizer
+from artok.tokenizers.diffusion_decoder import DiffusionDecoder
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ def attention_sides(attends: list[bool], image: int) -> list[int] | str:
 
 def conv_sources(tokenizer: ConvTokenizer, scheme: KeyScheme) -> dict[str, Source]:
     """Sources of the tensors of the encoder, the decoder and the convolutions around the quantizer."""
+    if isinstance(tokenizer.decoder, DiffusionDecoder):
+        raise ConfigError("no published format has a diffusion decoder; export it with --format safetensors")
     sources = rename_layer("to_quantizer", "quant_conv") | rename_layer("from_quantizer", "post_quant_conv")
     for half, stack in (("encoder", tokenizer.encoder), ("decoder", tokenizer.decoder)):
         for own, published in _pairs(half, stack, scheme):

@@ -175,3 +175,6 @@ class Decoder(nn.Module):
             if index < len(self.upsamples):
                 x = self.upsamples[index](x)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+    def last_layer(self) -> nn.Parameter:
+        return self.conv_out.weight  # type: ignore[return-value]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from artok.nn.gradient_checkpointing import run
-from artok.nn.time import TimeEmbedding
+from artok.nn.time import IntervalEmbedding, TimeEmbedding
 from artok.nn.vit import EPS, ConditionedOutput, ZeroLinear, modulate
 
 
@@ -33,7 +33,7 @@ class DenoiserMlp(nn.Module):
     def __init__(self, dimension: int, condition: int, width: int, depth: int, out: int) -> None:
         super().__init__()
         self.gradient_checkpointing = False
-        self.time = TimeEmbedding(width)
+        self.time: TimeEmbedding | IntervalEmbedding = TimeEmbedding(width)
         self.condition = nn.Linear(condition, width)
         self.input = nn.Linear(dimension, width)
         self.blocks = nn.ModuleList(ResidualMlp(width) for _ in range(depth))

@@ -7,13 +7,19 @@ of all pairs is ever computed or held.
 from __future__ import annotations
 
 import math
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from artok.nn.attention import PLAIN_LENGTH, plain_attention
 from artok.nn.patterns.base import AttentionPattern, coordinates
+
+NEVER = -1e9  # score of a key that is left out; where all are, the other set of keys has all the weight
+FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def window_starts(tiles: int, window: int) -> list[int]:
@@ -36,7 +42,6 @@ class TileWindows(AttentionPattern):
         self.grid, self.tile, self.key_frames = grid, tile, key_frames
         self.tiles = tuple(side // own for side, own in zip(grid, tile, strict=True))
         self.window = tuple(min(wanted, most) for wanted, most in zip(window, self.tiles, strict=True))
-        self.starts = [window_starts(most, own) for most, own in zip(self.tiles, self.window, strict=True)]
         self.size, self.area = math.prod(tile), math.prod(grid[1:])
         self.pairs = self.length * (math.prod(self.window) * self.size + len(key_frames) * self.area)
 
@@ -52,24 +57,31 @@ class TileWindows(AttentionPattern):
     # ------------------------------------------------------------------------------------------ gathered windows
 
     def gathered(self, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
-        """The same in plain products over (B H, tiles, keys of a tile)."""
+        """The same over tiles and the keys of each tile, (B H, tiles, tokens, D)."""
         batch, heads, _, width = q_BHND.shape
-        q = self._split(q_BHND * width**-0.5)
-        k, v = (self._gather(self._split(x)) for x in (k_BHND, v_BHND))
-        scores = q @ k.transpose(-2, -1)  # (B H, tiles, size, keys)
-        twice = self._twice(q.device)
-        if twice is not None:
-            scores = scores.masked_fill(twice[:, None], -math.inf)
-        own = scores.shape[-1]
-        if self.key_frames:
-            shared_k, shared_v = (self._key_frames(x).flatten(0, 1) for x in (k_BHND, v_BHND))
-            shared = q.flatten(1, 2) @ shared_k.transpose(-2, -1)
-            scores = torch.cat([scores, shared.unflatten(1, q.shape[1:3])], dim=-1)
+        q, k, v = (self._split(x) for x in (q_BHND, k_BHND, v_BHND))
+        k, v = self._gather(k), self._gather(v)
+        fused = q.device.type == "cpu" and self.length > PLAIN_LENGTH  # as in `attend`
+        if not self.key_frames:
+            mixed = F.scaled_dot_product_attention(q, k, v) if fused else plain_attention(q, k, v)
+        else:
+            shared = self._key_frames(k_BHND).flatten(0, 1), self._key_frames(v_BHND).flatten(0, 1)
+            twice = self.twice.to(q.device)
+            if fused:
+                mixed = attend_to_both(q, (k, v), twice, tuple(x[:, None] for x in shared), width**-0.5)
+            else:
+                mixed = self._plain(q * width**-0.5, k, v, twice, *shared)
+        return self._merge(mixed).unflatten(0, (batch, heads))
+
+    @staticmethod
+    def _plain(q: Tensor, k: Tensor, v: Tensor, twice: Tensor, shared_k: Tensor, shared_v: Tensor) -> Tensor:
+        """By plain products, over the keys of windows and of key frames (B H, K, D)."""
+        scores, own = (q @ k.transpose(-2, -1)).masked_fill(twice[:, None], -math.inf), k.shape[2]
+        shared = q.flatten(1, 2) @ shared_k.transpose(-2, -1)
+        scores = torch.cat([scores, shared.unflatten(1, q.shape[1:3])], dim=-1)
         weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
         mixed = weights[..., :own] @ v
-        if self.key_frames:
-            mixed = mixed + (weights[..., own:].flatten(1, 2) @ shared_v).view_as(mixed)
-        return self._merge(mixed).unflatten(0, (batch, heads))
+        return mixed + (weights[..., own:].flatten(1, 2) @ shared_v).view_as(mixed)
 
     def _split(self, x_BHND: Tensor) -> Tensor:
         """(B H, tiles, tokens of a tile, D)."""
@@ -93,24 +105,25 @@ class TileWindows(AttentionPattern):
         """(B H, tiles, window x size, D): the tokens of the tiles that each tile sees."""
         if math.prod(self.window) == 1:
             return x
-        return x[:, self._window_tiles(x.device)].flatten(2, 3)
+        seen = self.window_tiles
+        return x.index_select(1, seen.flatten().to(x.device)).unflatten(1, seen.shape).flatten(2, 3)
 
-    def _window_tiles(self, device: torch.device) -> Tensor:
+    @cached_property
+    def window_tiles(self) -> Tensor:
         """(tiles, window) int64: which tiles each one sees."""
-        seen = torch.zeros(1, 1, dtype=torch.int64)
-        for starts, own, most in zip(self.starts, self.window, self.tiles, strict=True):
-            axis = torch.tensor(starts)[:, None] + torch.arange(own)
-            seen = (seen[:, None, :, None] * most + axis[None, :, None, :]).flatten(2).flatten(0, 1)
-        return seen.to(device)
+        seen = torch.zeros(1, 1, dtype=torch.int64, device="cpu")
+        for tiles, window in zip(self.tiles, self.window, strict=True):
+            starts = torch.tensor(window_starts(tiles, window), device="cpu")
+            axis = starts[:, None] + torch.arange(window, device="cpu")
+            seen = (seen[:, None, :, None] * tiles + axis[None, :, None, :]).flatten(2).flatten(0, 1)
+        return seen
 
-    def _twice(self, device: torch.device) -> Tensor | None:
-        """(tiles, keys) bool: the keys of a window that are in a key frame too, where they count; None for none."""
-        if not self.key_frames:
-            return None
-        frames = coordinates(torch.arange(self.length), self.grid)[0]
-        keys = torch.isin(frames, torch.tensor(self.key_frames)).float()
-        split = self._gather(self._split(keys.view(1, 1, -1, 1)))[0, ..., 0] > 0
-        return split.to(device)
+    @cached_property
+    def twice(self) -> Tensor:
+        """(tiles, keys) bool: the keys of a window that are in a key frame too, and count there."""
+        frames = coordinates(torch.arange(self.length, device="cpu"), self.grid)[0]
+        keys = torch.isin(frames, torch.tensor(self.key_frames, device="cpu")).float()
+        return self._gather(self._split(keys.view(1, 1, -1, 1)))[0, ..., 0] > 0
 
     def _key_frames(self, x_BHND: Tensor) -> Tensor:
         parts = [x_BHND[:, :, frame * self.area : (frame + 1) * self.area] for frame in self.key_frames]
@@ -137,6 +150,52 @@ class TileWindows(AttentionPattern):
         q, k, v = (x[:, :, order] for x in (q_BHND, k_BHND, v_BHND))
         mixed: Tensor = _flex(q.is_cuda)(q, k, v, block_mask=mask)
         return mixed[:, :, back]
+
+
+# ---------------------------------------------------------------------------------------------- two sets of keys
+
+
+def attend_to_both(
+    q: Tensor, own: tuple[Tensor, Tensor], left_out: Tensor, shared: tuple[Tensor, ...], scale: float
+) -> Tensor:
+    """Attention of each tile's queries (G, tiles, n, D) to its own keys and values (G, tiles, m, D), of which some are
+    left out (tiles, m), and to those that all tiles share (G, 1, M, D), by the fused kernel of a CPU for each set."""
+    bias = torch.zeros_like(left_out, dtype=q.dtype).masked_fill(left_out, NEVER)[None, :, None]
+    mixed: Tensor = _BothKeys.apply(q, *own, *shared, bias.expand(-1, -1, q.shape[2], -1), scale)
+    return mixed
+
+
+class _BothKeys(torch.autograd.Function):
+    """Joins two fused attentions by the logarithms of their sums (FlashAttention-2, Dao 2023, arXiv 2307.08691, section
+    3.1.1). With the joint output and sum in its place, each kernel's backward pass gives its part of the gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, shared_k: Tensor, shared_v: Tensor, bias: Tensor, scale: float
+    ) -> Tensor:
+        whole = q.flatten(1, 2)[:, None]
+        mixed, total = FUSED(q, k, v, attn_mask=bias, scale=scale)
+        other, rest = FUSED(whole, shared_k, shared_v, scale=scale)
+        other, rest = other.view_as(mixed), rest.view_as(total)
+        joint = torch.logaddexp(total, rest)
+        mixed = mixed * (total - joint).exp()[..., None].to(mixed.dtype)
+        mixed = torch.addcmul(mixed, other, (rest - joint).exp()[..., None].to(mixed.dtype))
+        ctx.save_for_backward(q, k, v, shared_k, shared_v, bias, mixed, joint)
+        ctx.scale = scale
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, shared_k, shared_v, bias, mixed, joint = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        fused = FUSED_BACKWARD
+        on_q, on_k, on_v = fused(gradient, q, k, v, mixed, joint, 0.0, False, attn_mask=bias, scale=ctx.scale)
+        flat = [x.flatten(1, 2)[:, None] for x in (gradient, q, mixed, joint)]
+        given, whole, out, total = flat
+        more, on_shared_k, on_shared_v = fused(
+            given, whole, shared_k, shared_v, out, total, 0.0, False, scale=ctx.scale
+        )
+        return on_q + more.view_as(on_q), on_k, on_v, on_shared_k, on_shared_v, None, None
 
 
 @cache

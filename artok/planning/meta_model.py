@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from artok.adversarial.critic import Critic
+from artok.adversarial.critic import Opponent
 from artok.config import SHIPPED, load
 from artok.data.base import DataConfig
 from artok.data.hub import Config as HubConfig
-from artok.distillation.base import DistillConfig, Teacher
+from artok.distillation.base import AdversarialMethod, DistillConfig, Method, Teacher, student_of
 from artok.errors import ConfigError
 from artok.generators.base import AdversarialGenerator, Generator
 from artok.generators.diffusion import Config as DiffusionGenerator
 from artok.generators.diffusion import LatentDiffusion
+from artok.generators.patched import PatchedGenerator
 from artok.layout import TokenLayout
 from artok.losses.base import AdversarialLoss, Loss, Setting
 from artok.saved import CONFIG, TOKENIZER, check_layout, read_saved
@@ -31,8 +32,8 @@ UNKNOWN = 1000
 class Design:
     """An experiment's modules on the meta device.
 
-    tokenizer: None where only its layout is known (video, for which artok has no tokenizer yet). classes: number of
-    labels, on which embeddings depend. comparisons: a tokenizer's losses on reconstructions.
+    tokenizer: None where only its layout is known (a video described by a few numbers). classes: number of
+    labels, on which embeddings depend. comparisons: a tokenizer's losses on reconstructions. method: of distillation.
     """
 
     experiment: Experiment
@@ -41,12 +42,15 @@ class Design:
     generator: Generator | None
     classes: int
     comparisons: tuple[Loss | AdversarialLoss, ...] = ()
+    method: Method | None = None
 
     @property
-    def critic(self) -> Critic | None:
+    def critic(self) -> Opponent | None:
         """The discriminator of adversarial training, or None."""
         if isinstance(self.generator, AdversarialGenerator):
             return self.generator.critic
+        if isinstance(self.method, AdversarialMethod):
+            return self.method.critic
         return next((loss.critic for loss in self.comparisons if isinstance(loss, AdversarialLoss)), None)
 
     @property
@@ -78,10 +82,11 @@ def build(experiment: Experiment, classes: int | None = None) -> Design:
         tokenizer.eval().requires_grad_(False)
     if isinstance(generator, AdversarialGenerator) and critic is not None:
         generator.attach_critic(critic.to("meta"))
-    if experiment.distill is not None and isinstance(generator, LatentDiffusion):
-        attach_method(generator, experiment.distill, classes)
+    method = None
+    if experiment.distill is not None and isinstance(generator, LatentDiffusion | PatchedGenerator):
+        method = attach_method(generator, experiment.distill, classes)
     compared = () if generator else comparisons(experiment)
-    return Design(experiment, tokenizer.layout, tokenizer, generator, classes, compared)
+    return Design(experiment, tokenizer.layout, tokenizer, generator, classes, compared, method)
 
 
 def comparisons(experiment: Experiment) -> tuple[Loss | AdversarialLoss, ...]:
@@ -100,15 +105,19 @@ def on_layout(experiment: Experiment, layout: TokenLayout, classes: int) -> Desi
     return Design(experiment, layout, None, generator.to("meta"), classes)
 
 
-def attach_method(student: LatentDiffusion, section: DistillConfig, classes: int) -> None:
-    """Give a student its method of distillation, with its teacher."""
+def attach_method(generator: LatentDiffusion | PatchedGenerator, section: DistillConfig, classes: int) -> Method:
+    """Give a generator its method of distillation, with its teacher; and return it."""
     teacher = None
     if section.teacher is not None:
         with torch.device("meta"):
-            model = generator_section(section.teacher).build(student.layout, classes)
+            model = generator_section(section.teacher).build(generator.layout, classes)
         assert isinstance(model, LatentDiffusion)
         teacher = Teacher(model.to("meta").eval().requires_grad_(False), section.cfg_scale)
-    student.attach_objective(section.method.build(student, teacher))
+    method = section.method.build(student_of(generator), teacher)
+    if isinstance(method, AdversarialMethod):
+        method.critic.to("meta")
+    generator.attach_objective(method)  # type: ignore[arg-type]
+    return method
 
 
 def generator_section(name: str) -> DiffusionGenerator:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from artok.config import load
+from artok.generators.networks import dit
 from artok.metrics.cost import parameters
 from artok.planning.from_numbers import FAMILIES, DesignSpec, design_of, spec_of, transformer
 from artok.planning.measure import measure_device
 from artok.planning.meta_model import Design, build
 from artok.planning.roofline import DTYPES, PRECISIONS, Device, Precision, published
 from artok.planning.sampling_cost import sample
-from artok.planning.sparse_attention import Pattern, chunks, full, local
+from artok.planning.sparse_attention import Pattern, chunks, full, local, of_config
 from artok.planning.training_cost import training_step
 from artok.planning.training_memory import MemoryEstimate, estimate_memory, training_bytes
 from artok.training.experiment import Experiment
@@ -259,8 +260,11 @@ def attention_plan(design: Design, device: Device, options: PlanOptions) -> tupl
     grid3, (depth, width) = (grid[0], rows, columns), transformer(design)
     window = min(options.window, rows, columns)
     neighbours = min(options.neighbours, (grid[0] - 1) // 2)
+    network = getattr(design.experiment.generator, "network", None)
+    own = network.attention if isinstance(network, dit.Config) and network.patch_size == 1 else None
     patterns = [
         full(grid3),
+        *([] if own is None or own.kind == "full" else [of_config(own, grid3, depth)]),
         local(grid3, window, neighbours, options.key_frames),
         chunks(grid3, options.chunk, options.overlap),
     ]

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 
 from artok.errors import ConfigError
+from artok.nn.patterns.base import PatternConfig
+from artok.nn.windows import TileWindows
 
 HALF = 2  # bytes of a bfloat16 number
 
@@ -43,6 +45,24 @@ def full(grid: Grid) -> Pattern:
     """Every token attends to every token."""
     tokens = math.prod(grid)
     return Pattern("full attention", tokens, tokens**2, tokens)
+
+
+def of_config(config: PatternConfig, grid: tuple[int, ...], depth: int) -> Pattern:
+    """The pattern of a network's `attention:` section, as its modules compute it; the mean over its layers."""
+    built, tokens = [config.build(grid, layer) for layer in range(depth)], math.prod(grid)
+    pairs = sum(tokens**2 if layer is None else layer.pairs for layer in built) // depth
+    return Pattern(f"this model's, {config.kind}", tokens, pairs, tokens)
+
+
+def saved_bytes(pattern: TileWindows, width: int, heads: int, size: int = 4) -> int:
+    """Bytes that one layer of windows keeps for its backward pass with the fused kernels: queries and outputs, the keys
+    and values that are gathered for each tile, the logarithms of sums, and with key frames all keys and values again.
+
+    size: bytes of a number.
+    """
+    vectors = (2 + 3 * bool(pattern.key_frames)) * pattern.length
+    gathered = 2 * pattern.length * math.prod(pattern.window)
+    return size * (width * (vectors + gathered) + heads * pattern.length)
 
 
 def local(grid: Grid, window: int, neighbours: int, key_frames: int) -> Pattern:

@@ -11,7 +11,8 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from artok.adversarial.critic import Critic
+from artok.adversarial.critic import Opponent
+from artok.distillation.base import AdversarialMethod
 from artok.errors import ConfigError
 from artok.generators.base import AdversarialGenerator
 from artok.layout import TokenLayout, Tokens
@@ -83,7 +84,7 @@ def training_step(design: Design, batch: int, chip: Chip = "cpu", dtype: torch.d
         step = count_turn(design.trained, lambda trace: losses(design, batch, trace), chip, dtype)
     if critic is None:
         return step
-    every = critic.config.penalty_every
+    every = critic.penalty_every
     with freeze(design.trained):
         other = count_turn(critic, lambda _: critic_losses(design, critic, batch, due=True), chip, dtype)
         costs = other.costs
@@ -91,7 +92,7 @@ def training_step(design: Design, batch: int, chip: Chip = "cpu", dtype: torch.d
             plain = count_turn(critic, lambda _: critic_losses(design, critic, batch, due=False), chip, dtype)
             costs = costs.share(1 / every) + plain.costs.share(1 - 1 / every)
     return Step(
-        step.costs.share(1 / critic.config.n_critic) + costs,
+        step.costs.share(1 / critic.n_critic) + costs,
         step.encoding,
         max(step.saved, other.saved),
         max(step.activations, other.activations),
@@ -173,8 +174,8 @@ def tokenizer_losses(design: Design, batch: int, _: Trace) -> tuple[dict[str, Te
     return losses | compared, NOTHING
 
 
-def critic_losses(design: Design, critic: Critic, batch: int, due: bool) -> tuple[dict[str, Tensor], OpCounts]:
-    """As the critic's turn computes them in either task.
+def critic_losses(design: Design, critic: Opponent, batch: int, due: bool) -> tuple[dict[str, Tensor], OpCounts]:
+    """As the critic's turn computes them in every task.
 
     due: whether it is a step with penalties, where these are lazy.
     """
@@ -185,6 +186,11 @@ def critic_losses(design: Design, critic: Critic, batch: int, due: bool) -> tupl
         with torch.no_grad():
             fake = design.generator.generate(condition, noise(batch))
         real = design.generator.to_grid(blank_tokens(design.layout, batch))
+    elif isinstance(design.method, AdversarialMethod):
+        condition = design.method.student.conditioner.example(batch, META)
+        real = design.method.student.vectors(blank_tokens(design.layout, batch), design.tokenizer)
+        with torch.no_grad():
+            fake = design.method.generate(real, condition, noise(batch), design.tokenizer)
     verdict = critic(real, fake, condition, noise(batch), 0 if due else 1, 0.0)
     return dict(verdict.losses), NOTHING
 

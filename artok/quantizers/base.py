@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from artok.config import Part
 from artok.errors import LayoutError
-from artok.noise import Noise
+from artok.noise import Drawing
 from artok.quantizers.usage import Usage, split_scales
 
 
@@ -45,7 +45,7 @@ class Quantized:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Quantizer(nn.Module, ABC):
+class Quantizer(Drawing, ABC):
     """Latents (B, input_channels, *grid) to codes and back to vectors (B, width, *grid).
 
     grids, width, vocab, codes: as in TokenLayout; a single grid of three axes may have any number of frames in a pass.
@@ -63,7 +63,6 @@ class Quantizer(nn.Module, ABC):
     """
 
     first_images = 0
-    noise: Noise | None
 
     def __init__(
         self,
@@ -91,12 +90,6 @@ class Quantizer(nn.Module, ABC):
         elif self.usage is not None:
             out.monitors |= self.usage.batch_monitors(out.values)
         return out
-
-    def draws(self, latents: Tensor) -> Noise:
-        """The random numbers of the latents (B, ...) of this pass."""
-        if self.noise is None:
-            self.noise = Noise(int(torch.randint(2**62, ())), torch.arange(len(latents), device=latents.device))
-        return self.noise
 
     @torch.no_grad()
     def settle(self) -> list[Replacement]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from artok.images import to_pil
+from artok.images import FRAME_RATE, to_pil
 
 LARGEST = 96  # pixels of an image's side on a page; larger ones are made smaller, to keep the page small
 CRISP = 64  # up to this side images are enlarged by whole pixels, and kept to the bit unless they are photographs
@@ -42,15 +43,21 @@ def data_uri(data: bytes, kind: str) -> str:
 
 
 def strip(images: Tensor, alt: str, side: int, columns: int | None = None) -> Picture:
-    """Images (B, C, H, W) uint8 in rows of `columns`, one row unless told, each about `side` CSS pixels wide."""
+    """Images (B, C, H, W) uint8 in rows of `columns`, one row unless told, each about `side` CSS pixels wide; clips
+    (B, C, T, H, W) likewise, moving."""
+    if images.ndim == 5:
+        count = images.shape[2]
+        return animation(images.unbind(2), alt, side, columns or len(images), count / FRAME_RATE, 1 / FRAME_RATE)
     sheet, scale = _sheet(images, columns or len(images), side)
     return _picture(sheet, alt, scale, crisp=images.shape[-1] <= CRISP)
 
 
-def animation(frames: Tensor, alt: str, side: int, columns: int, seconds: float = 4.0, hold: float = 2.0) -> Picture:
-    """An endless GIF of frames (F, B, C, H, W) uint8: `seconds` for all of them, `hold` for the last."""
+def animation(
+    frames: Sequence[Tensor], alt: str, side: int, columns: int, seconds: float = 4.0, hold: float = 2.0
+) -> Picture:
+    """An endless GIF of frames (B, C, H, W) uint8: `seconds` for all of them, `hold` for the last."""
     sheets = [_sheet(images, columns, side) for images in frames]
-    scale, crisp = sheets[0][1], frames.shape[-1] <= CRISP
+    scale, crisp = sheets[0][1], frames[0].shape[-1] <= CRISP
     still = _picture(sheets[-1][0], alt, scale, crisp)
     stream = io.BytesIO()
     pages = [_palette(sheet) for sheet, _ in sheets]

@@ -9,7 +9,7 @@ from artok.evaluation.statistics import Value, format_mean
 from artok.metrics.catalogue import describe, head
 from artok.studies.results import EntryResults
 
-QUALITIES = ("precision", "recall", "class_consistency", "prompt_match")
+QUALITIES = ("precision", "recall", "coverage", "class_consistency", "prompt_match")
 COSTS = ("latency_s", "throughput_images_per_s", "train_core_seconds")
 REAL = "real images"  # the last line: floors, where there are any
 

@@ -18,7 +18,7 @@ from artok.evaluation.run_directory import Run
 from artok.evaluation.sample import thinned
 from artok.images import from_uint8, put_first, to_uint8
 from artok.layout import Condition, TokenLayout, Tokens
-from artok.masks import name_mask, paste
+from artok.masks import name_mask
 from artok.metrics.edits import EDIT, KEPT
 from artok.pipeline import Pipeline
 from artok.report.data_uris import Picture, animation, strip, thin
@@ -158,9 +158,11 @@ def one_each(real: Real) -> tuple[Tensor, list[str]]:
 
 
 def _token_maps(tokens: Tokens, size: Sequence[int]) -> Tensor:
-    """Each image's tokens as colours, (B, 3, H, W) uint8: a grid of squares as large as the image."""
-    maps = [token_map(tokens[index : index + 1]) for index in range(len(tokens))]
-    return torch.nn.functional.interpolate(torch.stack(maps), size=tuple(size), mode="nearest")
+    """Each image's tokens as colours, (B, 3, *size) uint8: a grid of squares as large as the image, or clip."""
+    maps = torch.stack([token_map(tokens[index : index + 1]) for index in range(len(tokens))])
+    if len(size) == 3:  # the frames of a clip's map lie one below another
+        maps = maps.unflatten(2, (tokens.layout.grid[0] if len(tokens.layout.grid) == 3 else 1, -1))
+    return torch.nn.functional.interpolate(maps, size=tuple(size), mode="nearest")
 
 
 # ---------------------------------------------------------------------------------------------- generators
@@ -216,7 +218,8 @@ def show_generator(run: Run, real: Real, side: int = NARROW, device: str = "cpu"
     film = None
     if steps > 1:
         text = f"{run.name} generates one image of each: {', '.join(real.names)}"
-        film = animation(frames, text, side=SIDE, columns=math.ceil(len(samples) / 2))
+        shown = frames if frames.ndim == 5 else frames[:, :, :, frames.shape[3] // 2]  # of clips the middle frame
+        film = animation(shown.unbind(), text, side=SIDE, columns=math.ceil(len(samples) / 2))
     moments = [
         (numbers[index], strip(frames[index, :UNFINISHED], _moment(real, numbers[index], steps), side=64, columns=1))
         for index in thin(len(numbers), STEPS)
@@ -239,7 +242,7 @@ def show_edits(pipeline: Pipeline, run: Run, real: Real, sampling: Sampling) -> 
     pictures = []
     for mask in masks:
         hidden = name_mask(mask, pipeline.tokenizer.layout, torch.arange(len(images))).expand(len(images), -1, -1)
-        made = paste(pipeline.fill(images, hidden, condition, sampling), images, hidden)
+        made = pipeline.fill(images, hidden, condition, sampling)
         text = f"Held-out images with mask {mask}, above what {run.name} makes of them"
         shown = torch.cat([images.masked_fill(hidden[:, None], 0), made])
         pictures.append((mask, strip(to_uint8(shown), text, SIDE, columns=len(images))))

@@ -15,6 +15,7 @@ from artok.errors import ArtokError, RunError
 from artok.evaluation.run_directory import Run, open_runs
 from artok.metrics.quantity import number
 from artok.report import images as gallery
+from artok.report.clips import clips_part
 from artok.report.data_uris import Picture
 from artok.report.images import GeneratorGallery, Near, Real, RealImages, TokenizerGallery
 from artok.report.plots.learning_curves import learning_curves
@@ -95,6 +96,9 @@ def write_report(
         title=title or joined([run.name for run in runs]),
         intro=intro or introduction(runs),
         tokenizers=parts,
+        clips=clips_part([(run.name, run, run.results) for run in generators], generators[0].data, device)
+        if generators
+        else None,
         groups=real_parts([generator_part(run, known, side, device) for run in generators], side),
         tables=tables,
         findings=[(run.name, findings(run)) for run in runs],

@@ -15,6 +15,7 @@ from artok.metrics.catalogue import describe
 from artok.metrics.quantity import number
 from artok.report import images as gallery
 from artok.report import study_plots
+from artok.report.clips import clips_part
 from artok.report.data_uris import Picture, strip
 from artok.report.decision_guide import Choice, candidate, guide
 from artok.report.grid_images import sample_strip
@@ -77,6 +78,7 @@ def render(outcome: Outcome, device: str) -> str:
         tokenizers=[] if study.grid else tokenizer_parts(outcome, known, device),
         groups=real_parts(parts, side),
         seed=gallery.SEED,
+        clips=clips_part([(one.entry.title, one.first, one.final[0][1]) for one in named], outcome.plan.data, device),
         grid=grid_part(outcome, device) if study.grid else None,
         beside=grid_part(beside, device, beside=True) if beside and beside.plan.study.grid else None,
         beside_study=beside.plan.study if beside else None,

@@ -12,11 +12,14 @@ from artok.studies.results import EntryResults, Measured
 
 
 def plots(entries: Sequence[EntryResults]) -> list[Picture]:
-    """Quality against latency, passes, guidance and images seen, and diversity against guidance; what there is."""
+    """Quality against latency, passes, guidance and images seen, diversity against passes and guidance; what there
+    is."""
     distance = f"{entries[0].final[0][1]['fd'].title}, lower is better"
     found: list[Picture | None] = [
         _latency(entries, distance),
         _settings(entries, "steps", "network passes", distance, "fd", passes=True),
+        _settings(entries, "steps", "network passes", "recall, higher is better", "recall", passes=True),
+        _settings(entries, "steps", "network passes", "coverage, higher is better", "coverage", passes=True),
         _settings(entries, "cfg_scale", "guidance scale", distance, "fd"),
         _settings(entries, "cfg_scale", "guidance scale", "recall, higher is better", "recall"),
         _settings(entries, "cfg_scale", "guidance scale", "precision, higher is better", "precision"),

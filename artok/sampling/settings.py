@@ -23,8 +23,9 @@ DRAFTS = frozenset({"decoding", "draft_length", "draft_model", "steps"})  # what
 LONG = frozenset({"rollout", "overlap", "history", "cache_frames", "sinks"})  # what videos longer than a clip read
 FRAMES = frozenset({"frame_order", "key_frame_stride", "history_noise"})  # what diffusion of frames reads
 
-Decoding = Literal["sequential", "jacobi", "speculative", "parallel"]
+Decoding = Literal["sequential", "jacobi", "speculative", "parallel", "next_neighbour", "row_parallel"]
 GuidedPart = Literal["labels", "text", "control"]
+AT_ONCE = frozenset({"parallel", "next_neighbour", "row_parallel"})  # decodings that draw several codes in a pass
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -36,7 +37,8 @@ class Sampling(Config):
     parts of the condition that its unconditional half does not hear.
     decoding: of raster's codes. sequential takes a pass for each; jacobi drafts several, keeps those that sequential
     would draw, and so gives the same sample in fewer passes; speculative takes drafts from `draft_model` and leaves the
-    distribution as it is; parallel draws several at once in `steps` passes, of a model trained with order random.
+    distribution as it is; parallel draws several at once in `steps` passes, of a model trained with order random; of
+    such a model next_neighbour draws a diagonal in each pass, and row_parallel a row.
     eta: DDIM's share of DDPM's noise. choice_temperature: of the Gumbel noise on the confidences of masked generation
     (4.5 in MaskGIT's code).
     jump_length, jump_n_sample: of RePaint, for known tokens of a diffusion that was not trained with masks: how many

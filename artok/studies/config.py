@@ -38,12 +38,14 @@ class EntryConfig(Config):
     compare tokenizers. settings, tokenizer_settings: sections on top of the two configs.
     teacher: the entry before it that a config with a `distill` section learns from, seed by seed. An `init` that names
     the same run as `distill.teacher` follows it.
+    init: the entry before it whose weights its training starts from, in the place of its config's `init`.
     run: instead of these, a finished or imported run, or several that differ only in their seed; used unchanged.
     """
 
     tokenizer: str | None = None
     generator: str | None = None
     teacher: str | None = None
+    init: str | None = None
     settings: dict[str, Any] = Field({})
     tokenizer_settings: dict[str, Any] = Field({})
     run: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
@@ -56,8 +58,8 @@ class EntryConfig(Config):
             raise ValueError("a finished 'run' is used unchanged; leave tokenizer and settings out")
         if self.tokenizer_settings and not self.tokenizer:
             raise ValueError("'tokenizer_settings' are for a 'tokenizer' config, and there is none")
-        if self.teacher and not self.generator:
-            raise ValueError("a 'teacher' is for a 'generator' config, and there is none")
+        if (self.teacher or self.init) and not self.generator:
+            raise ValueError("'teacher' and 'init' are for a 'generator' config, and there is none")
         if self.settings and not self.generator:
             raise ValueError("'settings' are for a 'generator' config, and there is none")
         return self

@@ -19,7 +19,7 @@ from artok.studies.grid import GridPoint, entry_of, grid_title, read_points, ref
 from artok.tokenizers.base import Tokenizer, TokenizerConfig
 from artok.training.encode import DataOnly
 from artok.training.experiment import Experiment, check_codebook
-from artok.training.run import check_same_run
+from artok.training.same_run import check_same_run
 
 
 @dataclass
@@ -89,11 +89,11 @@ def settle(study: Study, folder: Path, only: str | None = None) -> StudyPlan:
     entries = list[Entry]()
     skipped = []
     for name, config in study.entries.items():
-        teacher = _find_teacher(name, config, entries)
+        teacher, init = (_find_earlier(name, role, getattr(config, role), entries) for role in ("teacher", "init"))
         if config.run:
             entries.append(_settle_given(study, folder, name, config))
         else:
-            entries.append(_settle_trained(study, folder, name, config, tokenizers, teacher))
+            entries.append(_settle_trained(study, folder, name, config, tokenizers, teacher, init))
     for point in read_points(study) if study.grid else ():
         if only not in (None, point.name):
             continue
@@ -117,15 +117,15 @@ def settle(study: Study, folder: Path, only: str | None = None) -> StudyPlan:
 # ---------------------------------------------------------------------------------------------- trained entries
 
 
-def _find_teacher(name: str, config: EntryConfig, entries: list[Entry]) -> Entry | None:
-    """The entry that is an entry's teacher. ConfigError: there is none before it, or its tokenizer is another."""
-    if config.teacher is None:
+def _find_earlier(name: str, role: str, wanted: str | None, entries: list[Entry]) -> Entry | None:
+    """The entry `wanted` that an entry names as its teacher or init. ConfigError: there is none before it."""
+    if wanted is None:
         return None
-    found = next((entry for entry in entries if entry.name == config.teacher), None)
+    found = next((entry for entry in entries if entry.name == wanted), None)
     if found is None or not found.runs:
         before = ", ".join(entry.name for entry in entries if entry.runs) or "none"
         raise ConfigError(
-            f"{name} names the teacher {config.teacher}, which is no generator among the entries before it ({before})"
+            f"{name} names the {role} {wanted}, which is no generator among the entries before it ({before})"
         )
     return found
 
@@ -137,6 +137,7 @@ def _settle_trained(
     config: EntryConfig,
     tokenizers: dict[str, Planned],
     teacher: Entry | None = None,
+    init: Entry | None = None,
 ) -> Entry:
     places = _settle_tokenizers(study, folder, name, config, tokenizers)
     if config.generator is None:
@@ -158,7 +159,9 @@ def _settle_trained(
             after = (f"train {places[seed].name}",) if places[seed].name in tokenizers else ()
         if teacher is not None:
             changes |= _learning(name, settings, str(teacher.runs[seed]))
-            after += (teacher.trainings[seed].name,) if teacher.trainings else ()
+        if init is not None:
+            changes["init"] = str(init.runs[seed])
+        after += tuple(each.trainings[seed].name for each in (teacher, init) if each is not None and each.trainings)
         experiment = validate(Experiment, settings | changes, f"{config.generator} for {name}")
         if isinstance(experiment.tokenizer, str) and not places:
             raise ConfigError(f"{name} needs a 'tokenizer': a config to train it from, or the run of a trained one")

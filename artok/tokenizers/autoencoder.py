@@ -93,6 +93,10 @@ class Autoencoder(Tokenizer, ABC):
     def decode_latents(self, vectors: Tensor, layout: TokenLayout | None = None) -> Tensor:
         """Images of latent vectors (B, D, *grid). layout: of their tokens, where that is not the tokenizer's own."""
 
+    def reconstruct(self, vectors: Tensor, layout: TokenLayout, images: Tensor) -> Tensor:
+        """`decode_latents` in training on `images`."""
+        return self.decode_latents(vectors, layout)
+
     @abstractmethod
     def encoder_parts(self) -> list[nn.Module]:
         """What turns images into tokens."""
@@ -109,14 +113,14 @@ class Autoencoder(Tokenizer, ABC):
         with torch.no_grad():
             tokens = perturb(self.encode(images))
             vectors = self.embed(tokens)
-        return Reconstruction(self.decode_latents(vectors, tokens.layout), tokens, {}, {})
+        return Reconstruction(self.reconstruct(vectors, tokens.layout, images), tokens, {}, {})
 
     def forward(self, images: Tensor) -> Reconstruction:
         if self.perturb is not None:
             return self._decode_perturbed(images, self.perturb)
         layout = self.layout_like(images)
         quantized = self.quantizer(self.latents(images))
-        reconstructed = self.decode_latents(quantized.vectors, layout)
+        reconstructed = self.reconstruct(quantized.vectors, layout, images)
         # reconstruction errors are means over the numbers of an image, so sums per image are divided by these
         shares = {name: value / layout.dimensions for name, value in quantized.sums.items()}
         tokens = Tokens(self._normalised(quantized.values), layout)

@@ -72,9 +72,12 @@ class Tokenizer(nn.Module, ABC):
             )
         return self.layout
 
-    def resize(self, frames: int) -> None:
-        """Take clips of so many frames from now on. LayoutError: as of `layout_of`."""
-        self.layout = self.layout_of(frames)
+    def fit(self, image: tuple[int, ...]) -> None:
+        """Take clips of `image`, (channels, frames, height, width), from now on, where only their number of frames is
+        another; other samples change nothing. LayoutError or ConfigError: as of `layout_of`."""
+        own = self.layout.image
+        if len(own) == len(image) == 4 and image != own and image == (*own[:1], image[1], *own[2:]):
+            self.layout = self.layout_of(image[1])
 
     def decode_chunks(self, parts: Iterable[Tokens]) -> Iterator[Tensor]:
         """Frames (B, C, n, H, W) of consecutive parts of a video, each as soon as its tokens are there.

@@ -12,15 +12,18 @@ from artok.errors import ConfigError
 from artok.layout import TokenLayout
 from artok.nn.conv2d import Decoder, Encoder, arrange
 from artok.tokenizers.autoencoder import Autoencoder, AutoencoderConfig, count_halvings
+from artok.tokenizers.diffusion_decoder import DiffusionDecoder, DiffusionDecoderConfig
 
 
 class Config(AutoencoderConfig):
     """kind: conv. downsample: image side over grid side, a power of two, with a level for each halving after patches of
     `patch_size`, and one more.
+    diffusion_decoder: in the place of the convolutional decoder, one that denoises the image given its tokens.
     """
 
     kind: Literal["conv"] = "conv"
     downsample: int = Field(16, ge=2, le=32)
+    diffusion_decoder: DiffusionDecoderConfig | None = None
 
     @model_validator(mode="after")
     def _levels_match(self) -> Config:
@@ -84,15 +87,19 @@ class ConvTokenizer(Autoencoder):
         self.to_quantizer = nn.Conv2d(encoded, quantizer.input_channels, config.quantizer_kernel, padding=padding)
         self.quantizer = quantizer
         self.from_quantizer = nn.Conv2d(quantizer.width, config.z_channels, config.quantizer_kernel, padding=padding)
-        self.decoder = Decoder(
-            in_channels=config.z_channels,
-            widths=config.decoder_widths,
-            blocks=config.decoder_blocks,
-            attention=config.attention(sides, decoder=True),
-            middle_attention=config.middle_attention,
-            out_channels=channels * self.patch**2,
-            groups=config.groups,
-        )
+        self.decoder: Decoder | DiffusionDecoder
+        if config.diffusion_decoder is not None:
+            self.decoder = DiffusionDecoder(config.diffusion_decoder, config.z_channels, image, grid)
+        else:
+            self.decoder = Decoder(
+                in_channels=config.z_channels,
+                widths=config.decoder_widths,
+                blocks=config.decoder_blocks,
+                attention=config.attention(sides, decoder=True),
+                middle_attention=config.middle_attention,
+                out_channels=channels * self.patch**2,
+                groups=config.groups,
+            )
         self.layout = TokenLayout(quantizer.grids, quantizer.width, quantizer.vocab, image, quantizer.codes)
         self.register_statistics()
 
@@ -103,7 +110,13 @@ class ConvTokenizer(Autoencoder):
         return self.to_quantizer(self.encoder(arrange(F.pixel_unshuffle(images, self.patch))))
 
     def decode_latents(self, vectors: Tensor, layout: TokenLayout | None = None) -> Tensor:
-        return F.pixel_shuffle(self.decoder(self.from_quantizer(arrange(vectors))), self.patch)
+        decoded: Tensor = self.decoder(self.from_quantizer(arrange(vectors)))
+        return decoded if isinstance(self.decoder, DiffusionDecoder) else F.pixel_shuffle(decoded, self.patch)
+
+    def reconstruct(self, vectors: Tensor, layout: TokenLayout, images: Tensor) -> Tensor:
+        if isinstance(self.decoder, DiffusionDecoder):
+            return self.decoder.predict(self.from_quantizer(arrange(vectors)), images)
+        return self.decode_latents(vectors, layout)
 
     def encoder_parts(self) -> list[nn.Module]:
         return [self.encoder, self.to_quantizer, self.quantizer]
@@ -112,4 +125,4 @@ class ConvTokenizer(Autoencoder):
         return [self.from_quantizer, self.decoder]
 
     def last_layer(self) -> nn.Parameter:
-        return self.decoder.conv_out.weight  # type: ignore[return-value]
+        return self.decoder.last_layer()

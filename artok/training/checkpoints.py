@@ -145,6 +145,9 @@ def clear_leftovers(run: Path, keep: int) -> None:
             path.unlink(missing_ok=True)
     for path in (run / BEST).rglob(".*.tmp"):
         path.unlink(missing_ok=True)
+    for folder in (run, run / TOKENIZER, run / SNAPSHOTS, run / BEST, run / BEST / TOKENIZER):
+        for path in folder.glob(".tmp??????"):  # of safetensors, from 0.8 on
+            path.unlink(missing_ok=True)
     saved = run / "checkpoints"
     for old in (*saved.glob(".*.tmp"), *list_checkpoints(saved)[keep:]):
         shutil.rmtree(old, ignore_errors=True)

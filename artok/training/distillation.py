@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from artok.data.base import Split
 from artok.data.order import Order, choose_rows, rank_positions
 from artok.data.tokens import TokenBatch, TokenCache
-from artok.distillation.base import DistillConfig, Method, Teacher
+from artok.distillation.base import AdversarialMethod, DistillConfig, Method, Teacher, student_of
 from artok.errors import CheckpointError, ConfigError, LayoutError
 from artok.generators.diffusion import LatentDiffusion
-from artok.layout import Tokens
+from artok.generators.patched import PatchedGenerator
+from artok.layout import Condition, Tokens
 from artok.noise import Noise, fold
 from artok.quantizers.base import Replacement
-from artok.saved import Facts, Saved, find_saved, fingerprint, load_generator, load_tokenizer
+from artok.saved import Facts, find_saved, fingerprint, load_generator, load_tokenizer
 from artok.tokenizers.base import Tokenizer
 from artok.training.experiment import Experiment
 from artok.training.monitor import Monitor
 from artok.training.task import Step, Stream
-from artok.training.tasks import GeneratorTask
+from artok.training.tasks import GeneratorTask, TokenData
 
 TAUGHT = 64  # samples that a teacher makes at a time
 
@@ -33,20 +33,12 @@ class DistillationTask(GeneratorTask):
     method: Method
 
     def __init__(
-        self,
-        experiment: Experiment,
-        tokenizer: Tokenizer,
-        saved_tokenizer: Saved,
-        facts: Facts,
-        source: TokenCache | Split,
-        held_out: TokenCache,
-        device: torch.device,
-        watch: Monitor | None = None,
+        self, experiment: Experiment, data: TokenData, device: torch.device, watch: Monitor | None = None
     ) -> None:
-        super().__init__(experiment, tokenizer, saved_tokenizer, facts, source, held_out, device, watch)
-        assert experiment.distill is not None and isinstance(self.generator, LatentDiffusion)
-        self.section, self.student = experiment.distill, self.generator
-        self.teacher = load_teacher(self.section, self.tokenizer, facts)
+        super().__init__(experiment, data, device, watch)
+        assert experiment.distill is not None and isinstance(self.generator, LatentDiffusion | PatchedGenerator)
+        self.section, self.student = experiment.distill, student_of(self.generator)
+        self.teacher = load_teacher(self.section, self.tokenizer, self.facts)
         if self.teacher is not None:
             check_student(self.student, self.teacher.to(device), experiment.init == self.section.teacher)
 
@@ -54,11 +46,19 @@ class DistillationTask(GeneratorTask):
         teacher = None if self.teacher is None else Teacher(self.teacher, self.section.cfg_scale)
         self.method = self.section.method.build(self.student, teacher)
         self.method.start()
-        self.student.attach_objective(self.method)
+        assert isinstance(self.generator, LatentDiffusion | PatchedGenerator)
+        self.generator.attach_objective(self.method)  # type: ignore[arg-type]
+        if isinstance(self.method, AdversarialMethod):
+            self.join(self.method.critic)
 
     def losses(self, modules: Mapping[str, nn.Module], player: str, batch: TokenBatch, seen: int) -> Step:
         self.method.progress = seen / self.experiment.training.images
         return super().losses(modules, player, batch, seen)
+
+    def compared(self, batch: TokenBatch, condition: Condition, noise: Noise) -> tuple[Tensor, Tensor]:
+        assert isinstance(self.method, AdversarialMethod)
+        real = self.student.vectors(batch.tokens, self.tokenizer)
+        return real, self.method.generate(real, condition, noise, self.tokenizer)
 
     def settle(self, mean: Callable[[Tensor], Tensor]) -> list[Replacement]:
         self.method.settle()

@@ -131,10 +131,13 @@ class DataOnly(Section):
     data: Annotated[DataConfig, of_kind("data"), OPEN]
 
 
-def read_data_section(folder: Path, image: tuple[int, ...], changes: Sequence[str]) -> DataConfig:
+def read_data_section(
+    folder: Path, image: tuple[int, ...], changes: Sequence[str], any_length: bool = False
+) -> DataConfig:
     """Read a run's `data:` section, with changes as data.key=value on top.
 
-    ConfigError: there is none, or its images are not of the model's shape `image`, (channels, *size).
+    any_length: clips may have another number of frames. ConfigError: there is none, or its images are not of the
+    model's shape `image`, (channels, *size).
     """
     section = read_yaml(folder / CONFIG).get("data")
     if section is None and not changes:
@@ -143,7 +146,8 @@ def read_data_section(folder: Path, image: tuple[int, ...], changes: Sequence[st
     if isinstance(changed, dict):  # merging drops the size when the kind changes
         changed = {"size": image[-1], "channels": image[0]} | changed
     data = validate(DataOnly, {"data": changed}, str(folder / CONFIG)).data
-    if data.image != tuple(image):
+    longer = any_length and len(image) == len(data.image) == 4 and data.image == (*image[:1], data.image[1], *image[2:])
+    if data.image != tuple(image) and not longer:
         raise ConfigError(
             f"{folder} was trained on images of {tuple(image)} (channels, *size), but data gives {data.image}"
         )
@@ -157,7 +161,9 @@ def encode_command(
     tokenizer, _ = load_tokenizer(name)
     if split not in ("train", "test"):
         raise ConfigError(f"split must be train or test, not {split!r}")
-    data = read_data_section(find_saved(name), tokenizer.layout.image, [f"data.{change}" for change in changes])
+    settings = [f"data.{change}" for change in changes]
+    data = read_data_section(find_saved(name), tokenizer.layout.image, settings, any_length=True)
+    tokenizer.fit(data.image)
     opened = data.open(cast(SplitName, split))
     folder = folder or Path("tokens") / f"{Path(name).name}-{split}"
     index = describe_tokens(tokenizer, fingerprint(tokenizer), data, opened, copies)

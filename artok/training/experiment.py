@@ -15,6 +15,7 @@ from artok.distillation.base import DistillConfig
 from artok.errors import ConfigError
 from artok.generators.base import GeneratorConfig
 from artok.generators.diffusion import Config as DiffusionGenerator
+from artok.generators.patched import PatchedConfig
 from artok.layout import TokenLayout
 from artok.losses.base import LossConfig
 from artok.losses.reconstruction import Config as PixelLossConfig
@@ -44,13 +45,14 @@ class CachedTokens(Config):
 class PostTraining(Config):
     """The `post_training:` section: a tokenizer's decoder is trained on perturbed tokens, and nothing else.
 
-    share: most of an image's codes that are replaced, each by one of its `neighbours` nearest in the codebook.
-    noise: for continuous tokens, which have a deviation of 1, the largest deviation of Gaussian noise.
+    share: most of an image's codes that are replaced, each by one of its `neighbours` nearest in the codebook; 0 for
+    none, where the tokenizer has another decoder than the one in `init`.
+    noise: for continuous tokens, which have a deviation of 1, the largest deviation of Gaussian noise, or 0.
     """
 
-    share: float = Field(0.5, gt=0, le=1)
+    share: float = Field(0.5, ge=0, le=1)
     neighbours: int = Field(10, ge=1)
-    noise: float = Field(0.5, gt=0)
+    noise: float = Field(0.5, ge=0)
 
 
 class Experiment(Config):
@@ -110,7 +112,8 @@ class Experiment(Config):
 
     @model_validator(mode="after")
     def _check_distillation(self) -> Experiment:
-        student = self.generator.diffusion if isinstance(self.generator, DiffusionGenerator) else None
+        head = isinstance(self.generator, PatchedConfig)
+        student = self.generator.diffusion if isinstance(self.generator, DiffusionGenerator | PatchedConfig) else None
         if self.distill is None:
             if student is not None and (student.averages or student.reads_scale):
                 what, kind = ("prediction_type average_velocity", "meanflow")
@@ -123,7 +126,15 @@ class Experiment(Config):
             return self
         method = self.distill.method
         if student is None:
-            raise ValueError("'distill' trains a generator of kind diffusion; use one, or leave 'distill' out")
+            raise ValueError(
+                "'distill' trains a generator of kind diffusion, or the diffusion head of mar and causal_mar; "
+                "use one of these, or leave 'distill' out"
+            )
+        if head and (method.needs_teacher or self.distill.teacher is not None):
+            raise ValueError(
+                f"a diffusion head learns few steps without a teacher, and not by {method.kind} from one: use "
+                "consistency, meanflow or shortcut, and name the trained run as init in the place of distill.teacher"
+            )
         if reason := method.refuse(student):
             raise ValueError(f"distillation method {method.kind} {reason} in generator.diffusion")
         teaches_scales = method.largest_scale is not None
@@ -136,11 +147,16 @@ class Experiment(Config):
             raise ValueError(f"distillation method {method.kind} needs a teacher; name its run as distill.teacher")
         if self.distill.teacher is None and self.distill.cfg_scale != 1:
             raise ValueError("distill.cfg_scale guides a teacher, and there is none; name one, or leave it at 1")
+        if self.distill.cfg_scale != 1 and not method.folds_guidance:
+            raise ValueError(
+                f"distillation method {method.kind} learns its teacher's guidance from samples or by distribution "
+                "matching; set its pool or its distribution_matching, or leave distill.cfg_scale at 1"
+            )
         if method.pool is not None and self.tokens.online:
             raise ValueError(
                 f"method {method.kind} keeps its samples, so it has no use for tokens.online; leave it off"
             )
-        self.distill.check(self.sampling, student)
+        self.distill.check(self.sampling, student, self.sampling.head_steps if head else self.sampling.steps)
         return self
 
     @model_validator(mode="after")

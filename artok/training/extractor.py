@@ -38,6 +38,16 @@ def build_extractor(
     return config.build(TrainingImages(images, labels, len(train.classes), watch), device, None)
 
 
+def build_frame_extractor(config: ExtractorConfig, train: Split, size: int, device: torch.device | str) -> Extractor:
+    """An extractor of images for the frames of clips; a `trained` one learns from one frame of each training clip."""
+    if not config.trained:
+        return config.build(None, device, None)
+    clips, labels = read_into_memory(train, size)
+    rows = torch.arange(len(clips))
+    frames = clips[rows, :, rows % clips.shape[2]]
+    return config.build(TrainingImages(frames, labels, len(train.classes), None), device, None)
+
+
 def find_modes(train: Split, size: int) -> Tensor | None:
     """Probabilities (M,) float64 of the modes of images whose channels are separate labelled images, else None."""
     if train.single is None:

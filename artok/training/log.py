@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from artok.errors import CheckpointError
-from artok.files import sync
+from artok.files import retry, sync
 from artok.saved import write_text
 
 LOG = "log.jsonl"
@@ -54,8 +54,14 @@ class Log:
 
     def write(self, event: str, images: int, values: dict[str, Any]) -> None:
         self.events.append({"event": event, "images": images, "time": round(time.time(), 3), **values})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.events[-1]) + "\n")
+        line, size = f"{json.dumps(self.events[-1])}\n".encode(), self.path.stat().st_size
+
+        def append() -> None:
+            with self.path.open("ab") as file:
+                file.truncate(size)  # after an attempt that wrote a part
+                file.write(line)
+
+        retry(append)
         if event == "checkpoint":
             sync(self.path)  # before the checkpoint is
 

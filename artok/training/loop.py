@@ -7,17 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from artok.data.base import note_skipped
 from artok.errors import ConfigError, RunError
 from artok.nn.gradient_checkpointing import set_gradient_checkpointing
 from artok.noise import SEEDS, fold
@@ -28,11 +26,11 @@ from artok.training.ema import Ema
 from artok.training.health import diagnose, verdict
 from artok.training.interrupt import Interrupt, catch_signals
 from artok.training.log import LOG, NONFINITE, Log
-from artok.training.meter import Meter
-from artok.training.optimizers import make_optimizer
+from artok.training.meter import Meter, count_skipped
+from artok.training.optimizers import make_optimizer, only
 from artok.training.progress import Progress
 from artok.training.settings import Optimizer, Training, crosses
-from artok.training.sharding import clip_gradients, gathered, make_twin, name_blocks, only
+from artok.training.sharding import clip_gradients, gathered, make_twin, name_blocks
 from artok.training.shards import Shards
 from artok.training.spikes import ROLLBACKS, SKIPS, Kept, Spike, Watch
 from artok.training.task import Step, Task
@@ -49,9 +47,7 @@ class Trainer:
         if self.training.gradient_checkpointing and not sum(
             set_gradient_checkpointing(module, True) for module in task.players.values()
         ):
-            raise ConfigError(
-                "training.gradient_checkpointing is on, but no part of this model supports it; switch it off"
-            )
+            raise ConfigError("no part of this model supports training.gradient_checkpointing; switch it off")
         self.twin = make_twin(accelerator, task.players, task.experiment.distill is not None)
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -63,12 +59,20 @@ class Trainer:
                 name_blocks(module)
             self.modules[player], self.optimizers[player] = accelerator.prepare(module, optimizer)
         self.ema = Ema(self.modules["model"], self.training.ema) if self.training.ema else None
-        self.together = list(self.modules.values()) if task.calls_past_forward else []  # whole during a step
         self.watch = Watch(self.training, task.players, accelerator.scaler is not None)
-        shards = Shards(self.modules, self.optimizers, self.ema, lambda: task.windows() | self.watch.windows())
-        checkpoints.keep_windows(accelerator, shards.windows)
+        checkpoints.keep_windows(accelerator, self.windows)
+        shards = Shards(self.modules, self.optimizers, self.ema, self.windows)
         self.trained = checkpoints.Trained(accelerator, self.modules, self.ema, shards)
         self.seen, self.skipped, self.began = 0, 0, 0.0
+
+    @property
+    def together(self) -> list[nn.Module]:
+        """The sharded players that have to be whole during a step."""
+        return list(self.modules.values()) if self.task.calls_past_forward else []
+
+    def windows(self) -> dict[str, Tensor]:
+        """What checkpoints keep beside weights."""
+        return self.task.windows() | self.watch.windows()
 
     def settings(self, player: str) -> Optimizer:
         return self.training.optimizer if player == "model" else self.training.critic
@@ -126,13 +130,13 @@ class Trainer:
             scope = {"processes": self.accelerator.num_processes, "wanted": self.training.images}
             self.record("resume" if resumed else "start", scope | machine)
             try:
-                finished = self.loop(chain([first], batches), interrupt)
-                checkpoints.finish(self.trained)
-                return finished
+                finished: bool | None = self.loop(chain([first], batches), interrupt)
             except Spike as spike:
-                reason = str(spike)
-        self.roll_back(reason)
-        return None
+                finished, reason = None, str(spike)
+            checkpoints.finish(self.trained)
+        if finished is None:
+            self.roll_back(reason)
+        return finished
 
     def roll_back(self, reason: str) -> None:
         """Return to the last checkpoint, from which other noise and another order of images follow.
@@ -142,7 +146,6 @@ class Trainer:
         count, at = int(self.watch.counts[2]) + 1, self.seen
         if count > ROLLBACKS:
             self.stop(f"{reason}, though the run went back to a checkpoint {ROLLBACKS} times before")
-        checkpoints.finish(self.trained)
         seen = checkpoints.restore(self.trained, self.folder / "checkpoints", self.progress.say)
         if seen is None:
             self.stop(f"{reason}, before there was a checkpoint to go back to")
@@ -208,7 +211,7 @@ class Trainer:
             optimizer, settings, joined = self.optimizers[player], self.settings(player), self.task.joins_after(player)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate_at(self.seen - joined, self.training.images - joined)
-            with gathered(self.together), only(player, self.modules):
+            with gathered(self.together), only(self.modules, player):
                 values = self.pass_parts(player, parts)
             norm = clip_gradients(self.accelerator, module, optimizer, settings.grad_clip)
             if norm is not None and self.watch.active:
@@ -224,14 +227,14 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.watch.counts[1] = 0
-        replaced = self.task.settle(partial(self.accelerator.reduce, reduction="mean"))
+        replaced = self.task.settle(self.mean_over_processes)
         if self.ema and self.task.plays("model", turn):
             self.ema.update(turn)
             self.ema.restart(replaced)
 
     def pass_parts(self, player: str, parts: list[Any]) -> list[dict[str, Tensor]]:
-        """Add the gradients of a player over the parts of a batch. Returns what is logged of each part."""
-        module, values = self.modules[player], list[dict[str, Tensor]]()
+        """Add up the gradients of a player over the parts of a batch; the scalars of each part."""
+        module, values = self.modules[player], []
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(module):
@@ -241,6 +244,10 @@ class Trainer:
                 self.accelerator.backward(total / len(parts))
             values.append({**step.losses, **step.monitors, f"{player}_loss": total})
         return values
+
+    def mean_over_processes(self, value: Tensor) -> Tensor:
+        mean: Tensor = self.accelerator.reduce(value, "mean")
+        return mean
 
     def abandon(self, reason: str, before: Kept | None) -> None:
         """End a step without its update, by the policy. Spike: return to the last checkpoint. RunError: stop."""
@@ -270,9 +277,9 @@ class Trainer:
         watched = ("_loss",) if self.accelerator.scaler else ("_loss", "_gradient_norm")  # fp16 skips such steps
         bad = [name for name, value in values.items() if name.endswith(watched) and not math.isfinite(value)]
         rate = self.training.optimizer.rate_at(self.seen, self.training.images)
-        skipped = self.count_skipped()
+        skipped = count_skipped(self.task.images, self.accelerator, self.progress)
         spent = torch.tensor(time.process_time() - self.began, device=self.accelerator.device)  # since start or resume
-        cores = round(float(self.accelerator.reduce(spent, "mean")), 2)
+        cores = round(float(self.mean_over_processes(spent)), 2)
         counts = {"steps_skipped": int(self.watch.counts[0])} if self.watch.policy == "skip" else {}
         self.record("train", values | counts | {"lr": rate, "skipped": len(skipped), "core_seconds": cores})
         if len(skipped) > self.skipped:
@@ -281,17 +288,6 @@ class Trainer:
         if bad:
             self.stop(f"{bad[0]} is no finite number")
         self.progress.show(self.seen, values)
-
-    def count_skipped(self) -> list[str]:
-        """The unreadable images that any process met, with reasons. DataError: there are too many."""
-        split = self.task.images
-        if split is None:
-            return []
-        self.progress.notes(split)
-        if self.accelerator.num_processes > 1:
-            for met in gather_object([dict(split.skipped)]):
-                note_skipped(split, met)
-        return list(split.skipped.values())
 
     def require_finite(self) -> None:
         """Raise a RunError when a weight, a buffer or an average is not finite."""
@@ -311,7 +307,10 @@ class Trainer:
 
     @contextmanager
     def shared_weights(self) -> Iterator[nn.Module]:
-        """The whole model in eval mode with the weights to evaluate and share: the EMA, if there is one."""
+        """The model in eval mode with the weights to evaluate and share: the EMA, if there is one.
+
+        A sharded model is gathered in every process, so that one may work on it while the others wait.
+        """
         module = self.modules["model"]
         with ExitStack() as stack:
             if self.ema:

@@ -1,4 +1,4 @@
-"""Running means of what training steps give."""
+"""Running means of what training steps give, and the images that were skipped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
+
+from artok.data.base import Split, note_skipped
+from artok.training.progress import Progress
 
 
 @dataclass
@@ -40,3 +44,14 @@ class Meter:
 
     def restart_clock(self) -> None:
         self.started = time.perf_counter()
+
+
+def count_skipped(split: Split | None, accelerator: Accelerator, progress: Progress) -> list[str]:
+    """The unreadable images that any process met, with reasons. DataError: there are too many."""
+    if split is None:
+        return []
+    progress.notes(split)
+    if accelerator.num_processes > 1:
+        for met in gather_object([dict(split.skipped)]):
+            note_skipped(split, met)
+    return list(split.skipped.values())

@@ -1,7 +1,9 @@
-"""The optimizer of a player."""
+"""The optimizer of a player, and which players get gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import compress
 
 import torch
@@ -24,3 +26,17 @@ def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimi
         {"params": [p for p, decay in zip(trained, decays, strict=True) if not decay], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+
+
+@contextmanager
+def only(players: Mapping[str, nn.Module], player: str) -> Iterator[None]:
+    """Freeze the other players, so that they get no gradients."""
+    others = [p for name, module in players.items() if name != player for p in module.parameters()]
+    frozen = [parameter for parameter in others if parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)

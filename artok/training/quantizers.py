@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from artok.noise import Noise
+from artok.noise import Drawing, Noise
 from artok.quantizers.base import Quantizer, Replacement
 from artok.tokenizers.base import Tokenizer
 
@@ -18,10 +18,11 @@ class Quantizers:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.parts = {name: part for name, part in tokenizer.named_modules() if isinstance(part, Quantizer)}
+        self.drawing = [part for part in tokenizer.modules() if isinstance(part, Drawing)]
 
     def draw_by(self, noise: Noise) -> None:
         """Set the random numbers of the images of the next training pass."""
-        for part in self.parts.values():
+        for part in self.drawing:
             part.noise = noise
 
     def first_images(self) -> int:

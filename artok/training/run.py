@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -15,15 +15,13 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import distributed, nn
 
-from artok.adversarial.critic import CriticConfig
 from artok.conditioning.encoders.frozen import FrozenEncoder
-from artok.config import dump_fixed, read_yaml, validate
 from artok.data.base import Split
 from artok.data.order import choose_rows
 from artok.data.tokens import TokenCache
 from artok.device import resolve_device
 from artok.discard import check_discardable, discard
-from artok.errors import ArtokError, CheckpointError, ConfigError, RunError, lacks_memory, shorten
+from artok.errors import ConfigError, RunError, lacks_memory
 from artok.locks import hold_lock
 from artok.metrics import cost
 from artok.saved import (
@@ -52,9 +50,10 @@ from artok.training.monitor import FEWEST, Monitor
 from artok.training.needs import advise_on_memory, check_needs
 from artok.training.post_training import DecoderTask
 from artok.training.progress import Progress
+from artok.training.same_run import check_same_facts, check_same_run
 from artok.training.settings import settle_precision
 from artok.training.task import Task
-from artok.training.tasks import GeneratorTask, TokenizerTask
+from artok.training.tasks import GeneratorTask, TokenData, TokenizerTask
 
 LOCK = ".training"  # lock file of a training
 UNCAPTIONED = 0.5  # largest share of images without a caption that a text model is trained on
@@ -72,8 +71,7 @@ def train(
 
     fresh: discard what the directory holds. device: as in `resolve_device`. extend: resume with another
     `training.images` also where the learning rate depends on it. Returns whether training finished; False after Ctrl-C
-    or SIGTERM, after saving. ConfigError, DataError, LayoutError: raised before anything is written. RunError: training
-    failed.
+    or SIGTERM, after saving. RunError: training failed. Other errors are raised before anything is written.
     """
     accelerator = make_accelerator(experiment, folder, device)
     progress = Progress(experiment.name, quiet=not accelerator.is_main_process)
@@ -119,8 +117,8 @@ def train(
         except RuntimeError as error:
             if not lacks_memory(error):
                 raise
-            advice = advise_on_memory(experiment.training, accelerator.num_processes)
-            raise RunError(f"training needs more memory than {accelerator.device} has; {advice}") from None
+            told = advise_on_memory(experiment.training, accelerator.num_processes)
+            raise RunError(f"training needs more memory than {accelerator.device} has; {told}") from None
         for tracker in accelerator.trackers:
             tracker.finish()
     return finished
@@ -225,7 +223,7 @@ def build_task(experiment: Experiment, folder: Path, accelerator: Accelerator, p
         watch = make_monitor(experiment, train_split, source, held_out, device, progress)
     torch.manual_seed(experiment.seed)
     trained = (GeneratorTask if experiment.distill is None else DistillationTask)(
-        experiment, tokenizer, saved, facts, source, held_out, device, watch
+        experiment, TokenData(tokenizer, saved, facts, source, held_out), device, watch
     )
     encoder = trained.generator.conditioner.encoder
     if isinstance(encoder, FrozenEncoder):
@@ -289,6 +287,7 @@ def load_frozen_tokenizer(experiment: Experiment) -> tuple[Tokenizer, Saved]:
             )
         facts = Facts(image=experiment.image, classes=(), data="", version="")
         saved = Saved(tokenizer=experiment.tokenizer, facts=facts)
+    tokenizer.fit(experiment.image)
     if tokenizer.layout.image != experiment.image:
         raise ConfigError(
             f"the tokenizer {experiment.tokenizer} was trained on images of {tokenizer.layout.image} "
@@ -298,91 +297,6 @@ def load_frozen_tokenizer(experiment: Experiment) -> tuple[Tokenizer, Saved]:
 
 
 # ---------------------------------------------------------------------------------------------- the folder
-
-
-def check_same_run(experiment: Experiment, folder: Path, extend: bool = False) -> None:
-    """Raise a CheckpointError when a run would be resumed with other settings than it was started with.
-
-    A folder without checkpoints and weights holds no run yet. extend: see `train`.
-    """
-    saved = checkpoints.list_checkpoints(folder / "checkpoints")
-    if not (folder / CONFIG).exists():
-        if saved:
-            raise CheckpointError(f"{folder} has checkpoints but no {CONFIG}; start anew with --fresh")
-        return
-    written = read_yaml(folder / CONFIG)
-    if "source" in written:
-        raise CheckpointError(f"{folder} holds imported weights, which cannot be resumed; choose another folder")
-    if not saved and not (folder / WEIGHTS).exists():
-        return
-    # Validated, so that a config of an earlier version gets the new key names and defaults.
-    before = validate(Experiment, written, str(folder / CONFIG))
-    old, new = dump_fixed(before), dump_fixed(experiment)
-    if names_same_tokenizer(written, experiment.tokenizer):
-        old["tokenizer"] = new["tokenizer"]
-    changed = list_differences(old, new)
-    longer = next((line for line in changed if line.startswith("training.images: ")), None)
-    if longer and saved and int(saved[0].name) <= experiment.training.images:
-        if not extend and follows_length(experiment):
-            raise CheckpointError(
-                f"the run {folder} was started with another length ({longer}), which its schedules depend on: a run of "
-                "the new length from its start would have had other rates; resume with the old length, add --extend to "
-                "go on with the rates of the new one, or start anew with --fresh"
-            )
-        changed.remove(longer)
-    if changed:
-        raise CheckpointError(
-            f"the run {folder} was started with other settings ({'; '.join(map(shorten, changed[:5]))}); "
-            "resume with those, choose another folder with --out, or start anew with --fresh"
-        )
-
-
-def follows_length(experiment: Experiment) -> bool:
-    """Whether what a step does depends on the length of the training."""
-    training = experiment.training
-    parts = experiment.losses if experiment.generator is None else [experiment.generator]
-    critics = [critic for part in parts if isinstance(critic := getattr(part, "critic", None), CriticConfig)]
-    optimizers = [training.optimizer, *([training.critic] if critics else [])]
-    changes = [optimizer.schedule != "constant" for optimizer in optimizers]
-    return any(changes) or any(critic.penalty_final != 1 for critic in critics)
-
-
-def names_same_tokenizer(before: Mapping[str, Any], new: object) -> bool:
-    """Whether a run's config.yaml names the tokenizer `new` of a generator, possibly under another path."""
-    old = before.get("tokenizer")
-    if not isinstance(old, str) or not isinstance(new, str):
-        return False
-    if Path(old).resolve() == Path(new).resolve():
-        return True
-    try:
-        return fingerprint(load_tokenizer(new)[0]) == before.get("facts", {}).get("tokenizer")
-    except ArtokError:
-        return False
-
-
-def list_differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
-    """Lines such as "training.global_batch: 64, now 128" for the differences of two nested mappings."""
-    lines = []
-    for key in [*now, *(key for key in before if key not in now)]:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            lines += list_differences(old, new, f"{place}{key}.")
-        elif old != new:
-            lines.append(f"{place}{key}: {old}, now {new}")
-    return lines
-
-
-def check_same_facts(facts: Facts, folder: Path) -> None:
-    """Raise a CheckpointError when a run would be resumed on other data or with another tokenizer."""
-    if not checkpoints.list_checkpoints(folder / "checkpoints") and not (folder / WEIGHTS).exists():
-        return
-    before = read_yaml(folder / CONFIG).get("facts", {})
-    for name in ("data", "tokenizer"):
-        if before.get(name) != getattr(facts, name):
-            raise CheckpointError(
-                f"the {name} changed since the run {folder} was started; bring it back, choose another folder "
-                "with --out, or start anew with --fresh"
-            )
 
 
 def begin_folder(folder: Path, experiment: Experiment, task: Task, fresh: bool) -> None:

@@ -121,16 +121,16 @@ class Training(Config):
             )
         return self
 
+    def steps(self) -> int:
+        return math.ceil(self.images / self.global_batch)
+
     def check_processes(self, processes: int) -> None:
-        """Raise a ConfigError unless so many processes can share a batch."""
+        """Raise a ConfigError where a batch cannot be shared out to them."""
         if self.global_batch % (processes * self.gradient_accumulation_steps):
             raise ConfigError(
                 f"training.global_batch {self.global_batch} must be a multiple of {processes} processes times "
                 f"gradient_accumulation_steps {self.gradient_accumulation_steps}"
             )
-
-    def steps(self) -> int:
-        return math.ceil(self.images / self.global_batch)
 
     def lasting(self, images: int) -> Training:
         """The training scaled to another number of images, with warm-ups and intervals in proportion.

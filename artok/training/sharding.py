@@ -57,6 +57,17 @@ def name_blocks(module: nn.Module) -> None:
     module._no_split_modules = sorted(name for name in names if name.endswith("Block"))  # type: ignore[assignment]
 
 
+def check_shardable(players: Mapping[str, nn.Module], distilled: bool) -> None:
+    """Raise a ConfigError for what trains outside `forward`, where the weights are not whole."""
+    tables = any(isinstance(part, Codebook) and not part.follows_means for part in players["model"].modules())
+    if tables:
+        raise ConfigError(
+            "a codebook with update: gradient cannot be sharded; launch without FSDP (DDP), or set quantizer.update=ema"
+        )
+    if distilled:
+        raise ConfigError("distillation cannot be sharded yet; launch without FSDP (DDP)")
+
+
 class Twin:
     """A plain module like one that is to be sharded, to be made before. It holds no weights outside `filled`."""
 
@@ -86,36 +97,14 @@ class Twin:
 
 
 def make_twin(accelerator: Accelerator, players: Mapping[str, nn.Module], distilled: bool) -> Twin | None:
-    """What stands for a model that is going to be sharded; None where it is not.
-
-    ConfigError: it trains outside `forward`, where its weights are not whole, or it is to be sharded by FSDP 1.
-    """
+    """What stands for a model that is going to be sharded. ConfigError: it cannot be."""
     if accelerator.distributed_type.value != "FSDP":
         return None
     if not getattr(accelerator, "is_fsdp2", False):
         raise ConfigError("artok shards by FSDP2: set fsdp_version: 2 in accelerate's config, of accelerate 1.6 on")
-    if any(isinstance(part, Codebook) and not part.follows_means for part in players["model"].modules()):
-        raise ConfigError(
-            "a codebook with update: gradient cannot be sharded; launch without FSDP (DDP), or set quantizer.update=ema"
-        )
-    if distilled:
-        raise ConfigError("distillation cannot be sharded yet; launch without FSDP (DDP)")
+    check_shardable(players, distilled)
     model, *others = players.values()
     return Twin(model, others)
-
-
-@contextmanager
-def only(player: str, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Freeze the other players, so that they get no gradients."""
-    others = [p for name, module in modules.items() if name != player for p in module.parameters()]
-    frozen = [parameter for parameter in others if parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from artok.adversarial.critic import Opponent
 from artok.data.base import Split
 from artok.data.captions import first_captions, pick_captions
 from artok.data.loader import Batch, Loader, choose_of, evaluation_batches, read_rows
@@ -34,7 +35,7 @@ from artok.quantizers.base import Replacement
 from artok.saved import Facts, Saved, write_text
 from artok.tokenizers.base import Tokenizer
 from artok.training.experiment import Experiment
-from artok.training.extractor import build_extractor
+from artok.training.extractor import build_extractor, build_frame_extractor
 from artok.training.monitor import Monitor
 from artok.training.quantizers import Quantizers
 from artok.training.settings import settle_precision
@@ -79,7 +80,8 @@ class TokenizerTask(Task):
         return self.quantizers.start(batches, seed)
 
     def _extractor(self, config: ExtractorConfig) -> Extractor:
-        return build_extractor(config, self.train_split, self.experiment.data.size, self.device)
+        build = build_frame_extractor if len(self.train_split.shape) == 4 else build_extractor
+        return build(config, self.train_split, self.experiment.data.size, self.device)
 
     def plays(self, player: str, step: int) -> bool:
         return step * self.experiment.training.global_batch >= self.joins_after(player)
@@ -183,29 +185,34 @@ class TokenizerTask(Task):
         save_grid(torch.cat([images, decoded.clamp(-1, 1)]), path, columns=len(images), scale=scale)
 
 
+@dataclass(frozen=True)
+class TokenData:
+    """What a generator is trained on: a tokenizer with its config and facts, and tokens, or images to be encoded.
+
+    facts: of the generator's training.
+    """
+
+    tokenizer: Tokenizer
+    saved_tokenizer: Saved
+    facts: Facts
+    source: TokenCache | Split
+    held_out: TokenCache
+
+
 class GeneratorTask(Task):
     """Model the tokens of images under a frozen tokenizer."""
 
     model = "generator"
 
     def __init__(
-        self,
-        experiment: Experiment,
-        tokenizer: Tokenizer,
-        saved_tokenizer: Saved,
-        facts: Facts,
-        source: TokenCache | Split,
-        held_out: TokenCache,
-        device: torch.device,
-        watch: Monitor | None = None,
+        self, experiment: Experiment, data: TokenData, device: torch.device, watch: Monitor | None = None
     ) -> None:
         assert experiment.generator is not None
-        self.experiment, self.device, self.facts = experiment, device, facts
-        self.source, self.held_out, self.watch = source, held_out, watch
-        self.images = None if isinstance(source, TokenCache) else source
-        self.tokenizer = tokenizer.to(device).eval().requires_grad_(False)
-        self.saved_tokenizer = saved_tokenizer
-        self.generator: Generator = experiment.generator.build(tokenizer.layout, len(facts.classes)).to(device)
+        self.experiment, self.device, self.facts, self.watch = experiment, device, data.facts, watch
+        self.source, self.held_out, self.saved_tokenizer = data.source, data.held_out, data.saved_tokenizer
+        self.images = None if isinstance(data.source, TokenCache) else data.source
+        self.tokenizer, facts = data.tokenizer.to(device).eval().requires_grad_(False), data.facts
+        self.generator: Generator = experiment.generator.build(self.tokenizer.layout, len(facts.classes)).to(device)
         self.generator.check(experiment.sampling)
         if self.generator.trains_known and not experiment.tokens.online:
             raise ConfigError(
@@ -214,11 +221,16 @@ class GeneratorTask(Task):
             )
         self.class_dropout = experiment.generator.class_dropout
         self.players = {"model": self.generator}
-        self.critic = experiment.generator.build_critic(tokenizer.layout, len(facts.classes))
-        if self.critic is not None:
+        self.critic: Opponent | None = None
+        critic = experiment.generator.build_critic(self.tokenizer.layout, len(facts.classes))
+        if critic is not None:
             assert isinstance(self.generator, AdversarialGenerator)
-            self.generator.attach_critic(self.critic.to(device))
-            self.players["critic"] = self.critic
+            self.generator.attach_critic(critic)
+            self.join(critic)
+
+    def join(self, critic: Opponent) -> None:
+        """Let a critic play."""
+        self.critic = self.players["critic"] = critic.to(self.device)
 
     def begin(self) -> list[Replacement]:
         encoder = self.generator.conditioner.encoder
@@ -229,7 +241,7 @@ class GeneratorTask(Task):
     def plays(self, player: str, step: int) -> bool:
         if self.critic is None or player == "critic":
             return True
-        turns = self.critic.config.n_critic
+        turns = self.critic.n_critic
         return step % turns == turns - 1
 
     def settle(self, mean: Callable[[Tensor], Tensor]) -> list[Replacement]:
@@ -293,15 +305,20 @@ class GeneratorTask(Task):
         return Step(modules["model"](batch.tokens, condition, noise, self.tokenizer))
 
     def _critic_losses(self, critic: nn.Module, batch: TokenBatch, seen: int) -> Step:
-        assert isinstance(self.generator, AdversarialGenerator)
         noise = Noise(fold("critic", self.experiment.seed), batch.positions)
         condition = self.condition(batch, self.experiment.seed)
+        if self.class_dropout:
+            condition = self.generator.conditioner.drop(condition, self.class_dropout, noise)
         with torch.no_grad():
-            fake = self.generator.generate(condition, noise)
-        real = self.generator.to_grid(batch.tokens)
+            real, fake = self.compared(batch, condition, noise)
         step, share = seen // self.experiment.training.global_batch, seen / self.experiment.training.images
         verdict = critic(real, fake, condition, noise, step, share)
         return Step(verdict.losses, verdict.monitors)
+
+    def compared(self, batch: TokenBatch, condition: Condition, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Real and generated samples for the critic."""
+        assert isinstance(self.generator, AdversarialGenerator)
+        return self.generator.to_grid(batch.tokens), self.generator.generate(condition, noise)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

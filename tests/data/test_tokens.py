@@ -144,6 +144,21 @@ def test_a_killed_writing_goes_on_after_its_last_whole_shard(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
+def test_a_writing_that_fails_at_once_leaves_nothing(tmp_path: Path) -> None:
+    def wrong(first: int, last: int, done: int) -> Encoded:
+        raise DataError("2 copies of an image would be the same")
+
+    with pytest.raises(DataError, match="would be the same"):
+        write(tmp_path / "tokens" / "cache", made=wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_that_cannot_be_read_again_ends_the_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_writing, "is_shard", lambda *_: False)
+    with pytest.raises(RunError, match=r"tokens-00000\.safetensors' cannot be read after it was written"):
+        write(tmp_path / "cache")
+
+
 OTHERS = {
     "tokenizer": "other",
     "data": "other",

@@ -10,9 +10,10 @@ import pytest
 import torch
 from helpers.generators import CLASSES, generate, networks, noise, real_tokens, tokenizer
 from helpers.students import KINDS, method_of, student_of, taught
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from artok.distillation.base import AdversarialMethod
 from artok.generators.diffusion import LatentDiffusion
 from artok.generators.networks import unet
 from artok.generators.networks.base import NetworkConfig
@@ -31,17 +32,28 @@ def condition(rows: int = ROWS) -> Condition:
 
 
 def gradients(kind: str, rank: int = 0, world: int = 1, parts: int = 1, network: NetworkConfig | None = None) -> Tensor:
-    """The gradient of all weights over ROWS rows, in parts and over processes."""
+    """The gradient of all weights over ROWS rows, also those of a critic, in parts and over processes."""
     codec = tokenizer(CODEC)
-    student, _ = taught(method_of(kind), codec, **({} if network is None else {"network": network}))
+    student, method = taught(method_of(kind), codec, **({} if network is None else {"network": network}))
     wrapped = DistributedDataParallel(student) if world > 1 else student
     tokens = real_tokens(codec, ROWS)
     for part in torch.arange(ROWS).chunk(world)[rank].chunk(parts):
         losses = wrapped(tokens[part], condition()[part], Noise(0, part), codec)
         (torch.stack(list(losses.values())).sum() / parts).backward()
-    missing = [name for name, weight in student.named_parameters() if weight.grad is None]
+    players: list[nn.Module] = [student]
+    if isinstance(method, AdversarialMethod):
+        method.critic.zero_grad()
+        opponent = DistributedDataParallel(method.critic) if world > 1 else method.critic
+        for part in torch.arange(ROWS).chunk(world)[rank].chunk(parts):
+            real = student.vectors(tokens[part], codec)
+            fake = method.generate(real, condition()[part], Noise(1, part), codec).detach()
+            losses = opponent(real, fake, condition()[part], Noise(2, part), 0, 0.0).losses
+            (torch.stack(list(losses.values())).sum() / parts).backward()
+        players.append(method.critic)
+    named = [named for player in players for named in player.named_parameters()]
+    missing = [name for name, weight in named if weight.grad is None]
     assert not missing, "DistributedDataParallel refuses a step that leaves some out"
-    return torch.cat([weight.grad.flatten() for weight in student.parameters() if weight.grad is not None])
+    return torch.cat([weight.grad.flatten() for _, weight in named if weight.grad is not None])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -177,4 +189,4 @@ def test_it_learns_the_vectors_of_codes(kind: str) -> None:
     assert tokens.values.dtype == torch.int64
     total = torch.stack(list(student(tokens, condition(), noise(ROWS), codec).values())).sum()
     total.backward()
-    assert total > 0 and generate(student.eval(), codec, condition(2)).values.dtype == torch.int64
+    assert total and generate(student.eval(), codec, condition(2)).values.dtype == torch.int64

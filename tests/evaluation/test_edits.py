@@ -115,7 +115,7 @@ def test_what_cannot_be_edited_is_left_out_and_said(
     with patch.object(type(pipeline.generator), "keeps_known", False):
         assert measured(evaluator, pipeline) == {}
     said = capsys.readouterr()
-    assert "edits with mask left are not measured: a raster makes whole images" in " ".join(
+    assert "edits with mask left are not measured: a raster keeps no part of an image" in " ".join(
         (said.out + said.err).split()
     )
     with (

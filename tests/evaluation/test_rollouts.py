@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -9,6 +12,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from helpers.commands import artok
+from PIL import Image
 from torch import Tensor
 
 from artok.config import validate
@@ -21,6 +25,7 @@ from artok.images import from_uint8
 from artok.metrics.results import Results
 from artok.metrics.selection import MetricChoice, Rollout
 from artok.pipeline import Pipeline
+from artok.report.run import write_report
 from artok.sampling.settings import Sampling
 from artok.saved import RESULTS
 from artok.training.experiment import Experiment
@@ -78,10 +83,12 @@ def test_a_model_that_knows_the_future_is_never_lost(evaluator: Evaluator, pipel
     assert values["speed_px/frozen"].value == 0 < values["speed_px/continued"].value
     assert values["change_error/frozen"].value > 0
     psnr = results.series["psnr_db/frozen"]
-    assert len(psnr) == 10 and psnr[0] > psnr[-1]  # a digit that stays is overlapped less and less by the one that goes
-    assert results.series["psnr_db/continued"] == (100.0,) * 10
+    assert (
+        len(psnr) == 13 and psnr[:3] == (None,) * 3 and psnr[3] > psnr[-1]
+    )  # a digit that stays is overlapped less and less by the one that goes
+    assert results.series["psnr_db/continued"] == (None,) * 3 + (100.0,) * 10
     seconds = results.series["seconds/continued"]
-    assert [place for place, value in enumerate(seconds) if value is not None] == [2, 5, 8, 9]
+    assert [place for place, value in enumerate(seconds) if value is not None] == [5, 8, 11, 12]
 
 
 def test_each_model_is_given_the_same_first_frames_and_its_class(evaluator: Evaluator, pipeline: Pipeline) -> None:
@@ -122,10 +129,37 @@ def test_the_command_measures_clips_and_their_continuation(
     assert "frames until lost, continued" in capsys.readouterr().out
     results = Results.load(run / RESULTS)
     assert results["class_kept"].n == 20 and results["class_kept"].floor == 1
-    assert results["tracked_frames/continued"].n == 8 and len(results.series["psnr_db/continued"]) == 4
+    assert results["tracked_frames/continued"].n == 8 and len(results.series["psnr_db/continued"]) == 7
     assert artok(monkeypatch, "evaluate", run.parent / "tok", "--extractor", "pixels") == 0
     results = Results.load(run.parent / "tok" / RESULTS)
     assert {"psnr_db", "ssim", "change_error", "class_kept", "trajectory_error_px"} <= {
         each.name for each in results.measurements
     }
     assert len(results.series["psnr_db"]) == 5
+
+
+def test_the_page_shows_clips_moving_and_values_over_time(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [f"evaluation.rollout.{name}" for name in ("given=3", "frames=7", "clips=8")]
+    assert artok(monkeypatch, "evaluate", run, "-n", 20, "--extractor", "pixels", "--rollout", *asked) == 0
+    assert artok(monkeypatch, "evaluate", run.parent / "tok", "--extractor", "pixels") == 0
+    write_report(tmp_path / "page.html", [run, run.parent / "tok"])
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "continued to 7 frames" in page and "the first 3 frames" in page
+    assert all(title in page for title in ("trajectory error over time", "PSNR over time", "Cost over length"))
+    true, made = (moving(page, text) for text in ("8 held-out clips of 7 frames", "continued by ar from frame 3 on"))
+    assert true.n_frames == made.n_frames == 7
+    for number, same in ((0, True), (2, True), (6, False)):
+        true.seek(number)
+        made.seek(number)
+        assert (true.convert("RGB").tobytes() == made.convert("RGB").tobytes()) == same
+    assert moving(page, "The same images after tokenizer tok").n_frames == 5
+
+
+def moving(page: str, text: str) -> Image.Image:
+    """The animation whose alternative text holds `text`."""
+    tag = next(tag for tag in re.findall(r"<img[^>]*>", page) if text in tag and "image/gif" in tag)
+    data = re.search(r'src="data:image/gif;base64,([^"]*)"', tag)
+    assert data is not None
+    return Image.open(io.BytesIO(base64.b64decode(data.group(1))))

@@ -55,6 +55,12 @@ def test_it_equals_masked_full_attention_and_so_do_its_gradients(name: str) -> N
 
 
 @pytest.mark.parametrize("name", PATTERNS)
+def test_on_long_grids_the_fused_kernels_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("artok.nn.windows.PLAIN_LENGTH", 8)
+    test_it_equals_masked_full_attention_and_so_do_its_gradients(name)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
 def test_a_token_that_is_not_seen_changes_nothing_to_the_bit(name: str) -> None:
     pattern, (q, k, v) = PATTERNS[name], qkv()
     mask, token = pattern.mask(), 17

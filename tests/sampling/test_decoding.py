@@ -175,8 +175,10 @@ def test_in_bfloat16_only_codes_within_rounding_of_one_another_are_exchanged() -
     ("settings", "words"),
     [
         ({"draft_length": 4}, "draft_length is of decoding jacobi"),
-        ({"steps": 4}, "steps is of decoding parallel"),
-        ({"steps": 4, "decoding": "jacobi"}, "steps is of decoding parallel"),
+        ({"steps": 4}, "has no choice of steps, which is of parallel"),
+        ({"steps": 4, "decoding": "jacobi"}, "has no choice of steps, which is of parallel"),
+        ({"steps": 4, "decoding": "row_parallel"}, "has no choice of steps, which is of parallel"),
+        ({"decoding": "next_neighbour"}, "decoding next_neighbour needs .* order raster"),
         ({"decoding": "speculative"}, "draft_model go together"),
         ({"draft_model": "runs/small", "decoding": "jacobi"}, "draft_model go together"),
         ({"decoding": "parallel"}, "order raster; decoding jacobi is for all"),
@@ -284,19 +286,31 @@ def test_one_code_a_pass_in_parallel_is_token_by_token_in_that_order() -> None:
     assert len({tuple(row) for row in order.tolist()}) == BATCH
 
 
+WAVES = {
+    "parallel": [0, 1, 4, 8, 12],  # MaskGIT's cosine
+    "row_parallel": [0, 4, 8, 12],
+    "next_neighbour": [0, 1, 3, 6, 9, 11, 12],  # the diagonals of 3x4
+}
+
+
+@pytest.mark.parametrize("decoding", WAVES)
 @pytest.mark.parametrize("cfg_scale", [1.0, 2.0])
 @torch.no_grad()
-def test_codes_of_a_pass_are_drawn_without_one_another(cfg_scale: float) -> None:
+def test_codes_of_a_pass_are_drawn_without_one_another(cfg_scale: float, decoding: str) -> None:
     """Each is the most likely at its position after the codes of the passes before, read alone and without a cache."""
 
     built, noise = model(order="random", target_init=1.0), Noise(3, torch.arange(BATCH))
-    settings = Sampling(decoding="parallel", steps=4, temperature=0, cfg_scale=cfg_scale)
+    given: dict[str, Any] = {"decoding": decoding, "steps": 4 if decoding == "parallel" else None}
+    settings = Sampling(**given, temperature=0, cfg_scale=cfg_scale)
     made, done = sample(built, settings)
     counts = [0, *(int(now[0]) for now in done)]
-    assert len(done) == 4
-    assert counts == [0, 1, 4, 8, 12]  # MaskGIT's cosine
+    assert counts == WAVES[decoding] and built.passes(settings) == len(done)
     guidance = Guidance(Condition(torch.arange(BATCH) % 5), settings, 12)
     order = noise.branch("order").permutation(12)
+    if decoding == "row_parallel":
+        order = torch.arange(12).expand(BATCH, -1)
+    elif decoding == "next_neighbour":
+        order = torch.tensor([0, 1, 4, 2, 5, 8, 3, 6, 9, 7, 10, 11]).expand(BATCH, -1)
     codes, context = made.gather(1, order[..., None])[..., 0], built.context(guidance.condition)
     for start, end in pairwise(counts):
         for place in range(start, end):
@@ -322,14 +336,16 @@ def test_several_logits_after_one_code_are_those_of_each_alone(start: int) -> No
         torch.testing.assert_close(made[:, place], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_parallel_keeps_known_codes_in_at_most_as_many_passes() -> None:
+@pytest.mark.parametrize("settings", [{"decoding": each} for each in ("next_neighbour", "row_parallel")] + [
+    {"decoding": "parallel", "steps": 5}], ids=str)  # fmt: skip
+def test_parallel_keeps_known_codes_in_at_most_as_many_passes(settings: dict[str, Any]) -> None:
     built = model(order="random")
     flags = torch.rand(BATCH, 12, generator=torch.Generator().manual_seed(0)) < torch.linspace(0.3, 1, BATCH)[:, None]
     values = torch.randint(0, 32, (BATCH, 12, 1), generator=torch.Generator().manual_seed(1))
     condition = Condition(torch.arange(BATCH) % 5, known=Tokens(values, LAYOUT, known=flags))
-    made, done = sample(built, Sampling(decoding="parallel", steps=5), condition)
+    made, done = sample(built, Sampling(**settings), condition)
     assert torch.equal(made[flags], values[flags])
-    assert len(done) <= 5
+    assert len(done) <= built.passes(Sampling(**settings))
     assert (done[0] >= flags.sum(1)).all()
 
 

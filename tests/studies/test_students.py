@@ -35,11 +35,23 @@ def test_a_student_is_trained_after_its_teacher_of_the_same_seed(tmp_path: Path)
     assert own.trainings[0].experiment.init == "elsewhere"
 
 
+def test_a_student_starts_from_another_entry(tmp_path: Path) -> None:
+    adversarial = STUDENT | {"generator": "digits/dit-adversarial", "init": "pairs"}
+    teacher, pairs, student = settle(study(dit=TEACHER, pairs=STUDENT, adversarial=adversarial), tmp_path).entries
+    for seed in (0, 3):
+        planned = student.trainings[seed]
+        assert planned.experiment.distill is not None
+        assert planned.experiment.distill.teacher == str(teacher.runs[seed])
+        assert planned.experiment.init == str(pairs.runs[seed])
+        assert planned.after == ("train digits-kl", f"train dit seed {seed}", f"train pairs seed {seed}")
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
         ({"pairs": STUDENT, "dit": TEACHER}, "pairs names the teacher dit, which is no generator among the entries"),
         ({"dit": TEACHER, "other": TEACHER | {"teacher": "dit"}}, "no 'distill' section"),
+        ({"dit": TEACHER | {"init": "pairs"}, "pairs": STUDENT}, "dit names the init pairs, which is no generator"),
         ({"kl": {"tokenizer": "digits/kl", "teacher": "dit"}}, "for a 'generator' config"),
     ],
 )

@@ -16,11 +16,20 @@ from artok.nn.gradient_checkpointing import set_gradient_checkpointing
 from artok.saved import fingerprint, read_weights, whole_state, write_weights
 from artok.tokenizers import conv
 from artok.tokenizers.base import Tokenizer, TokenizerConfig
+from artok.tokenizers.diffusion_decoder import DiffusionDecoderConfig
 
 
-@pytest.fixture(params=EVERY_TOKENIZER)
+def denoising() -> TokenizerConfig:
+    section = DiffusionDecoderConfig(depth=1, width=16, heads=2)
+    return conv.Config.tiny().model_copy(update={"diffusion_decoder": section})
+
+
+CASES = EVERY_TOKENIZER | {"conv-denoising": denoising}
+
+
+@pytest.fixture(params=CASES)
 def config(request: pytest.FixtureRequest) -> TokenizerConfig:
-    return EVERY_TOKENIZER[request.param]()
+    return CASES[request.param]()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from artok.config import merge, validate
 from artok.data.controls import edges
 from artok.errors import ConfigError
 from artok.evaluation.evaluate import evaluate
-from artok.images import to_uint8
+from artok.images import from_uint8, to_uint8
 from artok.interop.to_npz import to_npz
 from artok.pipeline import Pipeline
 from artok.training.experiment import Experiment
@@ -134,9 +134,24 @@ def test_mistakes_are_one_sentence(
     assert message in said and "Traceback" not in said
 
 
+def test_an_edit_takes_a_control(run: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command's result is the pipeline's with the map of the file, and another map gives another result."""
+    shown, given, out = root / "even" / "04.png", root / "even" / "02.depth.png", tmp_path / "out"
+    assert artok(monkeypatch, "edit", run, shown, "--control-map", given, "-n", 1, "--out", out) == 0
+    pipeline, hidden = Pipeline.from_pretrained(run), torch.arange(16).expand(16, 16) < 8
+    with Image.open(shown) as picture, Image.open(given) as drawn, Image.open(out / "00000.png") as result:
+        image, maps, made = (torch.from_numpy(np.asarray(each).copy()) for each in (picture, drawn, result))
+    image, maps = from_uint8(image.permute(2, 0, 1)[None]), maps[None, None]
+    assert torch.equal(made, to_uint8(pipeline.edit(image, hidden, control=maps))[0].permute(1, 2, 0))
+    with torch.no_grad():
+        pipeline.generator.head.weight.mul_(1000)  # trained for one step, it leaves every code as likely as others
+    told, other = (pipeline.edit(image, hidden, control=each) for each in (maps, 255 - maps))
+    assert not torch.equal(told, other)
+
+
 def test_what_gives_no_control_refuses_a_model_that_needs_it(run: Path, tmp_path: Path) -> None:
     pipeline = Pipeline.from_pretrained(run)
-    with pytest.raises(ConfigError, match="a control for every image in training, and edits have none"):
+    with pytest.raises(ConfigError, match="a control for every image in training; give it one too"):
         pipeline.edit(torch.zeros(1, 3, 16, 16), torch.arange(16).expand(16, 16) < 8)
     with pytest.raises(ConfigError, match="a control for every image in training, and a reference has classes alone"):
         to_npz(pipeline, tmp_path / "samples.npz", 2, pipeline.sampling)

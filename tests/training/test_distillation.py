@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +75,29 @@ def test_a_stopped_distillation_resumes_to_the_bit(
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_the_head_of_mar_is_a_student_too(runs: Path, tmp_path: Path) -> None:
+    section = {"kind": "mar", "depth": 1, "width": 16, "heads": 2, "dropout": 0.0, "diffusion": AVERAGE}
+    experiment = student(runs, "shortcut", generator=section, distill={"teacher": None})
+    assert train(experiment, tmp_path / "run")
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")
+    assert pipeline([0, 1]).shape == (2, 1, 16, 16)
+    with pytest.raises(ConfigError, match="8 sampling steps are more than the 4"):
+        pipeline.settings({"head_steps": 8})
+    assert plan(build(experiment), PlanOptions()).training.flops > 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_planned_with_the_cost_of_its_teacher(kind: str, runs: Path) -> None:
     planned = plan(build(student(runs, kind)), PlanOptions())
     alone = plan(build(validate(Experiment, merge(KL, {"generator": {
         "kind": "diffusion", "network": NETWORK, "diffusion": PATH}}), "test")), PlanOptions())  # fmt: skip
     assert planned.sampling is not None and planned.sampling.passes == 1
-    assert planned.training.flops > 1.2 * alone.training.flops or kind == "pairs"
+    assert planned.training.flops > (2 if kind == "adversarial" else 1.2) * alone.training.flops or kind == "pairs"
 
 
 # ---------------------------------------------------------------------------------------------- mistakes
 
+AVERAGE = {"schedule": "straight", "prediction_type": "average_velocity", "solver": "euler", "steps": 1}
 NARROW = {"tokenizer": {"quantizer": {"kind": "gaussian", "latent_channels": 2}}, "name": "narrow"}
 MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
     "no teacher": ("pairs", {"distill": {"teacher": None}}, "method pairs needs a teacher; name its run"),
@@ -105,11 +118,30 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
         {"distill": {"cfg_scale": 2}, "sampling": {"cfg_scale": 2}},
         "teacher's guidance of cfg_scale 2 folded in",
     ),
+    "guidance that nothing learns": (
+        "adversarial",
+        {"distill": {"cfg_scale": 2, "method": {"distribution_matching": 0}}},
+        "set its pool or its distribution_matching",
+    ),
     "a pool of fresh tokens": ("pairs", {"tokens": {"online": True}}, "no use for tokens.online"),
     "another family": (
         "meanflow",
-        {"generator": {"kind": "mar", "depth": 1, "width": 16, "heads": 2}},
+        {"generator": {"kind": "raster", "depth": 1, "width": 16, "heads": 2}},
         "trains a generator of kind diffusion",
+    ),
+    "a teacher of a head": (
+        "meanflow",
+        {"generator": {"kind": "mar", "depth": 1, "width": 16, "heads": 2, "diffusion": AVERAGE}},
+        "a diffusion head learns few steps without a teacher",
+    ),
+    "more steps of a head than made for": (
+        "shortcut",
+        {
+            "generator": {"kind": "mar", "depth": 1, "width": 16, "heads": 2, "diffusion": AVERAGE},
+            "distill": {"teacher": None},
+            "sampling": {"head_steps": 8},
+        },
+        "8 sampling steps are more than the 4",
     ),
     "a scale that is not learned": (
         "latent_consistency",
@@ -135,6 +167,15 @@ def test_a_mistake_is_said(name: str, runs: Path) -> None:
     kind, changes, message = MISTAKES[name]
     with pytest.raises(ConfigError, match=message):
         student(runs, kind, **changes)
+
+
+def test_the_critic_takes_its_turns(runs: Path, tmp_path: Path) -> None:
+    """Two steps of it for one of the student, whose weights alone are shared."""
+    assert train(student(runs, "adversarial", distill={"method": {"n_critic": 2}}), tmp_path / "run")
+    events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    steps = [{name for name in event if name in ("critic_loss", "model_loss")} for event in events]
+    assert [each for each in steps if each] == [{"critic_loss"}, {"critic_loss", "model_loss"}] * 2
+    assert not any("heads" in name or "samples" in name for name in weights(tmp_path / "run"))
 
 
 def test_average_velocities_are_not_learned_without_a_method(runs: Path) -> None:

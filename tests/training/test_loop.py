@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from artok import files
 from artok.errors import DataError, RunError
-from artok.training import checkpoints, loop, meter
+from artok.training import checkpoints, meter
 from artok.training.interrupt import ASK_EVERY, ASK_SECONDS, Interrupt, catch_signals
 from artok.training.log import LOG, NONFINITE, Log, read_log
 from artok.training.loop import Trainer
@@ -249,18 +249,19 @@ class Images:
 
 
 def test_unreadable_images_of_all_processes_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer, task = trainer_in(tmp_path)
-    assert trainer.count_skipped() == []
-    task.images = Images({3: "3.png"})
-    assert trainer.count_skipped() == ["3.png"]
+    trainer, _ = trainer_in(tmp_path)
+    images: Any = Images({3: "3.png"})
+    alone: Any = trainer.accelerator
+    assert meter.count_skipped(None, alone, trainer.progress) == []
+    assert meter.count_skipped(images, alone, trainer.progress) == ["3.png"]
+    two: Any = SimpleNamespace(num_processes=2)
     others = [{3: "3.png"}, {5: "5.png"}, {7: "7.png"}]
-    monkeypatch.setattr(loop, "gather_object", lambda own: [*own, *others[:many]])
-    monkeypatch.setattr(trainer, "accelerator", SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(meter, "gather_object", lambda own: [*own, *others[:many]])
     many = 2
-    assert trainer.count_skipped() == ["3.png", "5.png"]
+    assert meter.count_skipped(images, two, trainer.progress) == ["3.png", "5.png"]
     many = 3
     with pytest.raises(DataError, match="3 of 200 images cannot be read, more than 1%"):
-        trainer.count_skipped()
+        meter.count_skipped(images, two, trainer.progress)
 
 
 # ---------------------------------------------------------------------------------------------- signals

@@ -54,6 +54,20 @@ def test_a_generator_of_the_tokenizer_takes_the_new_decoder_and_no_other(runs: P
         Pipeline.from_pretrained(runs / "raster", decoder=str(tmp_path / "other"))
 
 
+def test_a_decoder_of_another_kind_is_trained_for_the_same_codes(runs: Path, tmp_path: Path) -> None:
+    section: dict[str, Any] = {"tokenizer": {"diffusion_decoder": {"depth": 1, "width": 16, "heads": 2, "steps": 2}}}
+    section |= {"init": str(runs / "vq"), "post_training": {"share": 0.0}}
+    assert train(tokenizer_experiment(name="denoising", **section), tmp_path / "run")
+    before, after = (load_tokenizer(folder)[0] for folder in (runs / "vq", tmp_path / "run"))
+    images = torch.rand(16, *before.layout.image, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.equal(before.encode(images).values, after.encode(images).values)
+    pipeline = Pipeline.from_pretrained(runs / "raster", decoder=str(tmp_path / "run"))
+    assert torch.equal(pipeline([1, 2]), pipeline([1, 2]))
+    section["tokenizer"] = section["tokenizer"] | {"quantizer": {"codebook_size": 8}}
+    with pytest.raises(CheckpointError, match="training leaves this weight as it is"):
+        train(tokenizer_experiment(name="other", **section), tmp_path / "other")
+
+
 def task(settings: PostTraining) -> DecoderTask:
     made = object.__new__(DecoderTask)
     made.settings, made.near, made.device = settings, None, torch.device("cpu")

@@ -62,6 +62,7 @@ def test_what_kills_left_is_deleted_at_the_next_start(finished: Path, tmp_path: 
     shutil.copytree(checkpoints.list_checkpoints(saved)[0], saved / "000000000008")
     left = [run / ".model.safetensors.12.tmp", run / ".log.jsonl.12.tmp", run / "tokenizer" / ".config.yaml.12.tmp"]
     left += [run / "snapshots" / ".000000000032.safetensors.12.tmp", saved / ".000000000096.tmp" / "ema.safetensors"]
+    left += [run / ".tmpU6fuqQ", run / "best" / "tokenizer" / ".model.safetensors.12.tmp"]
     kept = [run / ".report.html.12.tmp", run / ".own.tmp"]  # of a report that is being written, and of the user
     for path in (*left, *kept):
         path.parent.mkdir(parents=True, exist_ok=True)

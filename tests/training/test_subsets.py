@@ -27,7 +27,7 @@ from artok.training import tasks
 from artok.training.encode import open_or_encode
 from artok.training.monitor import Monitor
 from artok.training.progress import Progress
-from artok.training.tasks import GeneratorTask, TokenizerTask
+from artok.training.tasks import GeneratorTask, TokenData, TokenizerTask
 
 EACH = 60  # images of a class in either split
 PART = 30  # images that are looked at
@@ -134,7 +134,7 @@ def test_likelihoods_in_training(
     experiment = generator_experiment("runs/none", **section(data, generator=generator, training=training))
     facts = Facts(image=(1, 16, 16), classes=("bright", "dark"), data="", version="")
     saved = Saved(tokenizer=experiment.tokenizer, facts=facts)
-    built = GeneratorTask(experiment, task.tokenizer, saved, facts, caches["train"], caches["test"], CPU)
+    built = GeneratorTask(experiment, TokenData(task.tokenizer, saved, facts, caches["train"], caches["test"]), CPU)
     labels: list[Tensor] = []
 
     def watched(tokens: Tokens, condition: Condition, codec: object) -> Tensor:

@@ -23,7 +23,7 @@ from artok.noise import Noise
 from artok.saved import Facts, Saved
 from artok.training.encode import open_or_encode
 from artok.training.progress import Progress
-from artok.training.tasks import GeneratorTask, TokenizerTask
+from artok.training.tasks import GeneratorTask, TokenData, TokenizerTask
 
 CPU = torch.device("cpu")
 CRITIC = {"discriminator": {"kind": "dcgan", "base_channels": 8, "norm": "none"}, "r1": 0.1}
@@ -149,7 +149,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GeneratorTask:
         open_or_encode(tokenizer, "mark", experiment.data, name, 1, None, CPU, progress) for name in ("train", "test")
     )
     saved = Saved(tokenizer=tokenizer_experiment().tokenizer, facts=FACTS)
-    return GeneratorTask(experiment, tokenizer, saved, FACTS, train, test, CPU)
+    return GeneratorTask(experiment, TokenData(tokenizer, saved, FACTS, train, test), CPU)
 
 
 def test_a_tokenizer_is_frozen_and_its_tokens_come_in_equal_parts(task: GeneratorTask) -> None:

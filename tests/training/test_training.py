@@ -30,7 +30,8 @@ from artok.training.experiment import Experiment
 from artok.training.log import read_log
 from artok.training.loop import Trainer
 from artok.training.optimizers import make_optimizer
-from artok.training.run import LOCK, check_same_run, describe_launch, train
+from artok.training.run import LOCK, describe_launch, train
+from artok.training.same_run import check_same_run
 from artok.training.settings import Optimizer
 
 

@@ -16,7 +16,8 @@ from artok.layout import TokenLayout
 from artok.saved import Facts, write_config
 from artok.training import checkpoints
 from artok.training.experiment import Experiment, check_codebook, default_folder
-from artok.training.run import check_same_facts, check_same_run, follows_length, list_differences, make_accelerator
+from artok.training.run import make_accelerator
+from artok.training.same_run import check_same_facts, check_same_run, follows_length, list_differences
 from artok.training.settings import INTERVALS, MOST_IMAGES, Optimizer, Training, settle_precision
 
 CPU = torch.device("cpu")

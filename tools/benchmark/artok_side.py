@@ -136,7 +136,7 @@ def training_step(experiment: Experiment, case: dict[str, Any]) -> Callable[[], 
     from artok.training.loop import Meter, Trainer
     from artok.training.progress import Progress
     from artok.training.task import Task
-    from artok.training.tasks import GeneratorTask, TokenizerTask
+    from artok.training.tasks import GeneratorTask, TokenData, TokenizerTask
 
     batch = case["batch"] or experiment.training.global_batch
     training = experiment.training.model_copy(update={"global_batch": batch})
@@ -153,7 +153,7 @@ def training_step(experiment: Experiment, case: dict[str, Any]) -> Callable[[], 
         tokenizer = tokenizer_of(experiment).eval()
         with torch.no_grad():
             tokens = tokenizer.encode(images.to(DEVICE))
-        task = GeneratorTask(experiment, tokenizer, blank, blank, blank, blank, DEVICE)
+        task = GeneratorTask(experiment, TokenData(tokenizer, blank, blank, blank, blank), DEVICE)
         items = TokenBatch(Tokens(tokens.values.cpu(), tokens.layout), labels, places)
     folder = Path(tempfile.gettempdir())
     trainer = Trainer(task, folder, Accelerator(cpu=DEVICE.type == "cpu"), Progress("", quiet=True))

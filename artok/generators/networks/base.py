@@ -28,6 +28,11 @@ class DiffusionNetwork(nn.Module, ABC):
         assert isinstance(last, nn.Linear)
         self.time = IntervalEmbedding(last.out_features)
 
+    @property
+    @abstractmethod
+    def stages(self) -> list[nn.Module]:
+        """The parts whose outputs, (B, N, W) or (B, W, *grid), are its features, from input to output."""
+
     @abstractmethod
     def forward(self, x_BND: Tensor, times_B: Tensor, context: Context, given_BNG: Tensor | None = None) -> Tensor:
         """(B, N, out) for noisy tokens (B, N, D) row-major. times_B: or (B, F), one for each frame, where the config

@@ -146,6 +146,10 @@ class DiffusionTransformer(DiffusionNetwork):
             assert isinstance(layer, nn.Linear)
             fill(layer.weight)
 
+    @property
+    def stages(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def widen(self, width: int) -> None:
         self.given = ZeroLinear(width * self.patch**2, self.input.out_features, bias=False)
 

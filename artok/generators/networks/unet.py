@@ -149,6 +149,10 @@ class UNet(DiffusionNetwork):
         self.norm_out = group_norm(channels, groups)
         self.output = zero_convolution(channels, out)
 
+    @property
+    def stages(self) -> list[nn.Module]:
+        return [layer for layer in (*self.down, *self.middle) if isinstance(layer, Stage)]
+
     def widen(self, width: int) -> None:
         self.given = zero_convolution(width, self.input.out_channels, bias=False)
 
