@@ -219,12 +219,8 @@ def evaluate(
     device: Device = None,
     reference: Annotated[Path | None, typer.Option(help="an .npz with mu and sigma, or images, as ADM's")] = None,
     base: Annotated[str | None, typer.Option(help="a run whose samples a stage enlarges, not held-out images")] = None,
-    edit: Annotated[
-        bool, typer.Option("--edit", help="measure edits of held-out images too; evaluation.edits=[left] names masks")
-    ] = False,
-    rollout: Annotated[
-        bool, typer.Option("--rollout", help="continue held-out clips too (evaluation.rollout)")
-    ] = False,
+    edit: Annotated[bool, typer.Option("--edit", help="edit held-out images too (evaluation.edits)")] = False,
+    rollout: Annotated[bool, typer.Option("--rollout", help="continue held-out clips (evaluation.rollout)")] = False,
 ) -> None:
     """Measure a tokenizer or a generator on held-out data, and write results.json into its folder."""
     from artok.device import resolve_device

@@ -26,7 +26,7 @@ from artok.data.loader import Loader
 from artok.data.moving_digits import Config as MovingDigits
 from artok.data.shapes import Config as Shapes
 from artok.data.video import Config as Video
-from artok.quantizers.vq import Config as Vq
+from artok.quantizers.fsq import Config as Fsq
 from artok.tokenizers.conv3d import Config as VideoTokenizer
 
 NOTHING = Augment()
@@ -65,8 +65,9 @@ def clip_cases(folder: Path, workers: list[int]) -> dict[str, DataConfig]:
 def step_rate(seconds: float, batch: int = 4) -> float:
     """Clips per second of training steps of a video tokenizer."""
     image = (3, 17, 64, 64)
+    quantizer = Fsq(levels=(8, 5, 5, 5))
     config = VideoTokenizer(
-        downsample=(4, 8, 8), base_channels=32, channel_multipliers=(1, 2, 2, 4), quantizer=Vq(codebook_size=512)
+        downsample=(4, 8, 8), base_channels=32, channel_multipliers=(1, 2, 2, 4), quantizer=quantizer
     )
     tokenizer = config.build(image)
     optimizer = torch.optim.AdamW(tokenizer.parameters())

@@ -39,6 +39,8 @@ class Config(PatchedConfig):
     mask_ratio_min, mask_ratio_std: the share of masked tokens in training is a normal number around 1, truncated to
         [mask_ratio_min, 1].
     steps: default number of sampling steps.
+    order: of the tokens: random; or frames, of a video: frame by frame, each in sets in random order, given the frames
+        before it (NOVA, Deng et al. 2024, arXiv 2412.14169). The steps are shared out to the frames.
     """
 
     kind: Literal["mar"] = "mar"
@@ -48,6 +50,7 @@ class Config(PatchedConfig):
     mask_ratio_min: float = Field(0.7, ge=0, lt=1)
     mask_ratio_std: float = Field(0.25, gt=0)
     steps: int = Field(64, ge=1)
+    order: Literal["random", "frames"] = "random"
 
     @model_validator(mode="after")
     def _check_decoder(self) -> Config:
@@ -60,6 +63,11 @@ class Config(PatchedConfig):
         """Width, layers and heads of the decoder."""
         width, depth, heads, _, _ = self.shape()
         return self.decoder_width or width, self.decoder_depth or depth, self.decoder_heads or heads
+
+    def refuse(self, layout: TokenLayout) -> str | None:
+        if self.order == "frames" and len(layout.grid) != 3:
+            return "with order frames needs the tokens of a video, in frames, rows and columns"
+        return self.refuse_tokens(layout)
 
     def build(self, layout: TokenLayout, classes: int) -> Mar:
         return Mar(self, layout, classes)
@@ -91,15 +99,18 @@ class Mar(PatchedGenerator):
 
     def forward(self, tokens: Tokens, condition: Condition, noise: Noise, codec: Codec | None) -> dict[str, Tensor]:
         x_BND, draws = self.patches(tokens), self.draws
-        order, counts = noise.permutation(self.length), self.masked_counts(noise.uniform())
-        room = self.length - math.ceil(self.config.mask_ratio_min * self.length)
-        z_BNW = self.body(self.input(x_BND), self.context(condition), order, counts, room)
+        order, counts = self.draw_order(noise), self.masked_counts(noise.uniform())
+        least = math.ceil(self.config.mask_ratio_min * self.set_length)
+        later = torch.zeros_like(counts)  # tokens of the frames after the one that is learned
+        if self.frames > 1:
+            later = noise.integers(self.frames) * self.set_length
+        z_BNW = self.body(self.input(x_BND), self.context(condition), order, counts + later, self.length - least)
         if self.head.objective is not None:
             # as many masked tokens of each image, so that parts of a batch add up to the whole
-            places = order[:, : max(1, self.length - room)]
+            places = order.gather(1, later[:, None] + torch.arange(max(1, least), device=order.device))
             x, z = (each.gather(1, places[..., None].expand(-1, -1, each.shape[2])) for each in (x_BND, z_BNW))
             return self.objective_losses(self.head.objective, x, z, noise)
-        masked = flag_masked(order, counts)
+        masked = flag_masked(order, counts + later) & ~flag_masked(order, later)
         uniform, normal = noise.uniform(self.length, draws), noise.normal(self.length, draws, self.dimension)
         # a mean over each image's masked tokens, then over images, so that processes share a batch exactly
         weights = (1 / (counts * len(tokens)))[:, None].expand_as(masked)
@@ -113,27 +124,50 @@ class Mar(PatchedGenerator):
         """The share of tokens masked in training, on average."""
         return float(self.masked_counts(even_uniforms()).double().mean()) / self.length
 
+    @property
+    def frames(self) -> int:
+        """Parts of the tokens that are made one after the other."""
+        return self.grid[0] if self.config.order == "frames" else 1
+
+    @property
+    def set_length(self) -> int:
+        """Tokens that are made in random order."""
+        return self.length // self.frames
+
+    def draw_order(self, noise: Noise) -> Tensor:
+        """(B, N) positions, those made last first: random, but later frames before earlier ones."""
+        order = noise.permutation(self.length)
+        if self.frames == 1:
+            return order
+        return order.gather(1, (-(order // self.set_length)).argsort(dim=1, stable=True))
+
     def masked_counts(self, uniform: Tensor) -> Tensor:
-        """Number of masked tokens per image, (B,) int64 from uniform (B,): a truncated normal share, rounded up.
+        """Number of masked tokens per image, (B,) int64 from uniform (B,), or of the frame that is learned: a truncated
+        normal share, rounded up.
 
         The published code draws one share per batch.
         """
         normal = torch.distributions.Normal(1.0, self.config.mask_ratio_std)
         low = float(normal.cdf(torch.tensor(self.config.mask_ratio_min)))
         share = 1 + self.config.mask_ratio_std * torch.special.ndtri((low + (0.5 - low) * uniform).double())
-        count = (share.clamp(self.config.mask_ratio_min, 1) * self.length).ceil().long()
-        return count.clamp(math.ceil(self.config.mask_ratio_min * self.length), self.length).clamp(min=1)
+        length = self.set_length
+        count = (share.clamp(self.config.mask_ratio_min, 1) * length).ceil().long()
+        return count.clamp(math.ceil(self.config.mask_ratio_min * length), length).clamp(min=1)
 
     def steps(self, condition: Condition, sampling: Sampling, noise: Noise, codec: Codec | None) -> Iterator[Tokens]:
         total = self.passes(sampling)
-        whole_left = schedule(self.length, total)[1:]
-        shares = [(self.length - max(left, 1)) / self.length for left in whole_left]
-        guidance, order = Guidance(condition, sampling, total, shares), noise.permutation(self.length)
+        shares = [(self.length - max(left, 1)) / self.length for left in self.left(self.length, total)[1:]]
+        guidance, order = Guidance(condition, sampling, total, shares), self.draw_order(noise)
         context = self.context(guidance.condition)
         x_BND, known = self.known_patches(condition)
         order, unknown = put_unknown_first(order, known)
+        whole_noise = noise
         for step in range(total):
-            counts, left = (tuple(schedule(whole, total)[at] for whole in unknown) for at in (step, step + 1))
+            counts, left = (tuple(self.left(whole, total)[at] for whole in unknown) for at in (step, step + 1))
+            if self.frames > 1:
+                if counts == left and any(left):  # known frames take no step
+                    continue
+                noise = whole_noise.branch(f"step {step}")  # a row's numbers do not depend on the others' steps
             places = take_positions(order, left, counts)
             z, told = guidance.repeat(self.input(x_BND), step), guidance.take(context, step)
             z = self.body(z, told, guidance.repeat(order, step), counts * (len(z) // len(counts)))
@@ -143,8 +177,18 @@ class Mar(PatchedGenerator):
             decided = ~flag_masked(order, torch.tensor(left, device=order.device))
             yield self.to_tokens(x_BND, decided if any(left) else None)
 
+    def left(self, unknown: int, steps: int) -> tuple[int, ...]:
+        """Tokens still to be made before the first step and after each one, of `unknown` in total."""
+        if self.frames == 1:
+            return schedule(unknown, steps)
+        own = schedule(self.set_length, steps // self.frames)
+        later = range((self.frames - 1) * self.set_length, -1, -self.set_length)
+        whole = [self.length, *(behind + left for behind in later for left in own[1:])]
+        return tuple(min(left, unknown) for left in whole)
+
     def passes(self, sampling: Sampling) -> int:
-        return count_steps(sampling.steps, self.config.steps, self.length)
+        steps = count_steps(sampling.steps, self.config.steps, self.length)
+        return max(1, steps // self.frames) * self.frames
 
 
 def take_positions(order_BN: Tensor, first: Sequence[int], end: Sequence[int]) -> Tensor:

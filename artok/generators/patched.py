@@ -77,6 +77,10 @@ class PatchedConfig(GeneratorConfig, ABC):
         return (width, self.depth, self.heads or self.depth, *head)
 
     def refuse(self, layout: TokenLayout) -> str | None:
+        return self.refuse_tokens(layout)
+
+    def refuse_tokens(self, layout: TokenLayout) -> str | None:
+        """What neither family can model."""
         if layout.discrete:
             return "needs continuous tokens, since its diffusion head samples vectors and not codes"
         if len(layout.grids) != 1:
