@@ -55,7 +55,7 @@ class Trainer:
             if self.training.compile:
                 module.compile()
             optimizer = make_optimizer(module, self.settings(player))
-            if self.twin is not None:
+            if self.twin is not None and not task.calls_past_forward:
                 name_blocks(module)
             self.modules[player], self.optimizers[player] = accelerator.prepare(module, optimizer)
         self.ema = Ema(self.modules["model"], self.training.ema) if self.training.ema else None
