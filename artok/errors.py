@@ -66,6 +66,8 @@ def describe_failure(error: BaseException) -> str | None:
         return f"a number is too large to compute with; ask for something smaller ({shorten(text.splitlines()[0])})"
     if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
         return f"{shorten(text.split(',')[0])}; leave training.deterministic off, or use another part"
+    if isinstance(error, RuntimeError) and text.startswith("Symlink loop"):
+        return f"{shorten(text)}: a link leads to itself; remove it"
     if isinstance(error, OSError) and error.errno in (28, 122):
         return "no space left on the disk; free some and run the same command again"
     if isinstance(error, OSError) and error.errno in PLACES and error.filename is not None:

@@ -143,7 +143,8 @@ class Config(DataConfig):
         manifest = Manifest(
             key, list_all, lambda listed: [path for each in listed["files"].values() for path in each], self.verify
         )
-        return Found(**manifest.listed | {"root": root, "other": Counter(manifest.listed["other"])}), manifest
+        listed = manifest.listed | {"root": root, "endings": tuple(manifest.listed["endings"])}
+        return Found(**listed | {"other": Counter(listed["other"])}), manifest
 
     @classmethod
     def tiny(cls, folder: Path) -> Config:

@@ -180,3 +180,11 @@ def test_deterministic_refuses_what_is_not(tmp_path: Path, monkeypatch: pytest.M
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     said = describe_failure(RuntimeError("put_ does not have a deterministic implementation, but you set ..."))
     assert said is not None and said.startswith("put_ does not have a deterministic implementation; leave training.det")
+
+
+def test_a_link_to_itself_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("link")
+    error = RuntimeError(
+        f"Symlink loop from {str(tmp_path / 'link')!r}"
+    )  # as Path.resolve raises it before Python 3.13
+    assert str(describe_failure(error)).endswith("a link leads to itself; remove it")
