@@ -239,7 +239,7 @@ def _digest_file(path: Path, changed: int, size: int) -> str:
 def digest_weights(folder: Path) -> str:
     """Digest of a model's weights, a generator's with those of its tokenizer; results carry it."""
     files = (folder / WEIGHTS, folder / TOKENIZER / WEIGHTS)
-    return "-".join(digest_file(path) for path in files if path.exists())
+    return "-".join(digest_file(path) for path in files if path.is_file())
 
 
 def read_training(folder: Path) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class TokenIndex:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TokenIndex:
-        layout, classes = TokenLayout.from_dict(data["layout"]), tuple(data["classes"])
+        layout, classes = TokenLayout.from_dict(data["layout"]), tuple(map(str, data["classes"]))
         return cls(**{**data, "layout": layout, "classes": classes})
 
     def refuse(self, wanted: TokenIndex) -> str | None:

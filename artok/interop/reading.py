@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from artok.errors import CheckpointError
+from artok.errors import CheckpointError, shorten
 from artok.interop.pickles import Inert, reading_with_stand_ins
 from artok.weights import require_memory
 
@@ -123,8 +123,11 @@ def _pass_on_lack_of_memory(error: Exception) -> None:
 
 
 def _refuse_other_zips(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        names = [name.rpartition("/")[2] for name in archive.namelist()]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.rpartition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError) as error:
+        raise CheckpointError(f"{path} is no checkpoint, or it is damaged ({_first(error)})") from None
     if "data.pkl" not in names:
         raise CheckpointError(f"{path} is a zip file but no checkpoint: it has no data.pkl")
     if "constants.pkl" in names:  # torch would compile such a file
@@ -154,7 +157,7 @@ def unwrap(
             inside = [steps.pop(0)] if steps else []
             if inside and not isinstance(content.get(inside[0]), Mapping):
                 keys = ", ".join(str(key) for key in list(content)[:12])
-                raise CheckpointError(f"{path} has no part {wanted!r}; its keys are {keys}")
+                raise CheckpointError(f"{path} has no part {shorten(repr(wanted))}; its keys are {shorten(keys)}")
         if not inside:
             break
         others += [f"{'.'.join([*place, str(key)])}" for key in content if key != inside[0]]

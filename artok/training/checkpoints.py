@@ -188,13 +188,13 @@ def restore(trained: Trained, folder: Path, say: Callable[[str], None]) -> int |
 def _load(trained: Trained, checkpoint: Path) -> str | None:
     """Load a checkpoint in every process. Returns what is wrong with it, or None."""
     problem = None
+    if trained.sharded and not (checkpoint / SHARDS).exists():
+        raise CheckpointError(f"{checkpoint} was written by a training that was not sharded; resume without FSDP")
     try:
         if json.loads((checkpoint / STATE).read_text())["images"] != int(checkpoint.name):
             raise ValueError(f"{STATE} names other images")
         if trained.shards is not None and (checkpoint / SHARDS).exists():
             trained.shards.read(checkpoint)
-        elif trained.sharded:
-            raise PermissionError("it was written by a training that was not sharded; resume without FSDP")
         else:
             trained.accelerator.load_state(str(checkpoint))
             if trained.ema:

@@ -321,6 +321,9 @@ def test_wrong_caches_are_refused(tmp_path: Path) -> None:
         (path / "index.json").write_text(text)
         with pytest.raises(DataError, match=r"index.json is damaged or of another version"):
             TokenCache.open(path)
+    (path / "index.json").write_text(json.dumps({**index, "classes": [1, None]}))
+    with pytest.raises(DataError, match="have the classes 1, None, but the data a, b"):
+        TokenCache.open(path, index_of())
 
 
 def test_a_folder_of_something_else_is_not_overwritten(tmp_path: Path) -> None:

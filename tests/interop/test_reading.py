@@ -75,6 +75,9 @@ def test_a_part_can_be_asked_for(tmp_path: Path) -> None:
     assert same(read(tmp_path / "file.pt", "model").tensors)
     with pytest.raises(CheckpointError, match="no part 'raw'; its keys are model, model_ema"):
         read(tmp_path / "file.pt", "raw")
+    with pytest.raises(CheckpointError, match="no part 'rawraw") as error:
+        read(tmp_path / "file.pt", "raw" * 1000)
+    assert len(str(error.value)) < 1000
 
 
 def test_safetensors_and_folders_of_diffusers(tmp_path: Path) -> None:
@@ -151,6 +154,12 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         archive.writestr("a.txt", "hello")
     with pytest.raises(CheckpointError, match="zip file but no checkpoint"):
         read(tmp_path / "photos.zip")
+    with zipfile.ZipFile(tmp_path / "names.zip", "w") as archive:
+        archive.writestr("é.txt", "hello")
+    data = (tmp_path / "names.zip").read_bytes()
+    (tmp_path / "names.zip").write_bytes(data.replace("é".encode(), b"\xff\xff"))  # a name that is not UTF-8
+    with pytest.raises(CheckpointError, match="no checkpoint, or it is damaged"):
+        read(tmp_path / "names.zip")
     (tmp_path / "text.pt").write_text("hello " * 100)
     with pytest.raises(CheckpointError, match="no checkpoint"):
         read(tmp_path / "text.pt")
