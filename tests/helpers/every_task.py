@@ -61,7 +61,8 @@ def experiments(runs: Path) -> dict[str, Experiment]:
             critic = {"discriminator": dumped(tiny, **({} if norm is None else {"norm": norm})), "r1": 0.1}
             critic |= {"lecam": 0.01} if kind != "backbone" else {}
             losses = [{"kind": "reconstruction"}, {"kind": "adversarial", "weight": 0.5, "critic": critic}]
-            sections[f"vqgan-{kind}{suffix}"] = {"losses": losses}
+            # without codes: a rounding may choose another code of two that are as near, and codes are trained above
+            sections[f"klgan-{kind}{suffix}"] = {"tokenizer": tokenizers()["conv-gaussian"], "losses": losses}
     for kind, tokenizer in ONE_EACH:
         tiny = config_of(kind)
         dropout = {"dropout": 0.2} if "dropout" in type(tiny).model_fields else {}

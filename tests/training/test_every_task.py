@@ -16,7 +16,7 @@ from artok.training.tasks import GeneratorTask
 
 COUNTS = (2, 4)
 NAMES = list(experiments(Path("runs")))
-RESUMED = ("conv-vq-restarts", "vqgan-patch-batch", "raster")  # stopped half-way and resumed by fewer processes
+RESUMED = ("conv-vq-restarts", "klgan-patch-batch", "raster")  # stopped half-way and resumed by fewer processes
 LOCAL = {"time", "images_per_second", "core_seconds", "device", "threads", "processes"}
 
 

@@ -193,7 +193,9 @@ def test_a_machine_at_fault_is_no_damaged_checkpoint(tmp_path: Path) -> None:
         def load_state(path: str, error: Exception = error) -> None:
             raise error
 
-        trained: Any = SimpleNamespace(accelerator=SimpleNamespace(load_state=load_state), ema=None)
+        trained: Any = SimpleNamespace(
+            accelerator=SimpleNamespace(load_state=load_state), ema=None, shards=None, sharded=False
+        )
         with pytest.raises(type(error)):
             checkpoints.restore(trained, tmp_path, print)
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
