@@ -27,7 +27,7 @@ from artok.training.sharding import local
 IMAGES = 160  # 20 steps
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 STOPPED, ALONE = ("raster", "gan"), "raster"  # stopped half-way; resumed by one process that shards nothing
-CASES = ("raster", "diffusion", "gan", "conv-vq-restarts", "vqgan-patch-group")
+CASES = ("raster", "diffusion", "gan", "conv-vq-restarts", "klgan-patch-group")
 
 
 def cases(runs: Path) -> dict[str, Experiment]:
