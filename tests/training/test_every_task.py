@@ -52,26 +52,27 @@ def assert_alike(found: Path, wanted: Path) -> None:
 
     A weight moves by about a rate of 1e-3 in each step, and by several times the tolerance where a gradient is wrong.
     """
-    expected = weights(wanted)
-    for name, tensor in weights(found).items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=5e-5, msg=lambda text, at=name: at + text)
+    assert_same_weights(found, wanted)
     for one, other in zip(read_log(found / "log.jsonl"), read_log(wanted / "log.jsonl"), strict=True):
         assert one.keys() == other.keys() and one["event"] == other["event"]
         for key in one.keys() - LOCAL:
             if not isinstance(one[key], str):
-                assert one[key] == pytest.approx(other[key], rel=2e-3, abs=1e-5), (one["event"], one["images"], key)
+                told = found, one["event"], one["images"], key
+                assert one[key] == pytest.approx(other[key], rel=2e-3, abs=1e-5), told
+
+
+def assert_same_weights(found: Path, wanted: Path) -> None:
+    expected = weights(wanted)
+    for name, tensor in weights(found).items():
+        at = f"{found}, {name}: "
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=5e-5, msg=lambda text, at=at: at + text)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("name", NAMES)
-def test_several_processes_train_as_one(runs: Path, name: str, count: int) -> None:
-    assert_alike(runs / str(count) / name, runs / "1" / name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RESUMED)
-def test_another_number_of_processes_resumes(runs: Path, name: str) -> None:
-    wanted = weights(runs / "1" / name)
-    for key, tensor in weights(runs / "resumed" / name).items():
-        torch.testing.assert_close(tensor, wanted[key], rtol=1e-4, atol=5e-5, msg=lambda text, at=key: at + text)
+def test_several_processes_train_as_one_and_others_resume(runs: Path) -> None:
+    """One test for all tasks: test processes that share its cases would each train all of them."""
+    for name in NAMES:
+        for count in COUNTS:
+            assert_alike(runs / str(count) / name, runs / "1" / name)
+    for name in RESUMED:
+        assert_same_weights(runs / "resumed" / name, runs / "1" / name)
