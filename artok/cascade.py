@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,15 +48,23 @@ class Cascade:
         asked = None if labels is None else torch.as_tensor(labels).reshape(-1).tolist()
         texts = [prompts] if isinstance(prompts, str) else prompts
         for stage in self.stages:
-            rows, hears = len(images), stage.generator.hears
-            images = stage(
-                spread(asked, rows) if "labels" in hears else None,
-                prompts=spread(texts, rows) if "text" in hears else None,
-                control=low_resolution(stage, images),
-                seed=seed,
-                batch=batch,
-            )
+            images = stage(**tell(stage, images, asked, texts), seed=seed, batch=batch)
         return images
+
+
+def tell(
+    stage: Pipeline, images: Tensor, labels: Sequence[int] | None, prompts: Sequence[str] | None
+) -> dict[str, Any]:
+    """What a stage that enlarges images (B, C, *size) in [-1, 1] is conditioned on, as `Pipeline.condition` takes it.
+
+    labels, prompts: what the images were made for, each of as many of them in turn.
+    """
+    rows, hears = len(images), stage.generator.hears
+    return {
+        "labels": spread(labels, rows) if "labels" in hears else None,
+        "prompts": spread(prompts, rows) if "text" in hears else None,
+        "control": low_resolution(stage, images),
+    }
 
 
 def spread(values: Sequence[Told] | None, rows: int) -> list[Told] | None:

@@ -143,21 +143,21 @@ def sample(
     device: Device = None,
 ) -> None:
     """Write samples: one PNG per image, a sheet of all, and a GIF of their generation; or videos of any length."""
+    from artok.commands.sample import Request, sample_videos
     from artok.commands.sample import sample as run_sample
-    from artok.commands.sample import sample_videos
 
     note_unfinished(run)
     flags = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "cfg_scale": cfg_scale, "seed": seed}
     flags |= {"truncation": truncation, "steps": steps, "guidance": guidance}
     folder = out or Path("samples") / Path(run).name
-    told = labels, prompt or [], prompts, negative, control or [], control_map or []
+    request = Request(labels, prompt or (), prompts, negative, control or (), control_map or (), n)
     if frames is not None or continued is not None:
         if stage:
             raise ConfigError("a stage enlarges images and no videos; leave out --stage, or --frames and --continue")
-        made = sample_videos(run, overrides or [], flags, *told, n, batch, folder, device, frames, continued, fps)
+        made = sample_videos(run, overrides or [], flags, request, batch, folder, device, frames, continued, fps)
         typer.echo(f"{made} are in {folder}")
         return
-    images = run_sample(run, overrides or [], flags, *told, n, batch, folder, device, stage or [])
+    images = run_sample(run, overrides or [], flags, request, batch, folder, device, stage or [])
     typer.echo(f"{len(images)} images, grid.png and generation.gif are in {folder}")
 
 

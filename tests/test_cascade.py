@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from artok.cascade import Cascade, low_resolution
-from artok.commands.sample import sample
+from artok.commands.sample import Request, sample
 from artok.conditioning import control, labels
 from artok.data.controls import low_resolution as low_resolution_data
 from artok.errors import ConfigError
@@ -93,8 +93,8 @@ def test_a_stage_that_does_not_fit_is_refused(stage: Any, message: str) -> None:
 def test_samples_of_every_stage_are_written(tmp_path: Path) -> None:
     for name, built in (("base", model(4, False, 0)), ("stage", model(8, True, 1))):
         built.save_pretrained(tmp_path / name)
-    run, nothing = str(tmp_path / "base"), ("one,two", [], None, None, [], [])
-    images = sample(run, [], {"seed": 5}, *nothing, 2, 64, tmp_path / "out", "cpu", [str(tmp_path / "stage")])
+    run, asked = str(tmp_path / "base"), Request("one,two", n=2)
+    images = sample(run, [], {"seed": 5}, asked, 64, tmp_path / "out", "cpu", [str(tmp_path / "stage")])
     base, stage = (Pipeline.from_pretrained(tmp_path / name) for name in ("base", "stage"))
     assert torch.equal(images, Cascade(base, [stage])([0, 1], 2, seed=5))
     assert len(list((tmp_path / "out").glob("0*.png"))) == len(list((tmp_path / "out" / "8x8").glob("0*.png"))) == 4

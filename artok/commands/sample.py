@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -21,6 +22,20 @@ from artok.sampling.settings import Sampling
 from artok.training.progress import Progress
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is sampled for, as the command line takes it: classes by number or name, prompts and a file of them, what
+    guidance leads away from, pictures and ready maps of control, and the number of samples of each."""
+
+    labels: str = ""
+    prompts: Sequence[str] = ()
+    prompt_file: Path | None = None
+    negative: str | None = None
+    control: Sequence[Path] = ()
+    control_maps: Sequence[Path] = ()
+    n: int = 8
+
+
 def open_pipeline(
     run: str, overrides: Sequence[str], flags: Mapping[str, object], device: str | None
 ) -> tuple[Pipeline, Sampling]:
@@ -37,27 +52,19 @@ def sample(
     run: str,
     overrides: Sequence[str],
     flags: Mapping[str, object],
-    labels: str,
-    prompts: Sequence[str],
-    prompt_file: Path | None,
-    negative: str | None,
-    control: Sequence[Path],
-    control_maps: Sequence[Path],
-    n: int,
+    request: Request,
     batch: int,
     folder: Path,
     device: str | None,
     stages: Sequence[str] = (),
 ) -> Tensor:
-    """Write `n` images per label, prompt or control to a folder; without any, a model of text and images writes `n`
-    captions, which `prompts.txt` keeps, with an image each. Returns the images (n * labels, C, H, W) in [-1, 1].
+    """Write `request.n` images per label, prompt or control to a folder; without any, a model of text and images writes
+    as many captions, which `prompts.txt` keeps, with an image each. Returns the images (n * rows, C, H, W) in [-1, 1].
 
     overrides, flags, device: as in `open_pipeline`. stages: runs that enlarge the images one after the other, each into
     a folder named by its size; those of the last are returned.
     """
-    pipeline, settings, asked, n, progress = ask(
-        run, overrides, flags, labels, prompts, prompt_file, negative, control, control_maps, n, device
-    )
+    pipeline, settings, asked, n, progress = ask(run, overrides, flags, request, device)
     cascade = Cascade(pipeline, [Pipeline.from_pretrained(stage, pipeline.device) for stage in stages])
     made = write_samples(pipeline, asked, n, settings, folder, batch, progress)
     for stage in cascade.stages:
@@ -71,13 +78,7 @@ def sample_videos(
     run: str,
     overrides: Sequence[str],
     flags: Mapping[str, object],
-    labels: str,
-    prompts: Sequence[str],
-    prompt_file: Path | None,
-    negative: str | None,
-    control: Sequence[Path],
-    control_maps: Sequence[Path],
-    n: int,
+    request: Request,
     batch: int,
     folder: Path,
     device: str | None,
@@ -85,14 +86,12 @@ def sample_videos(
     continued: Path | None,
     fps: float,
 ) -> str:
-    """Write `n` videos per label or prompt to a folder; says which files they are.
+    """Write `request.n` videos per label or prompt to a folder; says which files they are.
 
     frames: of each, by default as many as a clip of training has. continued: a clip that all begin with. The others as
     in `sample`.
     """
-    pipeline, settings, asked, n, progress = ask(
-        run, overrides, flags, labels, prompts, prompt_file, negative, control, control_maps, n, device
-    )
+    pipeline, settings, asked, n, progress = ask(run, overrides, flags, request, device)
     layout = pipeline.generator.layout
     Clip.of(layout)
     given = None if continued is None else read_clip(continued, layout.image)
@@ -105,21 +104,16 @@ def ask(
     run: str,
     overrides: Sequence[str],
     flags: Mapping[str, object],
-    labels: str,
-    prompts: Sequence[str],
-    prompt_file: Path | None,
-    negative: str | None,
-    control: Sequence[Path],
-    control_maps: Sequence[Path],
-    n: int,
+    request: Request,
     device: str | None,
 ) -> tuple[Pipeline, Sampling, Asked, int, Progress]:
     """The pipeline, its settings, what is sampled for, and how many of each."""
     pipeline, settings = open_pipeline(run, overrides, flags, device)
     progress = Progress("sample")
-    texts = [*prompts, *(read_prompts(prompt_file) if prompt_file is not None else [])]
-    files = [*control, *control_maps]
-    maps = read_controls(pipeline, control, control_maps)
+    labels, negative, n = request.labels, request.negative, request.n
+    texts = [*request.prompts, *(read_prompts(request.prompt_file) if request.prompt_file is not None else [])]
+    files = [*request.control, *request.control_maps]
+    maps = read_controls(pipeline, request.control, request.control_maps)
     if not (texts or labels or files) and pipeline.generator.writes_text:
         texts, n = pipeline.write(n, settings), 1
     asked = choose(pipeline, labels, texts, negative, tuple(path.stem for path in files), maps)

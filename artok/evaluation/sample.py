@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from artok.cascade import low_resolution, spread
+from artok.cascade import spread, tell
 from artok.errors import ConfigError, RunError, shorten
 from artok.images import grid, put_first, save_gif, to_pil
 from artok.layout import Condition, Tokens
@@ -59,13 +59,8 @@ class Asked:
 
     def enlarged(self, stage: Pipeline, images: Tensor) -> Asked:
         """The same of a stage that enlarges their images (n * rows, C, H, W), with a row for each."""
-        rows, hears = len(images), stage.generator.hears
-        return Asked(
-            tuple(spread(self.names, rows) or ()),
-            spread(self.labels, rows) if "labels" in hears else None,
-            spread(self.prompts, rows) if "text" in hears else None,
-            control=low_resolution(stage, images),
-        )
+        names = spread(self.names, len(images)) or ()
+        return Asked(tuple(names), **tell(stage, images, self.labels, self.prompts))
 
 
 def read_prompts(path: Path) -> list[str]:

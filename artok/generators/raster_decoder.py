@@ -59,16 +59,7 @@ class RasterDecoder:
         self.model, self.sampling, self.noise = model, sampling, noise
         self.guidance = Guidance(condition, sampling, length, caches=True)
         self.context = model.prefixed(self.guidance.condition)
-        device, places = condition.device, model.prefix + length - 1
-        self.cache = KVCache.allocate(
-            len(model.blocks),
-            len(self.context),
-            model.heads,
-            places,
-            model.width // model.heads,
-            device,
-            sampling.activations,
-        )
+        self.cache, device = make_cache(model, self.context, sampling), condition.device
         self.codes = torch.zeros(batch, length, dtype=torch.int64, device=device)
         self.given: Tensor | None = None
         self.first, known = 0, condition.known
@@ -115,13 +106,11 @@ class RasterDecoder:
         self.context, self.cache = take(self.context, at), take(self.cache, at)
         begin = begin if isinstance(begin, int) else repeat(begin, at)
         order = None if self.order is None else repeat(self.order, at)
-        context = self._recalled(repeat(self.codes, at), end)
+        context = self.context if self.model.past is None else self._recalled(repeat(self.codes, at), end)
         return self.model.logits(repeat(read, at), context, begin, self.cache, order, ahead)
 
     def _recalled(self, codes: Tensor, end: int) -> Context:
         """The context with what the frames before tell, computed anew only where a pass reads other ones."""
-        if self.model.past is None:
-            return self.context
         per_frame = codes.shape[1] // self.model.layout.grid[0]
         read = codes[:, : (end - 1) // per_frame * per_frame]
         same = self.recalled is not None and self.recalled[0].shape == read.shape
@@ -150,6 +139,13 @@ class RasterDecoder:
         found = probabilities(logits, sampling.temperature, sampling.top_k, sampling.top_p)
         assert self.given is not None
         return torch.where(self.given.gather(1, places)[..., None], certain, found)
+
+
+def make_cache(model: CodeModel, context: Context, sampling: Sampling) -> KVCache:
+    """An empty cache for the prefix and all codes but the last, with a row for each of the context."""
+    places, head = model.prefix + model.layout.length * model.layout.codes - 1, model.width // model.heads
+    device, dtype = context.sequence.device, sampling.activations
+    return KVCache.allocate(len(model.blocks), len(context), model.heads, places, head, device, dtype)
 
 
 def in_waves(grid: tuple[int, ...], decoding: Decoding) -> tuple[Tensor, list[int]]:

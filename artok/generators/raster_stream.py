@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from artok.errors import ConfigError
-from artok.generators.raster_decoder import CodeModel
+from artok.generators.raster_decoder import CodeModel, make_cache
 from artok.layout import Condition
-from artok.nn.attention import KVCache
 from artok.nn.rotary import rotate
 from artok.noise import Noise
 from artok.sampling.guidance import Guidance
@@ -51,15 +50,7 @@ class RasterStream:
         self.per_frame, self.sinks, self.kept = codes // frames, sinks, window + sinks
         self.guidance = Guidance(condition, sampling, 1)
         self.context = model.prefixed(self.guidance.condition)
-        self.cache = KVCache.allocate(
-            len(model.blocks),
-            len(self.context),
-            model.heads,
-            model.prefix + codes - 1,
-            model.width // model.heads,
-            condition.device,
-            sampling.activations,
-        )
+        self.cache = make_cache(model, self.context, sampling)
         past = given.flatten(2)
         if past.shape[1] > self.kept:
             past = torch.cat([past[:, :sinks], past[:, -window:]], dim=1)

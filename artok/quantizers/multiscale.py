@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from artok.errors import ConfigError
+from artok.nn.grid_layers import CONVOLUTIONS
 from artok.nn.resize import enlarge, shrink
 from artok.quantizers.balance import Standardisation, UsageBalancing
 from artok.quantizers.base import Quantized, Quantizer, Replacement, to_grid, to_sequence
@@ -25,8 +26,6 @@ from artok.quantizers.candidates import Candidates
 from artok.quantizers.codebook import RESTARTED, Codebook, CodebookConfig, find_nearest
 from artok.quantizers.distributed import sum_all_over_processes
 from artok.quantizers.gradients import rotation_trick, straight_through
-
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class Config(CodebookConfig):

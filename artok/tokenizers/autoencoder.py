@@ -77,6 +77,8 @@ class AutoencoderConfig(TokenizerConfig, ABC):
 class Autoencoder(Tokenizer, ABC):
     """Encoder, quantizer, decoder. latent_mean, latent_deviation: of each channel, as `measure` found them."""
 
+    encoder: nn.Module
+    to_quantizer: nn.Module
     quantizer: Quantizer
     latent_mean: Tensor
     latent_deviation: Tensor
@@ -97,9 +99,9 @@ class Autoencoder(Tokenizer, ABC):
         """`decode_latents` in training on `images`."""
         return self.decode_latents(vectors, layout)
 
-    @abstractmethod
     def encoder_parts(self) -> list[nn.Module]:
         """What turns images into tokens."""
+        return [self.encoder, self.to_quantizer, self.quantizer]
 
     def register_statistics(self) -> None:
         """Give continuous tokens the buffers of their mean and deviation; the last thing in building a tokenizer."""

@@ -65,6 +65,8 @@ class Config(AutoencoderConfig):
 class ConvTokenizer(Autoencoder):
     """Latent grids have the image's sides over `downsample`."""
 
+    encoder: Encoder
+
     def __init__(self, config: Config, image: tuple[int, ...]) -> None:
         super().__init__()
         channels, *size = image
@@ -117,9 +119,6 @@ class ConvTokenizer(Autoencoder):
         if isinstance(self.decoder, DiffusionDecoder):
             return self.decoder.predict(self.from_quantizer(arrange(vectors)), images)
         return self.decode_latents(vectors, layout)
-
-    def encoder_parts(self) -> list[nn.Module]:
-        return [self.encoder, self.to_quantizer, self.quantizer]
 
     def decoder_parts(self) -> list[nn.Module]:
         return [self.from_quantizer, self.decoder]

@@ -243,9 +243,6 @@ class VideoTokenizer(Autoencoder):
 
     # ------------------------------------------------------------------------------------------------ training
 
-    def encoder_parts(self) -> list[nn.Module]:
-        return [self.encoder, self.to_quantizer, self.quantizer]
-
     def decoder_parts(self) -> list[nn.Module]:
         return [self.from_quantizer, self.decoder]
 
